@@ -1,0 +1,59 @@
+# Every target runs in .venv, which is set up when it is missing or older than the requirements.
+
+PYTHON ?= python3
+DATA   ?= hpo
+NAME   ?=
+ARGS   ?=
+
+BIN        := .venv/bin
+READY      := .venv/.ready
+BENCHMARKS := $(filter-out _%,$(patsubst benchmarks/%.py,%,$(sort $(wildcard benchmarks/*.py))))
+
+# Nothing here asks a model hub, reports usage, or tokenises on more cores than Ray has handed out.
+export HF_HUB_OFFLINE          ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+export TOKENIZERS_PARALLELISM  ?= false
+
+# These start a Ray of their own, on this machine and for this run only. Unset, the mode would be `token`: it leaves a token
+# in the home folder, which a later `ray start` there demands. A cluster that others can reach wants `token`, set on purpose.
+demo test bench: export RAY_AUTH_MODE ?= disabled
+
+.PHONY: help demo test check bench bench-name format clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: $(READY)  ## make the data, train, evaluate and tag; DATA=hpo, or a folder with train/test/labels.parquet
+	@$(BIN)/python examples/demo.py --data $(DATA) $(ARGS)
+
+test: $(READY)  ## run the whole test suite; ARGS="-k labels" for a part
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)  ## hold the code to its format, lint, types and floors
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+bench: bench-name $(READY)  ## run one benchmark alone; NAME=clustering
+	@$(BIN)/python benchmarks/$(NAME).py $(ARGS)
+
+bench-name:
+	@$(if $(filter $(BENCHMARKS),$(NAME)),:,$(error $(if $(NAME),no benchmark is called $(NAME),NAME is missing); \
+		run: make bench NAME=... with one of: $(or $(BENCHMARKS),(none yet))))
+
+format: $(READY)  ## rewrite the code in its format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:  ## remove .venv, caches and build output; data and runs stay
+	rm -rf .venv build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes first, so that its build is settled before anything that depends on it.
+$(READY): pyproject.toml constraints.txt
+	@echo "setting up .venv; the first time takes a few minutes"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,demo]'
+	@touch $@

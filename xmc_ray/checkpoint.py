@@ -1,0 +1,232 @@
+"""What is kept of a model: the bundle that others open, and the state that training resumes from.
+
+A bundle is a folder (local or on object storage):
+
+    config.json          format, shapes, settings, and size and digest of every other file; written last: without it,
+                         or with a file that does not match it, the folder is not a bundle
+    model.safetensors    all weights
+    encoder/config.json  the transformer's own config
+    tokenizer.json ...   the tokenizer
+    labels.parquet       label, name, count, group, threshold; row = id
+    metrics.json         what the model reached in validation
+    run.toml             the settings of the run that made it
+    README.md            model card
+
+No pickle anywhere: weights are safetensors, the resumable state is read with ``weights_only``.
+"""
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.torch
+import torch
+
+from xmc_ray import storage
+from xmc_ray.encoder import load_empty_encoder
+from xmc_ray.errors import ConfigError, ModelError
+from xmc_ray.groups import LabelGroups
+from xmc_ray.labels import LabelIndex
+from xmc_ray.model import LightXML, ModelConfig
+from xmc_ray.optim import Averager, OptimConfig, Optimizer
+from xmc_ray.text import Tokenizer
+
+FORMAT = 1
+MARKER = "config.json"
+LABELS_FILE = "labels.parquet"
+
+
+@dataclass
+class Bundle:
+    """A model with everything it needs to tag text. ``fingerprint`` is 16 hex digits of all its files."""
+
+    model: LightXML
+    tokenizer: Tokenizer
+    labels: LabelIndex
+    groups: LabelGroups
+    metrics: dict[str, Any]
+    run_toml: str = ""
+    fingerprint: str = ""
+
+
+@dataclass
+class TrainState:
+    """All that changes in training; what a checkpoint holds."""
+
+    model: LightXML
+    optimizer: Optimizer
+    averager: Averager
+    step: int = 0
+    epoch: int = 0
+    seconds: float = 0.0
+    counts: list[int] = field(default_factory=lambda: [0, 0, 0])  # documents, tokens, padded tokens
+
+    @classmethod
+    def start(cls, model: LightXML, config: OptimConfig) -> "TrainState":
+        """A fresh state for ``model`` where it lies (move it to its device before)."""
+        return cls(model, Optimizer(model, model.encoder, config), Averager(config))
+
+
+def save_bundle(bundle: Bundle, uri: str) -> str:
+    """Write a bundle and return its fingerprint; the marker goes last. Raises ConfigError where something lies already."""
+    if not storage.is_empty(uri):
+        raise ConfigError("the place for the bundle is not empty", where=uri, way_out="choose another place or remove it")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        _write_parts(bundle, folder)
+        files = {
+            str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": storage.digest(path)}
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        settings = _settings(bundle)
+        content = json.dumps([settings, files], sort_keys=True).encode()
+        settings |= {"fingerprint": hashlib.sha256(content).hexdigest()[:16], "files": files}
+        (folder / MARKER).write_text(json.dumps(settings, indent=2) + "\n")
+        storage.upload(folder, uri, last=MARKER)
+    bundle.fingerprint = str(settings["fingerprint"])
+    return bundle.fingerprint
+
+
+def load_bundle(uri: str) -> Bundle:
+    """Open a bundle on the CPU. Raises ModelError when it is not one, is incomplete, or is of a newer format."""
+    settings = read_settings(uri)
+    folder = storage.local_copy(uri)
+    _check_files(folder, settings["files"], uri)
+    table = pq.read_table(folder / LABELS_FILE)
+    groups = LabelGroups(table["group"].to_numpy().astype(np.int64))
+    encoder = load_empty_encoder(folder / "encoder", settings["encoder"]["feature_layers"], settings["encoder"]["pooling"])
+    model = LightXML(encoder, groups, ModelConfig(**settings["model"]))
+    model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    return Bundle(
+        model=model.eval(),
+        tokenizer=Tokenizer.load(folder, settings["max_tokens"]),
+        labels=LabelIndex.from_table(table),
+        groups=groups,
+        metrics=json.loads((folder / "metrics.json").read_text()),
+        run_toml=(folder / "run.toml").read_text(),
+        fingerprint=settings["fingerprint"],
+    )
+
+
+def read_settings(uri: str) -> dict[str, Any]:
+    """The content of a bundle's ``config.json``, checked for being one that this version can open."""
+    where = storage.join(uri, MARKER)
+    if not storage.exists(where):
+        raise ModelError("not a finished bundle", where=uri, found="no config.json", way_out="train again, or give another bundle")
+    try:
+        settings = storage.read_json(where)
+        version = int(settings["xmc_ray_format"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError("not a bundle of xmc_ray", where=where, found=repr(error), expected="xmc_ray_format") from error
+    if version > FORMAT:
+        raise ModelError(
+            "the bundle is of a newer format", where=uri, found=version, expected=f"at most {FORMAT}", way_out="upgrade xmc_ray"
+        )
+    return dict(settings)
+
+
+def save_state(state: TrainState, folder: Path, metrics: dict[str, float]) -> None:
+    """Write what training needs to go on, for one process; ``state.json`` goes last."""
+    safetensors.torch.save_file(_tensors(state.model.state_dict()), folder / "model.safetensors")
+    averaged = state.averager.state_dict()
+    if averaged:
+        safetensors.torch.save_file(_tensors(averaged), folder / "averaged.safetensors")
+    torch.save(state.optimizer.adamw.state_dict(), folder / "optimizer.pt")
+    counters = {name: getattr(state, name) for name in ("step", "epoch", "seconds", "counts")}
+    (folder / "state.json").write_text(json.dumps(counters | {"metrics": metrics}))
+
+
+def load_state(state: TrainState, folder: Path) -> None:
+    """Fill a fresh ``state`` from what `save_state` wrote. Raises ModelError when the folder is not complete."""
+    if not (folder / "state.json").exists():
+        raise ModelError("the checkpoint is not complete", where=folder, found="no state.json")
+    state.model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    averaged = folder / "averaged.safetensors"
+    state.averager.load_state_dict(safetensors.torch.load_file(averaged) if averaged.exists() else {}, state.model)
+    state.optimizer.adamw.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+    for name, value in json.loads((folder / "state.json").read_text()).items():
+        if name != "metrics":
+            setattr(state, name, value)
+
+
+def load_weights(model: LightXML, folder: Path) -> None:
+    """Give ``model`` the weights of a checkpoint that are meant for use: the averaged ones once there are some."""
+    averaged = folder / "averaged.safetensors"
+    if not averaged.exists():
+        model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+        return
+    tensors = safetensors.torch.load_file(averaged)
+    model.load_state_dict({name.removeprefix("module."): tensor for name, tensor in tensors.items() if name != "n_averaged"})
+
+
+def _write_parts(bundle: Bundle, folder: Path) -> None:
+    safetensors.torch.save_file(_tensors(bundle.model.state_dict()), folder / "model.safetensors")
+    bundle.model.encoder.transformer.config.save_pretrained(folder / "encoder")
+    bundle.tokenizer.save(folder)
+    table = bundle.labels.to_table()
+    table = table.append_column("group", pa.array(bundle.groups.group_L))
+    table = table.append_column("threshold", pa.nulls(len(table), pa.float32()))
+    pq.write_table(table, folder / LABELS_FILE)
+    (folder / "metrics.json").write_text(json.dumps(bundle.metrics, indent=2) + "\n")
+    (folder / "run.toml").write_text(bundle.run_toml)
+    (folder / "README.md").write_text(_card(bundle))
+
+
+def _settings(bundle: Bundle) -> dict[str, Any]:
+    encoder = bundle.model.encoder
+    return {
+        "xmc_ray_format": FORMAT,
+        "labels": len(bundle.labels),
+        "groups": len(bundle.groups),
+        "label_fingerprint": bundle.labels.fingerprint,
+        "max_tokens": bundle.tokenizer.max_tokens,
+        "encoder": {"feature_layers": encoder.feature_layers, "pooling": encoder.pooling},
+        "model": dataclasses.asdict(bundle.model.config),
+    }
+
+
+def _check_files(folder: Path, files: dict[str, dict[str, Any]], uri: str) -> None:
+    for name, expected in files.items():
+        path = folder / name
+        size = path.stat().st_size if path.exists() else None
+        if size != expected["size"]:
+            found = "no such file" if size is None else f"{size} bytes"
+            way_out = "copy the bundle again or train again"
+            raise ModelError(
+                "the bundle is damaged", where=f"{uri}/{name}", found=found, expected=f"{expected['size']} bytes", way_out=way_out
+            )
+
+
+def _tensors(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def _card(bundle: Bundle) -> str:
+    encoder = bundle.model.encoder
+    stage = "flat (recall scores the labels themselves)" if bundle.groups.flat else f"{len(bundle.groups):,} label groups"
+    settings = encoder.transformer.config
+    figures = "\n".join(f"- {name}: {value}" for name, value in bundle.metrics.items() if not isinstance(value, dict))
+    return f"""# A LightXML model
+
+Tags text with the right few of {len(bundle.labels):,} labels; {stage}.
+
+- encoder: {settings.model_type}, {settings.num_hidden_layers} layers, width {settings.hidden_size}, at most \
+{bundle.tokenizer.max_tokens} tokens, last {encoder.feature_layers} hidden states, pooling `{encoder.pooling}`
+- weights: {sum(parameter.numel() for parameter in bundle.model.parameters()):,} parameters
+{figures}
+
+```python
+from xmc_ray import XMCClassifier
+XMCClassifier.load("this/folder").predict(["some text"], k=5)
+```
+
+`run.toml` holds the settings that made it, `metrics.json` what it reached in validation.
+"""

@@ -1,0 +1,146 @@
+"""Fit, predict, evaluate, save and load in one process: the whole method without Ray.
+
+    classifier = XMCClassifier.fit(texts, labels, config=FitConfig(encoder=EncoderConfig(name="...")))
+    classifier.predict(["a new text"], k=5)         # [[("a label", 0.93), ...]]
+    classifier.save("my-bundle")
+
+The jobs on Ray are made of the same functions.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from xmc_ray.checkpoint import Bundle, TrainState, load_bundle, save_bundle
+from xmc_ray.encoder import EncoderConfig, build_encoder
+from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.groups import GroupsConfig, LabelGroups, group_labels
+from xmc_ray.labels import LabelIndex, list_lengths
+from xmc_ray.loop import LoopConfig, Step, predict, train
+from xmc_ray.metrics import Metrics
+from xmc_ray.model import LightXML, ModelConfig
+from xmc_ray.optim import OptimConfig
+from xmc_ray.text import TextConfig, Tokenizer, shuffled_windows, training_batches
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Everything that decides what a model becomes."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    groups: GroupsConfig = field(default_factory=GroupsConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+class XMCClassifier:
+    """A trained model behind plain lists of strings."""
+
+    def __init__(self, bundle: Bundle, loop: LoopConfig | None = None) -> None:
+        self.bundle = bundle
+        self.loop = loop or LoopConfig()
+
+    @classmethod
+    def fit(
+        cls,
+        texts: Sequence[str],
+        labels: Sequence[Sequence[str]],
+        *,
+        config: FitConfig | None = None,
+        names: dict[str, str] | None = None,
+        device: str | None = None,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> "XMCClassifier":
+        """Train on ``texts`` and their ``labels``; ``names`` says what a label is called.
+
+        ``device`` is a GPU where there is one. ``on_step`` sees every step. Raises DataError when the two lists differ
+        in length or hold no label, ModelError when the encoder is not there or the loss is not finite.
+        """
+        config = config or FitConfig()
+        if len(texts) != len(labels):
+            raise DataError("texts and labels differ in length", found=f"{len(texts)} texts, {len(labels)} label lists")
+        lists = pa.array([list(row) for row in labels], pa.list_(pa.string()))
+        index = LabelIndex.count([lists])
+        if names:
+            index = index.with_names(pa.table({"label": list(names), "name": list(names.values())}))
+        tokenizer = Tokenizer.load(config.encoder.name, config.text.max_tokens)
+        documents = pa.table({"tokens": tokenizer.encode(pa.array(texts, pa.string()))[0], "labels": index.encode(lists)})
+        documents = documents.filter(pa.array(list_lengths(documents["labels"].combine_chunks()) > 0))
+        columns = [documents[name].combine_chunks() for name in ("tokens", "labels")]
+        groups = group_labels(config.groups, [columns[0]], [columns[1]], len(index))
+
+        torch.manual_seed(config.loop.seed)
+        model = build_model(config, tokenizer, index, groups).to(device or _best_device())
+        state = TrainState.start(model, config.optim)
+        rng = np.random.default_rng(config.loop.seed)
+        for step in train(
+            state,
+            model,
+            lambda _: training_batches(shuffled_windows(documents, config.loop.window, rng), config.loop.batch_size, rng),
+            -(-len(documents) // config.loop.batch_size),
+            config.loop,
+        ):
+            if on_step:
+                on_step(step)
+        model = state.averager.best_of(model).eval()
+        return cls(Bundle(model, tokenizer, index, groups, metrics={}), config.loop)
+
+    def predict(self, texts: Sequence[str], k: int = 5) -> list[list[tuple[str, float]]]:
+        """The ``k`` best (label, score) of each text, best first, scores in 0..1."""
+        if k < 1:
+            raise ConfigError("k does not fit", found=k, expected="at least 1")
+        tokens, _ = self.bundle.tokenizer.encode(pa.array(texts, pa.string()))
+        scores, ids = predict(self.bundle.model, tokens, k, self.loop)
+        labels = np.asarray(self.bundle.labels.labels.to_pylist(), object)[ids]
+        return [
+            [(label, float(score)) for label, score in zip(*row, strict=True) if score > 0]
+            for row in zip(labels, scores, strict=True)
+        ]
+
+    def evaluate(self, texts: Sequence[str], labels: Sequence[Sequence[str]]) -> dict[str, Any]:
+        """Metrics of the predictions for ``texts`` against their true ``labels``; see `metrics.Metrics.result`."""
+        tokens, _ = self.bundle.tokenizer.encode(pa.array(texts, pa.string()))
+        truth = self.bundle.labels.encode(pa.array([list(row) for row in labels], pa.list_(pa.string())))
+        metrics = Metrics.empty(self.bundle.labels.counts, self.bundle.labels.n_documents)
+        update_metrics(metrics, self.bundle.model, tokens, truth, self.loop)
+        return metrics.result()
+
+    def save(self, uri: str) -> str:
+        """Write a bundle (folder or ``s3://``), return its fingerprint; raises ConfigError where something lies."""
+        return save_bundle(self.bundle, uri)
+
+    @classmethod
+    def load(cls, uri: str, device: str | None = None) -> "XMCClassifier":
+        """Open a bundle; raises ModelError when it is not one, is damaged, or is of a newer format."""
+        bundle = load_bundle(uri)
+        bundle.model.to(device or _best_device())
+        return cls(bundle)
+
+
+def build_model(config: FitConfig, tokenizer: Tokenizer, labels: LabelIndex, groups: LabelGroups) -> LightXML:
+    """An untrained model: pretrained encoder, fresh heads with biases from the label counts; on the CPU."""
+    encoder = build_encoder(config.encoder, tokenizer.summary_position)
+    limit = getattr(encoder.transformer.config, "max_position_embeddings", None) or config.text.max_tokens
+    if config.text.max_tokens > limit:
+        raise ConfigError("text.max_tokens is more than the encoder takes", found=config.text.max_tokens, expected=f"at most {limit}")
+    model = LightXML(encoder, groups, config.model)
+    model.start_from_counts(labels.counts, labels.n_documents)
+    return model
+
+
+def update_metrics(metrics: Metrics, model: LightXML, tokens: pa.ListArray, truth: pa.ListArray, config: LoopConfig) -> None:
+    """Predict documents (list<int32>[D]) and add their hits against ``truth`` (list<int32>[D], label ids)."""
+    _, predicted = predict(model, tokens, max(metrics.ks), config)
+    offsets = np.concatenate([[0], np.cumsum(list_lengths(truth))])
+    metrics.update(predicted, offsets, pc.list_flatten(truth).to_numpy().astype(np.int64))
+
+
+def _best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

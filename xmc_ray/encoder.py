@@ -1,0 +1,185 @@
+"""The text encoder: any pretrained transformer, its last hidden states as features.
+
+Features = the summary of each of the last n hidden states, concatenated (LightXML, section 3.1: n = 5 and the first
+token). Hidden state 0 is the embedding layer's output, so an encoder cut to one layer still has two to offer.
+
+Letters: B documents, T tokens, F features = n x hidden width.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from xmc_ray.errors import ConfigError, ModelError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Which transformer, and what is taken from it."""
+
+    name: str = "bert-base-uncased"
+    """Hub name or folder of any encoder that AutoModel loads from safetensors."""
+    layers: int | None = None
+    """Keep only the first n layers of the pretrained encoder; None keeps all."""
+    feature_layers: int = 5
+    """How many of the last hidden states make the features; the embeddings count as one, the cut encoder's layers follow."""
+    pooling: Literal["auto", "first", "last", "mean"] = "auto"
+    """Summary of a hidden state: its first or last token, or the mean of all; auto asks the tokenizer where its summary is."""
+    freeze: int = 0
+    """Leave the embeddings and the lowest n layers as they were pretrained; 0 trains everything."""
+    dropout: float | None = None
+    """Dropout inside the encoder; None keeps the pretrained setting."""
+    random: bool = False
+    """Start from random weights of the same shape instead of the pretrained ones."""
+
+
+class TextEncoder(nn.Module):
+    """A transformer and the way its hidden states become features. ``pooling`` is first, last or mean."""
+
+    def __init__(self, transformer: Any, feature_layers: int, pooling: str) -> None:
+        super().__init__()
+        available = transformer.config.num_hidden_layers + 1
+        if not 1 <= feature_layers <= available:
+            raise ConfigError(
+                "encoder.feature_layers is out of range", found=feature_layers, expected=f"1 to {available} (layers + embeddings)"
+            )
+        self.transformer = transformer
+        self.feature_layers = feature_layers
+        self.pooling = pooling
+
+    @property
+    def width(self) -> int:
+        """F, the number of features of a document."""
+        return int(self.transformer.config.hidden_size) * self.feature_layers
+
+    def forward(self, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """float[B, F]: the features of padded documents."""
+        output = self.transformer(input_ids=tokens_BT, attention_mask=mask_BT.long(), output_hidden_states=True)
+        states = output.hidden_states[-self.feature_layers :]
+        return torch.cat([self._summary(state_BTH, mask_BT) for state_BTH in states], dim=-1)
+
+    def _summary(self, state_BTH: Tensor, mask_BT: Tensor) -> Tensor:
+        if self.pooling == "first":
+            return state_BTH[:, 0]
+        length_B = mask_BT.sum(1)
+        if self.pooling == "last":
+            return state_BTH[torch.arange(len(state_BTH), device=state_BTH.device), length_B - 1]
+        weight_BT = mask_BT.to(state_BTH.dtype) / length_B.clamp(min=1)[:, None]
+        return torch.einsum("bth,bt->bh", state_BTH, weight_BT)
+
+    def freeze_lowest(self, layers: int) -> None:
+        """Stop the gradients of everything below layer ``layers`` (embeddings included); 0 leaves all as it is."""
+        if layers == 0:
+            return
+        name, stack = _layer_stack(self.transformer)
+        if layers > len(stack):
+            raise ConfigError("encoder.freeze is out of range", found=layers, expected=f"0 to {len(stack)} layers")
+        trained = tuple(f"{name}.{index}." for index in range(layers, len(stack)))
+        for parameter_name, parameter in self.transformer.named_parameters():
+            parameter.requires_grad_(parameter_name.startswith(trained))
+
+    def freeze_unused(self) -> None:
+        """Stop the gradients of parameters that never reach the features, such as BERT's pooler.
+
+        Found by one tiny step: data-parallel training would wait forever for a gradient that never comes.
+        """
+        tokens_BT = torch.zeros(1, 2, dtype=torch.long)
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if not trained:
+            return
+        features_BF = self(tokens_BT, torch.ones_like(tokens_BT, dtype=torch.bool))
+        for parameter, gradient in zip(trained, torch.autograd.grad(features_BF.sum(), trained, allow_unused=True), strict=True):
+            parameter.requires_grad_(gradient is not None)
+
+
+def build_encoder(config: EncoderConfig, summary_position: str | None) -> TextEncoder:
+    """A pretrained encoder, cut, with dropout set and frozen as ``config`` says.
+
+    ``summary_position`` is the tokenizer's (`Tokenizer.summary_position`); without one, ``auto`` takes the mean.
+    Raises ModelError when the encoder is not there or lacks weights, ConfigError when the config does not fit it.
+    """
+    settings = _cut(_load_settings(config.name), config.layers)
+    transformer = _from_settings(settings) if config.random else _load_pretrained(config.name, settings)
+    if config.dropout is not None:
+        for module in transformer.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = config.dropout
+    pooling = (summary_position or "mean") if config.pooling == "auto" else config.pooling
+    encoder = TextEncoder(transformer, config.feature_layers, pooling)
+    encoder.freeze_unused()
+    encoder.freeze_lowest(config.freeze)
+    return encoder
+
+
+def load_empty_encoder(folder: Path, feature_layers: int, pooling: str) -> TextEncoder:
+    """An encoder of the shape that ``folder``'s ``config.json`` states; its weights are to be loaded by the caller."""
+    return TextEncoder(_from_settings(_load_settings(str(folder))), feature_layers, pooling)
+
+
+def _load_settings(name: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _not_found(name, error) from error
+
+
+def _cut(settings: Any, layers: int | None) -> Any:
+    if layers is None:
+        return settings
+    if not 1 <= layers <= settings.num_hidden_layers:
+        raise ConfigError("encoder.layers is out of range", found=layers, expected=f"1 to {settings.num_hidden_layers}")
+    settings.num_hidden_layers = layers
+    if getattr(settings, "layer_types", None):
+        settings.layer_types = settings.layer_types[:layers]
+    return settings
+
+
+def _load_pretrained(name: str, settings: Any) -> Any:
+    from transformers import AutoModel
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # cut layers are left behind on purpose: no table of "unexpected" weights
+    try:
+        transformer, report = AutoModel.from_pretrained(
+            name, config=settings, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise _not_found(name, error) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise ModelError("the encoder lacks weights", where=name, found=f"{len(missing)} missing, such as {missing[0]}")
+    return transformer.float()
+
+
+def _from_settings(settings: Any) -> Any:
+    from transformers import AutoModel
+
+    return AutoModel.from_config(settings, trust_remote_code=False).float()
+
+
+def _layer_stack(transformer: nn.Module) -> tuple[str, nn.ModuleList]:
+    depth = transformer.config.num_hidden_layers  # type: ignore[union-attr]
+    for name, module in transformer.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return name, module
+    raise ModelError("cannot find the encoder's layers", found=type(transformer).__name__, way_out="set encoder.freeze = 0")
+
+
+def _not_found(name: str, error: Exception) -> ModelError:
+    offline = " (offline: HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+    return ModelError(
+        "encoder not found",
+        where=name + offline,
+        found=str(error).strip().split("\n")[0],
+        expected="a hub name, or a folder with config.json and model.safetensors",
+        way_out="set encoder.name",
+    )

@@ -1,0 +1,43 @@
+"""Everything that xmc_ray raises on purpose.
+
+XmcError
+├── ConfigError   a setting, an option or a place to write to is wrong
+├── DataError     documents, labels or their files are wrong
+└── ModelError    a bundle, a checkpoint, an encoder or a training run is wrong
+
+Each is one line that says what is wrong, where, what was found, what was expected, and the way out.
+"""
+
+
+class XmcError(Exception):
+    """Base of all errors raised on purpose; ``str()`` is one line fit for a terminal."""
+
+    def __init__(
+        self, what: str, *, where: object = None, found: object = None, expected: object = None, way_out: str | None = None
+    ) -> None:
+        self.what, self.where, self.found, self.expected, self.way_out = what, where, found, expected, way_out
+        parts = [what if where is None else f"{what}: {where}"]
+        parts += [f"found {found}"] if found is not None else []
+        parts += [f"expected {expected}"] if expected is not None else []
+        parts += [way_out] if way_out is not None else []
+        super().__init__(" ".join("; ".join(parts).split()))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Crosses process borders (a Ray worker to its driver), where the default would lose the keyword arguments.
+        return _rebuild, (type(self), self.what, self.where, self.found, self.expected, self.way_out)
+
+
+class ConfigError(XmcError):
+    """A setting, an option or a place to write to is wrong; nothing has been written."""
+
+
+class DataError(XmcError):
+    """Documents, labels or their files are wrong."""
+
+
+class ModelError(XmcError):
+    """A bundle, a checkpoint, an encoder or a training run is wrong."""
+
+
+def _rebuild(kind: type[XmcError], what: str, where: object, found: object, expected: object, way_out: str | None) -> XmcError:
+    return kind(what, where=where, found=found, expected=expected, way_out=way_out)

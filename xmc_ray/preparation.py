@@ -1,0 +1,154 @@
+"""From documents on storage to what training needs: token streams, label index, label groups, a held-out split."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+import ray.data
+
+from xmc_ray import storage
+from xmc_ray.classifier import FitConfig
+from xmc_ray.corpus import DocumentsConfig, read_documents
+from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.groups import LabelGroups, group_labels
+from xmc_ray.labels import LabelIndex
+from xmc_ray.text import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Documents kept out of training to watch it by."""
+
+    share: float = 0.02
+    """Share of the training documents that is held out, chosen by a hash of the id; 0 trains on all, blindly."""
+    every: float = 1.0
+    """Epochs from one validation (and checkpoint) to the next; the end of training always has one."""
+    metric: str = "nDCG@5"
+    """The metric that the best checkpoint is best in."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise ConfigError("validation.share does not fit", found=self.share, expected="0 to below 1")
+        if self.every <= 0:
+            raise ConfigError("validation.every does not fit", found=self.every, expected="more than 0 epochs")
+
+
+@dataclass
+class Prepared:
+    """``train`` and ``validation``: shuffled streams of ``tokens`` list<int32> and ``labels`` list<int32> (ids).
+
+    ``counts`` says what became of the documents read: train, validation, unlabelled, truncated, and rejects by reason.
+    """
+
+    train: ray.data.Dataset
+    validation: ray.data.Dataset
+    tokenizer: Tokenizer
+    labels: LabelIndex
+    groups: LabelGroups
+    counts: dict[str, int]
+
+
+def prepare(documents: DocumentsConfig, label_names: str | None, fit: FitConfig, validation: ValidationConfig) -> Prepared:
+    """Read and tokenise the documents once, count and group their labels.
+
+    Labels and their counts are those of all documents, held out or not; groups see only what is trained on. Tokens stay
+    in Ray's object store, which spills to disk. Raises DataError when nothing is left to train on.
+    """
+    tokenizer = Tokenizer.load(fit.encoder.name, fit.text.max_tokens)
+    tokenised = tokenise(read_documents(documents, labelled=True), tokenizer, held_out=validation.share).materialize()
+    counts: Counter[str] = Counter()
+    labels = LabelIndex.count(_labels_and_counts(tokenised, counts))
+    if label_names:
+        labels = labels.with_names(read_names(label_names))
+
+    encoded = tokenised.map_batches(
+        _encode_labels, batch_format="pyarrow", batch_size=None, fn_kwargs={"labels": ray.put(labels)}, zero_copy_batch=True
+    )
+    parts = {
+        name: encoded.filter(expr=f"held_out == {held_out}").drop_columns(["held_out"])
+        for name, held_out in (("train", 0), ("validation", 1))
+    }
+    train = parts["train"].random_shuffle(seed=fit.loop.seed).materialize()
+    held_out = parts["validation"].materialize()
+    counts |= {"train": train.count(), "validation": held_out.count()}
+    if not counts["train"]:
+        raise DataError("no document is left to train on", where=documents.uri, found=dict(counts))
+    chunks = [] if fit.groups.max_size == 1 else list(train.iter_batches(batch_format="pyarrow", batch_size=None))
+    groups = group_labels(
+        fit.groups, (_list(chunk, "tokens") for chunk in chunks), (_list(chunk, "labels") for chunk in chunks), len(labels)
+    )
+    return Prepared(train, held_out, tokenizer, labels, groups, dict(counts))
+
+
+def tokenise(
+    documents: ray.data.Dataset, tokenizer: Tokenizer, *, held_out: float = 0.0, keep_text: bool = False
+) -> ray.data.Dataset:
+    """``text`` becomes ``tokens`` (list<int32>, empty for rejects), ``truncated`` and ``held_out`` (int8), on CPU tasks.
+
+    ``held_out`` marks that share of the rows, by id; other columns stay as they are, ``text`` only if asked for.
+    """
+    return documents.map_batches(
+        _tokenise,
+        batch_format="pyarrow",
+        batch_size=2048,
+        fn_kwargs={"tokenizer": ray.put(tokenizer), "held_out": held_out, "keep_text": keep_text},
+    )
+
+
+def read_names(uri: str) -> pa.Table:
+    """Columns ``label``, ``name`` of a Parquet file."""
+    filesystem, path = storage.arrow_filesystem(uri)
+    try:
+        return pq.read_table(path, filesystem=filesystem)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError("cannot read label names", where=uri, found=error, expected="a Parquet file: label, name") from error
+
+
+def _tokenise(table: pa.Table, tokenizer: Tokenizer, held_out: float, keep_text: bool) -> pa.Table:
+    good = pc.is_null(table["reason"]).combine_chunks()
+    texts = pc.if_else(good, table["text"].combine_chunks().fill_null(""), "")
+    tokens, truncated = tokenizer.encode(texts)
+    table = table.append_column("tokens", pc.if_else(good, tokens, pa.scalar([], tokens.type)))
+    table = table.append_column("truncated", pc.and_(good, truncated).cast(pa.int8()))
+    table = table.append_column("held_out", pa.array(_chosen(table["id"], held_out), pa.int8()))
+    return table if keep_text else table.drop_columns(["text"])
+
+
+def _chosen(ids: pa.ChunkedArray, share: float) -> list[bool]:
+    """Which ids fall into a share of all, by their own hash: the same ones in every run and on every machine."""
+    limit = int(share * 2**32)
+    return [
+        identifier is not None and int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:4], "big") < limit
+        for identifier in (ids.to_pylist() if limit else [None] * len(ids))
+    ]
+
+
+def _labels_and_counts(tokenised: ray.data.Dataset, counts: Counter[str]) -> Iterator[pa.ListArray]:
+    """The label lists of the good rows, block by block; ``counts`` is filled on the way."""
+    columns = tokenised.select_columns(["labels", "truncated", "reason"])
+    for table in columns.iter_batches(batch_format="pyarrow", batch_size=None):
+        good = table.filter(pc.is_null(table["reason"]))
+        lists = _list(good, "labels")
+        counts["truncated"] += pc.sum(good["truncated"]).as_py() or 0
+        counts["unlabelled"] += pc.sum(pc.equal(pc.list_value_length(lists).fill_null(0), 0)).as_py() or 0
+        for entry in pc.value_counts(table["reason"].drop_null()).to_pylist():
+            counts[f"rejected: {entry['values']}"] += entry["counts"]
+        yield lists
+
+
+def _encode_labels(table: pa.Table, labels: LabelIndex) -> pa.Table:
+    """Good, labelled rows only; labels as ids."""
+    table = table.filter(pc.is_null(table["reason"]))
+    ids = labels.encode(_list(table, "labels"))
+    columns = {"tokens": table["tokens"], "labels": ids, "held_out": table["held_out"]}
+    return pa.table(columns).filter(pa.array(np.diff(ids.offsets) > 0))
+
+
+def _list(table: pa.Table, name: str) -> pa.ListArray:
+    return table[name].combine_chunks()

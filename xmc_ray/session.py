@@ -1,0 +1,65 @@
+"""Joining a Ray cluster, or starting one on this machine; and getting our own errors back out of it."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+import ray.data
+
+from xmc_ray.errors import XmcError
+
+_LOCAL_CPUS = 6  # logical ones: a streaming plan of read, map, actor and write tasks stalls when it gets fewer
+
+
+def connect() -> None:
+    """Join the cluster that ``ray job submit`` or ``RAY_ADDRESS`` names, else start a quiet one on this machine."""
+    # Rows in the order of the input: the same catalogue gives the same files, the same seed the same batches.
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = sys.stderr.isatty()
+    if ray.is_initialized():
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init()
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA_VISIBLE_DEVICES for tasks without a GPU
+    ray.init(
+        num_cpus=max(_LOCAL_CPUS, os.cpu_count() or 1),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}},
+    )
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Raise the `XmcError` of a Ray worker as it was raised there, without the layers of wrapping around it."""
+    try:
+        yield
+    except XmcError as error:
+        # Ray's stand-in for a worker's exception is of its class, and says more than one line.
+        raise find_own(error) or error from None
+    except Exception as error:
+        own = find_own(error)
+        if own is None:
+            raise
+        raise own from None
+
+
+def find_own(error: BaseException) -> XmcError | None:
+    """The `XmcError` at the bottom of an exception from Ray Core, Data or Train, if there is one."""
+    failures = getattr(error, "worker_failures", None) or {}
+    inner = [getattr(error, "cause", None), error.__cause__, *failures.values()]
+    for candidate in inner:
+        if isinstance(candidate, BaseException) and candidate is not error:
+            found = find_own(candidate)
+            if found is not None:
+                return found
+    is_stand_in = hasattr(error, "cause") and hasattr(error, "traceback_str")
+    return error if isinstance(error, XmcError) and not is_stand_in else None

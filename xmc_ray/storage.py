@@ -1,0 +1,342 @@
+"""Files wherever they lie: a local path (``/x``, ``x``, ``file:///x``) or ``s3://bucket/key``.
+
+Small files (markers, manifests, bundles) go through fsspec, Parquet through pyarrow. Both reach S3 with the one set of
+credentials that ``S3Access.from_environment`` finds, so that a job never reads as one user and writes as another.
+
+Only files exist: a folder is a prefix that some files share, because that is all that S3 knows.
+"""
+
+import atexit
+import hashlib
+import json
+import os
+import posixpath
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow.fs
+from botocore.exceptions import BotoCoreError
+
+from xmc_ray.errors import ConfigError, DataError, XmcError
+
+Uri = str | os.PathLike[str]
+
+# An endpoint that does not answer is reported within about half a minute; a slow one is waited for.
+CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 5, 60, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class S3Access:
+    """How to reach S3. Without keys the libraries search for themselves (profile files, instance roles)."""
+
+    key: str | None = field(default=None, repr=False)
+    secret: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+    region: str | None = None
+    endpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.key is None) != (self.secret is None):
+            raise ConfigError("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY go together", found="only one of them")
+        if self.endpoint is not None and not re.match("https?://.", self.endpoint):
+            raise ConfigError("not an S3 endpoint", found=self.endpoint, expected="http://host:port or https://host")
+
+    @classmethod
+    def from_environment(cls) -> "S3Access":
+        """Read the ``AWS_*`` variables, where an empty one counts as unset; ConfigError if they do not fit together."""
+        endpoint = _variable("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+        return cls(
+            key=_variable("AWS_ACCESS_KEY_ID"),
+            secret=_variable("AWS_SECRET_ACCESS_KEY"),
+            token=_variable("AWS_SESSION_TOKEN"),
+            # S3-compatible stores rarely have regions, yet a signature needs one; this is their customary answer.
+            region=_variable("AWS_REGION", "AWS_DEFAULT_REGION") or ("us-east-1" if endpoint else None),
+            endpoint=endpoint,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileInfo:
+    """A file as listed: its size in bytes, and a version (S3's etag, else the time of change) that a change changes."""
+
+    uri: str
+    size: int
+    version: str
+
+
+def filesystem(uri: Uri) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec file system of ``uri`` and the path in it, never with cached listings; ConfigError for an unknown scheme."""
+    scheme, path = _split(uri)
+    if scheme == "file":
+        return fsspec.filesystem("file"), path
+    access = S3Access.from_environment()
+    return fsspec.filesystem(
+        "s3",
+        key=access.key,
+        secret=access.secret,
+        token=access.token,
+        endpoint_url=access.endpoint,
+        client_kwargs={"region_name": access.region},
+        config_kwargs={
+            "connect_timeout": CONNECT_SECONDS,
+            "read_timeout": READ_SECONDS,
+            "retries": {"max_attempts": ATTEMPTS, "mode": "standard"},
+        },
+        use_listings_cache=False,
+    ), path
+
+
+def arrow_filesystem(uri: Uri) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The pyarrow file system of ``uri`` and the path in it; ConfigError for an unknown scheme."""
+    scheme, path = _split(uri)
+    if scheme == "file":
+        return pyarrow.fs.LocalFileSystem(), path
+    access = S3Access.from_environment()
+    endpoint_scheme, _, endpoint_host = (access.endpoint or "https://").partition("://")
+    return pyarrow.fs.S3FileSystem(
+        access_key=access.key,
+        secret_key=access.secret,
+        session_token=access.token,
+        region=access.region,
+        scheme=endpoint_scheme,
+        endpoint_override=endpoint_host or None,
+        connect_timeout=CONNECT_SECONDS,
+        request_timeout=READ_SECONDS,
+        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+    ), path
+
+
+@contextmanager
+def explained(uri: Uri, *, missing: type[XmcError] = DataError) -> Iterator[None]:
+    """Turn what a file system raises inside into one line about ``uri`` without secrets.
+
+    Raises ``missing`` where a file or bucket is not there (a place to write to asks for ConfigError), else ConfigError.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise missing("no such file, folder or bucket", where=uri, found=_without_secrets(error)) from None
+    except (OSError, BotoCoreError) as error:
+        is_s3 = _split(uri)[0] == "s3"
+        way_out = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL" if is_s3 else None
+        raise ConfigError("cannot be read or written", where=uri, found=_without_secrets(error), way_out=way_out) from None
+
+
+def join(uri: Uri, *parts: str) -> str:
+    """The address of ``parts``, relative names, below ``uri``."""
+    return posixpath.join(os.fspath(uri), *parts)
+
+
+def exists(uri: Uri) -> bool:
+    """Whether there is such a file. For folders ask ``is_empty``: some S3 servers remember a folder whose files are gone."""
+    fs, path = filesystem(uri)
+    with explained(uri):
+        return bool(fs.exists(path))
+
+
+def is_empty(uri: Uri) -> bool:
+    """Whether there is no such folder or no file in it, hidden ones included."""
+    return not _all_files(uri)
+
+
+def list_files(uri: Uri, suffixes: Sequence[str] = ()) -> list[FileInfo]:
+    """All files below ``uri`` that end in one of ``suffixes`` (none: any), in the order of their addresses.
+
+    Names that begin with ``_`` or ``.``, and whatever lies below such a folder, are left out. The address of a file gives
+    that file alone, whatever its name. DataError if there is none.
+    """
+    root, files = _split(uri)[1], _all_files(uri)
+    if [_split(file.uri)[1] for file in files] == [root]:
+        return files
+    visible = [file for file in files if not re.search("/[_.]", _split(file.uri)[1][len(root) :])]
+    wanted = [file for file in visible if file.uri.endswith(tuple(suffixes) or "")]
+    if not wanted:
+        found = f"{len(files)} other files" if files else "nothing"
+        raise DataError("no input", where=uri, found=found, expected=" or ".join(f"*{suffix}" for suffix in suffixes or [""]))
+    return wanted
+
+
+def read_bytes(uri: Uri) -> bytes:
+    """A whole file; DataError if there is none."""
+    fs, path = filesystem(uri)
+    with explained(uri):
+        return bytes(fs.cat_file(path))
+
+
+def write_bytes(uri: Uri, data: bytes) -> None:
+    """Write a whole file at once: a reader sees the old one or the new one, never a part. Folders are made as needed."""
+    fs, path = filesystem(uri)
+    with explained(uri, missing=ConfigError):
+        if _is_local(uri):
+            with _replacing(path) as temporary:
+                temporary.write_bytes(data)
+        else:
+            fs.pipe_file(path, data)
+
+
+def read_json(uri: Uri) -> Any:
+    """The content of a JSON file; DataError if there is none or if it is no JSON."""
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise DataError("not a JSON file", where=uri, found=error) from None
+
+
+def write_json(uri: Uri, value: object) -> None:
+    """Write ``value`` as indented JSON, at once like ``write_bytes``; ValueError for NaN and infinity, which JSON lacks."""
+    write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def remove(uri: Uri) -> None:
+    """Remove a file, or a folder with all that is in it, if there is one; ConfigError for a whole bucket or a top folder."""
+    fs, path = filesystem(uri)
+    if "/" not in path.strip("/"):
+        raise ConfigError("a whole bucket or top folder is never removed", where=uri, expected="a folder inside it")
+    with explained(uri), suppress(FileNotFoundError):
+        fs.rm(path, recursive=True)
+
+
+def upload(folder: Uri, uri: Uri, *, last: str | None = None) -> None:
+    """Copy a local folder with all its files to ``uri``.
+
+    ``last`` names the file that makes the copy valid: an old one is removed first and the new one written at the very end,
+    so that whoever finds it finds everything else as well. DataError if the folder is empty or lacks it.
+    """
+    sources = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    if last is not None:
+        marker = Path(folder, last)
+        if marker not in sources:
+            raise DataError("the file that completes a folder is missing", where=marker)
+        sources.remove(marker)
+        sources.append(marker)
+        remove(join(uri, last))
+    if not sources:
+        raise DataError("nothing to copy", where=folder, found="no files")
+    for source in sources:
+        _copy_file(source, join(uri, source.relative_to(folder).as_posix()))
+
+
+def local_copy(uri: Uri, folder: Uri | None = None) -> Path:
+    """Where the file or folder ``uri`` lies on this machine: a local one stays, one on S3 is downloaded to ``folder``.
+
+    Without ``folder`` it goes to a temporary one that is removed when the process ends. DataError if S3 has nothing there.
+    """
+    fs, path = filesystem(uri)
+    if _is_local(uri):
+        return Path(path)
+    names = [_split(file.uri)[1] for file in _all_files(uri)]
+    if not names:
+        raise DataError("no such file or folder", where=uri)
+    base = posixpath.dirname(path) if names == [path] else path
+    target = Path(_temporary_folder() if folder is None else folder)
+    with explained(uri):
+        for name in names:
+            fs.get_file(name, str(target / posixpath.relpath(name, base)))
+    return target / posixpath.relpath(path, base)
+
+
+def digest(path: Uri) -> str:
+    """SHA-256 of a local file in hexadecimal; memory use does not depend on its size."""
+    sha = hashlib.sha256()
+    with explained(path), open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def _variable(*names: str) -> str | None:
+    return next((os.environ[name] for name in names if os.environ.get(name)), None)
+
+
+def _split(uri: Uri) -> tuple[str, str]:
+    """Scheme (``file`` or ``s3``) and path: absolute for a file, ``bucket/key`` for S3, without a slash at the end."""
+    text = os.fspath(uri)
+    # One slash will do, since pathlib makes s3:/bucket of s3://bucket, and a local folder called "s3:" helps nobody.
+    address = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]*):/+(.*)", text)
+    if address is None:
+        return "file", os.path.abspath(text)
+    scheme, rest = address[1].lower(), address[2].rstrip("/")
+    if scheme == "file":
+        return "file", "/" + rest
+    if scheme != "s3" or not rest:
+        raise ConfigError("not an address to use", where=text, expected="a local path, file:///path or s3://bucket/key")
+    if "@" in rest.partition("/")[0]:
+        raise ConfigError("an address with credentials in it", expected="s3://bucket/key and AWS_* environment variables")
+    return "s3", rest
+
+
+def _is_local(uri: Uri) -> bool:
+    return _split(uri)[0] == "file"
+
+
+def _without_secrets(error: BaseException) -> str:
+    text = str(error)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        if value := _variable(name):
+            text = text.replace(value, f"<{name}>")
+    return text or type(error).__name__
+
+
+def _all_files(uri: Uri) -> list[FileInfo]:
+    with explained(uri):
+        files = _local_files(_split(uri)[1]) if _is_local(uri) else _s3_files(uri)
+        return sorted(files, key=lambda file: file.uri)
+
+
+def _local_files(path: str) -> Iterator[FileInfo]:
+    names = [path] if os.path.isfile(path) else []
+    if os.path.isdir(path):
+        # Links are followed and an unreadable folder is an error: documents must not go missing in silence.
+        walk = os.walk(path, onerror=_raise, followlinks=True)
+        names = [os.path.join(folder, name) for folder, _, inside in walk for name in inside]
+    for name in names:
+        status = os.stat(name)
+        yield FileInfo(uri=name, size=status.st_size, version=str(status.st_mtime_ns))
+
+
+def _s3_files(uri: Uri) -> Iterator[FileInfo]:
+    fs, path = filesystem(uri)
+    for name, info in fs.find(path, detail=True).items():
+        if info["type"] == "file" and not name.endswith("/"):
+            yield FileInfo(uri=f"s3://{name}", size=info["size"], version=info["ETag"].strip('"'))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+@contextmanager
+def _replacing(path: str) -> Iterator[Path]:
+    """A path to write to, whose file takes the place of ``path`` at the end or vanishes with the error that prevents it."""
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = Path(folder, f".{name}.{uuid.uuid4().hex}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _copy_file(source: Path, uri: str) -> None:
+    fs, path = filesystem(uri)
+    with explained(uri, missing=ConfigError):
+        if _is_local(uri):
+            with _replacing(path) as temporary:
+                shutil.copyfile(source, temporary)
+        else:
+            fs.put_file(str(source), path)
+
+
+def _temporary_folder() -> str:
+    folder = tempfile.mkdtemp(prefix="xmc_ray-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

@@ -1,0 +1,140 @@
+"""Text to tokens, tokens to batches.
+
+Tokens travel as Arrow lists of int32, so no padding is stored or shipped. Documents of like length share a batch, and a
+batch is padded to its own longest document, never to the maximum.
+
+Letters: B documents, T tokens.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from xmc_ray.errors import ModelError
+from xmc_ray.labels import IntArray, list_lengths
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """How text becomes tokens."""
+
+    max_tokens: int = 128
+    """Longest document in tokens, special tokens included; the rest of a longer one is cut off and counted."""
+
+
+class Tokenizer:
+    """A pretrained (fast) tokenizer that turns batches of strings into lists of token ids."""
+
+    def __init__(self, pretrained: Any, max_tokens: int) -> None:
+        if not getattr(pretrained, "is_fast", False):
+            raise ModelError("the encoder has no fast tokenizer", found=type(pretrained).__name__, expected="tokenizer.json")
+        self.pretrained = pretrained
+        self.max_tokens = max_tokens
+        self._backend = pretrained.backend_tokenizer
+        self._backend.no_padding()
+        self._backend.enable_truncation(max_tokens)
+
+    @classmethod
+    def load(cls, name: str | Path, max_tokens: int) -> "Tokenizer":
+        """From a hub name or a folder; raises ModelError when there is none."""
+        from transformers import AutoTokenizer
+
+        try:
+            return cls(AutoTokenizer.from_pretrained(str(name), trust_remote_code=False), max_tokens)
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                "tokenizer not found", where=name, found=str(error).strip().split("\n")[0], way_out="give a hub name or a folder"
+            ) from error
+
+    def save(self, folder: Path) -> None:
+        """Write ``tokenizer.json`` and what goes with it."""
+        self.pretrained.save_pretrained(str(folder))
+
+    def encode(self, texts: pa.Array) -> tuple[pa.ListArray, pa.BooleanArray]:
+        """Tokens (list<int32>[n]) of ``texts`` (string[n]), and which texts were cut off (bool[n])."""
+        encodings = self._backend.encode_batch(texts.to_pylist())
+        tokens = [encoding.ids for encoding in encodings]
+        return pa.array(tokens, pa.list_(pa.int32())), pa.array([bool(encoding.overflowing) for encoding in encodings])
+
+    @property
+    def summary_position(self) -> str | None:
+        """Where the tokenizer puts its summary token: ``first`` (BERT), ``last`` (XLNet), or None if it has none."""
+        ids = self._backend.encode("").ids
+        summary = self.pretrained.cls_token_id
+        if summary is None or summary not in ids:
+            # RoBERTa's first token plays that part without the name.
+            return "first" if ids and ids[0] == self.pretrained.bos_token_id else None
+        return "first" if ids[0] == summary else "last"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded documents and their labels, ready for the model.
+
+    ``tokens_BT``: int64, 0 where padded; ``mask_BT``: bool, True at real tokens; ``row_P``, ``label_P``: int64, the
+    (document, label) pairs that are true, rows rising; empty at prediction.
+    """
+
+    tokens_BT: Tensor
+    mask_BT: Tensor
+    row_P: Tensor
+    label_P: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on ``device``."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+
+    def __len__(self) -> int:
+        return len(self.tokens_BT)
+
+
+def make_batch(tokens: pa.ListArray, labels: pa.ListArray | None = None) -> Batch:
+    """Pad ``tokens`` (list<int32>[B]) to the longest; ``labels`` are list<int32>[B] of label ids."""
+    lengths = list_lengths(tokens)
+    mask_BT = np.arange(max(int(lengths.max(initial=0)), 1)) < lengths[:, None]
+    tokens_BT = np.zeros(mask_BT.shape, np.int64)
+    tokens_BT[mask_BT] = pc.list_flatten(tokens).to_numpy()
+    row_P, label_P = np.empty(0, np.int64), np.empty(0, np.int64)
+    if labels is not None:
+        row_P = np.repeat(np.arange(len(labels)), list_lengths(labels))
+        label_P = pc.list_flatten(labels).to_numpy().astype(np.int64)
+    return Batch(*map(torch.from_numpy, (tokens_BT, mask_BT, row_P, label_P)))
+
+
+def training_batches(windows: Iterable[pa.Table], batch_size: int, rng: np.random.Generator) -> Iterator[Batch]:
+    """Batches from a shuffled stream of tables (columns ``tokens``, ``labels``).
+
+    Each window is sorted by length, cut into batches, and the batches come in random order: documents of like length
+    meet, and which ones changes with every epoch's shuffle. The last batch of a window may be short.
+    """
+    for window in windows:
+        tokens, labels = (window[name].combine_chunks() for name in ("tokens", "labels"))
+        by_length = np.argsort(list_lengths(tokens), kind="stable")
+        starts = np.arange(0, len(by_length), batch_size)
+        for start in rng.permutation(starts):
+            rows = pa.array(by_length[start : start + batch_size])
+            yield make_batch(tokens.take(rows), labels.take(rows))
+
+
+def shuffled_windows(documents: pa.Table, window: int, rng: np.random.Generator) -> Iterator[pa.Table]:
+    """The rows of a table in random order, ``window`` at a time: one epoch of documents held in memory."""
+    order = rng.permutation(len(documents))
+    for start in range(0, len(order), window):
+        yield documents.take(pa.array(order[start : start + window]))
+
+
+def budget_batches(lengths: IntArray, token_budget: int) -> Iterator[IntArray]:
+    """Row numbers of batches for prediction: longest first, each at most ``token_budget`` tokens with its padding."""
+    by_length = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(by_length):
+        rows = max(1, token_budget // max(1, int(lengths[by_length[start]])))
+        yield by_length[start : start + rows]
+        start += rows
