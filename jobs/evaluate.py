@@ -1,0 +1,11 @@
+"""Evaluate a bundle: documents with labels in, metrics out.
+
+    python jobs/evaluate.py --config my.toml [--section.setting value ...]        --help lists every setting
+"""
+
+from xmc_ray.command import run
+from xmc_ray.evaluation import EvaluateConfig
+from xmc_ray.evaluation import run as evaluate
+
+if __name__ == "__main__":
+    raise SystemExit(run(evaluate, EvaluateConfig))

@@ -1,0 +1,82 @@
+"""The evaluation job: P, R, nDCG, PSP at k and coverage of a bundle on labelled documents, in total and by frequency."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+
+from xmc_ray import storage
+from xmc_ray.checkpoint import LABELS_FILE, read_settings
+from xmc_ray.corpus import DocumentsConfig, read_documents
+from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.labels import LabelIndex
+from xmc_ray.metrics import Metrics, table
+from xmc_ray.preparation import tokenise
+from xmc_ray.session import connect, own_errors
+from xmc_ray.tagging import PoolConfig, predictions
+from xmc_ray.text import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Evaluate a bundle on labelled documents."""
+
+    documents: DocumentsConfig
+    """The test split."""
+    bundle: str
+    """The model: a bundle's folder, local or s3://."""
+    output: str | None = None
+    """Folder for metrics.json, empty or not there yet; without it the table is only printed."""
+    ks: list[int] = field(default_factory=lambda: [1, 3, 5, 10])
+    """Depths at which metrics are taken."""
+    pool: PoolConfig = field(default_factory=PoolConfig)
+
+
+def run(config: EvaluateConfig) -> dict[str, Any]:
+    """Metrics as a nested dict (see `metrics.Metrics.result`), printed as a table and written to ``metrics.json``.
+
+    True labels that the bundle does not know count as missed nowhere: they are left out, and their number is stated.
+    Raises DataError when no document has a label that the bundle knows.
+    """
+    if config.output is not None and storage.exists(storage.join(config.output, "metrics.json")):
+        raise ConfigError("metrics.json is there already", where=config.output, way_out="choose another output or remove it")
+    settings = read_settings(config.bundle)
+    bundle = storage.local_copy(config.bundle)
+    labels = LabelIndex.load(bundle / LABELS_FILE)
+    metrics = Metrics.empty(labels.counts, labels.n_documents, ks=tuple(sorted(config.ks)))
+    connect()
+    started = time.monotonic()
+    with own_errors():
+        tokenised = tokenise(read_documents(config.documents, labelled=True), Tokenizer.load(bundle, settings["max_tokens"]))
+        predicted = predictions(tokenised, config.bundle, max(config.ks), config.pool)
+        counts = _score(predicted, labels, metrics)
+    if not counts["documents"]:
+        raise DataError("no document has a label that the bundle knows", where=config.documents.uri, found=counts)
+    result = {"bundle": settings["fingerprint"], **counts, **metrics.result()}
+    print(table(result))
+    rate = counts["documents"] / (time.monotonic() - started)
+    print(f"{counts['documents']:,} documents, {counts['rejected']:,} rejected, {rate:,.0f} documents/s with start-up")
+    if config.output is not None:
+        storage.write_json(storage.join(config.output, "metrics.json"), result)
+    return result
+
+
+def _score(predicted: ray.data.Dataset, labels: LabelIndex, metrics: Metrics) -> dict[str, int]:
+    """Add the stream's hits to ``metrics``; metrics are sums, so neither order nor batches matter."""
+    counts = {"documents": 0, "rejected": 0, "truncated": 0, "unknown_labels": 0}
+    for batch in predicted.iter_batches(batch_format="pyarrow", batch_size=None):
+        good = batch.filter(pc.is_null(batch["reason"]))
+        lists = good["labels"].combine_chunks()
+        truth = labels.encode(lists)
+        ids = good["ids"].combine_chunks().flatten().to_numpy().reshape(len(good), -1)
+        metrics.update(ids, truth.offsets.to_numpy().astype(np.int64), truth.values.to_numpy().astype(np.int64))
+        counts["documents"] += len(good)
+        counts["rejected"] += len(batch) - len(good)
+        counts["truncated"] += pc.sum(good["truncated"]).as_py() or 0
+        counts["unknown_labels"] += len(pa.compute.list_flatten(lists)) - len(truth.values)
+    return counts
