@@ -7,7 +7,7 @@ ARGS   ?=
 
 BIN        := .venv/bin
 READY      := .venv/.ready
-BENCHMARKS := $(filter-out frame,$(patsubst benchmarks/%.py,%,$(sort $(wildcard benchmarks/*.py))))
+BENCHMARKS := $(filter-out _%,$(patsubst benchmarks/%.py,%,$(sort $(wildcard benchmarks/*.py))))
 
 # Nothing here asks a model hub, reports usage, or tokenises on more cores than Ray has handed out.
 export HF_HUB_OFFLINE          ?= 1

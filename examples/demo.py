@@ -1,7 +1,7 @@
 """From nothing to a tagged catalogue: make data, train, evaluate, tag, and show what came out.
 
-    make demo               the Human Phenotype Ontology
-    make demo DATA=tate     a folder of ../shared/data, or the path of any folder with train.parquet and test.parquet
+make demo               the Human Phenotype Ontology
+make demo DATA=tate     a folder of ../shared/data, or the path of any folder with train.parquet and test.parquet
 """
 
 import argparse
@@ -143,7 +143,9 @@ def show(data: Path, run: Path, result: dict[str, Any], folder: Path) -> None:
     print(f"model (bundle)   {run / 'train' / 'bundle'}\ntraining log     {run / 'train' / 'metrics.jsonl'}")
     print(f"metrics          {run / 'evaluation' / 'metrics.json'}\ntags             {folder}")
     step("what to try next", "")
-    print("your own data    README.md, 'Your own data'\nanother set      make demo DATA=<folder with train.parquet and test.parquet>")
+    print(
+        "your own data    README.md, 'Your own data'\nanother set      make demo DATA=<folder with train.parquet and test.parquet>"
+    )
     print("longer training  edit loop.epochs and loop.minutes in examples/hpo/config.toml, then make demo")
 
 

@@ -1,6 +1,6 @@
 """Evaluate a bundle: documents with labels in, metrics out.
 
-    python jobs/evaluate.py --config my.toml [--section.setting value ...]        --help lists every setting
+python jobs/evaluate.py --config my.toml [--section.setting value ...]        --help lists every setting
 """
 
 from xmc_ray.command import run

@@ -1,6 +1,6 @@
 """Tag a catalogue: documents and a bundle in, Parquet with labels and scores out.
 
-    python jobs/tag.py --config my.toml [--section.setting value ...]        --help lists every setting
+python jobs/tag.py --config my.toml [--section.setting value ...]        --help lists every setting
 """
 
 from xmc_ray.command import run

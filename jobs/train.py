@@ -1,6 +1,6 @@
 """Train a model: documents with labels in, a bundle out.
 
-    python jobs/train.py --config my.toml [--section.setting value ...]        --help lists every setting
+python jobs/train.py --config my.toml [--section.setting value ...]        --help lists every setting
 """
 
 from xmc_ray.command import run

@@ -43,13 +43,18 @@ def test_python_example(tiny_encoder: Path, fruit: Path, tmp_path: Path, monkeyp
 
 def test_pipeline_commands(tiny_encoder: Path, fruit: Path, tmp_path: Path) -> None:
     commands = next(block for block in blocks("bash") if "jobs/train.py" in block)
-    commands = commands.replace("python jobs/", f"{sys.executable} {ROOT}/jobs/").replace("jobs/configs", f"{ROOT}/jobs/configs")
+    commands = commands.replace("python jobs/", f"{sys.executable} {ROOT}/jobs/").replace(
+        "jobs/configs", f"{ROOT}/jobs/configs"
+    )
     environment = os.environ | {"ENCODER": str(tiny_encoder), "DATA": str(fruit)}
     finished = subprocess.run(["bash", "-euc", commands], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert (tmp_path / "runs/mine/evaluation/metrics.json").exists()
     (success,) = (tmp_path / "runs/mine/tags").glob("dt=*/_SUCCESS")
-    assert pq.read_table(success.parent, partitioning=None)["id"].to_pylist() == pq.read_table(fruit / "test.parquet")["id"].to_pylist()
+    assert (
+        pq.read_table(success.parent, partitioning=None)["id"].to_pylist()
+        == pq.read_table(fruit / "test.parquet")["id"].to_pylist()
+    )
 
 
 def test_make_targets_and_files_exist() -> None:

@@ -120,7 +120,9 @@ def read_settings(uri: str) -> dict[str, Any]:
     """The content of a bundle's ``config.json``, checked for being one that this version can open."""
     where = storage.join(uri, MARKER)
     if not storage.exists(where):
-        raise ModelError("not a finished bundle", where=uri, found="no config.json", way_out="train again, or give another bundle")
+        raise ModelError(
+            "not a finished bundle", where=uri, found="no config.json", way_out="train again, or give another bundle"
+        )
     try:
         settings = storage.read_json(where)
         version = int(settings["xmc_ray_format"])
@@ -201,7 +203,11 @@ def _check_files(folder: Path, files: dict[str, dict[str, Any]], uri: str) -> No
             found = "no such file" if size is None else f"{size} bytes"
             way_out = "copy the bundle again or train again"
             raise ModelError(
-                "the bundle is damaged", where=f"{uri}/{name}", found=found, expected=f"{expected['size']} bytes", way_out=way_out
+                "the bundle is damaged",
+                where=f"{uri}/{name}",
+                found=found,
+                expected=f"{expected['size']} bytes",
+                way_out=way_out,
             )
 
 

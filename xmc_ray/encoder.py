@@ -45,7 +45,9 @@ class TextEncoder(nn.Module):
         available = transformer.config.num_hidden_layers + 1
         if not 1 <= feature_layers <= available:
             raise ConfigError(
-                "encoder.feature_layers is out of range", found=feature_layers, expected=f"1 to {available} (layers + embeddings)"
+                "encoder.feature_layers is out of range",
+                found=feature_layers,
+                expected=f"1 to {available} (layers + embeddings)",
             )
         self.transformer = transformer
         self.feature_layers = feature_layers
@@ -92,7 +94,9 @@ class TextEncoder(nn.Module):
         if not trained:
             return
         features_BF = self(tokens_BT, torch.ones_like(tokens_BT, dtype=torch.bool))
-        for parameter, gradient in zip(trained, torch.autograd.grad(features_BF.sum(), trained, allow_unused=True), strict=True):
+        for parameter, gradient in zip(
+            trained, torch.autograd.grad(features_BF.sum(), trained, allow_unused=True), strict=True
+        ):
             parameter.requires_grad_(gradient is not None)
 
 

@@ -5,10 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-import ray
+import ray.data
 
 from xmc_ray import storage
 from xmc_ray.checkpoint import LABELS_FILE, read_settings
@@ -40,7 +38,7 @@ class EvaluateConfig:
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Metrics as a nested dict (see `metrics.Metrics.result`), printed as a table and written to ``metrics.json``.
 
-    True labels that the bundle does not know count as missed nowhere: they are left out, and their number is stated.
+    True labels that the bundle does not know cannot be found by it; they are left out, and their number is stated.
     Raises DataError when no document has a label that the bundle knows.
     """
     if config.output is not None and storage.exists(storage.join(config.output, "metrics.json")):
@@ -57,7 +55,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         counts = _score(predicted, labels, metrics)
     if not counts["documents"]:
         raise DataError("no document has a label that the bundle knows", where=config.documents.uri, found=counts)
-    result = {"bundle": settings["fingerprint"], **counts, **metrics.result()}
+    result = metrics.result() | counts | {"bundle": settings["fingerprint"]}
     print(table(result))
     rate = counts["documents"] / (time.monotonic() - started)
     print(f"{counts['documents']:,} documents, {counts['rejected']:,} rejected, {rate:,.0f} documents/s with start-up")
@@ -78,5 +76,5 @@ def _score(predicted: ray.data.Dataset, labels: LabelIndex, metrics: Metrics) ->
         counts["documents"] += len(good)
         counts["rejected"] += len(batch) - len(good)
         counts["truncated"] += pc.sum(good["truncated"]).as_py() or 0
-        counts["unknown_labels"] += len(pa.compute.list_flatten(lists)) - len(truth.values)
+        counts["unknown_labels"] += len(pc.list_flatten(lists)) - len(truth.values)
     return counts

@@ -129,9 +129,7 @@ def train(
     state.epoch = config.epochs
 
 
-def predict(
-    model: LightXML, tokens: pa.ListArray, k: int, config: LoopConfig
-) -> tuple[npt.NDArray[np.float32], IntArray]:
+def predict(model: LightXML, tokens: pa.ListArray, k: int, config: LoopConfig) -> tuple[npt.NDArray[np.float32], IntArray]:
     """Scores float32[D, k] and label ids int64[D, k] of documents ``tokens`` (list<int32>[D]), in their order.
 
     Documents are batched by length under ``config.token_budget``; see `model.Ranked` for short rows.

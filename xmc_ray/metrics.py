@@ -12,6 +12,7 @@ S kinds of sums, N values of k.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,7 @@ _UNIT = 2.0**-30
 _SUMS = ("hits", "recall", "ndcg", "weighted_hits", "best_weighted_hits", "weighted_ndcg", "best_weighted_ndcg")
 
 
-def propensities(
-    counts_L: IntArray, n_documents: int, a: float = PROPENSITY_A, b: float = PROPENSITY_B
-) -> FloatArray:
+def propensities(counts_L: IntArray, n_documents: int, a: float = PROPENSITY_A, b: float = PROPENSITY_B) -> FloatArray:
     """float64[L]: the chance that a true label is also marked as one, by the number of its training documents.
 
     Jain et al. 2016: p = 1 / (1 + C exp(-a log(count + b))) with C = (log N - 1)(b + 1)^a. They use 0.6 and 2.6 for Amazon,
@@ -108,7 +107,7 @@ class Metrics:
         self.unlabelled += len(ranked_BK) - len(np.unique(documents_P))
         self._update_reach(ranked_BK, hit_BK, labels_P)
         for row in range(len(self.documents_R)):
-            in_row_L = (self.row_L == row) | (row == 0)
+            in_row_L = (self.row_L == row) | (row == 0)  # a pad (-1) finds the last label here, but is no hit
             inside_P = in_row_L[labels_P]
             self._update_row(row, ranked_BK, hit_BK & in_row_L[ranked_BK], documents_P[inside_P], labels_P[inside_P])
 
@@ -170,9 +169,7 @@ class Metrics:
         self.reach_L[labels_P] = np.minimum(self.reach_L[labels_P], len(self.ks))
         np.minimum.at(self.reach_L, ranked_BK[hit_BK], place_BK[hit_BK])
 
-    def _update_row(
-        self, row: int, ranked_BK: IntArray, hit_BK: BoolArray, documents_P: IntArray, labels_P: IntArray
-    ) -> None:
+    def _update_row(self, row: int, ranked_BK: IntArray, hit_BK: BoolArray, documents_P: IntArray, labels_P: IntArray) -> None:
         true_B = np.bincount(documents_P, minlength=len(hit_BK))
         best_BK = _best_weights(documents_P, self.weight_L[labels_P], true_B, self.ks[-1])
         weight_BK = np.where(hit_BK, self.weight_L[ranked_BK], 0.0)
@@ -204,8 +201,77 @@ class Metrics:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The ``result`` of ``Metrics`` for a terminal: a line a metric, in percent; a column for the total and for each band."""
-    columns = {"total": result["total"], **result["bands"]}
-    lines = ["percent by a label's training documents".ljust(0)]
-    del lines
-    return ""
+    """The ``result`` of ``Metrics`` for a terminal: metrics in percent, one a line; a column for the total and each band."""
+    columns = {"total": result["total"], **{f"seen {name}": band for name, band in result["bands"].items()}}
+    head = " " * 12 + "".join(f"{name:>11}" for name in columns)
+    lines = [
+        f"{name.replace('_', ' '):<12}" + "".join(f"{_cell(column[name]):>11}" for column in columns.values())
+        for name in result["total"]
+    ]
+    note = "Percent, in total and for labels seen so many times in training."
+    if result["unlabelled"]:
+        note += f" {result['unlabelled']} documents without a true label are left out."
+    return "\n".join([head, *lines, note])
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return str(value) if isinstance(value, int) else f"{100 * value:.2f}"
+
+
+def _band_names(edges: Sequence[int]) -> tuple[str, ...]:
+    closed = [str(low) if low + 1 == high else f"{low}-{high - 1}" for low, high in pairwise(edges)]
+    return (*closed, *(f"{edge}+" for edge in edges[-1:]))
+
+
+def _check(predicted_BK: IntArray, offsets: IntArray, labels: IntArray, n_labels: int) -> None:
+    if len(offsets) != len(predicted_BK) + 1:
+        found = f"{len(predicted_BK)} and {len(offsets) - 1} documents"
+        raise DataError("predictions and true labels are not of the same documents", found=found)
+    for ids, lowest in ((predicted_BK, -1), (labels, 0)):
+        if ids.size and not (lowest <= ids.min() and ids.max() < n_labels):
+            raise DataError("not a label id", found=f"{ids.min()} to {ids.max()}", expected=f"{lowest} to {n_labels - 1}")
+
+
+def _with_columns(predicted_BK: IntArray, n_columns: int) -> IntArray:
+    """The first ``n_columns``, with pads where there are fewer: whoever predicts 5 labels has 5 hits at most at k = 10."""
+    first = predicted_BK[:, :n_columns]
+    return np.pad(first, ((0, 0), (0, n_columns - first.shape[1])), constant_values=-1)
+
+
+def _find_hits(ranked_BK: IntArray, documents_P: IntArray, labels_P: IntArray, n_labels: int) -> BoolArray:
+    first_key_B1 = np.arange(len(ranked_BK))[:, None] * n_labels
+    return (ranked_BK >= 0) & np.isin(first_key_B1 + ranked_BK, documents_P * n_labels + labels_P)
+
+
+def _best_weights(documents_P: IntArray, weights_P: FloatArray, true_B: IntArray, n_ranks: int) -> FloatArray:
+    """float64[B, K]: the weights of the best possible prediction, the true labels by falling weight, then zeros."""
+    first_B = np.cumsum(true_B) - true_B
+    rank_P = np.arange(len(documents_P)) - first_B[documents_P]
+    top_P = rank_P < n_ranks
+    best_BK = np.zeros((len(true_B), n_ranks))
+    best_BK[documents_P[top_P], rank_P[top_P]] = weights_P[top_P]
+    return best_BK
+
+
+def _score(hit_BK: BoolArray, weight_BK: FloatArray, best_BK: FloatArray, true_B: IntArray, ks: tuple[int, ...]) -> FloatArray:
+    """float64[S, B, N]: what each document adds to each of ``_SUMS``. ``weight_BK`` is zero where there is no hit."""
+    gain_K = 1 / np.log2(np.arange(2, ks[-1] + 2))
+    best_gain_BN = np.cumsum(gain_K)[np.minimum(true_B[:, None], ks) - 1]
+
+    def up_to_k(values_BK: NDArray[Any]) -> NDArray[Any]:
+        return np.cumsum(values_BK, axis=1)[:, np.array(ks) - 1]
+
+    hits_BN = up_to_k(hit_BK)
+    return np.stack(
+        [
+            hits_BN,
+            hits_BN / true_B[:, None],
+            up_to_k(hit_BK * gain_K) / best_gain_BN,
+            up_to_k(weight_BK),
+            up_to_k(best_BK),
+            up_to_k(weight_BK * gain_K) / best_gain_BN,
+            up_to_k(best_BK * gain_K) / best_gain_BN,
+        ]
+    )

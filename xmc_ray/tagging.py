@@ -1,11 +1,11 @@
 """The tagging job: documents in, their best labels out, as Parquet in a folder for the day.
 
-    <output>/dt=2026-11-23/
-        run.json          what this run is: input files, bundle, settings; written first
-        part-*.parquet    tags
-        rejects/          rows that cannot be tagged, with reasons
-        manifest.json     counts, times, histograms
-        _SUCCESS          written last; without it the folder is unfinished, and the same command starts it again
+<output>/dt=2026-11-23/
+    run.json          what this run is: input files, bundle, settings; written first
+    part-*.parquet    tags
+    rejects/          rows that cannot be tagged, with reasons
+    manifest.json     counts, times, histograms
+    _SUCCESS          written last; without it the folder is unfinished, and the same command starts it again
 """
 
 import time
@@ -125,9 +125,7 @@ def run(config: TagConfig) -> str:
     return folder
 
 
-def predictions(
-    tokenised: ray.data.Dataset, bundle: str, k: int, pool: PoolConfig
-) -> ray.data.Dataset:
+def predictions(tokenised: ray.data.Dataset, bundle: str, k: int, pool: PoolConfig) -> ray.data.Dataset:
     """Add ``ids`` (fixed list<int64>[k], -1 pads) and ``probabilities`` (list<float32>[k]) to a stream with ``tokens``."""
     return tokenised.map_batches(
         Predictor,
@@ -190,7 +188,11 @@ def _tag(documents: ray.data.Dataset, config: TagConfig, folder: str, max_tokens
 
     bundle = storage.local_copy(config.bundle)
     tokenizer = Tokenizer.load(bundle, max_tokens)
-    columns = TagColumns(pq.read_table(bundle / LABELS_FILE, columns=["label", "name"]), read_settings(config.bundle)["fingerprint"], config.min_score)
+    columns = TagColumns(
+        pq.read_table(bundle / LABELS_FILE, columns=["label", "name"]),
+        read_settings(config.bundle)["fingerprint"],
+        config.min_score,
+    )
     digested = documents.map_batches(_digest, batch_format="pyarrow", batch_size=2048)
     tokenised = tokenise(digested, tokenizer)
     tagged = predictions(tokenised, config.bundle, config.k, config.pool).map_batches(
@@ -217,7 +219,9 @@ def _finished(folder: str, identity: dict[str, Any], overwrite: bool) -> bool:
     where = storage.join(folder, IDENTITY)
     known = storage.read_json(where) if storage.exists(where) else None
     if known is None:
-        raise ConfigError("the folder of the day holds something else", where=folder, found="no run.json", way_out="choose another output")
+        raise ConfigError(
+            "the folder of the day holds something else", where=folder, found="no run.json", way_out="choose another output"
+        )
     if known == identity:
         return storage.exists(storage.join(folder, SUCCESS)) and not overwrite
     if not overwrite:

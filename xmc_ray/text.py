@@ -50,7 +50,10 @@ class Tokenizer:
             return cls(AutoTokenizer.from_pretrained(str(name), trust_remote_code=False), max_tokens)
         except (OSError, ValueError) as error:
             raise ModelError(
-                "tokenizer not found", where=name, found=str(error).strip().split("\n")[0], way_out="give a hub name or a folder"
+                "tokenizer not found",
+                where=name,
+                found=str(error).strip().split("\n")[0],
+                way_out="give a hub name or a folder",
             ) from error
 
     def save(self, folder: Path) -> None:

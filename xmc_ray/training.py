@@ -253,7 +253,9 @@ def _validate_and_save(state: TrainState, step: Step, job: dict[str, Any]) -> No
         if rank == 0:
             save_state(state, Path(folder), figures)
             checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(figures | {"score": score, "step": step.number, "epoch": step.progress * config.loop.epochs}, checkpoint)
+        ray.train.report(
+            figures | {"score": score, "step": step.number, "epoch": step.progress * config.loop.epochs}, checkpoint
+        )
     if rank == 0:
         shown = ", ".join(f"{name} {100 * figures[name]:.2f}" for name in ("P@1", "P@3", "P@5", "nDCG@5") if name in figures)
         line = f"step {step.number:,}: validation {shown or 'skipped, no documents are held out'}"
@@ -275,7 +277,8 @@ def _validate(state: TrainState, job: dict[str, Any]) -> dict[str, float]:
     if world > 1:
         parts: list[Any] = [None] * world
         dist.all_gather_object(parts, metrics.to_arrays())
-        ...
+        for part in parts[:rank] + parts[rank + 1 :]:
+            metrics.merge(metrics.from_arrays(part))
     return {name: value for name, value in metrics.result()["total"].items() if isinstance(value, float)}
 
 

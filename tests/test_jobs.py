@@ -1,0 +1,236 @@
+"""The jobs end to end on Ray, called in process with tiny configs; their bad input as a user meets it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import S3
+from xmc_ray import command, evaluation, tagging, training
+from xmc_ray.classifier import XMCClassifier
+from xmc_ray.errors import ConfigError, DataError, ModelError, XmcError
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+COLOURS, KINDS = ["red", "green", "yellow"], ["apple", "pear", "plum", "grape"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A catalogue with a simple rule: a document's labels are words of its text."""
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for split, size in (("train", 240), ("test", 48)):
+        rows = []
+        for number in range(size):
+            colour, kind = rng.choice(COLOURS), rng.choice(KINDS)
+            rows.append({"id": f"{split}-{number}", "text": f"a {colour} {kind}", "labels": ["fruit", colour, kind]})
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}.parquet")
+    names = [{"label": label, "name": label.upper()} for label in ["fruit", *COLOURS]]
+    pq.write_table(pa.Table.from_pylist(names), folder / "labels.parquet")
+    return folder
+
+
+def options(data: Path, tiny_encoder: Path, output: object, *further: str) -> list[str]:
+    settings = {
+        "documents.uri": data / "train.parquet",
+        "label_names": data / "labels.parquet",
+        "output": output,
+        "encoder.name": tiny_encoder,
+        "encoder.feature_layers": 2,
+        "groups.max_size": 3,
+        "model.shortlist": 2,
+        "model.bottleneck": 16,
+        "model.dropout": 0.1,
+        "optim.encoder_lr": 2e-3,
+        "optim.head_lr": 2e-2,
+        "loop.epochs": 8,
+        "loop.batch_size": 8,
+        "validation.share": 0.1,
+        "validation.every": 4,
+    }
+    return [f"--{name}={value}" for name, value in settings.items()] + list(further)
+
+
+def train(*arguments: Any) -> str:
+    return training.run(command.parse(training.TrainConfig, options(*arguments)))
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a model trained by one worker."""
+    output = tmp_path_factory.mktemp("runs") / "one"
+    train(data, tiny_encoder, output)
+    return output
+
+
+def test_one_worker_learns_and_leaves_a_run_folder(trained: Path) -> None:
+    entries = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    scores = [entry["validation/P@1"] for entry in entries if "validation/P@1" in entry]
+    assert len(scores) >= 2 and scores[-1] > 0.9
+    assert any("documents_per_second" in entry for entry in entries)
+    assert list((trained / "tensorboard").glob("events*"))
+    assert "seed = 6088" in (trained / "run.toml").read_text()
+    assert list((trained / "checkpoints").rglob("state.json"))
+    bundle = XMCClassifier.load(str(trained / "bundle"))
+    (tags,) = bundle.predict(["a green plum"], k=3)
+    assert {label for label, _ in tags} == {"fruit", "green", "plum"}
+    assert bundle.bundle.metrics["P@1"] == max(scores) or bundle.bundle.metrics["P@1"] > 0.9
+
+
+def test_two_workers_on_object_storage(data: Path, tiny_encoder: Path, s3: S3, trained: Path) -> None:
+    uri = s3.uri("runs/two")
+    bundle = train(data, tiny_encoder, uri, "--workers.count=2")
+    (tags,) = XMCClassifier.load(bundle).predict(["a yellow grape"], k=3)
+    assert {label for label, _ in tags} == {"fruit", "yellow", "grape"}
+
+
+def test_evaluate_equals_the_classifier(data: Path, trained: Path, tmp_path: Path) -> None:
+    config = {"documents.uri": data / "test.parquet", "bundle": trained / "bundle", "output": tmp_path / "evaluation"}
+    arguments = [f"--{name}={value}" for name, value in config.items()]
+    result = evaluation.run(command.parse(evaluation.EvaluateConfig, [*arguments, "--pool.batch_rows=7"]))
+    test = pq.read_table(data / "test.parquet")
+    expected = XMCClassifier.load(str(trained / "bundle")).evaluate(test["text"].to_pylist(), test["labels"].to_pylist())
+    assert result["total"] == expected["total"] and result["bands"] == expected["bands"]
+    assert result["total"]["P@1"] > 0.9
+    assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text()) == result
+    with pytest.raises(ConfigError, match="there already"):
+        evaluation.run(command.parse(evaluation.EvaluateConfig, arguments))
+
+
+def tag(*arguments: str) -> Path:
+    return Path(tagging.run(command.parse(tagging.TagConfig, list(arguments))))
+
+
+def test_tag_keeps_every_row(trained: Path, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"id": f"{n}", "text": f"a {COLOURS[n % 3]} {KINDS[n % 4]}"} for n in range(30)]
+    rows += [{"id": "null", "text": None}, {"id": "empty", "text": "  "}, {"id": "number", "text": 7}, {"text": "no id"}]
+    rows += [{"id": "long", "text": "red apple " * 200}]
+    lines = [json.dumps(row) for row in rows]
+    (tmp_path / "in.jsonl").write_text("\n".join([*lines, "{broken"]) + "\n")
+    arguments = [
+        f"--documents.uri={tmp_path / 'in.jsonl'}",
+        f"--bundle={trained / 'bundle'}",
+        f"--output={tmp_path / 'out'}",
+        "--date=2026-11-23",
+        "--k=3",
+        "--pool.batch_rows=8",
+    ]
+    folder = tag(*arguments)
+    assert folder.name == "dt=2026-11-23"
+    tags = pq.read_table(sorted(folder.glob("part-*.parquet")), partitioning=None)
+    rejects = pq.read_table(sorted((folder / "rejects").glob("part-*.parquet")), partitioning=None)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert sorted(tags["id"].to_pylist()) == sorted([*(f"{n}" for n in range(30)), "long"])
+    assert (manifest["in"], manifest["tagged"], manifest["rejected"], manifest["truncated"]) == (36, 31, 5, 1)
+    assert len(rejects) == 5 and all(rejects["reason"].to_pylist())
+    for row in tags.to_pylist():
+        assert row["scores"] == sorted(row["scores"], reverse=True) and len(row["labels"]) == len(set(row["labels"])) == 3
+        assert row["model"] == manifest["bundle"]
+    named = {label: name for row in tags.to_pylist() for label, name in zip(row["labels"], row["names"], strict=True)}
+    assert named["red"] == "RED" and named["apple"] is None
+    text = dict(zip((row.get("id") for row in rows), (row["text"] for row in rows), strict=True))
+    classifier = XMCClassifier.load(str(trained / "bundle"))
+    for row in tags.slice(0, 5).to_pylist():
+        (expected,) = classifier.predict([text[row["id"]]], k=3)
+        assert row["labels"] == [label for label, _ in expected]
+
+    # again: nothing to do; something else: refused; a folder without _SUCCESS: started anew
+    before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*"))
+    assert tag(*arguments) == folder
+    with pytest.raises(ConfigError, match="another run"):
+        tag(*arguments, "--min_score=0.5")
+    assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
+    (folder / "_SUCCESS").unlink()
+    (folder / "part-half.parquet").write_bytes(b"PAR1 half a file")
+    tag(*arguments)
+    assert (folder / "_SUCCESS").exists() and not (folder / "part-half.parquet").exists()
+    tag(*arguments, "--min_score=0.5", "--overwrite=true")
+    scores = pq.read_table(sorted(folder.glob("part-*.parquet")), partitioning=None)["scores"].to_pylist()
+    assert min(score for row in scores for score in row) >= 0.5
+
+
+def test_tag_on_object_storage(trained: Path, s3: S3, data: Path) -> None:
+    from xmc_ray import storage
+
+    storage.upload(trained / "bundle", s3.uri("bundles/fruit"), last="config.json")
+    storage.write_bytes(s3.uri("catalogue/test.parquet"), (data / "test.parquet").read_bytes())
+    arguments = {
+        "documents.uri": s3.uri("catalogue"),
+        "bundle": s3.uri("bundles/fruit"),
+        "output": s3.uri("tags"),
+        "date": "2026-01-02",
+    }
+    folder = tagging.run(command.parse(tagging.TagConfig, [f"--{name}={value}" for name, value in arguments.items()]))
+    manifest = storage.read_json(storage.join(folder, "manifest.json"))
+    assert manifest["tagged"] == manifest["in"] == 48
+    assert storage.exists(storage.join(folder, "_SUCCESS"))
+
+
+def test_foreign_folder_is_left_alone(trained: Path, data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "dt=2026-01-01"
+    folder.mkdir()
+    (folder / "precious.txt").write_text("mine")
+    config = {"documents.uri": data / "test.parquet", "bundle": trained / "bundle", "output": tmp_path, "date": "2026-01-01"}
+    for overwrite in ("false", "true"):
+        with pytest.raises(ConfigError, match="something else"):
+            tag(*(f"--{name}={value}" for name, value in config.items()), f"--overwrite={overwrite}")
+    assert [path.name for path in folder.iterdir()] == ["precious.txt"]
+
+
+BAD = {
+    "missing file": (["--documents.uri=/nowhere/x.parquet"], DataError, "/nowhere/x.parquet"),
+    "encoder not found": (["--encoder.name=/nowhere/encoder"], ModelError, "/nowhere/encoder"),
+    "wrong column": (['--documents.text=["words"]'], DataError, "words"),
+    "batch and workers": (["--workers.count=3"], ConfigError, "multiple"),
+    "gpu where there is none": (["--workers.gpu=true"], ConfigError, "GPU"),
+    "too many tokens": (["--text.max_tokens=100000"], ConfigError, "max_tokens"),
+    "too many layers": (["--encoder.layers=99"], ConfigError, "encoder.layers"),
+    "non-finite loss": (["--optim.head_lr=1e30", "--optim.warmup=0", "--optim.clip_norm=0"], ModelError, "step"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_training_input_is_one_clear_line(case: str, data: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+    further, kind, told = BAD[case]
+    with pytest.raises(XmcError) as caught:
+        train(data, tiny_encoder, tmp_path / "run", *further)
+    assert type(caught.value) is kind
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [([], "empty|no input|no document"), ([[], []], "no document has a label"), ([None, None], "no document has a label")],
+)
+def test_empty_and_unlabelled_data(labels: list[Any], told: str, tiny_encoder: Path, tmp_path: Path) -> None:
+    schema = pa.schema({"id": pa.string(), "text": pa.string(), "labels": pa.list_(pa.string())})
+    rows = [{"id": f"{n}", "text": "a red apple", "labels": row} for n, row in enumerate(labels)]
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "train.parquet")
+    pq.write_table(pa.table({"label": ["red"], "name": ["Red"]}), tmp_path / "labels.parquet")
+    with pytest.raises(DataError, match=told):
+        train(tmp_path, tiny_encoder, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_folder_with_another_run_is_refused(data: Path, tiny_encoder: Path, trained: Path) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*"))
+    with pytest.raises(ConfigError, match="not empty"):
+        train(data, tiny_encoder, trained)
+    assert sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*")) == before
+
+
+def test_half_written_bundle_is_refused(data: Path, trained: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(trained / "bundle", tmp_path / "bundle")
+    weights = tmp_path / "bundle" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    config = {"documents.uri": data / "test.parquet", "bundle": tmp_path / "bundle", "output": tmp_path / "out"}
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        tag(*(f"--{name}={value}" for name, value in config.items()))
+    assert not (tmp_path / "out").exists()
