@@ -75,10 +75,10 @@ def find_data(name: str) -> Path:
 def train(data: Path, output: Path, settings: list[str]) -> float:
     """Seconds of the training job, now or when it was run; a finished run with the same settings is used again."""
     config = HPO / "config.toml" if data == HPO / "data" else ROOT / "jobs" / "configs" / "small-cpu.toml"
-    options = ["--config", config, "--documents.uri", data / "train.parquet", "--output", output, "--encoder.name", encoder()]
-    names = data / "labels.parquet"
-    options += ["--label_names", names] if names.exists() else []
-    options = [*map(str, options), *settings]
+    paths = {"config": config, "documents.uri": data / "train.parquet", "output": output, "encoder.name": encoder()}
+    if (data / "labels.parquet").exists():
+        paths["label_names"] = data / "labels.parquet"
+    options = [f"--{name}={path}" for name, path in paths.items()] + settings
     clock = output.parent / "train_seconds"
     if (output / "bundle" / "config.json").exists() and clock.exists():
         if (output / "run.toml").read_text() == to_toml(parse(TrainConfig, options)):

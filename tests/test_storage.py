@@ -48,6 +48,17 @@ def test_listings_are_never_stale(place: str) -> None:
     assert storage.is_empty(place)
 
 
+def test_what_another_client_writes_is_seen_at_once(place: str) -> None:
+    for name in ("a", "b"):
+        uri = storage.join(place, name)
+        assert not storage.exists(uri)
+        fs, path = storage.arrow_filesystem(uri)
+        fs.create_dir(os.path.dirname(path))
+        arrow_write(uri)
+        assert names(place)[-1] == name
+        assert storage.exists(uri)
+
+
 def test_json_survives(place: str) -> None:
     value = {"name": "Größe", "counts": [1, 2.5, None], "nested": {"yes": True}}
     uri = storage.join(place, "file.json")

@@ -19,7 +19,7 @@ import dataclasses
 import hashlib
 import json
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from xmc_ray.text import Tokenizer
 FORMAT = 1
 MARKER = "config.json"
 LABELS_FILE = "labels.parquet"
+_COUNTERS = ("step", "epoch", "seconds", "documents", "tokens", "padded_tokens")
 
 
 @dataclass
@@ -66,7 +67,9 @@ class TrainState:
     step: int = 0
     epoch: int = 0
     seconds: float = 0.0
-    counts: list[int] = field(default_factory=lambda: [0, 0, 0])  # documents, tokens, padded tokens
+    documents: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
 
     @classmethod
     def start(cls, model: LightXML, config: OptimConfig) -> "TrainState":
@@ -142,7 +145,7 @@ def save_state(state: TrainState, folder: Path, metrics: dict[str, float]) -> No
     if averaged:
         safetensors.torch.save_file(_tensors(averaged), folder / "averaged.safetensors")
     torch.save(state.optimizer.adamw.state_dict(), folder / "optimizer.pt")
-    counters = {name: getattr(state, name) for name in ("step", "epoch", "seconds", "counts")}
+    counters = {name: getattr(state, name) for name in _COUNTERS}
     (folder / "state.json").write_text(json.dumps(counters | {"metrics": metrics}))
 
 
@@ -154,9 +157,9 @@ def load_state(state: TrainState, folder: Path) -> None:
     averaged = folder / "averaged.safetensors"
     state.averager.load_state_dict(safetensors.torch.load_file(averaged) if averaged.exists() else {}, state.model)
     state.optimizer.adamw.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
-    for name, value in json.loads((folder / "state.json").read_text()).items():
-        if name != "metrics":
-            setattr(state, name, value)
+    counters = json.loads((folder / "state.json").read_text())
+    for name in _COUNTERS:
+        setattr(state, name, counters[name])
 
 
 def load_weights(model: LightXML, folder: Path) -> None:

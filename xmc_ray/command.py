@@ -31,7 +31,7 @@ def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Confi
     """A config from command-line arguments. Raises ConfigError for unknown keys, wrong types and unreadable files."""
     parser = _parser(config_type)
     try:
-        settings = parser.parse_args(argv)
+        settings = parser.parse_args([_underscored(argument) for argument in (sys.argv[1:] if argv is None else argv)])
         parts = vars(parser.instantiate(settings))
     except (ArgumentError, ValueError, OSError) as error:
         raise ConfigError("cannot use these settings", found=error, way_out="--help lists every setting") from error
@@ -50,6 +50,12 @@ def _parser(config_type: type) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="TOML file with any of the settings below")
     parser.add_class_arguments(config_type, None)
     return parser
+
+
+def _underscored(argument: str) -> str:
+    """``--min-score=0.5`` as ``--min_score=0.5``: both spellings of an option are understood; values are left alone."""
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value if argument.startswith("--") else argument
 
 
 def _namespace(value: object) -> object:

@@ -15,7 +15,7 @@ from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.labels import LabelIndex
 from xmc_ray.metrics import Metrics, table
 from xmc_ray.preparation import tokenise
-from xmc_ray.session import connect, own_errors
+from xmc_ray.session import arrow_batches, connect, own_errors
 from xmc_ray.tagging import PoolConfig, predictions
 from xmc_ray.text import Tokenizer
 
@@ -67,7 +67,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 def _score(predicted: ray.data.Dataset, labels: LabelIndex, metrics: Metrics) -> dict[str, int]:
     """Add the stream's hits to ``metrics``; metrics are sums, so neither order nor batches matter."""
     counts = {"documents": 0, "rejected": 0, "truncated": 0, "unknown_labels": 0}
-    for batch in predicted.iter_batches(batch_format="pyarrow", batch_size=None):
+    for batch in arrow_batches(predicted):
         good = batch.filter(pc.is_null(batch["reason"]))
         lists = good["labels"].combine_chunks()
         truth = labels.encode(lists)

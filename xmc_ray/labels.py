@@ -81,7 +81,7 @@ class LabelIndex:
     @cached_property
     def has_names(self) -> bool:
         """Whether any label has a name."""
-        return self.names.null_count < len(self.names)
+        return bool(self.names.null_count < len(self.names))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -134,4 +134,4 @@ def unique_in_rows(lists: pa.ListArray) -> pa.ListArray:
 
 def list_lengths(lists: pa.ListArray) -> IntArray:
     """int64[n]: the number of values in each row."""
-    return pc.list_value_length(lists).fill_null(0).to_numpy().astype(np.int64)
+    return np.asarray(pc.list_value_length(lists).fill_null(0), np.int64)

@@ -121,10 +121,12 @@ def train(
             state.averager.update(state.model, state.step, progress)
             # --------------------------------------------------------------------------------------------------------
             state.seconds = time.monotonic() - started
-            for index, count in enumerate((len(batch), int(batch.mask_BT.sum()), batch.mask_BT.numel())):
-                state.counts[index] += count
+            state.documents += len(batch)
+            state.tokens += int(batch.mask_BT.sum())
+            state.padded_tokens += batch.mask_BT.numel()
             paused = time.monotonic()
-            yield Step(state.step, epoch, progress, recall_loss, rank_loss, *state.counts, state.seconds)
+            counts = (state.documents, state.tokens, state.padded_tokens)
+            yield Step(state.step, epoch, progress, recall_loss, rank_loss, *counts, state.seconds)
             started += time.monotonic() - paused  # the caller's validation and saving are not training time
     state.epoch = config.epochs
 

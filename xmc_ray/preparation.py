@@ -18,6 +18,7 @@ from xmc_ray.corpus import DocumentsConfig, read_documents
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.groups import LabelGroups, group_labels
 from xmc_ray.labels import LabelIndex
+from xmc_ray.session import arrow_batches
 from xmc_ray.text import Tokenizer
 
 
@@ -79,7 +80,7 @@ def prepare(documents: DocumentsConfig, label_names: str | None, fit: FitConfig,
     counts |= {"train": train.count(), "validation": held_out.count()}
     if not counts["train"]:
         raise DataError("no document is left to train on", where=documents.uri, found=dict(counts))
-    chunks = [] if fit.groups.max_size == 1 else list(train.iter_batches(batch_format="pyarrow", batch_size=None))
+    chunks = [] if fit.groups.max_size == 1 else list(arrow_batches(train))
     groups = group_labels(
         fit.groups, (_list(chunk, "tokens") for chunk in chunks), (_list(chunk, "labels") for chunk in chunks), len(labels)
     )
@@ -132,7 +133,7 @@ def _chosen(ids: pa.ChunkedArray, share: float) -> list[bool]:
 def _labels_and_counts(tokenised: ray.data.Dataset, counts: Counter[str]) -> Iterator[pa.ListArray]:
     """The label lists of the good rows, block by block; ``counts`` is filled on the way."""
     columns = tokenised.select_columns(["labels", "truncated", "reason"])
-    for table in columns.iter_batches(batch_format="pyarrow", batch_size=None):
+    for table in arrow_batches(columns):
         good = table.filter(pc.is_null(table["reason"]))
         lists = _list(good, "labels")
         counts["truncated"] += pc.sum(good["truncated"]).as_py() or 0

@@ -5,7 +5,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
+import pyarrow as pa
 import ray
 import ray.data
 
@@ -35,6 +37,12 @@ def connect() -> None:
     )
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def arrow_batches(stream: ray.data.DataIterator | ray.data.Dataset, rows: int | None = None) -> Iterator[pa.Table]:
+    """The rows of a dataset as Arrow tables of ``rows`` rows, or block by block as they come."""
+    for batch in stream.iter_batches(batch_format="pyarrow", batch_size=rows):
+        yield cast(pa.Table, batch)
 
 
 @contextmanager

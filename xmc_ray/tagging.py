@@ -200,7 +200,7 @@ def _tag(documents: ray.data.Dataset, config: TagConfig, folder: str, max_tokens
     )
     sink = TagSink(folder, sums=["truncated"])
     tagged.write_datasink(sink)
-    return sink.summary
+    return dict(sink.summary)
 
 
 def _digest(table: pa.Table) -> pa.Table:
@@ -209,7 +209,7 @@ def _digest(table: pa.Table) -> pa.Table:
 
 def _matrix(table: pa.Table, name: str) -> IntArray:
     column = table[name].combine_chunks()
-    return column.flatten().to_numpy().reshape(len(table), -1)
+    return np.asarray(column.flatten()).reshape(len(table), -1)
 
 
 def _finished(folder: str, identity: dict[str, Any], overwrite: bool) -> bool:

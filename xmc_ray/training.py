@@ -35,7 +35,7 @@ from xmc_ray.errors import ConfigError
 from xmc_ray.loop import Step, data_parallel, train
 from xmc_ray.metrics import Metrics
 from xmc_ray.preparation import Prepared, ValidationConfig, prepare
-from xmc_ray.session import connect, own_errors
+from xmc_ray.session import arrow_batches, connect, own_errors
 from xmc_ray.text import Batch, training_batches
 
 
@@ -270,7 +270,7 @@ def _validate(state: TrainState, job: dict[str, Any]) -> dict[str, float]:
     rank, world = context.get_world_rank(), context.get_world_size()
     metrics = Metrics.empty(labels.counts, labels.n_documents)
     model = state.averager.best_of(state.model)
-    for table in ray.train.get_dataset_shard("validation").iter_batches(batch_format="pyarrow", batch_size=4096):
+    for table in arrow_batches(ray.train.get_dataset_shard("validation"), rows=4096):
         share = table.take(pa.array(range(rank, len(table), world)))
         tokens, truth = (share[name].combine_chunks() for name in ("tokens", "labels"))
         update_metrics(metrics, model, tokens, truth, config.loop)

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import networkx
 import obonet
@@ -42,7 +43,7 @@ def in_test(identifier: str) -> bool:
     return int(hashlib.sha256(identifier.encode()).hexdigest(), 16) % 100 < TEST_PERCENT
 
 
-def documents(graph: networkx.MultiDiGraph) -> list[dict[str, object]]:
+def documents(graph: networkx.MultiDiGraph) -> list[dict[str, Any]]:
     """One row a term: ``id``, ``text``, ``labels`` (all ``is_a`` ancestors that are neither too broad nor single)."""
     is_a = networkx.DiGraph((child, parent) for child, parent, kind in graph.edges(keys=True) if kind == "is_a")
     is_a.add_nodes_from(graph)
