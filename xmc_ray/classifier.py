@@ -127,11 +127,6 @@ class XMCClassifier:
 def build_model(config: FitConfig, tokenizer: Tokenizer, labels: LabelIndex, groups: LabelGroups) -> LightXML:
     """An untrained model: pretrained encoder, fresh heads with biases from the label counts; on the CPU."""
     encoder = build_encoder(config.encoder, tokenizer.summary_position)
-    limit = getattr(encoder.transformer.config, "max_position_embeddings", None) or config.text.max_tokens
-    if config.text.max_tokens > limit:
-        raise ConfigError(
-            "text.max_tokens is more than the encoder takes", found=config.text.max_tokens, expected=f"at most {limit}"
-        )
     model = LightXML(encoder, groups, config.model)
     model.start_from_counts(labels.counts, labels.n_documents)
     return model

@@ -42,13 +42,6 @@ class TextEncoder(nn.Module):
 
     def __init__(self, transformer: Any, feature_layers: int, pooling: str) -> None:
         super().__init__()
-        available = transformer.config.num_hidden_layers + 1
-        if not 1 <= feature_layers <= available:
-            raise ConfigError(
-                "encoder.feature_layers is out of range",
-                found=feature_layers,
-                expected=f"1 to {available} (layers + embeddings)",
-            )
         self.transformer = transformer
         self.feature_layers = feature_layers
         self.pooling = pooling
@@ -78,11 +71,10 @@ class TextEncoder(nn.Module):
         if layers == 0:
             return
         name, stack = _layer_stack(self.transformer)
-        if layers > len(stack):
-            raise ConfigError("encoder.freeze is out of range", found=layers, expected=f"0 to {len(stack)} layers")
         trained = tuple(f"{name}.{index}." for index in range(layers, len(stack)))
         for parameter_name, parameter in self.transformer.named_parameters():
-            parameter.requires_grad_(parameter_name.startswith(trained))
+            if not parameter_name.startswith(trained):
+                parameter.requires_grad_(False)
 
     def freeze_unused(self) -> None:
         """Stop the gradients of parameters that never reach the features, such as BERT's pooler.
@@ -94,10 +86,32 @@ class TextEncoder(nn.Module):
         if not trained:
             return
         features_BF = self(tokens_BT, torch.ones_like(tokens_BT, dtype=torch.bool))
-        for parameter, gradient in zip(
-            trained, torch.autograd.grad(features_BF.sum(), trained, allow_unused=True), strict=True
-        ):
+        gradients = torch.autograd.grad(features_BF.sum(), trained, allow_unused=True)
+        for parameter, gradient in zip(trained, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
+
+
+def check_encoder(config: EncoderConfig, max_tokens: int | None = None) -> Any:
+    """The transformer's own settings, cut to ``config.layers``, without loading weights.
+
+    Raises ModelError when there is no such encoder, ConfigError when ``config`` or ``max_tokens`` do not fit it.
+    """
+    settings = _load_settings(config.name)
+    depth = settings.num_hidden_layers
+    if config.layers is not None:
+        if not 1 <= config.layers <= depth:
+            raise _out_of_range("encoder.layers", config.layers, 1, depth)
+        settings.num_hidden_layers = depth = config.layers
+        if getattr(settings, "layer_types", None):
+            settings.layer_types = settings.layer_types[:depth]
+    if not 1 <= config.feature_layers <= depth + 1:
+        raise _out_of_range("encoder.feature_layers (layers and embeddings)", config.feature_layers, 1, depth + 1)
+    if not 0 <= config.freeze <= depth:
+        raise _out_of_range("encoder.freeze", config.freeze, 0, depth)
+    limit = getattr(settings, "max_position_embeddings", None)
+    if max_tokens is not None and limit is not None and max_tokens > limit:
+        raise _out_of_range("text.max_tokens", max_tokens, 3, limit)
+    return settings
 
 
 def build_encoder(config: EncoderConfig, summary_position: str | None) -> TextEncoder:
@@ -106,7 +120,7 @@ def build_encoder(config: EncoderConfig, summary_position: str | None) -> TextEn
     ``summary_position`` is the tokenizer's (`Tokenizer.summary_position`); without one, ``auto`` takes the mean.
     Raises ModelError when the encoder is not there or lacks weights, ConfigError when the config does not fit it.
     """
-    settings = _cut(_load_settings(config.name), config.layers)
+    settings = check_encoder(config)
     transformer = _from_settings(settings) if config.random else _load_pretrained(config.name, settings)
     if config.dropout is not None:
         for module in transformer.modules():
@@ -133,15 +147,8 @@ def _load_settings(name: str) -> Any:
         raise _not_found(name, error) from error
 
 
-def _cut(settings: Any, layers: int | None) -> Any:
-    if layers is None:
-        return settings
-    if not 1 <= layers <= settings.num_hidden_layers:
-        raise ConfigError("encoder.layers is out of range", found=layers, expected=f"1 to {settings.num_hidden_layers}")
-    settings.num_hidden_layers = layers
-    if getattr(settings, "layer_types", None):
-        settings.layer_types = settings.layer_types[:layers]
-    return settings
+def _out_of_range(setting: str, found: int, least: int, most: int) -> ConfigError:
+    return ConfigError(f"{setting} is out of range", found=found, expected=f"{least} to {most}")
 
 
 def _load_pretrained(name: str, settings: Any) -> Any:

@@ -16,7 +16,7 @@ from xmc_ray.labels import LabelIndex
 from xmc_ray.metrics import Metrics, table
 from xmc_ray.preparation import tokenise
 from xmc_ray.session import arrow_batches, connect, own_errors
-from xmc_ray.tagging import PoolConfig, predictions
+from xmc_ray.tagging import PoolConfig, matrix, predictions
 from xmc_ray.text import Tokenizer
 
 
@@ -71,8 +71,8 @@ def _score(predicted: ray.data.Dataset, labels: LabelIndex, metrics: Metrics) ->
         good = batch.filter(pc.is_null(batch["reason"]))
         lists = good["labels"].combine_chunks()
         truth = labels.encode(lists)
-        ids = good["ids"].combine_chunks().flatten().to_numpy().reshape(len(good), -1)
-        metrics.update(ids, truth.offsets.to_numpy().astype(np.int64), truth.values.to_numpy().astype(np.int64))
+        offsets, true_ids = (np.asarray(part, np.int64) for part in (truth.offsets, truth.values))
+        metrics.update(matrix(good, "ids"), offsets, true_ids)
         counts["documents"] += len(good)
         counts["rejected"] += len(batch) - len(good)
         counts["truncated"] += pc.sum(good["truncated"]).as_py() or 0

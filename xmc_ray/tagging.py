@@ -14,6 +14,7 @@ from datetime import date, datetime, timezone
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -25,7 +26,7 @@ from xmc_ray import storage
 from xmc_ray.checkpoint import LABELS_FILE, load_bundle, read_settings
 from xmc_ray.corpus import DocumentsConfig, TagSink, list_inputs, read_documents, text_digest
 from xmc_ray.errors import ConfigError
-from xmc_ray.labels import IntArray, lists_from_rows
+from xmc_ray.labels import lists_from_rows
 from xmc_ray.loop import LoopConfig, predict
 from xmc_ray.preparation import tokenise
 from xmc_ray.session import connect, own_errors
@@ -171,7 +172,7 @@ class TagColumns:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """``ids`` and ``probabilities`` become lists without pads and without scores below the minimum."""
-        ids, scores = _matrix(table, "ids"), _matrix(table, "probabilities")
+        ids, scores = matrix(table, "ids"), matrix(table, "probabilities")
         kept = (ids >= 0) & (scores >= self.min_score)
         rows, places = np.nonzero(kept)[0], pa.array(ids[kept])
         columns = {"labels": self.labels.take(places), "scores": pa.array(scores[kept])}
@@ -181,6 +182,12 @@ class TagColumns:
         for name, values in columns.items():
             table = table.append_column(name, lists_from_rows(rows, values, len(table)))
         return table.append_column("model", pa.array([self.fingerprint] * len(table), pa.string()))
+
+
+def matrix(table: pa.Table, name: str) -> npt.NDArray[Any]:
+    """A column of lists of one fixed size as an array, rows by values; also of a table without rows."""
+    column = table[name]
+    return np.asarray(column.combine_chunks().flatten()).reshape(len(table), column.type.list_size)
 
 
 def _tag(documents: ray.data.Dataset, config: TagConfig, folder: str, max_tokens: int) -> dict[str, Any]:
@@ -205,11 +212,6 @@ def _tag(documents: ray.data.Dataset, config: TagConfig, folder: str, max_tokens
 
 def _digest(table: pa.Table) -> pa.Table:
     return table.append_column("text_digest", text_digest(table["text"].combine_chunks()))
-
-
-def _matrix(table: pa.Table, name: str) -> IntArray:
-    column = table[name].combine_chunks()
-    return np.asarray(column.flatten()).reshape(len(table), -1)
 
 
 def _finished(folder: str, identity: dict[str, Any], overwrite: bool) -> bool:

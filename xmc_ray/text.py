@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from xmc_ray.errors import ModelError
+from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.labels import IntArray, list_lengths
 
 
@@ -35,6 +35,9 @@ class Tokenizer:
     def __init__(self, pretrained: Any, max_tokens: int) -> None:
         if not getattr(pretrained, "is_fast", False):
             raise ModelError("the encoder has no fast tokenizer", found=type(pretrained).__name__, expected="tokenizer.json")
+        if not 3 <= max_tokens <= pretrained.model_max_length:
+            limit = pretrained.model_max_length
+            raise ConfigError("text.max_tokens is out of range", found=max_tokens, expected=f"3 to {limit}")
         self.pretrained = pretrained
         self.max_tokens = max_tokens
         self._backend = pretrained.backend_tokenizer

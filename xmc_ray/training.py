@@ -31,6 +31,7 @@ from xmc_ray.checkpoint import Bundle, TrainState, load_state, load_weights, sav
 from xmc_ray.classifier import FitConfig, build_model, update_metrics
 from xmc_ray.command import to_toml
 from xmc_ray.corpus import DocumentsConfig
+from xmc_ray.encoder import check_encoder
 from xmc_ray.errors import ConfigError
 from xmc_ray.loop import Step, data_parallel, train
 from xmc_ray.metrics import Metrics
@@ -97,6 +98,7 @@ def say(line: str) -> None:
 
 
 def _check(config: TrainConfig) -> None:
+    check_encoder(config.encoder, config.text.max_tokens)
     if not storage.is_empty(config.output):
         raise ConfigError("the run folder is not empty", where=config.output, way_out="choose another output or remove it")
     if config.workers.count < 1 or config.loop.batch_size % config.workers.count:
