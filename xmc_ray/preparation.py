@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -68,15 +69,12 @@ def prepare(documents: DocumentsConfig, label_names: str | None, fit: FitConfig,
     if label_names:
         labels = labels.with_names(read_names(label_names))
 
-    encoded = tokenised.map_batches(
-        _encode_labels, batch_format="pyarrow", batch_size=None, fn_kwargs={"labels": ray.put(labels)}, zero_copy_batch=True
+    shared = ray.put(labels)
+    train, held_out = (
+        tokenised.map_batches(partial(_usable, part=part, labels=shared), batch_format="pyarrow", batch_size=None)
+        for part in (0, 1)
     )
-    parts = {
-        name: encoded.filter(expr=f"held_out == {held_out}").drop_columns(["held_out"])
-        for name, held_out in (("train", 0), ("validation", 1))
-    }
-    train = parts["train"].random_shuffle(seed=fit.loop.seed).materialize()
-    held_out = parts["validation"].materialize()
+    train, held_out = train.random_shuffle(seed=fit.loop.seed).materialize(), held_out.materialize()
     counts |= {"train": train.count(), "validation": held_out.count()}
     if not counts["train"]:
         raise DataError("no document is left to train on", where=documents.uri, found=dict(counts))
@@ -94,12 +92,8 @@ def tokenise(
 
     ``held_out`` marks that share of the rows, by id; other columns stay as they are, ``text`` only if asked for.
     """
-    return documents.map_batches(
-        _tokenise,
-        batch_format="pyarrow",
-        batch_size=2048,
-        fn_kwargs={"tokenizer": ray.put(tokenizer), "held_out": held_out, "keep_text": keep_text},
-    )
+    task = partial(_tokenise, tokenizer=tokenizer, held_out=held_out, keep_text=keep_text)
+    return documents.map_batches(task, batch_format="pyarrow", batch_size=2048)
 
 
 def read_names(uri: str) -> pa.Table:
@@ -143,12 +137,11 @@ def _labels_and_counts(tokenised: ray.data.Dataset, counts: Counter[str]) -> Ite
         yield lists
 
 
-def _encode_labels(table: pa.Table, labels: LabelIndex) -> pa.Table:
-    """Good, labelled rows only; labels as ids."""
-    table = table.filter(pc.is_null(table["reason"]))
-    ids = labels.encode(_list(table, "labels"))
-    columns = {"tokens": table["tokens"], "labels": ids, "held_out": table["held_out"]}
-    return pa.table(columns).filter(pa.array(np.diff(ids.offsets) > 0))
+def _usable(table: pa.Table, part: int, labels: ray.ObjectRef[LabelIndex]) -> pa.Table:
+    """The good, labelled rows of a part (``held_out`` 0 or 1); labels as ids."""
+    table = table.filter(pc.and_(pc.is_null(table["reason"]), pc.equal(table["held_out"], part)))
+    ids = ray.get(labels).encode(_list(table, "labels"))
+    return pa.table({"tokens": table["tokens"], "labels": ids}).filter(pa.array(np.diff(ids.offsets) > 0))
 
 
 def _list(table: pa.Table, name: str) -> pa.ListArray:

@@ -41,7 +41,7 @@ def connect() -> None:
 
 def arrow_batches(stream: ray.data.DataIterator | ray.data.Dataset, rows: int | None = None) -> Iterator[pa.Table]:
     """The rows of a dataset as Arrow tables of ``rows`` rows, or block by block as they come."""
-    for batch in stream.iter_batches(batch_format="pyarrow", batch_size=rows):
+    for batch in stream.iter_batches(batch_format="pyarrow", batch_size=cast(int, rows)):
         yield cast(pa.Table, batch)
 
 
