@@ -124,7 +124,7 @@ def tag(data: Path, run: Path) -> Path:
 def show(data: Path, run: Path, result: dict[str, Any], folder: Path) -> None:
     step("five of the tagged documents", "")
     texts = dict(zip(*(pq.read_table(data / "test.parquet")[name].to_pylist() for name in ("id", "text")), strict=True))
-    for row in pq.read_table(folder, partitioning=None).slice(0, 5).to_pylist():
+    for row in pq.read_table(sorted(folder.glob("part-*.parquet"))[0], partitioning=None).slice(0, 5).to_pylist():
         print(f"{row['id']}: {texts[row['id']][:100]}")
         called = row.get("names") or row["labels"]
         for label, name, score in list(zip(row["labels"], called, row["scores"], strict=True))[:5]:

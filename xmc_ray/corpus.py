@@ -6,11 +6,12 @@ in the end rows in = rows tagged + rows rejected. Files that cannot be used at a
 
 import hashlib
 import json
+import posixpath
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet as pq
 import ray.data
-from pyarrow.fs import LocalFileSystem
+from pyarrow.fs import FileSystem, LocalFileSystem
 from ray.data._internal.execution.interfaces import TaskContext
 from ray.data._internal.planner.plan_write_op import WRITE_UUID_KWARG_NAME
 from ray.data.block import Block, BlockAccessor
@@ -29,23 +30,22 @@ from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.labels import unique_in_rows
 from xmc_ray.storage import FileInfo
 
-PARQUET, JSON_LINES = (".parquet",), (".jsonl", ".jsonl.gz", ".json")
-
-_STRINGS = pa.list_(pa.string())
-_REJECT_COLUMNS = {"file": pa.string(), "id": pa.string(), "reason": pa.string()}
-_TAG_COLUMNS = {
-    "id": pa.string(),
-    "labels": _STRINGS,
-    "scores": pa.list_(pa.float32()),
-    "names": _STRINGS,
-    "model": pa.string(),
-    "text_digest": pa.string(),
-}
-_VALUE_COUNTS = pa.struct({"values": pa.string(), "counts": pa.int64()})
-
-_JSON_BYTES = 4 << 20  # read at a time; one bad line takes the whole piece from the fast parser to the slow one
+_PARQUET, _JSON_LINES = (".parquet",), (".jsonl", ".jsonl.gz", ".json")
+_JSON_BYTES = 4 << 20  # parsed at a time; one bad line takes the whole piece from the fast parser to the slow one
 _JSON_SAMPLE = 100  # lines whose keys are taken for the columns of a file
 _SCORE_BINS = 20
+
+_NULL, _STRINGS = pa.scalar(None, pa.string()), pa.list_(pa.string())
+_TYPES = {"id": pa.string(), "text": pa.string(), "labels": _STRINGS}
+_EXPECTED = {"id": "a string or an integer", "text": "a string", "labels": "a list of strings"}
+_REJECTS = {"file": pa.string(), "id": pa.string(), "reason": pa.string()}
+_TAGS = {
+    **{"id": pa.string(), "labels": _STRINGS, "scores": pa.list_(pa.float32()), "names": _STRINGS},
+    **{"model": pa.string(), "text_digest": pa.string()},
+}
+_COUNTS = pa.struct({"values": pa.string(), "counts": pa.int64()})
+
+Columns = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,56 +67,53 @@ class DocumentsConfig:
         if not self.text:
             raise ConfigError("documents.text names no column", found="[]", expected="at least one column")
 
-    def columns(self, *, labelled: bool) -> list[tuple[str, str]]:
-        """(setting, column that it names): the id, each text and, if ``labelled``, the labels."""
+    def columns(self, *, labelled: bool) -> Columns:
+        """(setting, column that it names) of each column to read: the id, the texts and, if ``labelled``, the labels."""
         labels = [("labels", self.labels)] if labelled else []
         return [("id", self.id), *(("text", name) for name in self.text), *labels]
 
 
 def list_inputs(config: DocumentsConfig) -> list[FileInfo]:
-    """The files that `read_documents` reads, in the order of their addresses; DataError if none, or of two kinds."""
-    files = storage.list_files(config.uri, (*PARQUET, *JSON_LINES))
-    expected = f"only *{', or only *'.join((PARQUET[0], ' *'.join(JSON_LINES)))}"
-    kinds = [next((kind for kind in (PARQUET, JSON_LINES) if file.uri.endswith(kind)), None) for file in files]
-    if kinds[0] is None or len(set(kinds)) > 1:
-        raise DataError("not files of one kind", where=config.uri, found=files[0].uri, expected=expected)
-    return files
+    """The files that `read_documents` reads, by address; DataError if there are none or if they are of two kinds."""
+    files = storage.list_files(config.uri, (*_PARQUET, *_JSON_LINES))
+    for file in files:
+        if "?" in file.uri:  # Ray takes the rest for a query, and passes over such a file in silence
+            raise DataError("a file with a question mark in its name", where=file.uri, way_out="rename it")
+    if any(all(file.uri.endswith(suffixes) for file in files) for suffixes in (_PARQUET, _JSON_LINES)):
+        return files
+    found = " and ".join(sorted({f"*{posixpath.splitext(file.uri)[1]}" for file in files}))
+    expected = f"either *{_PARQUET[0]} or *{', *'.join(_JSON_LINES)}"
+    raise DataError("documents of unknown or different kinds", where=config.uri, found=found, expected=expected)
 
 
 def read_documents(config: DocumentsConfig, *, labelled: bool) -> ray.data.Dataset:
-    """A stream of ``id``, ``text``, ``labels`` (if ``labelled``; list<string>, each once), ``file``, ``reason``.
+    """A stream of ``id``, ``text``, ``labels`` (list<string>, only if ``labelled``), ``file``, ``reason``; else strings.
 
-    All but the labels are strings; ``reason`` is null in a good row, and else says why the row cannot be used. Ids that
-    are integers become strings, a null list of labels an empty one. Raises DataError, judging by the first file with
-    rows, for columns that are missing or of a wrong type, and when there are no rows.
+    ``reason`` is null in a good row and otherwise says why the row cannot be used. Integers become strings as ids, a null
+    list of labels becomes an empty one, and a label is there once a row. Raises DataError for columns that are missing or
+    of a wrong type, judging by the first file that has rows, and if none has any.
     """
     files = list_inputs(config)
     _check_columns(files, config, labelled)
-    filesystem, first = storage.arrow_filesystem(files[0].uri)
-    scheme = files[0].uri.removesuffix(first)
+    filesystem, path = storage.arrow_filesystem(files[0].uri)
+    scheme = files[0].uri.removesuffix(path)
     paths = [file.uri.removeprefix(scheme) for file in files]
-    if not paths[0].endswith(PARQUET):
-        return ray.data.read_datasource(_JsonLines(paths, filesystem, scheme, config, labelled))
-
-    names = list(dict.fromkeys(name for _, name in config.columns(labelled=labelled)))
-    unusable = [name for name in names if name == "path"] or [file.uri for file in files if "?" in file.uri]
-    if unusable:
-        # Ray puts the file's address into that column, and takes a question mark for the end of a file's name.
-        raise DataError("Ray cannot read a Parquet column 'path' or a file name with '?'", where=config.uri, found=unusable[0])
+    rules = _Rules(config.columns(labelled=labelled), config.separator, scheme)
+    if not path.endswith(_PARQUET):
+        documents: ray.data.Dataset = ray.data.read_datasource(_JsonLines(paths, filesystem, rules))
+        return documents
+    names = list(dict.fromkeys([*(name for _, name in rules.columns), "path"]))
     try:
-        rows = ray.data.read_parquet(paths, filesystem=filesystem, include_paths=True, partitioning=None)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError("files do not fit together", where=config.uri, found=error, expected="the same columns in all") from error
-    settings = {"config": config, "labelled": labelled, "scheme": scheme}
-    return rows.select_columns([*names, "path"]).map_batches(
-        _from_parquet, batch_format="pyarrow", batch_size=None, zero_copy_batch=True, fn_kwargs=settings
-    )
+        rows = ray.data.read_parquet(paths, filesystem=filesystem, include_paths=True, partitioning=None).select_columns(names)
+    except (ValueError, TypeError) as error:
+        raise DataError("the files cannot be read together", where=config.uri, found=error) from None
+    return rows.map_batches(rules.from_parquet, batch_format="pyarrow", batch_size=None)
 
 
 def text_digest(texts: pa.Array) -> pa.Array:
     """string[n]: BLAKE2b of each text's UTF-8, 16 bytes as 32 hex digits; null stays null.
 
-    Arrow has no such kernel. This loop does 700,000 texts of 300 letters a second, about twice what a tokenizer reads in a minute.
+    A loop, because Arrow has no such kernel: 700,000 texts of 300 letters a second, most of it spent on hashing.
     """
     raw = texts.cast(pa.binary()).to_pylist()
     return pa.array([None if text is None else hashlib.blake2b(text, digest_size=16).hexdigest() for text in raw], pa.string())
@@ -126,51 +123,51 @@ class TagSink(Datasink[dict[str, Any]]):
     """Writes tagged rows to ``<folder>/part-*.parquet`` and rejected ones to ``<folder>/rejects/part-*.parquet``.
 
     Takes ``id``, ``labels``, ``scores``, ``model``, ``text_digest``, ``file``, ``reason`` and, where known, ``names``;
-    further columns are left out. A write task has one name for its files, so that a second attempt replaces the first.
+    other columns are left out. The files of a write task bear its number, so that a second attempt replaces the first.
 
-    After ``write_datasink`` the driver's ``summary`` holds ``in``, ``tagged``, ``rejected``; the sum of each column in
+    After ``write_datasink``, ``summary`` holds ``in``, ``tagged``, ``rejected``, all in rows; the sum of each column in
     ``sums``; ``reasons`` and ``labels``, {value: rows}, most frequent first; ``scores``, counts in 20 equal bins of [0, 1].
     """
 
     def __init__(self, folder: str, *, sums: Sequence[str] = (), rows_per_file: int = 50_000) -> None:
         self.summary: dict[str, Any] = {}
-        # Made here, not in the tasks, whose environment may lack the credentials.
+        # Made here and sent to the tasks, whose own environment may lack the credentials.
         self._filesystem, self._path = storage.arrow_filesystem(folder)
         self._sums = tuple(sums)
         self._rows_per_file = rows_per_file
 
     @property
     def min_rows_per_write(self) -> int:
-        """Rows that a write task, and so a file, has at least (the last one aside)."""
+        """Rows that a write task, and so a file, has at least, the last one aside."""
         return self._rows_per_file
 
     def write(self, blocks: Iterable[Block], ctx: TaskContext) -> dict[str, Any]:
-        """Write one task's rows and count them."""
-        # Ray holds on to all blocks of a write task until it ends, so to have them in one piece costs no further memory.
+        """Write the rows of one task and count them."""
+        # Ray keeps all blocks of a write task until it ends, so having them in one piece takes no further memory.
         tables = [table for block in blocks if len(table := BlockAccessor.for_block(block).to_arrow())]
+        tags = _concatenate([table.filter(pc.is_null(table["reason"])) for table in tables], _TAGS)
+        rejects = _concatenate([table.filter(pc.is_valid(table["reason"])) for table in tables], _REJECTS)
         name = f"part-{ctx.kwargs[WRITE_UUID_KWARG_NAME]}-{ctx.task_idx:06}.parquet"
-        good = [table.filter(pc.is_null(table["reason"])) for table in tables]
-        tags = _concat(good, _TAG_COLUMNS)
-        rejects = _concat([table.filter(pc.is_valid(table["reason"])) for table in tables], _REJECT_COLUMNS)
         self._write_file(name, tags)
         self._write_file(f"rejects/{name}", rejects)
         return {
             "in": sum(map(len, tables)),
             "tagged": len(tags),
             "rejected": len(rejects),
-            **{name: sum(pc.sum(table[name]).as_py() or 0 for table in tables) for name in self._sums},
+            **{column: sum(pc.sum(table[column]).as_py() or 0 for table in tables) for column in self._sums},
             "reasons": pc.value_counts(rejects["reason"]),
             "labels": pc.value_counts(pc.list_flatten(tags["labels"])),
-            "scores": _histogram(pc.list_flatten(tags["scores"]).to_numpy()),
+            "scores": np.histogram(pc.list_flatten(tags["scores"]).to_numpy(), _SCORE_BINS, (0, 1))[0],
         }
 
     def on_write_complete(self, write_result: WriteResult[dict[str, Any]]) -> None:
         """Add up what the tasks have counted; Ray calls this on the driver."""
         parts = [part for part in write_result.write_returns if part]
-        numbers = {name: sum(part[name] for part in parts) for name in ("in", "tagged", "rejected", *self._sums)}
-        counts = {name: _add_counts([part[name] for part in parts]) for name in ("reasons", "labels")}
-        scores = sum((part["scores"] for part in parts), np.zeros(_SCORE_BINS, np.int64))
-        self.summary = {**numbers, **counts, "scores": scores.tolist()}
+        self.summary = {
+            **{name: sum(part[name] for part in parts) for name in ("in", "tagged", "rejected", *self._sums)},
+            **{name: _add_counts([part[name] for part in parts]) for name in ("reasons", "labels")},
+            "scores": sum((part["scores"] for part in parts), np.zeros(_SCORE_BINS, np.int64)).tolist(),
+        }
 
     def _write_file(self, name: str, table: pa.Table) -> None:
         if not len(table):
@@ -178,12 +175,219 @@ class TagSink(Datasink[dict[str, Any]]):
         buffer = pa.BufferOutputStream()
         pq.write_table(table, buffer, compression="zstd")
         path = f"{self._path}/{name}"
+        folder, _, last = path.rpartition("/")
+        # An object on S3 appears when it is complete; a local file gets its name then.
+        is_local = isinstance(self._filesystem, LocalFileSystem)
+        target = f"{folder}/.{last}.{uuid.uuid4().hex}" if is_local else path
         with storage.explained(path, missing=ConfigError):
-            if isinstance(self._filesystem, LocalFileSystem):
-                folder, _, last = path.rpartition("/")
+            if is_local:
                 self._filesystem.create_dir(folder)
-                temporary = f"{folder}/.{last}.{uuid.uuid4().hex}"
-                _write_bytes(self._filesystem, temporary, buffer)
-                self._filesystem.move(temporary, path)
-            else:
-                _write_bytes(self._filesystem, path, buffer)
+            with self._filesystem.open_output_stream(target) as stream:
+                stream.write(buffer.getvalue())
+            if is_local:
+                self._filesystem.move(target, path)
+
+
+def _check_columns(files: list[FileInfo], config: DocumentsConfig, labelled: bool) -> None:
+    """DataError unless the first file with rows has the columns that are asked for."""
+    for file in files:
+        found = _parquet_columns(file.uri) if file.uri.endswith(_PARQUET) else _json_columns(file.uri)
+        if found is None:
+            continue
+        for setting, name in config.columns(labelled=labelled):
+            hints = {"expected": _EXPECTED[setting], "way_out": f"set documents.{setting} to the right column"}
+            if name not in found:
+                raise DataError(f"no column {name!r}", where=file.uri, found=", ".join(found), **hints)
+            if found[name] is not None and not _fits(setting, found[name]):
+                raise DataError(f"column {name!r} has a wrong type", where=file.uri, found=found[name], **hints)
+        return
+    raise DataError("no documents", where=config.uri, found=f"{len(files)} files without rows", expected="at least one row")
+
+
+def _parquet_columns(uri: str) -> dict[str, pa.DataType] | None:
+    """Columns and types from the footer; None if the file has no rows."""
+    filesystem, path = storage.arrow_filesystem(uri)
+    try:
+        with storage.explained(uri):
+            footer = pq.read_metadata(path, filesystem=filesystem)
+    except pa.ArrowInvalid as error:
+        raise DataError("not a Parquet file", where=uri, found=error) from None
+    schema = footer.schema.to_arrow_schema()
+    return dict(zip(schema.names, schema.types, strict=True)) if footer.num_rows else None
+
+
+def _json_columns(uri: str) -> dict[str, None] | None:
+    """Keys of the first objects, without types since each line has its own; None if the file has no lines."""
+    filesystem, path = storage.arrow_filesystem(uri)
+    with storage.explained(uri), filesystem.open_input_stream(path) as stream:
+        lines = next(_whole_lines(stream), b"").split(b"\n")[:_JSON_SAMPLE]
+    objects = [value for value in map(_load, lines) if isinstance(value, dict)]
+    if lines != [b""] and not objects:
+        start = lines[0][:40].decode(errors="replace")
+        raise DataError("not JSON lines", where=uri, found=repr(start), expected="an object on each line")
+    return dict.fromkeys(name for value in objects for name in value) if objects else None
+
+
+def _fits(setting: str, kind: pa.DataType) -> bool:
+    if setting == "labels":
+        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+        return is_list and _fits("text", kind.value_type)
+    if pa.types.is_dictionary(kind):
+        return _fits(setting, kind.value_type)
+    checks = [pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null]
+    return any(check(kind) for check in checks) or (setting == "id" and pa.types.is_integer(kind))
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """How what a file holds becomes the columns of the stream."""
+
+    columns: Columns
+    separator: str
+    scheme: str  # what an address has before the path
+
+    def from_parquet(self, table: pa.Table) -> pa.Table:
+        values = [table[name].cast(_TYPES[setting]).combine_chunks() for setting, name in self.columns]
+        files = pc.binary_join_element_wise(self.scheme, table["path"].combine_chunks(), "")
+        return self._documents(values, pa.nulls(len(table), pa.string()), files)
+
+    def from_json(self, lines: bytes, path: str) -> pa.Table:
+        *values, reasons = _parse_at_once(lines, self.columns) or _parse_one_by_one(lines, self.columns)
+        return self._documents(values, reasons, pa.repeat(self.scheme + path, len(reasons)))
+
+    def _documents(self, values: Sequence[pa.Array], reasons: pa.Array, files: pa.Array) -> pa.Table:
+        """From the values of ``columns``, in the types of `_TYPES`, and the reasons known before."""
+        labels = {"labels": unique_in_rows(values[-1])} if self.columns[-1][0] == "labels" else {}
+        strings = values[: len(values) - len(labels)]
+        is_utf8 = [_is_utf8(column) for column in strings]
+        ids, *parts = [pc.if_else(good, column, _NULL) for good, column in zip(is_utf8, strings, strict=True)]
+        text, text_reasons = _join(parts, self.separator)
+        reasons = pc.coalesce(
+            reasons,
+            _unless(is_utf8[0], "id is not UTF-8"),
+            _unless(pc.is_valid(ids), "id is null"),
+            _unless(pc.not_equal(ids, ""), "id is empty"),
+            _unless(reduce(pc.and_, is_utf8[1:]), "text is not UTF-8"),
+            text_reasons,
+        )
+        return pa.table({"id": ids, "text": text, **labels, "file": files, "reason": reasons})
+
+
+class _JsonLines(FileBasedDatasource):
+    """Files of JSON lines, each read by one task, some megabytes at a time."""
+
+    def __init__(self, paths: list[str], filesystem: FileSystem, rules: _Rules) -> None:
+        super().__init__(paths, filesystem=filesystem)
+        self._rules = rules
+
+    def _read_stream(self, f: Any, path: str) -> Iterator[Block]:
+        with storage.explained(self._rules.scheme + path):
+            for lines in _whole_lines(f):
+                yield self._rules.from_json(lines, path)
+
+
+def _whole_lines(stream: Any) -> Iterator[bytes]:
+    """The lines of ``stream``, many at a time, without the newline at the end; never only blank ones."""
+    rest = b""
+    while data := stream.read(_JSON_BYTES):
+        lines, _, rest = (rest + data).rpartition(b"\n")
+        if lines := lines.strip():
+            yield lines
+    if rest := rest.strip():
+        yield rest
+
+
+def _parse_at_once(lines: bytes, columns: Columns) -> list[pa.Array] | None:
+    """The columns and no reasons, if every line is an object with values of the right types."""
+    n_lines = lines.count(b"\n") + 1
+    # Arrow takes a line "null" for a row, or crashes on it (apache/arrow#47409); it must see none that is not an object.
+    if not lines.startswith(b"{") or lines.count(b"\n{") + 1 != n_lines:
+        return None
+    reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(lines) + 1)
+    for id_type in (pa.string(), pa.int64()):
+        schema = pa.schema({name: id_type if setting == "id" else _TYPES[setting] for setting, name in columns})
+        parsing = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+        try:
+            table = pyarrow.json.read_json(pa.BufferReader(lines), reading, parsing)
+            table.validate(full=True)
+        except pa.ArrowInvalid:
+            continue
+        if len(table) == n_lines:
+            values = [table[name].cast(_TYPES[setting]).combine_chunks() for setting, name in columns]
+            return [*values, pa.nulls(n_lines, pa.string())]
+    return None
+
+
+def _parse_one_by_one(lines: bytes, columns: Columns) -> list[pa.Array]:
+    """The columns and the reasons; the slow twin of `_parse_at_once` for lines of any kind."""
+    rows = [_parse_line(line, columns) for line in lines.split(b"\n") if line.strip()]
+    types = [*(_TYPES[setting] for setting, _ in columns), pa.string()]
+    return [pa.array(values, kind) for values, kind in zip(zip(*rows, strict=True), types, strict=True)]
+
+
+def _parse_line(line: bytes, columns: Columns) -> tuple[Any, ...]:
+    """The values of ``columns``, null where they do not fit, and the reason of the first that does not."""
+    loaded = _load(line)
+    if isinstance(loaded, str):
+        return *[None] * len(columns), loaded
+    pairs = [_check_value(setting, loaded.get(name)) for setting, name in columns]
+    return *(value for value, _ in pairs), next((reason for _, reason in pairs if reason), None)
+
+
+def _load(line: bytes) -> dict[str, Any] | str:
+    """The object in a line, or the reason why there is none."""
+    try:
+        value = json.loads(line)
+        if b"\\u" in line:
+            json.dumps(value, ensure_ascii=False).encode()  # fails on half a surrogate pair, which JSON lets pass
+    except (ValueError, RecursionError) as error:
+        return f"invalid JSON: {getattr(error, 'msg', type(error).__name__)}"
+    return value if isinstance(value, dict) else f"not a JSON object ({type(value).__name__})"
+
+
+def _check_value(setting: str, value: Any) -> tuple[Any, str | None]:
+    """``value`` as Arrow takes it, or null and the reason."""
+    if setting == "id" and type(value) is int:
+        value = str(value)
+    if setting == "labels":
+        fits = isinstance(value, list | None) and all(isinstance(label, str | None) for label in value or [])
+    else:
+        fits = isinstance(value, str | None)
+    return (value, None) if fits else (None, f"{setting} is not {_EXPECTED[setting]} ({type(value).__name__})")
+
+
+def _join(parts: Sequence[pa.Array], separator: str) -> tuple[pa.Array, pa.Array]:
+    """The joined text, null where there is none, and the reason for that."""
+    filled = [pc.if_else(pc.or_(pc.utf8_is_space(part), pc.equal(part, "")), _NULL, part) for part in parts]
+    # Not by null_handling="skip", which leaves out rows whose parts are all null.
+    text = reduce(lambda left, right: pc.coalesce(pc.binary_join_element_wise(left, right, separator), left, right), filled)
+    is_null = reduce(pc.and_, map(pc.is_null, parts))
+    return text, pc.coalesce(_unless(pc.invert(is_null), "text is null"), _unless(pc.is_valid(text), "text is empty"))
+
+
+def _unless(condition: pa.Array, reason: str) -> pa.Array:
+    return pc.if_else(condition, _NULL, reason)
+
+
+def _is_utf8(texts: pa.Array) -> pa.Array:
+    """bool[n], true for null; Parquet files may hold other bytes, which nothing complains of until it decodes them."""
+    try:
+        texts.validate(full=True)
+        return pa.repeat(True, len(texts))
+    except pa.ArrowInvalid:
+        raw = texts.cast(pa.binary()).to_pylist()
+        return pa.array([text is None or text.decode(errors="ignore").encode() == text for text in raw])
+
+
+def _concatenate(tables: Sequence[pa.Table], columns: dict[str, pa.DataType]) -> pa.Table:
+    """The tables in one, with ``columns`` in their order and types; ``names`` only if all tables have it."""
+    has_names = all("names" in table.column_names for table in tables)
+    schema = pa.schema({name: kind for name, kind in columns.items() if name != "names" or has_names})
+    return pa.concat_tables([schema.empty_table(), *(table.select(schema.names).cast(schema) for table in tables)])
+
+
+def _add_counts(parts: Sequence[pa.Array]) -> dict[str, int]:
+    """{value: count} of several ``value_counts``, by falling count, then by value."""
+    table = pa.Table.from_struct_array(pa.chunked_array(parts, _COUNTS)).group_by("values").aggregate([("counts", "sum")])
+    table = table.sort_by([("counts_sum", "descending"), ("values", "ascending")])
+    return dict(zip(*(column.to_pylist() for column in table.select(["values", "counts_sum"])), strict=True))

@@ -19,6 +19,7 @@ from xmc_ray.corpus import DocumentsConfig, read_documents
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.groups import LabelGroups, group_labels
 from xmc_ray.labels import LabelIndex
+from xmc_ray.metrics import Metrics
 from xmc_ray.session import arrow_batches
 from xmc_ray.text import Tokenizer
 
@@ -39,6 +40,9 @@ class ValidationConfig:
             raise ConfigError("validation.share does not fit", found=self.share, expected="0 to below 1")
         if self.every <= 0:
             raise ConfigError("validation.every does not fit", found=self.every, expected="more than 0 epochs")
+        known = [name for name in Metrics.empty(np.ones(1, np.int64), 1).result()["total"] if "@" in name]
+        if self.metric not in known:
+            raise ConfigError("validation.metric is unknown", found=self.metric, expected=", ".join(known))
 
 
 @dataclass
@@ -111,7 +115,7 @@ def _tokenise(table: pa.Table, tokenizer: Tokenizer, held_out: float, keep_text:
     tokens, truncated = tokenizer.encode(texts)
     table = table.append_column("tokens", pc.if_else(good, tokens, pa.scalar([], tokens.type)))
     table = table.append_column("truncated", pc.and_(good, truncated).cast(pa.int8()))
-    table = table.append_column("held_out", pa.array(_chosen(table["id"], held_out), pa.int8()))
+    table = table.append_column("held_out", pa.array(_chosen(table["id"], held_out)).cast(pa.int8()))
     return table if keep_text else table.drop_columns(["text"])
 
 

@@ -22,12 +22,14 @@ def connect() -> None:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = sys.stderr.isatty()
+    _hush()
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):
         ray.init()
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA_VISIBLE_DEVICES for tasks without a GPU
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its warnings are about clusters, not about a laptop
     ray.init(
         num_cpus=max(_LOCAL_CPUS, os.cpu_count() or 1),
         include_dashboard=False,
@@ -35,8 +37,14 @@ def connect() -> None:
         logging_level=logging.WARNING,
         runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}},
     )
+
+
+def _hush() -> None:
+    """Keep Ray Data's and Ray Train's running commentary off the terminal; their log files keep it, errors are raised."""
     for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+                handler.setLevel(logging.CRITICAL)
 
 
 def arrow_batches(stream: ray.data.DataIterator | ray.data.Dataset, rows: int | None = None) -> Iterator[pa.Table]:

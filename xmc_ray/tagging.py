@@ -45,6 +45,8 @@ class PoolConfig:
     """Actors at most; the pool grows towards it while documents wait."""
     gpu: bool = False
     """Give each actor a GPU."""
+    cpus: int = 2
+    """CPUs that an actor asks the cluster for; with 1 and no GPU, Ray would tokenise inside the actor, one after the other."""
     threads: int = 0
     """Threads of an actor on a CPU; 0 shares the machine's cores among ``max`` actors."""
     batch_rows: int = 2048
@@ -134,7 +136,7 @@ def predictions(tokenised: ray.data.Dataset, bundle: str, k: int, pool: PoolConf
         batch_format="pyarrow",
         batch_size=pool.batch_rows,
         compute=ActorPoolStrategy(min_size=pool.min, max_size=pool.max),
-        num_cpus=1,
+        num_cpus=pool.cpus,
         num_gpus=1 if pool.gpu else 0,
     )
 
