@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import S3
+from conftest import S3
 from xmc_ray import command, evaluation, tagging, training
 from xmc_ray.classifier import XMCClassifier
 from xmc_ray.errors import ConfigError, DataError, ModelError, XmcError

@@ -259,15 +259,14 @@ class _Rules:
         """From the values of ``columns``, in the types of `_TYPES`, and the reasons known before."""
         labels = {"labels": unique_in_rows(values[-1])} if self.columns[-1][0] == "labels" else {}
         strings = values[: len(values) - len(labels)]
-        is_utf8 = [_is_utf8(column) for column in strings]
-        ids, *parts = [pc.if_else(good, column, _NULL) for good, column in zip(is_utf8, strings, strict=True)]
+        (ids, *parts), (id_is_utf8, *part_is_utf8) = zip(*map(_keep_utf8, strings), strict=True)
         text, text_reasons = _join(parts, self.separator)
         reasons = pc.coalesce(
             reasons,
-            _unless(is_utf8[0], "id is not UTF-8"),
+            _unless(id_is_utf8, "id is not UTF-8"),
             _unless(pc.is_valid(ids), "id is null"),
             _unless(pc.not_equal(ids, ""), "id is empty"),
-            _unless(reduce(pc.and_, is_utf8[1:]), "text is not UTF-8"),
+            _unless(reduce(pc.and_, part_is_utf8), "text is not UTF-8"),
             text_reasons,
         )
         return pa.table({"id": ids, "text": text, **labels, "file": files, "reason": reasons})
@@ -369,14 +368,19 @@ def _unless(condition: pa.Array, reason: str) -> pa.Array:
     return pc.if_else(condition, _NULL, reason)
 
 
-def _is_utf8(texts: pa.Array) -> pa.Array:
-    """bool[n], true for null; Parquet files may hold other bytes, which nothing complains of until it decodes them."""
+def _keep_utf8(texts: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """``texts``, null where they are not UTF-8, and bool[n], false there.
+
+    Parquet files may hold such bytes, of which nothing complains until something decodes them.
+    """
     try:
         texts.validate(full=True)
-        return pa.repeat(True, len(texts))
+        return texts, pa.repeat(True, len(texts))
     except pa.ArrowInvalid:
         raw = texts.cast(pa.binary()).to_pylist()
-        return pa.array([text is None or text.decode(errors="ignore").encode() == text for text in raw])
+        good = [text is None or text.decode(errors="ignore").encode() == text for text in raw]
+        kept = [text if is_good else None for text, is_good in zip(raw, good, strict=True)]
+        return pa.array(kept, pa.binary()).cast(pa.string()), pa.array(good)
 
 
 def _concatenate(tables: Sequence[pa.Table], columns: dict[str, pa.DataType]) -> pa.Table:

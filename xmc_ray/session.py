@@ -29,7 +29,6 @@ def connect() -> None:
         ray.init()
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA_VISIBLE_DEVICES for tasks without a GPU
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its warnings are about clusters, not about a laptop
     ray.init(
         num_cpus=max(_LOCAL_CPUS, os.cpu_count() or 1),
         include_dashboard=False,

@@ -121,7 +121,7 @@ def _trainer(config: TrainConfig, prepared: Prepared, mailbox: Queue) -> TorchTr
         _work,
         train_loop_config={
             "config": config,
-            "summary_position": ray.put(prepared.tokenizer),
+            "tokenizer": ray.put(prepared.tokenizer),
             "labels": ray.put(prepared.labels),
             "groups": ray.put(prepared.groups),
             "n_train": prepared.counts["train"],
@@ -208,7 +208,7 @@ def _work(job: dict[str, Any]) -> None:
     torch.set_num_threads(config.workers.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     labels, groups = ray.get(job["labels"]), ray.get(job["groups"])
     torch.manual_seed(config.loop.seed)  # the same first weights everywhere
-    model = build_model(config, ray.get(job["summary_position"]), labels, groups).to(get_device())
+    model = build_model(config, ray.get(job["tokenizer"]), labels, groups).to(get_device())
     state = TrainState.start(model, config.optim)
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
@@ -221,7 +221,7 @@ def _work(job: dict[str, Any]) -> None:
     for step in train(state, data_parallel(model), lambda epoch: _batches(config, epoch, world), steps_per_epoch, config.loop):
         last = step
         # once in a while: say how it goes
-        if mailbox and (time.monotonic() - spoke > config.report_seconds or step.number == 1):
+        if mailbox is not None and (time.monotonic() - spoke > config.report_seconds or step.number == 1):
             spoke = time.monotonic()
             mailbox.put_nowait(_progress(step, state, config, world))
         # once in a while: validate and save
