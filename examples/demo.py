@@ -80,10 +80,10 @@ def train(data: Path, output: Path, settings: list[str]) -> float:
         paths["label_names"] = data / "labels.parquet"
     options = [f"--{name}={path}" for name, path in paths.items()] + settings
     clock = output.parent / "train_seconds"
-    if (output / "bundle" / "config.json").exists() and clock.exists():
-        if (output / "run.toml").read_text() == to_toml(parse(TrainConfig, options)):
-            step("train", f"done before, reusing {output}")
-            return float(clock.read_text())
+    settled = to_toml(parse(TrainConfig, options))
+    if clock.exists() and (output / "run.toml").read_text() == settled:
+        step("train", f"done before, reusing {output}")
+        return float(clock.read_text())
     if output.parent.exists():
         step("train", f"{output.parent} is unfinished or of other settings: starting anew")
         shutil.rmtree(output.parent)

@@ -19,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xmc_ray import corpus, storage
-from xmc_ray.corpus import DocumentsConfig, TagSink, list_inputs, read_documents, text_digest
+from xmc_ray.corpus import DocumentsConfig, list_inputs, read_documents, text_digest
 from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.sink import TagSink
 from xmc_ray.storage import arrow_filesystem, join
 
 COLUMNS = DocumentsConfig(uri="").columns(labelled=True)
@@ -228,33 +229,49 @@ def test_further_files_that_cannot_be_used(tmp_path: Path) -> None:
         DocumentsConfig(uri="x", text=[])
 
 
-def test_labels_are_looked_at_only_where_needed(tmp_path: Path, ray_session: None) -> None:
+def test_a_file_cut_short_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(json.dumps(GOOD).encode())[:-20])
+    with pytest.raises(ConfigError, match=r"cannot be read.*a\.jsonl\.gz"):
+        read_documents(DocumentsConfig(uri=str(tmp_path)), labelled=False)
+
+
+def test_what_ray_cannot_read_is_one_clear_line(tmp_path: Path, ray_session: None) -> None:
     write_parquet(f"{tmp_path}/0.parquet", {"id": pa.array([], pa.string())})  # no rows, no say
-    write_parquet(f"{tmp_path}/1.parquet", {"id": ["a"], "text": ["b"], "labels": [1]})
-    documents = DocumentsConfig(uri=str(tmp_path))
+    write_parquet(f"{tmp_path}/1.parquet", {"id": ["a"], "text": ["b"], "labels": [1], "path": ["c"]})
     with pytest.raises(DataError, match=r"'labels' has a wrong type.*1\.parquet"):
-        read_documents(documents, labelled=True)
-    assert read_documents(documents, labelled=False) is not None
+        read_documents(DocumentsConfig(uri=str(tmp_path)), labelled=True)
+    assert read_documents(DocumentsConfig(uri=str(tmp_path)), labelled=False) is not None
+    with pytest.raises(DataError, match=r"duplicate column names.*path"):
+        read_documents(DocumentsConfig(uri=str(tmp_path), text=["path"]), labelled=False)
+    write_parquet(f"{tmp_path}/2.parquet", {"id": ["a"], "text": [1]})
+    with pytest.raises(DataError, match="text has incompatible types: string vs int64"):
+        read_documents(DocumentsConfig(uri=str(tmp_path)), labelled=False)
 
 
 # --- streams
 
 
-def test_parquet_on_object_storage(s3: S3, ray_session: None) -> None:
-    folder = s3.uri("corpus/catalogue")
-    empty = {"sku": pa.array([], pa.int64()), "title": pa.array([], pa.string()), "body": pa.array([], pa.string())}
-    write_parquet(join(folder, "dt=1/a.parquet"), empty | {"topics": pa.array([], pa.list_(pa.string()))})
+def write_json(uri: str, columns: dict[str, Any]) -> str:
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    storage.write_bytes(uri, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    return uri
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_documents_are_the_same_from_everywhere(place: str, suffix: str, tmp_path: Path, s3: S3, ray_session: None) -> None:
+    folder = join(str(tmp_path) if place == "local" else s3.uri("corpus"), suffix)
+    write = write_parquet if suffix == "parquet" else write_json
     columns = {"sku": [3, 4, 5, None], "title": ["t", None, None, "t"], "body": ["b", " ", None, "b"]}
-    uri = write_parquet(
-        join(folder, "dt=2/b c#%20ü.parquet"), columns | {"topics": [["x", "x"], None, [], ["y"]], "path": range(4)}
-    )
-    write_parquet(join(folder, "_old/c.parquet"), columns)
+    columns |= {"topics": [["x", "x"], None, [], ["y"]], "path": [1, 2, 3, 4]}
+    write(join(folder, f"dt=1/a.{suffix}"), {name: pa.array(values).slice(0, 0) for name, values in columns.items()})
+    uri = write(join(folder, f"dt=2/b c#%20ü.{suffix}"), columns)
+    write(join(folder, f"_old/c.{suffix}"), columns)
     documents = DocumentsConfig(uri=folder, id="sku", text=["title", "body"], separator=" - ", labels="topics")
 
-    assert [file.uri.rpartition("/")[2] for file in list_inputs(documents)] == ["a.parquet", "b c#%20ü.parquet"]
+    assert [Path(file.uri).name for file in list_inputs(documents)] == [f"a.{suffix}", f"b c#%20ü.{suffix}"]
     rows = sorted(read_documents(documents, labelled=True).take_all(), key=lambda row: str(row["id"]))
-    rows = [{**row, "labels": list(row["labels"])} for row in rows]
-    assert rows == [
+    assert [{**row, "labels": list(row["labels"])} for row in rows] == [
         {"id": "3", "text": "t - b", "labels": ["x"], "file": uri, "reason": None},
         {"id": "4", "text": None, "labels": [], "file": uri, "reason": "text is empty"},
         {"id": "5", "text": None, "labels": [], "file": uri, "reason": "text is null"},
@@ -296,8 +313,8 @@ def test_rows_in_are_rows_tagged_and_rows_rejected(
     documents.map_batches(fake_tags, batch_format="pyarrow", batch_size=None).write_datasink(sink)
 
     tags, rejects = read_parts(out), read_parts(join(out, "rejects"))
-    assert tags.schema == pa.schema({name: kind for name, kind in corpus._TAGS.items() if name != "names"})
-    assert rejects.schema == pa.schema(corpus._REJECTS)
+    assert tags.schema == pa.schema({name: kind for name, kind in sink._TAGS.items() if name != "names"})
+    assert rejects.schema == pa.schema(sink._REJECTS)
     digests = dict(zip(texts, text_digest(pa.array(texts.values())).to_pylist(), strict=True))
     assert sorted(zip(tags["id"].to_pylist(), tags["text_digest"].to_pylist(), strict=True)) == sorted(digests.items())
     assert {row["id"]: len(row["labels"]) for row in tags.to_pylist()} == {key: len(text) % 3 for key, text in texts.items()}
@@ -344,7 +361,7 @@ def test_a_write_task_that_dies_is_repeated_without_a_trace(tmp_path: Path, s3: 
     ray.data.from_arrow(table).write_datasink(sink)
     assert list(tmp_path.glob("died-*"))
     tags, rejects = read_parts(s3.uri("corpus/retried")), read_parts(s3.uri("corpus/retried/rejects"))
-    assert tags.schema.remove_metadata() == pa.schema(corpus._TAGS)
+    assert tags.schema.remove_metadata() == pa.schema(sink._TAGS)
     assert (len(tags), len(rejects)) == (5, 2)
     assert (sink.summary["in"], sink.summary["reasons"], sink.summary["labels"]) == (7, {"odd": 2}, {"a": 5})
 

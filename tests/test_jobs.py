@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
 from conftest import S3
+
 from xmc_ray import command, evaluation, tagging, training
 from xmc_ray.classifier import XMCClassifier
 from xmc_ray.errors import ConfigError, DataError, ModelError, XmcError
@@ -40,17 +40,19 @@ def options(data: Path, tiny_encoder: Path, output: object, *further: str) -> li
         "label_names": data / "labels.parquet",
         "output": output,
         "encoder.name": tiny_encoder,
-        "encoder.feature_layers": 2,
+        "encoder.feature_layers": 3,
+        "encoder.pooling": "mean",
         "groups.max_size": 3,
-        "model.shortlist": 2,
+        "model.shortlist": 3,  # a document's three labels may lie in three groups
         "model.bottleneck": 16,
         "model.dropout": 0.1,
         "optim.encoder_lr": 2e-3,
         "optim.head_lr": 2e-2,
-        "loop.epochs": 8,
+        "loop.epochs": 10,
         "loop.batch_size": 8,
         "validation.share": 0.1,
         "validation.every": 4,
+        "workers.threads": 1,  # more than one is many times slower where other processes are busy
     }
     return [f"--{name}={value}" for name, value in settings.items()] + list(further)
 
@@ -78,7 +80,7 @@ def test_one_worker_learns_and_leaves_a_run_folder(trained: Path) -> None:
     bundle = XMCClassifier.load(str(trained / "bundle"))
     (tags,) = bundle.predict(["a green plum"], k=3)
     assert {label for label, _ in tags} == {"fruit", "green", "plum"}
-    assert bundle.bundle.metrics["P@1"] == max(scores) or bundle.bundle.metrics["P@1"] > 0.9
+    assert bundle.bundle.metrics["P@1"] == max(scores)
 
 
 def test_two_workers_on_object_storage(data: Path, tiny_encoder: Path, s3: S3, trained: Path) -> None:
@@ -91,7 +93,7 @@ def test_two_workers_on_object_storage(data: Path, tiny_encoder: Path, s3: S3, t
 def test_evaluate_equals_the_classifier(data: Path, trained: Path, tmp_path: Path) -> None:
     config = {"documents.uri": data / "test.parquet", "bundle": trained / "bundle", "output": tmp_path / "evaluation"}
     arguments = [f"--{name}={value}" for name, value in config.items()]
-    result = evaluation.run(command.parse(evaluation.EvaluateConfig, [*arguments, "--pool.batch_rows=7"]))
+    result = evaluation.run(command.parse(evaluation.EvaluateConfig, [*arguments, "--pool.batch_rows=7", "--pool.threads=1"]))
     test = pq.read_table(data / "test.parquet")
     expected = XMCClassifier.load(str(trained / "bundle")).evaluate(test["text"].to_pylist(), test["labels"].to_pylist())
     assert result["total"] == expected["total"] and result["bands"] == expected["bands"]
@@ -118,6 +120,7 @@ def test_tag_keeps_every_row(trained: Path, tmp_path: Path) -> None:
         "--date=2026-11-23",
         "--k=3",
         "--pool.batch_rows=8",
+        "--pool.threads=1",
     ]
     folder = tag(*arguments)
     assert folder.name == "dt=2026-11-23"

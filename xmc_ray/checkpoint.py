@@ -102,7 +102,6 @@ def load_bundle(uri: str) -> Bundle:
     """Open a bundle on the CPU. Raises ModelError when it is not one, is incomplete, or is of a newer format."""
     settings = read_settings(uri)
     folder = storage.local_copy(uri)
-    _check_files(folder, settings["files"], uri)
     table = pq.read_table(folder / LABELS_FILE)
     groups = LabelGroups(table["group"].to_numpy().astype(np.int64))
     encoder = load_empty_encoder(folder / "encoder", settings["encoder"]["feature_layers"], settings["encoder"]["pooling"])
@@ -120,7 +119,10 @@ def load_bundle(uri: str) -> Bundle:
 
 
 def read_settings(uri: str) -> dict[str, Any]:
-    """The content of a bundle's ``config.json``, checked for being one that this version can open."""
+    """The content of a bundle's ``config.json``, once all files are there in full and of a format known here.
+
+    Raises ModelError where there is no bundle, or one that is damaged or of a newer format.
+    """
     where = storage.join(uri, MARKER)
     if not storage.exists(where):
         raise ModelError(
@@ -135,6 +137,7 @@ def read_settings(uri: str) -> dict[str, Any]:
         raise ModelError(
             "the bundle is of a newer format", where=uri, found=version, expected=f"at most {FORMAT}", way_out="upgrade xmc_ray"
         )
+    _check_files(uri, settings["files"])
     return dict(settings)
 
 
@@ -198,19 +201,17 @@ def _settings(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _check_files(folder: Path, files: dict[str, dict[str, Any]], uri: str) -> None:
+def _check_files(uri: str, files: dict[str, dict[str, Any]]) -> None:
+    sizes = {file.uri: file.size for file in storage.list_files(uri)}
     for name, expected in files.items():
-        path = folder / name
-        size = path.stat().st_size if path.exists() else None
+        size = next((size for known, size in sizes.items() if known.endswith(f"/{name}")), None)
         if size != expected["size"]:
-            found = "no such file" if size is None else f"{size} bytes"
-            way_out = "copy the bundle again or train again"
             raise ModelError(
                 "the bundle is damaged",
-                where=f"{uri}/{name}",
-                found=found,
+                where=storage.join(uri, name),
+                found="no such file" if size is None else f"{size} bytes",
                 expected=f"{expected['size']} bytes",
-                way_out=way_out,
+                way_out="copy the bundle again or train again",
             )
 
 

@@ -1,4 +1,4 @@
-"""Documents in, tags out: the columns of the files, and what becomes of rows that do not fit.
+"""Documents in: the columns of the files, and what becomes of rows that do not fit.
 
 A row is never dropped. One that cannot be used travels on with a ``reason``, past the model and into the rejects, so that
 in the end rows in = rows tagged + rows rejected. Files that cannot be used at all are a `DataError` before anything runs.
@@ -7,23 +7,19 @@ in the end rows in = rows tagged + rows rejected. Files that cannot be used at a
 import hashlib
 import json
 import posixpath
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet as pq
 import ray.data
-from pyarrow.fs import FileSystem, LocalFileSystem
-from ray.data._internal.execution.interfaces import TaskContext
-from ray.data._internal.planner.plan_write_op import WRITE_UUID_KWARG_NAME
-from ray.data.block import Block, BlockAccessor
-from ray.data.datasource import Datasink, FileBasedDatasource, WriteResult
+from pyarrow.fs import FileSystem
+from ray.data.block import Block
+from ray.data.datasource import FileBasedDatasource
 
 from xmc_ray import storage
 from xmc_ray.errors import ConfigError, DataError
@@ -33,19 +29,12 @@ from xmc_ray.storage import FileInfo
 _PARQUET, _JSON_LINES = (".parquet",), (".jsonl", ".jsonl.gz", ".json")
 _JSON_BYTES = 4 << 20  # parsed at a time; one bad line takes the whole piece from the fast parser to the slow one
 _JSON_SAMPLE = 100  # lines whose keys are taken for the columns of a file
-_SCORE_BINS = 20
 
 _NULL, _STRINGS = pa.scalar(None, pa.string()), pa.list_(pa.string())
 _TYPES = {"id": pa.string(), "text": pa.string(), "labels": _STRINGS}
 _EXPECTED = {"id": "a string or an integer", "text": "a string", "labels": "a list of strings"}
-_REJECTS = {"file": pa.string(), "id": pa.string(), "reason": pa.string()}
-_TAGS = {
-    **{"id": pa.string(), "labels": _STRINGS, "scores": pa.list_(pa.float32()), "names": _STRINGS},
-    **{"model": pa.string(), "text_digest": pa.string()},
-}
-_COUNTS = pa.struct({"values": pa.string(), "counts": pa.int64()})
 
-Columns = Sequence[tuple[str, str]]
+_Columns = Sequence[tuple[str, str]]  # (setting of DocumentsConfig, column that it names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +56,7 @@ class DocumentsConfig:
         if not self.text:
             raise ConfigError("documents.text names no column", found="[]", expected="at least one column")
 
-    def columns(self, *, labelled: bool) -> Columns:
+    def columns(self, *, labelled: bool) -> _Columns:
         """(setting, column that it names) of each column to read: the id, the texts and, if ``labelled``, the labels."""
         labels = [("labels", self.labels)] if labelled else []
         return [("id", self.id), *(("text", name) for name in self.text), *labels]
@@ -102,11 +91,11 @@ def read_documents(config: DocumentsConfig, *, labelled: bool) -> ray.data.Datas
     if not path.endswith(_PARQUET):
         documents: ray.data.Dataset = ray.data.read_datasource(_JsonLines(paths, filesystem, rules))
         return documents
-    names = list(dict.fromkeys([*(name for _, name in rules.columns), "path"]))
+    names = [*dict.fromkeys(name for _, name in rules.columns), "path"]
     try:
         rows = ray.data.read_parquet(paths, filesystem=filesystem, include_paths=True, partitioning=None).select_columns(names)
     except (ValueError, TypeError) as error:
-        raise DataError("the files cannot be read together", where=config.uri, found=error) from None
+        raise DataError("Ray cannot read these columns of these files", where=config.uri, found=error) from None
     return rows.map_batches(rules.from_parquet, batch_format="pyarrow", batch_size=None)
 
 
@@ -117,75 +106,6 @@ def text_digest(texts: pa.Array) -> pa.Array:
     """
     raw = texts.cast(pa.binary()).to_pylist()
     return pa.array([None if text is None else hashlib.blake2b(text, digest_size=16).hexdigest() for text in raw], pa.string())
-
-
-class TagSink(Datasink[dict[str, Any]]):
-    """Writes tagged rows to ``<folder>/part-*.parquet`` and rejected ones to ``<folder>/rejects/part-*.parquet``.
-
-    Takes ``id``, ``labels``, ``scores``, ``model``, ``text_digest``, ``file``, ``reason`` and, where known, ``names``;
-    other columns are left out. The files of a write task bear its number, so that a second attempt replaces the first.
-
-    After ``write_datasink``, ``summary`` holds ``in``, ``tagged``, ``rejected``, all in rows; the sum of each column in
-    ``sums``; ``reasons`` and ``labels``, {value: rows}, most frequent first; ``scores``, counts in 20 equal bins of [0, 1].
-    """
-
-    def __init__(self, folder: str, *, sums: Sequence[str] = (), rows_per_file: int = 50_000) -> None:
-        self.summary: dict[str, Any] = {}
-        # Made here and sent to the tasks, whose own environment may lack the credentials.
-        self._filesystem, self._path = storage.arrow_filesystem(folder)
-        self._sums = tuple(sums)
-        self._rows_per_file = rows_per_file
-
-    @property
-    def min_rows_per_write(self) -> int:
-        """Rows that a write task, and so a file, has at least, the last one aside."""
-        return self._rows_per_file
-
-    def write(self, blocks: Iterable[Block], ctx: TaskContext) -> dict[str, Any]:
-        """Write the rows of one task and count them."""
-        # Ray keeps all blocks of a write task until it ends, so having them in one piece takes no further memory.
-        tables = [table for block in blocks if len(table := BlockAccessor.for_block(block).to_arrow())]
-        tags = _concatenate([table.filter(pc.is_null(table["reason"])) for table in tables], _TAGS)
-        rejects = _concatenate([table.filter(pc.is_valid(table["reason"])) for table in tables], _REJECTS)
-        name = f"part-{ctx.kwargs[WRITE_UUID_KWARG_NAME]}-{ctx.task_idx:06}.parquet"
-        self._write_file(name, tags)
-        self._write_file(f"rejects/{name}", rejects)
-        return {
-            "in": sum(map(len, tables)),
-            "tagged": len(tags),
-            "rejected": len(rejects),
-            **{column: sum(pc.sum(table[column]).as_py() or 0 for table in tables) for column in self._sums},
-            "reasons": pc.value_counts(rejects["reason"]),
-            "labels": pc.value_counts(pc.list_flatten(tags["labels"])),
-            "scores": np.histogram(pc.list_flatten(tags["scores"]).to_numpy(), _SCORE_BINS, (0, 1))[0],
-        }
-
-    def on_write_complete(self, write_result: WriteResult[dict[str, Any]]) -> None:
-        """Add up what the tasks have counted; Ray calls this on the driver."""
-        parts = [part for part in write_result.write_returns if part]
-        self.summary = {
-            **{name: sum(part[name] for part in parts) for name in ("in", "tagged", "rejected", *self._sums)},
-            **{name: _add_counts([part[name] for part in parts]) for name in ("reasons", "labels")},
-            "scores": sum((part["scores"] for part in parts), np.zeros(_SCORE_BINS, np.int64)).tolist(),
-        }
-
-    def _write_file(self, name: str, table: pa.Table) -> None:
-        if not len(table):
-            return
-        buffer = pa.BufferOutputStream()
-        pq.write_table(table, buffer, compression="zstd")
-        path = f"{self._path}/{name}"
-        folder, _, last = path.rpartition("/")
-        # An object on S3 appears when it is complete; a local file gets its name then.
-        is_local = isinstance(self._filesystem, LocalFileSystem)
-        target = f"{folder}/.{last}.{uuid.uuid4().hex}" if is_local else path
-        with storage.explained(path, missing=ConfigError):
-            if is_local:
-                self._filesystem.create_dir(folder)
-            with self._filesystem.open_output_stream(target) as stream:
-                stream.write(buffer.getvalue())
-            if is_local:
-                self._filesystem.move(target, path)
 
 
 def _check_columns(files: list[FileInfo], config: DocumentsConfig, labelled: bool) -> None:
@@ -229,6 +149,7 @@ def _json_columns(uri: str) -> dict[str, None] | None:
 
 
 def _fits(setting: str, kind: pa.DataType) -> bool:
+    """Whether columns of type ``kind`` can be read as what the setting names, null columns included."""
     if setting == "labels":
         is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
         return is_list and _fits("text", kind.value_type)
@@ -242,7 +163,7 @@ def _fits(setting: str, kind: pa.DataType) -> bool:
 class _Rules:
     """How what a file holds becomes the columns of the stream."""
 
-    columns: Columns
+    columns: _Columns
     separator: str
     scheme: str  # what an address has before the path
 
@@ -296,7 +217,7 @@ def _whole_lines(stream: Any) -> Iterator[bytes]:
         yield rest
 
 
-def _parse_at_once(lines: bytes, columns: Columns) -> list[pa.Array] | None:
+def _parse_at_once(lines: bytes, columns: _Columns) -> list[pa.Array] | None:
     """The columns and no reasons, if every line is an object with values of the right types."""
     n_lines = lines.count(b"\n") + 1
     # Arrow takes a line "null" for a row, or crashes on it (apache/arrow#47409); it must see none that is not an object.
@@ -317,14 +238,14 @@ def _parse_at_once(lines: bytes, columns: Columns) -> list[pa.Array] | None:
     return None
 
 
-def _parse_one_by_one(lines: bytes, columns: Columns) -> list[pa.Array]:
+def _parse_one_by_one(lines: bytes, columns: _Columns) -> list[pa.Array]:
     """The columns and the reasons; the slow twin of `_parse_at_once` for lines of any kind."""
     rows = [_parse_line(line, columns) for line in lines.split(b"\n") if line.strip()]
     types = [*(_TYPES[setting] for setting, _ in columns), pa.string()]
     return [pa.array(values, kind) for values, kind in zip(zip(*rows, strict=True), types, strict=True)]
 
 
-def _parse_line(line: bytes, columns: Columns) -> tuple[Any, ...]:
+def _parse_line(line: bytes, columns: _Columns) -> tuple[Any, ...]:
     """The values of ``columns``, null where they do not fit, and the reason of the first that does not."""
     loaded = _load(line)
     if isinstance(loaded, str):
@@ -381,17 +302,3 @@ def _keep_utf8(texts: pa.Array) -> tuple[pa.Array, pa.Array]:
         good = [text is None or text.decode(errors="ignore").encode() == text for text in raw]
         kept = [text if is_good else None for text, is_good in zip(raw, good, strict=True)]
         return pa.array(kept, pa.binary()).cast(pa.string()), pa.array(good)
-
-
-def _concatenate(tables: Sequence[pa.Table], columns: dict[str, pa.DataType]) -> pa.Table:
-    """The tables in one, with ``columns`` in their order and types; ``names`` only if all tables have it."""
-    has_names = all("names" in table.column_names for table in tables)
-    schema = pa.schema({name: kind for name, kind in columns.items() if name != "names" or has_names})
-    return pa.concat_tables([schema.empty_table(), *(table.select(schema.names).cast(schema) for table in tables)])
-
-
-def _add_counts(parts: Sequence[pa.Array]) -> dict[str, int]:
-    """{value: count} of several ``value_counts``, by falling count, then by value."""
-    table = pa.Table.from_struct_array(pa.chunked_array(parts, _COUNTS)).group_by("values").aggregate([("counts", "sum")])
-    table = table.sort_by([("counts_sum", "descending"), ("values", "ascending")])
-    return dict(zip(*(column.to_pylist() for column in table.select(["values", "counts_sum"])), strict=True))

@@ -24,12 +24,13 @@ from ray.data import ActorPoolStrategy
 
 from xmc_ray import storage
 from xmc_ray.checkpoint import LABELS_FILE, load_bundle, read_settings
-from xmc_ray.corpus import DocumentsConfig, TagSink, list_inputs, read_documents, text_digest
+from xmc_ray.corpus import DocumentsConfig, list_inputs, read_documents, text_digest
 from xmc_ray.errors import ConfigError
 from xmc_ray.labels import lists_from_rows
 from xmc_ray.loop import LoopConfig, predict
 from xmc_ray.preparation import tokenise
 from xmc_ray.session import connect, own_errors
+from xmc_ray.sink import TagSink
 from xmc_ray.text import Tokenizer
 
 SUCCESS, MANIFEST, IDENTITY = "_SUCCESS", "manifest.json", "run.json"

@@ -4,13 +4,10 @@ A run folder: ``run.toml`` (settings as resolved), ``metrics.jsonl``, ``tensorbo
 ``bundle/`` when it is finished.
 """
 
-import json
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ import torch
 import torch.distributed as dist
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
-from ray.util.queue import Empty, Queue
+from ray.util.queue import Queue
 
 from xmc_ray import storage
 from xmc_ray.checkpoint import Bundle, TrainState, load_state, load_weights, save_bundle, save_state
@@ -33,6 +30,7 @@ from xmc_ray.command import to_toml
 from xmc_ray.corpus import DocumentsConfig
 from xmc_ray.encoder import check_encoder
 from xmc_ray.errors import ConfigError
+from xmc_ray.journal import journal, say
 from xmc_ray.loop import Step, data_parallel, train
 from xmc_ray.metrics import Metrics
 from xmc_ray.preparation import Prepared, ValidationConfig, prepare
@@ -84,14 +82,9 @@ def run(config: TrainConfig) -> str:
         kind = "flat, one label a group" if prepared.groups.flat else f"{len(prepared.groups):,} groups"
         say(f"labels: {len(prepared.labels):,} ({kind})")
         storage.write_bytes(storage.join(config.output, "run.toml"), to_toml(config).encode())
-        with _journal(config.output) as mailbox:
+        with journal(config.output) as mailbox:
             result = _trainer(config, prepared, mailbox).fit()
         return _keep_best(config, prepared, result)
-
-
-def say(line: str) -> None:
-    """A line for whoever watches."""
-    print(line, flush=True)
 
 
 # -- on the driver -------------------------------------------------------------------------------------------------------
@@ -156,45 +149,6 @@ def _keep_best(config: TrainConfig, prepared: Prepared, result: ray.train.Result
     fingerprint = save_bundle(bundle, uri)
     say(f"bundle {fingerprint}: {uri}")
     return uri
-
-
-@contextmanager
-def _journal(output: str) -> Iterator[Queue]:
-    """A mailbox for the workers' progress; what arrives goes to the console, ``metrics.jsonl`` and TensorBoard."""
-    from tensorboardX import SummaryWriter
-
-    mailbox, done = Queue(actor_options={"num_cpus": 0}), threading.Event()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        lines = folder / "metrics.jsonl"
-        lines.touch()
-        writer = SummaryWriter(str(folder / "tensorboard"))
-
-        def read() -> None:
-            while not (done.is_set() and mailbox.empty()):
-                try:
-                    entry = mailbox.get(timeout=0.5)
-                except Empty:
-                    continue
-                say(entry.pop("line"))
-                with lines.open("a") as file:
-                    file.write(json.dumps(entry) + "\n")
-                for name, value in entry.items():
-                    writer.add_scalar(name, value, entry["step"])
-                if entry.get("score") is not None:
-                    writer.flush()
-                    storage.upload(folder, output)
-
-        reader = threading.Thread(target=read, name="journal")
-        reader.start()
-        try:
-            yield mailbox
-        finally:
-            done.set()
-            reader.join()
-            writer.close()
-            storage.upload(folder, output)
-            mailbox.shutdown()
 
 
 # -- on every worker -----------------------------------------------------------------------------------------------------

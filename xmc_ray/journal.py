@@ -1,0 +1,55 @@
+"""What the workers of a training run tell: to the console, to ``metrics.jsonl``, to TensorBoard."""
+
+import json
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ray.util.queue import Empty, Queue
+from tensorboardX import SummaryWriter
+
+from xmc_ray import storage
+
+
+def say(line: str) -> None:
+    """A line for whoever watches."""
+    print(line, flush=True)
+
+
+@contextmanager
+def journal(output: str) -> Iterator[Queue]:
+    """A mailbox for the workers' progress; what arrives goes to the console, ``metrics.jsonl`` and TensorBoard."""
+    mailbox, done = Queue(actor_options={"num_cpus": 0}), threading.Event()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        lines = folder / "metrics.jsonl"
+        lines.touch()
+        writer = SummaryWriter(str(folder / "tensorboard"))
+
+        def read() -> None:
+            while not (done.is_set() and mailbox.empty()):
+                try:
+                    entry = mailbox.get(timeout=0.5)
+                except Empty:
+                    continue
+                say(entry.pop("line"))
+                with lines.open("a") as file:
+                    file.write(json.dumps(entry) + "\n")
+                for name, value in entry.items():
+                    writer.add_scalar(name, value, entry["step"])
+                if entry.get("score") is not None:
+                    writer.flush()
+                    storage.upload(folder, output)
+
+        reader = threading.Thread(target=read, name="journal")
+        reader.start()
+        try:
+            yield mailbox
+        finally:
+            done.set()
+            reader.join()
+            writer.close()
+            storage.upload(folder, output)
+            mailbox.shutdown()
