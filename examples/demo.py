@@ -143,9 +143,8 @@ def show(data: Path, run: Path, result: dict[str, Any], folder: Path) -> None:
     print(f"model (bundle)   {run / 'train' / 'bundle'}\ntraining log     {run / 'train' / 'metrics.jsonl'}")
     print(f"metrics          {run / 'evaluation' / 'metrics.json'}\ntags             {folder}")
     step("what to try next", "")
-    print(
-        "your own data    README.md, 'Your own data'\nanother set      make demo DATA=<folder with train.parquet and test.parquet>"
-    )
+    print("your own data    README.md, 'Your own data'")
+    print("another set      make demo DATA=<folder with train.parquet and test.parquet>")
     print("longer training  edit loop.epochs and loop.minutes in examples/hpo/config.toml, then make demo")
 
 

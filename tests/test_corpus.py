@@ -313,8 +313,8 @@ def test_rows_in_are_rows_tagged_and_rows_rejected(
     documents.map_batches(fake_tags, batch_format="pyarrow", batch_size=None).write_datasink(sink)
 
     tags, rejects = read_parts(out), read_parts(join(out, "rejects"))
-    assert tags.schema == pa.schema({name: kind for name, kind in sink._TAGS.items() if name != "names"})
-    assert rejects.schema == pa.schema(sink._REJECTS)
+    assert tags.schema == pa.schema({name: kind for name, kind in sinks._TAGS.items() if name != "names"})
+    assert rejects.schema == pa.schema(sinks._REJECTS)
     digests = dict(zip(texts, text_digest(pa.array(texts.values())).to_pylist(), strict=True))
     assert sorted(zip(tags["id"].to_pylist(), tags["text_digest"].to_pylist(), strict=True)) == sorted(digests.items())
     assert {row["id"]: len(row["labels"]) for row in tags.to_pylist()} == {key: len(text) % 3 for key, text in texts.items()}
@@ -361,7 +361,7 @@ def test_a_write_task_that_dies_is_repeated_without_a_trace(tmp_path: Path, s3: 
     ray.data.from_arrow(table).write_datasink(sink)
     assert list(tmp_path.glob("died-*"))
     tags, rejects = read_parts(s3.uri("corpus/retried")), read_parts(s3.uri("corpus/retried/rejects"))
-    assert tags.schema.remove_metadata() == pa.schema(sink._TAGS)
+    assert tags.schema.remove_metadata() == pa.schema(sinks._TAGS)
     assert (len(tags), len(rejects)) == (5, 2)
     assert (sink.summary["in"], sink.summary["reasons"], sink.summary["labels"]) == (7, {"odd": 2}, {"a": 5})
 
