@@ -6,6 +6,10 @@ Metrics
 
 from collections.abc import Collection, Sequence
 from math import log2
+from typing import Any
+
+import torch
+from torch import Tensor
 
 
 def metrics_of(
@@ -44,3 +48,64 @@ def metrics_of(
         "PSnDCG": psndcg / best_psndcg,
         "coverage": len(covered) / len({label for _, true in documents for label in true}),
     }
+
+
+# -- ranking and model ---------------------------------------------------------------------------------------------------
+
+
+def candidate_groups(recall: list[list[float]], k: int, group_of: list[int], truth: list[list[int]]) -> list[list[int]]:
+    """For each document the ``k`` groups with the highest recall score and the groups of its true labels, each once."""
+    chosen = []
+    for scores, labels in zip(recall, truth, strict=True):
+        best = sorted(range(len(scores)), key=lambda group: -scores[group])[:k]
+        chosen.append(sorted({*best, *(group_of[label] for label in labels)}))
+    return chosen
+
+
+def losses(model: Any, batch: Any, truth: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Recall and ranking loss, one binary cross-entropy at a time: summed over outputs, averaged over documents."""
+    features = model.encoder(batch.tokens_BT, batch.mask_BT)
+    recall = model.recall(features)
+    group_of = model.group_L.tolist()
+    recall_loss, rank_loss = torch.zeros(()), torch.zeros(())
+    for row, labels in enumerate(truth):
+        true_groups = {group_of[label] for label in labels}
+        for group in range(recall.shape[1]):
+            recall_loss = recall_loss + _cross_entropy(recall[row, group], group in true_groups)
+    if model.table is not None:
+        chosen = candidate_groups(recall.tolist(), model.shortlist, group_of, truth)
+        for row, groups in enumerate(chosen):
+            for label in (label for label, group in enumerate(group_of) if group in groups):
+                logit = _label_logit(model, features[row], label)
+                rank_loss = rank_loss + _cross_entropy(logit, label in truth[row])
+    return recall_loss / len(truth), rank_loss / len(truth)
+
+
+def predictions(model: Any, batch: Any, k: int) -> list[tuple[list[float], list[int]]]:
+    """For each document the ``k`` best (scores, labels) by sigmoid(rank) * sigmoid(recall of the group), 0 and -1 as pads."""
+    features = model.encoder(batch.tokens_BT, batch.mask_BT)
+    recall = model.recall(features).sigmoid()
+    group_of, results = model.group_L.tolist(), []
+    for row in range(len(features)):
+        best = sorted(range(recall.shape[1]), key=lambda group: -recall[row, group].item())
+        groups = set(best if model.table is None else best[: model.shortlist])
+        scored = []
+        for label, group in enumerate(group_of):
+            if group in groups:
+                rank = 1.0 if model.table is None else _label_logit(model, features[row], label).sigmoid().item()
+                scored.append((rank * recall[row, group].item(), label))
+        scored = sorted(scored, reverse=True)[:k]
+        scored += [(0.0, -1)] * (k - len(scored))
+        results.append(([score for score, _ in scored], [label for _, label in scored]))
+    return results
+
+
+def _label_logit(model: Any, features: Tensor, label: int) -> Tensor:
+    place = int(model.table.group_L[label]), int(model.table.slot_L[label])
+    logit: Tensor = model.bottleneck(features) @ model.table.weight_GMH[place] + model.table.bias_GM[place]
+    return logit
+
+
+def _cross_entropy(logit: Tensor, is_true: bool) -> Tensor:
+    probability = logit.double().sigmoid()
+    return -torch.log(probability if is_true else 1 - probability).float()

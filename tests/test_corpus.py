@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xmc_ray import corpus, storage
+from xmc_ray import sink as sinks
 from xmc_ray.corpus import DocumentsConfig, list_inputs, read_documents, text_digest
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.sink import TagSink

@@ -1,0 +1,194 @@
+"""Bundles and resumable state: what is read back is what was written, and nothing half-written is taken for whole."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from conftest import S3
+from test_loop import OPTIM, run
+
+from xmc_ray import storage
+from xmc_ray.checkpoint import Bundle, TrainState, load_bundle, load_state, load_weights, read_settings, save_bundle, save_state
+from xmc_ray.encoder import EncoderConfig, build_encoder
+from xmc_ray.errors import ConfigError, ModelError, XmcError
+from xmc_ray.groups import LabelGroups
+from xmc_ray.labels import LabelIndex
+from xmc_ray.loop import LoopConfig, predict
+from xmc_ray.model import LightXML, ModelConfig
+from xmc_ray.optim import OptimConfig
+from xmc_ray.text import Tokenizer
+
+TEXTS = pa.array(["a red apple", "the green pear and a plum", "grape"])
+
+
+def make_bundle(tiny_encoder: Path, n_groups: int = 3) -> Bundle:
+    torch.manual_seed(0)
+    labels = LabelIndex.count([pa.array([[f"label {n}" for n in range(7)][: n + 1] for n in range(7)])])
+    labels = labels.with_names(pa.table({"label": ["label 1"], "name": ["The one"]}))
+    tokenizer = Tokenizer.load(tiny_encoder, 24)
+    encoder = build_encoder(EncoderConfig(name=str(tiny_encoder), layers=1, feature_layers=2, pooling="mean"), "first")
+    groups = LabelGroups(np.arange(7) % n_groups)
+    model = LightXML(encoder, groups, ModelConfig(shortlist=2, bottleneck=16))
+    return Bundle(model, tokenizer, labels, groups, metrics={"P@1": 0.5}, run_toml="[loop]\nepochs = 1\n")
+
+
+@pytest.fixture(params=["local", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "bundle")
+    s3: S3 = request.getfixturevalue("s3")
+    return s3.uri(f"bundles/{tmp_path.name}")
+
+
+@pytest.mark.parametrize("n_groups", [3, 7])
+def test_round_trip(tiny_encoder: Path, place: str, n_groups: int) -> None:
+    bundle = make_bundle(tiny_encoder, n_groups)
+    fingerprint = save_bundle(bundle, place)
+    again = load_bundle(place)
+    assert again.fingerprint == fingerprint == bundle.fingerprint
+    assert again.labels.to_table().equals(bundle.labels.to_table())
+    assert (again.metrics, again.run_toml) == (bundle.metrics, bundle.run_toml)
+    results = [predict(part.model, part.tokenizer.encode(TEXTS)[0], 4, LoopConfig()) for part in (bundle, again)]
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_bundle_is_files_that_others_can_open(tiny_encoder: Path, tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from transformers import AutoConfig, AutoTokenizer
+
+    save_bundle(make_bundle(tiny_encoder), str(tmp_path / "bundle"))
+    names = {str(path.relative_to(tmp_path / "bundle")) for path in (tmp_path / "bundle").rglob("*") if path.is_file()}
+    assert {"config.json", "model.safetensors", "encoder/config.json", "tokenizer.json", "labels.parquet"} <= names
+    assert {"metrics.json", "run.toml", "README.md"} <= names
+    assert not [name for name in names if name.endswith((".pt", ".pkl", ".bin"))]
+    with safe_open(tmp_path / "bundle" / "model.safetensors", "pt") as weights:
+        assert "table.weight_GMH" in weights.keys()  # noqa: SIM118
+    assert AutoConfig.from_pretrained(tmp_path / "bundle" / "encoder").num_hidden_layers == 1
+    assert AutoTokenizer.from_pretrained(tmp_path / "bundle")("a red apple")["input_ids"]
+
+
+def test_fingerprint_changes_with_the_weights(tiny_encoder: Path, tmp_path: Path) -> None:
+    bundle = make_bundle(tiny_encoder)
+    one, same = save_bundle(bundle, str(tmp_path / "one")), save_bundle(bundle, str(tmp_path / "same"))
+    with torch.no_grad():
+        bundle.model.recall.bias[0] += 1e-3
+    assert one == same != save_bundle(bundle, str(tmp_path / "other"))
+
+
+def test_no_bundle_is_written_over_anything(tiny_encoder: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not empty"):
+        save_bundle(make_bundle(tiny_encoder), str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def damage_marker(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def damage_weights(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def lose_labels(folder: Path) -> None:
+    (folder / "labels.parquet").unlink()
+
+
+def make_newer(folder: Path) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"xmc_ray_format": 99}))
+
+
+def make_foreign(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+
+
+def cut_marker(folder: Path) -> None:
+    (folder / "config.json").write_text('{"xmc_ray_format": 1, "fi')
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (damage_marker, "not a finished bundle"),
+        (damage_weights, "model.safetensors"),
+        (lose_labels, "labels.parquet"),
+        (make_newer, "newer format"),
+        (make_foreign, "not a bundle"),
+        (cut_marker, "config.json"),
+    ],
+)
+def test_a_damaged_bundle_is_refused_in_one_line(damage, told: str, tiny_encoder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    save_bundle(make_bundle(tiny_encoder), str(tmp_path / "bundle"))
+    damage(tmp_path / "bundle")
+    with pytest.raises(XmcError) as caught:
+        load_bundle(str(tmp_path / "bundle"))
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_bundle_at_all(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="not a finished bundle"):
+        read_settings(str(tmp_path / "nothing"))
+
+
+def test_an_upload_that_breaks_off_leaves_no_bundle(
+    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[Path] = []
+    copy = shutil.copyfile
+
+    def break_off(source: Path, target: Path) -> None:
+        if len(copied) == 3:
+            raise OSError("no space left on device")
+        copied.append(source)
+        copy(source, target)
+
+    monkeypatch.setattr(storage.shutil, "copyfile", break_off)
+    with pytest.raises(ConfigError, match="no space left"):
+        save_bundle(make_bundle(tiny_encoder), str(tmp_path / "bundle"))
+    with pytest.raises(ModelError, match="not a finished bundle"):
+        load_bundle(str(tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize("swa_start", [0.5, 1.0])
+def test_state_goes_on_as_if_nothing_had_happened(swa_start: float, tmp_path: Path) -> None:
+    optim = OptimConfig(encoder_lr=0.05, head_lr=0.05, swa_start=swa_start, swa_every=3)
+    state, _ = run(LoopConfig(epochs=2, batch_size=8), optim)
+    save_state(state, tmp_path, {"P@1": 0.5})
+    fresh = TrainState.start(run(LoopConfig(epochs=1, batch_size=8), optim)[0].model, optim)
+    load_state(fresh, tmp_path)
+    assert (fresh.step, fresh.epoch, fresh.documents) == (state.step, state.epoch, state.documents) == (16, 2, 128)
+    config = LoopConfig(epochs=4, batch_size=8)
+    for part in (state, fresh):
+        run(config, optim, part)
+    for one, other in zip(state.model.parameters(), fresh.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    for name, tensor in state.averager.state_dict().items():
+        torch.testing.assert_close(tensor, fresh.averager.state_dict()[name], rtol=0, atol=0)
+
+
+def test_weights_for_use_are_the_averaged_ones(tmp_path: Path) -> None:
+    optim = OptimConfig(encoder_lr=0.05, head_lr=0.05, swa_start=0.0, swa_every=1)
+    state, _ = run(LoopConfig(epochs=1, batch_size=8), optim)
+    save_state(state, tmp_path, {})
+    model, _ = run(LoopConfig(epochs=1, batch_size=32), OPTIM)
+    load_weights(model.model, tmp_path)
+    averaged = state.averager.best_of(state.model)
+    assert averaged is not state.model
+    for one, other in zip(averaged.parameters(), model.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_a_checkpoint_without_its_last_file_is_refused(tmp_path: Path) -> None:
+    state, _ = run(LoopConfig(epochs=1))
+    save_state(state, tmp_path, {})
+    (tmp_path / "state.json").unlink()
+    with pytest.raises(ModelError, match=r"state\.json"):
+        load_state(state, tmp_path)
