@@ -373,3 +373,24 @@ def assert_clean(error: XmcError) -> None:
         assert "\n" not in text
     assert error.__cause__ is None
     assert error.__suppress_context__, "the library's own error would be printed as well"
+
+
+def test_a_removal_that_breaks_off_keeps_the_file_that_says_what_it_was(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "run.json", "z/z"):
+        storage.write_bytes(join(place, name), b"x")
+    files, path = storage.filesystem(place)
+    remove_one, removed = type(files).rm_file, []
+
+    def break_off(self: object, name: str) -> None:
+        if len(removed) == 2:
+            raise PermissionError("no more")
+        removed.append(name)
+        remove_one(self, name)
+
+    monkeypatch.setattr(type(files), "rm_file", break_off)
+    with pytest.raises(ConfigError, match="no more"):
+        storage.remove(place, last="run.json")
+    assert storage.exists(join(place, "run.json"))
+    monkeypatch.undo()
+    storage.remove(place, last="run.json")
+    assert storage.is_empty(place)

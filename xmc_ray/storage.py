@@ -195,18 +195,22 @@ def write_json(uri: Uri, value: object) -> None:
     write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
-def remove(uri: Uri) -> None:
-    """Remove a file, or a folder with all that is in it, if there is one; ConfigError for a whole bucket or a top folder."""
+def remove(uri: Uri, *, last: str | None = None) -> None:
+    """Remove a file, or a folder with all that is in it, if there is one; ConfigError for a whole bucket or a top folder.
+
+    ``last`` names the file that says what the folder is: it goes at the very end, so that a removal that breaks off can be
+    told from a folder of somebody else's.
+    """
     fs, path = filesystem(uri)
     if "/" not in path.strip("/"):
         raise ConfigError("a whole bucket or top folder is never removed", where=uri, expected="a folder inside it")
+    names = [_split(file.uri)[1] for file in _all_files(uri)]
     with explained(uri), suppress(FileNotFoundError):
-        if _is_local(uri):
-            fs.rm(path, recursive=True)
-            return
         # One by one: the recursive form takes [, * and ? for patterns and keeps silent on files that it may not remove.
-        for file in _all_files(uri):
-            fs.rm_file(_split(file.uri)[1])
+        for name in sorted(names, key=lambda name: name == f"{path}/{last}"):
+            fs.rm_file(name)
+        if _is_local(uri) and os.path.isdir(path):
+            shutil.rmtree(path)
 
 
 def upload(folder: Uri, uri: Uri, *, last: str | None = None) -> None:

@@ -8,15 +8,18 @@
     _SUCCESS          written last; without it the folder is unfinished, and the same command starts it again
 """
 
+import os
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime, timezone
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
@@ -34,6 +37,7 @@ from xmc_ray.sink import TagSink
 from xmc_ray.text import Tokenizer
 
 SUCCESS, MANIFEST, IDENTITY = "_SUCCESS", "manifest.json", "run.json"
+_SHOWN_LABELS = 1000  # the most frequent ones; a manifest with a million lines is read by nobody
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +116,11 @@ def run(config: TagConfig) -> str:
     connect()
     with own_errors():
         documents = read_documents(config.documents, labelled=False)  # looks at the first file's columns
-        storage.remove(folder)
+        storage.remove(storage.join(folder, SUCCESS))
+        storage.remove(folder, last=IDENTITY)
         storage.write_json(storage.join(folder, IDENTITY), identity)
         clock = time.monotonic()
-        summary = _tag(documents, config, folder, int(settings["max_tokens"]))
+        summary = _tag(documents, config, folder, settings)
         manifest = identity | {
             "run": f"{folder.rsplit('/', 1)[-1]}-{settings['fingerprint']}",
             "started": started.isoformat(timespec="seconds"),
@@ -146,8 +151,6 @@ class Predictor:
     """An actor with the model, loaded once."""
 
     def __init__(self, bundle: str, k: int, pool: PoolConfig) -> None:
-        import os
-
         torch.set_num_threads(pool.threads or max(1, (os.cpu_count() or 1) // pool.max))
         self.k = k
         self.loop = LoopConfig(token_budget=pool.token_budget)
@@ -193,24 +196,18 @@ def matrix(table: pa.Table, name: str) -> npt.NDArray[Any]:
     return np.asarray(column.combine_chunks().flatten()).reshape(len(table), column.type.list_size)
 
 
-def _tag(documents: ray.data.Dataset, config: TagConfig, folder: str, max_tokens: int) -> dict[str, Any]:
-    import pyarrow.parquet as pq
-
+def _tag(documents: ray.data.Dataset, config: TagConfig, folder: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Write tags and rejects; the counts of the manifest."""
     bundle = storage.local_copy(config.bundle)
-    tokenizer = Tokenizer.load(bundle, max_tokens)
-    columns = TagColumns(
-        pq.read_table(bundle / LABELS_FILE, columns=["label", "name"]),
-        read_settings(config.bundle)["fingerprint"],
-        config.min_score,
-    )
+    tokenizer = Tokenizer.load(bundle, settings["max_tokens"])
+    labels = pq.read_table(bundle / LABELS_FILE, columns=["label", "name"])
     digested = documents.map_batches(_digest, batch_format="pyarrow", batch_size=2048)
-    tokenised = tokenise(digested, tokenizer)
-    tagged = predictions(tokenised, config.bundle, config.k, config.pool).map_batches(
-        columns.__call__, batch_format="pyarrow", batch_size=None
-    )
+    predicted = predictions(tokenise(digested, tokenizer), config.bundle, config.k, config.pool)
+    columns = TagColumns(labels, settings["fingerprint"], config.min_score)
     sink = TagSink(folder, sums=["truncated"])
-    tagged.write_datasink(sink)
-    return dict(sink.summary)
+    predicted.map_batches(columns.__call__, batch_format="pyarrow", batch_size=None).write_datasink(sink)
+    shown = dict(islice(sink.summary["labels"].items(), _SHOWN_LABELS))
+    return {**sink.summary, "labels": shown, "distinct_labels": len(sink.summary["labels"])}
 
 
 def _digest(table: pa.Table) -> pa.Table:
