@@ -5,6 +5,7 @@ Metrics
 """
 
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 from math import log2
 from typing import Any
 
@@ -109,3 +110,29 @@ def _label_logit(model: Any, features: Tensor, label: int) -> Tensor:
 def _cross_entropy(logit: Tensor, is_true: bool) -> Tensor:
     probability = logit.double().sigmoid()
     return -torch.log(probability if is_true else 1 - probability).float()
+
+
+# -- groups --------------------------------------------------------------------------------------------------------------
+
+
+def hashed_counts(rows: list[list[int]], n_features: int) -> list[list[float]]:
+    """Counts of tokens and of pairs of neighbours, hashed into columns by multiplication modulo 2**64."""
+    table = [[0.0] * n_features for _ in rows]
+    for row, tokens in enumerate(rows):
+        pairs = [(one * 0x9E3779B97F4A7C15 + other + 1) % 2**64 for one, other in pairwise(tokens)]
+        for key in [*tokens, *pairs]:
+            table[row][((key * 0xD6E8FEB86659FD93) % 2**64 >> 32) % n_features] += 1
+    return table
+
+
+def label_vectors(features: Sequence[Sequence[float]], labels: list[list[int]], n_labels: int) -> list[list[float]]:
+    """PIFA: the sum of the feature vectors of each label's documents, scaled to length one."""
+    vectors = []
+    for label in range(n_labels):
+        total = [0.0] * len(features[0])
+        for row, true in zip(features, labels, strict=True):
+            if label in true:
+                total = [one + float(other) for one, other in zip(total, row, strict=True)]
+        length = sum(value * value for value in total) ** 0.5
+        vectors.append([value / length if length else 0.0 for value in total])
+    return vectors
