@@ -76,6 +76,7 @@ class TextEncoder(nn.Module):
             if not parameter_name.startswith(trained):
                 parameter.requires_grad_(False)
 
+    @torch.enable_grad()
     def freeze_unused(self) -> None:
         """Stop the gradients of parameters that never reach the features, such as BERT's pooler.
 

@@ -1,0 +1,127 @@
+"""Jobs as commands: settings from files and options, errors as one line."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from xmc_ray import command
+from xmc_ray.classifier import FitConfig
+from xmc_ray.encoder import EncoderConfig
+from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.loop import LoopConfig
+from xmc_ray.preparation import ValidationConfig
+from xmc_ray.tagging import TagConfig
+from xmc_ray.training import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part."""
+
+    rate: float = 0.1
+    """The rate."""
+    names: list[str] = field(default_factory=lambda: ["one"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A job."""
+
+    output: str
+    """Where it goes."""
+    min_score: float = 0.0
+    part: Part = field(default_factory=Part)
+
+    def __post_init__(self) -> None:
+        if self.min_score > 1:
+            raise ConfigError("min_score does not fit", found=self.min_score)
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    (tmp_path / "a.toml").write_text('output = "here"\n[part]\nrate = 0.5\n')
+    return tmp_path / "a.toml"
+
+
+def test_an_option_wins_over_the_file(toml: Path) -> None:
+    config = command.parse(Config, ["--config", str(toml), "--part.rate=0.7", "--min-score", "0.25"])
+    assert config == Config(output="here", min_score=0.25, part=Part(rate=0.7))
+    assert command.parse(Config, [f"--config={toml}"]).part == Part(rate=0.5)
+
+
+def test_values_with_hyphens_stay_as_they_are(toml: Path) -> None:
+    assert command.parse(Config, ["--output", "/a-b/c-d"]).output == "/a-b/c-d"
+    assert command.parse(Config, ["--output=/a-b/c-d"]).output == "/a-b/c-d"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--config", "{toml}", "--part.speed=1"], "part.speed"),
+        (["--config", "{toml}", "--part.rate=fast"], "part.rate"),
+        (["--part.rate=1"], "output"),
+        (["--config", "/nowhere/a.toml"], "config"),
+        (["--config", "{bad}"], "rates"),
+        (["--config", "{broken}"], "config"),
+        (["--config", "{toml}", "--min-score=2"], "min_score does not fit; found 2.0"),
+    ],
+)
+def test_bad_settings_are_one_line_and_exit_code_2(
+    arguments: list[str], told: str, toml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad, broken, ran = tmp_path / "bad.toml", tmp_path / "broken.toml", []
+    bad.write_text('output = "x"\n[part]\nrates = 1\n')
+    broken.write_text("output = \n")
+    arguments = [argument.format(toml=toml, bad=bad, broken=broken) for argument in arguments]
+    assert command.run(ran.append, Config, arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert told in error
+    assert not ran
+
+
+def test_a_job_s_own_errors(toml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(error: Exception) -> object:
+        raise error
+
+    arguments = ["--config", str(toml)]
+    assert command.run(lambda _: fail(DataError("no input", where="x\ny")), Config, arguments) == 2
+    assert capsys.readouterr().err == "error: no input: x y\n"
+    with pytest.raises(ZeroDivisionError):
+        command.run(lambda _: fail(ZeroDivisionError()), Config, arguments)
+    assert command.run(lambda _: None, Config, arguments) == 0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        FitConfig(),
+        FitConfig(encoder=EncoderConfig(name="x", layers=2, dropout=0.0), loop=LoopConfig(minutes=1.5)),
+        Config(output="a b", part=Part(names=["x", "y"])),
+    ],
+)
+def test_toml_and_back(config: object, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(command.to_toml(config))
+    assert command.parse(type(config), ["--config", str(tmp_path / "c.toml")]) == config
+
+
+@pytest.mark.parametrize("job", [TrainConfig, TagConfig])
+def test_every_setting_has_its_help(job: type, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.parse(job, ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Column of the ids" in text
+    assert "--output" in text
+
+
+@pytest.mark.parametrize("config", sorted((Path(__file__).parent.parent / "jobs" / "configs").glob("*.toml")))
+def test_the_configs_that_come_along_are_valid(config: Path) -> None:
+    command.parse(TrainConfig, ["--config", str(config), "--documents.uri=x", "--output=y"])
+
+
+def test_validation_settings() -> None:
+    for bad in ({"share": 1.0}, {"every": 0.0}, {"metric": "accuracy"}):
+        with pytest.raises(ConfigError, match=next(iter(bad))):
+            ValidationConfig(**bad)  # type: ignore[arg-type]
