@@ -1,6 +1,7 @@
 """The jobs end to end on Ray, called in process with tiny configs; their bad input as a user meets it."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def test_one_worker_learns_and_leaves_a_run_folder(trained: Path) -> None:
 
 def test_two_workers_on_object_storage(data: Path, tiny_encoder: Path, s3: S3, trained: Path) -> None:
     uri = s3.uri("runs/two")
-    bundle = train(data, tiny_encoder, uri, "--workers.count=2")
+    bundle = train(data, os.path.relpath(tiny_encoder), uri, "--workers.count=2")
     (tags,) = XMCClassifier.load(bundle).predict(["a yellow grape"], k=3)
     assert {label for label, _ in tags} == {"fruit", "yellow", "grape"}
 

@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ class TrainConfig(FitConfig):
 def run(config: TrainConfig) -> str:
     """Train and return the bundle's URI. Raises ConfigError before anything is written where settings do not fit."""
     _check(config)
+    config = _absolute(config)
     connect()
     _check_resources(config.workers)
     with own_errors():
@@ -100,6 +101,13 @@ def _check(config: TrainConfig) -> None:
             found=f"loop.batch_size {config.loop.batch_size}, workers.count {config.workers.count}",
             expected="a batch size that is a multiple of the workers",
         )
+
+
+def _absolute(config: TrainConfig) -> TrainConfig:
+    """The same config with the address of an encoder's local folder in full: Ray Train's workers run in another folder."""
+    if not os.path.isdir(config.encoder.name):
+        return config
+    return replace(config, encoder=replace(config.encoder, name=os.path.abspath(config.encoder.name)))
 
 
 def _check_resources(workers: WorkersConfig) -> None:
