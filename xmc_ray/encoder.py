@@ -156,8 +156,9 @@ def _load_pretrained(name: str, settings: Any) -> Any:
     from transformers import AutoModel
     from transformers.utils import logging as transformers_logging
 
-    verbosity = transformers_logging.get_verbosity()
+    verbosity, has_bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()  # cut layers are left behind on purpose: no table of "unexpected" weights
+    transformers_logging.disable_progress_bar()
     try:
         transformer, report = AutoModel.from_pretrained(
             name, config=settings, use_safetensors=True, trust_remote_code=False, output_loading_info=True
@@ -166,6 +167,8 @@ def _load_pretrained(name: str, settings: Any) -> Any:
         raise _not_found(name, error) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
+        if has_bar:
+            transformers_logging.enable_progress_bar()
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
     if missing:
         raise ModelError("the encoder lacks weights", where=name, found=f"{len(missing)} missing, such as {missing[0]}")
