@@ -189,6 +189,8 @@ BAD = {
     "missing file": (["--documents.uri=/nowhere/x.parquet"], DataError, "/nowhere/x.parquet"),
     "encoder not found": (["--encoder.name=/nowhere/encoder"], ModelError, "/nowhere/encoder"),
     "wrong column": (['--documents.text=["words"]'], DataError, "words"),
+    "no label names": (["--label_names=/nowhere/names.parquet"], DataError, "/nowhere/names.parquet"),
+    "more workers than documents": (["--workers.count=300", "--loop.batch_size=300"], ConfigError, "more workers"),
     "batch and workers": (["--workers.count=3"], ConfigError, "multiple"),
     "gpu where there is none": (["--workers.gpu=true"], ConfigError, "GPU"),
     "too many tokens": (["--text.max_tokens=100000"], ConfigError, "max_tokens"),

@@ -66,12 +66,13 @@ def prepare(documents: DocumentsConfig, label_names: str | None, fit: FitConfig,
     Labels and their counts are those of all documents, held out or not; groups see only what is trained on. Tokens stay
     in Ray's object store, which spills to disk. Raises DataError when nothing is left to train on.
     """
+    names = read_names(label_names) if label_names else None
     tokenizer = Tokenizer.load(fit.encoder.name, fit.text.max_tokens)
     tokenised = tokenise(read_documents(documents, labelled=True), tokenizer, held_out=validation.share).materialize()
     counts: Counter[str] = Counter()
     labels = LabelIndex.count(_labels_and_counts(tokenised, counts))
-    if label_names:
-        labels = labels.with_names(read_names(label_names))
+    if names is not None:
+        labels = labels.with_names(names)
 
     shared = ray.put(labels)
     train, held_out = (

@@ -79,6 +79,10 @@ def run(config: TrainConfig) -> str:
     with own_errors():
         say(f"reading {config.documents.uri}")
         prepared = prepare(config.documents, config.label_names, config, config.validation)
+        if prepared.counts["train"] < config.workers.count:
+            raise ConfigError(
+                "more workers than documents", found=config.workers.count, expected=f"at most {prepared.counts['train']}"
+            )
         say("prepared: " + ", ".join(f"{count:,} {name}" for name, count in prepared.counts.items() if count))
         kind = "flat, one label a group" if prepared.groups.flat else f"{len(prepared.groups):,} groups"
         say(f"labels: {len(prepared.labels):,} ({kind})")
