@@ -89,7 +89,8 @@ def train(
 
     ``module`` computes the losses: the model itself, or its data-parallel wrapper. ``epoch_batches(n)`` gives this
     worker's batches of epoch n, the same number on all workers; ``steps_per_epoch`` only has to be about right, as it
-    sets the pace of the schedule. A state that has been trained before goes on with its next epoch.
+    sets the pace of the schedule. A state that has been trained before goes on at the start of the epoch it was in, so up to
+    an epoch of batches is seen again.
 
     Raises ModelError at the first loss that is not finite.
     """
