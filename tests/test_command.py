@@ -22,6 +22,7 @@ class Part:
     rate: float = 0.1
     """The rate."""
     names: list[str] = field(default_factory=lambda: ["one"])
+    again: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,14 @@ def test_an_option_wins_over_the_file(toml: Path) -> None:
 def test_values_with_hyphens_stay_as_they_are(toml: Path) -> None:
     assert command.parse(Config, ["--output", "/a-b/c-d"]).output == "/a-b/c-d"
     assert command.parse(Config, ["--output=/a-b/c-d"]).output == "/a-b/c-d"
+
+
+def test_a_switch_needs_no_value(toml: Path) -> None:
+    base = [f"--config={toml}"]
+    assert command.parse(Config, [*base, "--part.again"]).part.again
+    assert command.parse(Config, [*base, "--part.again", "--min-score=0.5"]).part.again
+    assert command.parse(Config, [*base, "--part.again", "true"]).part.again
+    assert not command.parse(Config, [*base, "--part.again=false"]).part.again
 
 
 @pytest.mark.parametrize(

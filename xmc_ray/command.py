@@ -8,7 +8,8 @@ The job's frozen dataclass is the whole interface: its fields are the options, t
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from itertools import zip_longest
+from typing import TypeVar, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
@@ -31,7 +32,8 @@ def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Confi
     """A config from command-line arguments. Raises ConfigError for unknown keys, wrong types and unreadable files."""
     parser = _parser(config_type)
     try:
-        settings = parser.parse_args([_underscored(argument) for argument in (sys.argv[1:] if argv is None else argv)])
+        arguments = _spelled_out(sys.argv[1:] if argv is None else argv, _switches(config_type))
+        settings = parser.parse_args(arguments)
         parts = vars(parser.instantiate(settings))
     except (ArgumentError, ValueError, OSError) as error:
         raise ConfigError("cannot use these settings", found=error, way_out="--help lists every setting") from error
@@ -52,10 +54,26 @@ def _parser(config_type: type) -> ArgumentParser:
     return parser
 
 
-def _underscored(argument: str) -> str:
-    """``--min-score=0.5`` as ``--min_score=0.5``: both spellings of an option are understood; values are left alone."""
-    name, equals, value = argument.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value if argument.startswith("--") else argument
+def _spelled_out(argv: Sequence[str], switches: set[str]) -> list[str]:
+    """``--min-score=0.5`` as ``--min_score=0.5`` and a lone ``--overwrite`` as ``--overwrite=true``; values are left alone."""
+    spelled = []
+    for argument, following in zip_longest(argv, argv[1:], fillvalue="--"):
+        option, equals, value = argument.partition("=")
+        if option.startswith("--"):
+            option = "--" + option[2:].replace("-", "_")
+            if option in switches and not equals and following.startswith("--"):
+                equals, value = "=", "true"
+        spelled.append(option + equals + value)
+    return spelled
+
+
+def _switches(config_type: type, prefix: str = "--") -> set[str]:
+    """The options of all settings that are true or false."""
+    found: set[str] = set()
+    for name, kind in get_type_hints(config_type).items():
+        found |= {prefix + name} if kind is bool else set()
+        found |= _switches(kind, f"{prefix}{name}.") if hasattr(kind, "__dataclass_fields__") else set()
+    return found
 
 
 def _namespace(value: object) -> object:

@@ -231,7 +231,7 @@ def _finished(folder: str, identity: dict[str, Any], overwrite: bool) -> bool:
             "the folder of the day holds another run",
             where=folder,
             found=f"other {', '.join(name for name in identity if known.get(name) != identity[name])}",
-            way_out="choose another output or date, or give --overwrite true",
+            way_out="choose another output or date, or give --overwrite",
         )
     return False
 
