@@ -104,6 +104,14 @@ def test_evaluate_equals_the_classifier(data: Path, trained: Path, tmp_path: Pat
         evaluation.run(command.parse(evaluation.EvaluateConfig, arguments))
 
 
+def test_evaluate_without_a_known_label(trained: Path, tmp_path: Path) -> None:
+    rows = [{"id": "1", "text": "a red apple", "labels": ["unheard of"]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test.parquet")
+    arguments = [f"--documents.uri={tmp_path / 'test.parquet'}", f"--bundle={trained / 'bundle'}", "--pool.threads=1"]
+    with pytest.raises(DataError, match="no document has a label that the bundle knows"):
+        evaluation.run(command.parse(evaluation.EvaluateConfig, arguments))
+
+
 def tag(*arguments: str) -> Path:
     return Path(tagging.run(command.parse(tagging.TagConfig, list(arguments))))
 

@@ -53,9 +53,10 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         tokenised = tokenise(read_documents(config.documents, labelled=True), Tokenizer.load(bundle, settings["max_tokens"]))
         predicted = predictions(tokenised, config.bundle, max(config.ks), config.pool)
         counts = _score(predicted, labels, metrics)
-    if not counts["documents"]:
+    result = metrics.result()
+    if not result["total"]["documents"]:
         raise DataError("no document has a label that the bundle knows", where=config.documents.uri, found=counts)
-    result = metrics.result() | counts | {"bundle": settings["fingerprint"]}
+    result |= counts | {"bundle": settings["fingerprint"]}
     print(table(result))
     rate = counts["documents"] / (time.monotonic() - started)
     print(f"{counts['documents']:,} documents, {counts['rejected']:,} rejected, {rate:,.0f} documents/s with start-up")
