@@ -59,6 +59,18 @@ def test_what_another_client_writes_is_seen_at_once(place: str) -> None:
         assert storage.exists(uri)
 
 
+def test_a_new_file_appears_when_it_is_complete(place: str) -> None:
+    uri = storage.join(place, "file")
+    with storage.new_file(uri) as path:
+        path.write_bytes(b"whole")
+        assert not storage.exists(uri)
+    assert storage.read_bytes(uri) == b"whole"
+    with pytest.raises(ZeroDivisionError), storage.new_file(uri) as path:
+        print(path.write_bytes(b"half") / 0)
+    assert storage.read_bytes(uri) == b"whole"
+    assert names(place) == ["file"] and not path.exists()
+
+
 def test_json_survives(place: str) -> None:
     value = {"name": "Größe", "counts": [1, 2.5, None], "nested": {"yes": True}}
     uri = storage.join(place, "file.json")

@@ -182,6 +182,22 @@ def write_bytes(uri: Uri, data: bytes) -> None:
             fs.pipe_file(path, data)
 
 
+@contextmanager
+def new_file(uri: Uri) -> Iterator[Path]:
+    """A local path to write to; at the end its file appears at ``uri`` at once, or nothing does after an error.
+
+    On the way to S3 the whole file lies in this machine's temporary folder.
+    """
+    if _is_local(uri):
+        with explained(uri, missing=ConfigError), _replacing(_split(uri)[1]) as temporary:
+            yield temporary
+    else:
+        with tempfile.TemporaryDirectory(prefix="xmc_ray-") as folder:
+            temporary = Path(folder, "file")
+            yield temporary
+            _copy_file(temporary, os.fspath(uri))
+
+
 def read_json(uri: Uri) -> Any:
     """The content of a JSON file; DataError if there is none or if it is no JSON."""
     try:
