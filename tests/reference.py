@@ -4,6 +4,7 @@ Metrics
 - ``metrics_of``: every metric of a list of documents, in total or for one band.
 """
 
+import json
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 from math import log2
@@ -136,3 +137,41 @@ def label_vectors(features: Sequence[Sequence[float]], labels: list[list[int]], 
         length = sum(value * value for value in total) ** 0.5
         vectors.append([value / length if length else 0.0 for value in total])
     return vectors
+
+
+# -- layouts -------------------------------------------------------------------------------------------------------------
+
+
+def documents_of_lines(texts: str, labels: str, separator: str | None) -> list[dict[str, Any]]:
+    """A row for each line of ``texts``, with the labels in the same line of ``labels``; every line ends with a newline."""
+    lines = zip(texts.split("\n")[:-1], labels.split("\n")[:-1], strict=True)
+    return [
+        {"id": str(number), "text": text.rstrip("\r"), "labels": _labels_of_line(line, separator)}
+        for number, (text, line) in enumerate(lines, 1)
+    ]
+
+
+def documents_of_tsv(lines: str, separator: str | None) -> list[dict[str, Any]]:
+    """A row for each line of two or three fields."""
+    rows = []
+    for number, line in enumerate(lines.split("\n")[:-1], 1):
+        *identifier, labels, text = line.rstrip("\r").split("\t")
+        rows.append({"id": [str(number), *identifier][-1], "text": text, "labels": _labels_of_line(labels, separator)})
+    return rows
+
+
+def documents_of_json(lines: str, names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """A row for each line that is not blank; ``names`` are the labels by place."""
+    rows = []
+    for line in lines.split("\n"):
+        if line.strip():
+            value = json.loads(line)
+            labels = [str(place) if names is None else names[place] for place in value["target_ind"]]
+            texts = {"title": value.get("title"), "content": value.get("content")}
+            rows.append({"id": str(value["uid"]), **texts, "labels": list(dict.fromkeys(labels))})
+    return rows
+
+
+def _labels_of_line(line: str, separator: str | None) -> list[str]:
+    labels = [label.strip() for label in line.split(separator)]
+    return list(dict.fromkeys(label for label in labels if label))

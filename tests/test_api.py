@@ -20,6 +20,7 @@ def test_public_names() -> None:
     ("module", "absent"),
     [
         ("xmc_ray", {"torch", "ray", "transformers", "pyarrow"}),
+        ("xmc_ray.conversion", {"torch", "ray", "transformers"}),
         ("xmc_ray.groups", {"torch", "ray", "transformers"}),
         ("xmc_ray.metrics", {"torch", "ray", "transformers"}),
         ("xmc_ray.storage", {"torch", "ray", "transformers"}),
