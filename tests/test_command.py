@@ -125,11 +125,6 @@ def test_every_setting_has_its_help(job: type, capsys: pytest.CaptureFixture[str
     assert "--output" in text
 
 
-@pytest.mark.parametrize("config", sorted((Path(__file__).parent.parent / "jobs" / "configs").glob("*.toml")))
-def test_the_configs_that_come_along_are_valid(config: Path) -> None:
-    command.parse(TrainConfig, ["--config", str(config), "--documents.uri=x", "--output=y"])
-
-
 def test_validation_settings() -> None:
     for bad in ({"share": 1.0}, {"every": 0.0}, {"metric": "accuracy"}):
         with pytest.raises(ConfigError, match=next(iter(bad))):
