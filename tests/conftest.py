@@ -145,13 +145,23 @@ WORDS = ["a", "an", "the", "red", "green", "yellow", "blue", "apple", "pear", "p
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a BERT of two layers and width 32, random weights, and a tokenizer of a few words and all letters."""
+    return save_encoder(tmp_path_factory.mktemp("tiny-encoder"), WORDS[1:], 32)
+
+
+@pytest.fixture(scope="session")
+def other_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A narrower one, whose tokenizer gives every word another id."""
+    return save_encoder(tmp_path_factory.mktemp("other-encoder"), WORDS[:0:-1], 16)
+
+
+def save_encoder(folder: Path, words: list[str], width: int) -> Path:
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = {word: place for place, word in enumerate([*special, *WORDS[1:], *letters, *(f"##{x}" for x in letters)])}
+    vocabulary = {word: place for place, word in enumerate([*special, *words, *letters, *(f"##{x}" for x in letters)])}
     backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -159,9 +169,8 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backend.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=around)
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
 
-    folder = tmp_path_factory.mktemp("tiny-encoder")
     PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=128, **names).save_pretrained(folder)
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    shape = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     BertModel(BertConfig(vocab_size=len(vocabulary), max_position_embeddings=128, **shape)).save_pretrained(folder)
     return folder
