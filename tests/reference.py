@@ -102,6 +102,19 @@ def predictions(model: Any, batch: Any, k: int) -> list[tuple[list[float], list[
     return results
 
 
+def mean_scores(listed: Sequence[Sequence[dict[int, float]]], k: int) -> list[list[tuple[int, float]]]:
+    """For each document the ``k`` best (label, mean score) of several models' {label: score}; what is not listed counts 0."""
+    results = []
+    for of_models in zip(*listed, strict=True):
+        totals: dict[int, float] = {}
+        for scores in of_models:
+            for label, score in scores.items():
+                totals[label] = totals.get(label, 0.0) + score
+        best = sorted(totals, key=lambda label: -totals[label])[:k]
+        results.append([(label, totals[label] / len(of_models)) for label in best])
+    return results
+
+
 def _label_logit(model: Any, features: Tensor, label: int) -> Tensor:
     place = int(model.table.group_L[label]), int(model.table.slot_L[label])
     logit: Tensor = model.bottleneck(features) @ model.table.weight_GMH[place] + model.table.bias_GM[place]

@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from xmc_ray.checkpoint import Bundle, TrainState, load_bundle, save_bundle
+from xmc_ray.checkpoint import Bundle, TrainState, save_bundle
 from xmc_ray.encoder import EncoderConfig, build_encoder
+from xmc_ray.ensemble import Ensemble
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.groups import GroupsConfig, LabelGroups, group_labels
-from xmc_ray.labels import LabelIndex, list_lengths
+from xmc_ray.labels import IntArray, LabelIndex, list_lengths
 from xmc_ray.loop import LoopConfig, Step, predict, train
 from xmc_ray.metrics import Metrics
 from xmc_ray.model import LightXML, ModelConfig
@@ -41,11 +42,22 @@ class FitConfig:
 
 
 class XMCClassifier:
-    """A trained model behind plain lists of strings."""
+    """A trained model, or an ensemble of them, behind plain lists of strings."""
 
-    def __init__(self, bundle: Bundle, loop: LoopConfig | None = None) -> None:
-        self.bundle = bundle
+    def __init__(self, bundle: Bundle | Ensemble, loop: LoopConfig | None = None) -> None:
+        self.ensemble = bundle if isinstance(bundle, Ensemble) else Ensemble([bundle])
         self.loop = loop or LoopConfig()
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle of the model; raises ConfigError when there are several."""
+        if len(self.ensemble.bundles) > 1:
+            raise ConfigError(
+                "an ensemble is not one bundle",
+                found=f"{len(self.ensemble.bundles)} bundles",
+                way_out="save each bundle, and load the list of them",
+            )
+        return self.ensemble.bundles[0]
 
     @classmethod
     def fit(
@@ -96,9 +108,8 @@ class XMCClassifier:
         """The ``k`` best (label, score) of each text, best first, scores in 0..1."""
         if k < 1:
             raise ConfigError("k does not fit", found=k, expected="at least 1")
-        tokens, _ = self.bundle.tokenizer.encode(pa.array(texts, pa.string()))
-        scores, ids = predict(self.bundle.model, tokens, k, self.loop)
-        labels = np.asarray(self.bundle.labels.labels.to_pylist(), object)[ids]
+        scores, ids = self.ensemble.predict(self.ensemble.encode(pa.array(texts, pa.string())), k, self.loop)
+        labels = np.asarray(self.ensemble.labels.labels.to_pylist(), object)[ids]
         return [
             [(label, float(score)) for label, score in zip(*row, strict=True) if score > 0]
             for row in zip(labels, scores, strict=True)
@@ -106,22 +117,27 @@ class XMCClassifier:
 
     def evaluate(self, texts: Sequence[str], labels: Sequence[Sequence[str]]) -> dict[str, Any]:
         """Metrics of the predictions for ``texts`` against their true ``labels``; see `metrics.Metrics.result`."""
-        tokens, _ = self.bundle.tokenizer.encode(pa.array(texts, pa.string()))
-        truth = self.bundle.labels.encode(pa.array([list(row) for row in labels], pa.list_(pa.string())))
-        metrics = Metrics.empty(self.bundle.labels.counts, self.bundle.labels.n_documents)
-        update_metrics(metrics, self.bundle.model, tokens, truth, self.loop)
+        index = self.ensemble.labels
+        truth = index.encode(pa.array([list(row) for row in labels], pa.list_(pa.string())))
+        metrics = Metrics.empty(index.counts, index.n_documents)
+        tokens = self.ensemble.encode(pa.array(texts, pa.string()))
+        _add_hits(metrics, self.ensemble.predict(tokens, max(metrics.ks), self.loop)[1], truth)
         return metrics.result()
 
     def save(self, uri: str) -> str:
-        """Write a bundle (folder or ``s3://``), return its fingerprint; raises ConfigError where something lies."""
+        """Write a bundle (folder or ``s3://``), return its fingerprint.
+
+        Raises ConfigError where something lies, and for an ensemble.
+        """
         return save_bundle(self.bundle, uri)
 
     @classmethod
-    def load(cls, uri: str, device: str | None = None) -> "XMCClassifier":
-        """Open a bundle; raises ModelError when it is not one, is damaged, or is of a newer format."""
-        bundle = load_bundle(uri)
-        bundle.model.to(device or _best_device())
-        return cls(bundle)
+    def load(cls, uri: str | Sequence[str], device: str | None = None) -> "XMCClassifier":
+        """Open a bundle, or a list of bundles over the same labels, whose scores are averaged.
+
+        Raises ModelError when one is not a bundle, is damaged, is of a newer format, or has other labels than the first.
+        """
+        return cls(Ensemble.load(uri).to(device or _best_device()))
 
 
 def build_model(config: FitConfig, tokenizer: Tokenizer, labels: LabelIndex, groups: LabelGroups) -> LightXML:
@@ -134,7 +150,10 @@ def build_model(config: FitConfig, tokenizer: Tokenizer, labels: LabelIndex, gro
 
 def update_metrics(metrics: Metrics, model: LightXML, tokens: pa.ListArray, truth: pa.ListArray, config: LoopConfig) -> None:
     """Predict documents (list<int32>[D]) and add their hits against ``truth`` (list<int32>[D], label ids)."""
-    _, predicted = predict(model, tokens, max(metrics.ks), config)
+    _add_hits(metrics, predict(model, tokens, max(metrics.ks), config)[1], truth)
+
+
+def _add_hits(metrics: Metrics, predicted: IntArray, truth: pa.ListArray) -> None:
     offsets = np.concatenate([[0], np.cumsum(list_lengths(truth))])
     metrics.update(predicted, offsets, pc.list_flatten(truth).to_numpy().astype(np.int64))
 

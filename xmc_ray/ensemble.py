@@ -1,0 +1,160 @@
+"""Several models over one label index, whose scores are averaged (Jiang et al. 2021: three encoders on small label sets,
+three clusterings on large ones).
+
+Every model lists its best labels of a document; a label that a model does not list counts 0 there. So memory grows with the
+labels listed, never with all labels.
+
+Letters: D documents, C labels listed for a document by all models together, k labels asked for.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from xmc_ray import storage
+from xmc_ray.checkpoint import LABELS_FILE, Bundle, load_bundle, read_settings
+from xmc_ray.errors import ConfigError, ModelError
+from xmc_ray.labels import IntArray, LabelIndex
+from xmc_ray.loop import LoopConfig, predict
+from xmc_ray.text import Tokenizer
+
+Listed = tuple[npt.NDArray[np.float32], IntArray]
+"""Scores [D, k], falling, and label ids [D, k], -1 (with score 0) where there are fewer."""
+
+
+@dataclass(frozen=True)
+class Members:
+    """The bundles of an ensemble as their ``config.json`` tell them, before any weights are read.
+
+    ``fingerprint``: the bundle's own if it is the only one, else 16 hex digits of all bundles' in their order.
+    """
+
+    uris: list[str]
+    max_tokens: list[int]
+    fingerprint: str
+
+    @classmethod
+    def read(cls, uris: storage.Uri | Sequence[storage.Uri]) -> "Members":
+        """Look at one bundle or several.
+
+        Raises ConfigError for an empty list; ModelError when one is not a bundle, or is of other labels than the first.
+        """
+        places = [os.fspath(uri) for uri in ([uris] if isinstance(uris, (str, os.PathLike)) else uris)]
+        settings = [read_settings(uri) for uri in places]
+        _check_labels([(uri, part["label_fingerprint"]) for uri, part in zip(places, settings, strict=True)])
+        fingerprints = [part["fingerprint"] for part in settings]
+        together = hashlib.sha256("".join(fingerprints).encode()).hexdigest()[:16]
+        return cls(places, [part["max_tokens"] for part in settings], fingerprints[0] if len(places) == 1 else together)
+
+    def fetch(self) -> tuple[Path, list[Tokenizer]]:
+        """The file of the labels and the distinct tokenizers, on this machine; see `Ensemble.tokenizers`."""
+        folders = [storage.local_copy(uri) for uri in self.uris]
+        tokenizers = [Tokenizer.load(*member) for member in zip(folders, self.max_tokens, strict=True)]
+        return folders[0] / LABELS_FILE, _distinct(tokenizers)[0]
+
+
+class Ensemble:
+    """One model or several.
+
+    ``tokenizers``: the distinct ones, in the order of the bundles that need them first. A text is encoded once by each.
+    """
+
+    def __init__(self, bundles: Sequence[Bundle]) -> None:
+        """Raises ConfigError without a bundle, ModelError when the bundles' labels or their order differ."""
+        if len(bundles) != 1:
+            names = [bundle.fingerprint or f"bundle {number}" for number, bundle in enumerate(bundles, 1)]
+            _check_labels([(name, bundle.labels.fingerprint) for name, bundle in zip(names, bundles, strict=True)])
+        self.bundles = list(bundles)
+        self.tokenizers, self._reads = _distinct([bundle.tokenizer for bundle in bundles])
+
+    @classmethod
+    def load(cls, uris: storage.Uri | Sequence[storage.Uri]) -> "Ensemble":
+        """Open one bundle or several, on the CPU; raises what `Members.read` and `checkpoint.load_bundle` raise."""
+        return cls([load_bundle(uri) for uri in Members.read(uris).uris])
+
+    def to(self, device: str) -> "Ensemble":
+        """Itself, with all models on ``device``."""
+        for bundle in self.bundles:
+            bundle.model.to(device)
+        return self
+
+    @property
+    def labels(self) -> LabelIndex:
+        """The label index; names and counts are those of the first bundle."""
+        return self.bundles[0].labels
+
+    def encode(self, texts: pa.Array) -> list[pa.ListArray]:
+        """Tokens (list<int32>[D]) of ``texts`` (string[D]) by each of ``tokenizers``."""
+        return [tokenizer.encode(texts)[0] for tokenizer in self.tokenizers]
+
+    def predict(self, tokens: Sequence[pa.ListArray], k: int, config: LoopConfig) -> Listed:
+        """The ``k`` labels with the highest mean score, of documents as `encode` gives them, one model after the other.
+
+        Exact for one model. With several, a label that a model does not list among its best (`n_listed`) counts 0 there.
+        """
+        n_listed_here = k if len(self.bundles) == 1 else n_listed(k, len(self.labels))
+        return average(
+            [
+                predict(bundle.model, tokens[place], n_listed_here, config)
+                for bundle, place in zip(self.bundles, self._reads, strict=True)
+            ],
+            k,
+        )
+
+
+def n_listed(k: int, n_labels: int) -> int:
+    """How many labels each of several models lists where ``k`` are asked for.
+
+    The same for any k up to 10, so that the first tags do not depend on how many are asked for.
+    """
+    return max(k, min(n_labels, 1000, max(100, 10 * k)))
+
+
+def average(listed: Sequence[Listed], k: int) -> Listed:
+    """The ``k`` labels of each document with the highest mean of their scores in ``listed``, one entry a model.
+
+    Among equals the one that is listed first comes first.
+    """
+    scores_DC, labels_DC = (np.concatenate(part, axis=1) for part in zip(*listed, strict=True))
+    by_label_DC = labels_DC.argsort(axis=1, kind="stable")
+    is_first_DC = np.diff(np.take_along_axis(labels_DC, by_label_DC, 1), axis=1, prepend=-2) != 0
+    starts = np.flatnonzero(is_first_DC)  # of the runs of one label in one row; every row begins one
+    sums = np.add.reduceat(np.take_along_axis(scores_DC, by_label_DC, 1).ravel(), starts, dtype=np.float64)
+
+    mean_DC = np.full(labels_DC.shape, -1.0)
+    mean_DC[np.nonzero(is_first_DC)[0], by_label_DC[is_first_DC]] = sums / len(listed)
+    mean_DC[labels_DC < 0] = -1
+    best_Dk = np.argsort(-mean_DC, axis=1, kind="stable")[:, :k]
+    scores_Dk, labels_Dk = (np.take_along_axis(values, best_Dk, 1) for values in (mean_DC, labels_DC))
+    return scores_Dk.clip(min=0).astype(np.float32), np.where(scores_Dk < 0, -1, labels_Dk)
+
+
+def _check_labels(members: Sequence[tuple[str, str]]) -> None:
+    """(bundle, label fingerprint) of each."""
+    if not members:
+        raise ConfigError("no bundle is given", found="an empty list", expected="at least one bundle")
+    (first, expected), *others = members
+    for name, found in others:
+        if found != expected:
+            raise ModelError(
+                "the bundles of an ensemble have different labels",
+                where=name,
+                found=f"labels {found}",
+                expected=f"labels {expected} as in {first}",
+                way_out="train all of them on the same documents",
+            )
+
+
+def _distinct(tokenizers: Sequence[Tokenizer]) -> tuple[list[Tokenizer], list[int]]:
+    """Those that differ in content or length, and for each of ``tokenizers`` its place among them."""
+    kept: dict[str, Tokenizer] = {}
+    contents = [tokenizer.pretrained.backend_tokenizer.to_str() for tokenizer in tokenizers]  # max_tokens is part of it
+    for content, tokenizer in zip(contents, tokenizers, strict=True):
+        kept.setdefault(content, tokenizer)
+    return list(kept.values()), [list(kept).index(content) for content in contents]
