@@ -12,8 +12,14 @@ import pytest
 from conftest import S3
 
 from xmc_ray import command, evaluation, tagging, training
-from xmc_ray.classifier import XMCClassifier
+from xmc_ray.classifier import FitConfig, XMCClassifier
+from xmc_ray.encoder import EncoderConfig
+from xmc_ray.ensemble import Members
 from xmc_ray.errors import ConfigError, DataError, ModelError, XmcError
+from xmc_ray.groups import GroupsConfig
+from xmc_ray.loop import LoopConfig
+from xmc_ray.optim import OptimConfig
+from xmc_ray.text import TextConfig
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -163,6 +169,62 @@ def test_tag_keeps_every_row(trained: Path, tmp_path: Path) -> None:
     tag(*arguments, "--min_score=0.5", "--overwrite=true")
     scores = pq.read_table(sorted(folder.glob("part-*.parquet")), partitioning=None)["scores"].to_pylist()
     assert min(score for row in scores for score in row) >= 0.5
+
+
+@pytest.fixture(scope="module")
+def bundles(data: Path, trained: Path, other_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The trained bundle, and one with another encoder and tokenizer, shorter texts and no groups, half trained."""
+    train = pq.read_table(data / "train.parquet")
+    config = FitConfig(
+        encoder=EncoderConfig(name=str(other_encoder), feature_layers=2, pooling="mean"),
+        text=TextConfig(max_tokens=8),
+        groups=GroupsConfig(max_size=1),
+        optim=OptimConfig(encoder_lr=2e-3, head_lr=2e-2),
+        loop=LoopConfig(epochs=2, batch_size=8),
+    )
+    classifier = XMCClassifier.fit(train["text"].to_pylist(), train["labels"].to_pylist(), config=config)
+    other = str(tmp_path_factory.mktemp("bundles") / "other")
+    classifier.save(other)
+    return [str(trained / "bundle"), other]
+
+
+def test_evaluate_an_ensemble(data: Path, bundles: list[str]) -> None:
+    arguments = [f"--documents.uri={data / 'test.parquet'}", f"--bundle={json.dumps(bundles)}", "--pool.threads=1"]
+    result = evaluation.run(command.parse(evaluation.EvaluateConfig, [*arguments, "--pool.batch_rows=7"]))
+    test = pq.read_table(data / "test.parquet")
+    expected = XMCClassifier.load(bundles).evaluate(test["text"].to_pylist(), test["labels"].to_pylist())
+    assert result["total"] == expected["total"] and result["bands"] == expected["bands"]
+    assert result["bundle"] == Members.read(bundles).fingerprint
+
+
+def test_tag_with_an_ensemble(bundles: list[str], tmp_path: Path) -> None:
+    texts = {f"{n}": f"a {COLOURS[n % 3]} {KINDS[n % 4]}" for n in range(20)}
+    texts["long"] = "red apple " * 10  # for one of the two models
+    rows = [{"id": number, "text": text} for number, text in [*texts.items(), ("null", None)]]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    (tmp_path / "tag.toml").write_text(f"bundle = {json.dumps(bundles)}\n")
+    arguments = [f"--config={tmp_path / 'tag.toml'}", f"--documents.uri={tmp_path / 'in.parquet'}", "--date=2026-11-23"]
+    arguments += [f"--output={tmp_path / 'out'}", "--k=2", "--pool.batch_rows=8", "--pool.threads=1"]
+    folder = tag(*arguments)
+    tags = pq.read_table(sorted(folder.glob("part-*.parquet")), partitioning=None)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["in"], manifest["tagged"], manifest["rejected"], manifest["truncated"]) == (22, 21, 1, 1)
+    assert manifest["bundle"] == Members.read(bundles).fingerprint and set(tags["model"].to_pylist()) == {manifest["bundle"]}
+    expected = dict(zip(texts, XMCClassifier.load(bundles).predict(list(texts.values()), k=2), strict=True))
+    for row in tags.to_pylist():
+        assert row["labels"] == [label for label, _ in expected[row["id"]]]
+        assert row["scores"] == pytest.approx([score for _, score in expected[row["id"]]], rel=1e-4)
+    named = {label: name for row in tags.to_pylist() for label, name in zip(row["labels"], row["names"], strict=True)}
+    assert named["fruit"] == "FRUIT"  # the second bundle has no names
+
+    before = sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*"))
+    assert tag(*arguments) == folder
+    for others in (bundles[::-1], bundles[:1], bundles[0]):
+        with pytest.raises(ConfigError, match="another run"):
+            tag(*arguments, f"--bundle={others if isinstance(others, str) else json.dumps(others)}")
+    with pytest.raises(ConfigError, match="no bundle is given"):
+        tag(*arguments, "--bundle=[]")
+    assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
 
 
 def test_tag_on_object_storage(trained: Path, s3: S3, data: Path) -> None:

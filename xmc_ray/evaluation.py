@@ -9,25 +9,24 @@ import pyarrow.compute as pc
 import ray.data
 
 from xmc_ray import storage
-from xmc_ray.checkpoint import LABELS_FILE, read_settings
 from xmc_ray.corpus import DocumentsConfig, read_documents
+from xmc_ray.ensemble import Members
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.labels import LabelIndex
 from xmc_ray.metrics import Metrics, table
 from xmc_ray.preparation import tokenise
 from xmc_ray.session import arrow_batches, connect, own_errors
 from xmc_ray.tagging import PoolConfig, matrix, predictions
-from xmc_ray.text import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Evaluate a bundle on labelled documents."""
+    """Evaluate a bundle, or an ensemble of them, on labelled documents."""
 
     documents: DocumentsConfig
     """The test split."""
-    bundle: str
-    """The model: a bundle's folder, local or s3://."""
+    bundle: str | list[str]
+    """The model: a bundle's folder, local or s3://; or a list of them, whose scores are averaged."""
     output: str | None = None
     """Folder for metrics.json, empty or not there yet; without it the table is only printed."""
     ks: list[int] = field(default_factory=lambda: [1, 3, 5, 10])
@@ -43,20 +42,20 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     """
     if config.output is not None and storage.exists(storage.join(config.output, "metrics.json")):
         raise ConfigError("metrics.json is there already", where=config.output, way_out="choose another output or remove it")
-    settings = read_settings(config.bundle)
-    bundle = storage.local_copy(config.bundle)
-    labels = LabelIndex.load(bundle / LABELS_FILE)
+    members = Members.read(config.bundle)
+    labels_file, tokenizers = members.fetch()
+    labels = LabelIndex.load(labels_file)
     metrics = Metrics.empty(labels.counts, labels.n_documents, ks=tuple(sorted(config.ks)))
     connect()
     started = time.monotonic()
     with own_errors():
-        tokenised = tokenise(read_documents(config.documents, labelled=True), Tokenizer.load(bundle, settings["max_tokens"]))
-        predicted = predictions(tokenised, config.bundle, max(config.ks), config.pool)
+        tokenised = tokenise(read_documents(config.documents, labelled=True), *tokenizers)
+        predicted = predictions(tokenised, members.uris, max(config.ks), config.pool)
         counts = _score(predicted, labels, metrics)
     result = metrics.result()
     if not result["total"]["documents"]:
         raise DataError("no document has a label that the bundle knows", where=config.documents.uri, found=counts)
-    result |= counts | {"bundle": settings["fingerprint"]}
+    result |= counts | {"bundle": members.fingerprint}
     print(table(result))
     rate = counts["documents"] / (time.monotonic() - started)
     print(f"{counts['documents']:,} documents, {counts['rejected']:,} rejected, {rate:,.0f} documents/s with start-up")

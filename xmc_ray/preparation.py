@@ -2,9 +2,9 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 import pyarrow as pa
@@ -91,14 +91,20 @@ def prepare(documents: DocumentsConfig, label_names: str | None, fit: FitConfig,
 
 
 def tokenise(
-    documents: ray.data.Dataset, tokenizer: Tokenizer, *, held_out: float = 0.0, keep_text: bool = False
+    documents: ray.data.Dataset, *tokenizers: Tokenizer, held_out: float = 0.0, keep_text: bool = False
 ) -> ray.data.Dataset:
     """``text`` becomes ``tokens`` (list<int32>, empty for rejects), ``truncated`` and ``held_out`` (int8), on CPU tasks.
 
-    ``held_out`` marks that share of the rows, by id; other columns stay as they are, ``text`` only if asked for.
+    Each tokenizer has its own `token_columns`; ``truncated`` is what any of them cuts off. ``held_out`` marks that share of
+    the rows, by id; other columns stay as they are, ``text`` only if asked for.
     """
-    task = partial(_tokenise, tokenizer=tokenizer, held_out=held_out, keep_text=keep_text)
+    task = partial(_tokenise, tokenizers=tokenizers, held_out=held_out, keep_text=keep_text)
     return documents.map_batches(task, batch_format="pyarrow", batch_size=2048)
+
+
+def token_columns(n_tokenizers: int) -> list[str]:
+    """The columns of several tokenizers' tokens: ``tokens``, ``tokens_1``, and so on."""
+    return ["tokens", *(f"tokens_{number}" for number in range(1, n_tokenizers))]
 
 
 def read_names(uri: str) -> pa.Table:
@@ -110,11 +116,13 @@ def read_names(uri: str) -> pa.Table:
         raise DataError("cannot read label names", where=uri, found=error, expected="a Parquet file: label, name") from error
 
 
-def _tokenise(table: pa.Table, tokenizer: Tokenizer, held_out: float, keep_text: bool) -> pa.Table:
+def _tokenise(table: pa.Table, tokenizers: Sequence[Tokenizer], held_out: float, keep_text: bool) -> pa.Table:
     good = pc.is_null(table["reason"]).combine_chunks()
     texts = pc.if_else(good, table["text"].combine_chunks().fill_null(""), "")
-    tokens, truncated = tokenizer.encode(texts)
-    table = table.append_column("tokens", pc.if_else(good, tokens, pa.scalar([], tokens.type)))
+    encoded = [tokenizer.encode(texts) for tokenizer in tokenizers]
+    for name, (tokens, _) in zip(token_columns(len(tokenizers)), encoded, strict=True):
+        table = table.append_column(name, pc.if_else(good, tokens, pa.scalar([], tokens.type)))
+    truncated = reduce(pc.or_, (cut_off for _, cut_off in encoded))
     table = table.append_column("truncated", pc.and_(good, truncated).cast(pa.int8()))
     table = table.append_column("held_out", pa.array(_chosen(table["id"], held_out)).cast(pa.int8()))
     return table if keep_text else table.drop_columns(["text"])

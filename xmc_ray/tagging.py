@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 import ray.data
@@ -26,15 +25,14 @@ import torch
 from ray.data import ActorPoolStrategy
 
 from xmc_ray import storage
-from xmc_ray.checkpoint import LABELS_FILE, load_bundle, read_settings
 from xmc_ray.corpus import DocumentsConfig, list_inputs, read_documents, text_digest
+from xmc_ray.ensemble import Ensemble, Members
 from xmc_ray.errors import ConfigError
-from xmc_ray.labels import lists_from_rows
-from xmc_ray.loop import LoopConfig, predict
-from xmc_ray.preparation import tokenise
+from xmc_ray.labels import list_lengths, lists_from_rows
+from xmc_ray.loop import LoopConfig
+from xmc_ray.preparation import token_columns, tokenise
 from xmc_ray.session import connect, own_errors
 from xmc_ray.sink import TagSink
-from xmc_ray.text import Tokenizer
 
 SUCCESS, MANIFEST, IDENTITY = "_SUCCESS", "manifest.json", "run.json"
 _SHOWN_LABELS = 1000  # the most frequent ones; a manifest with a million lines is read by nobody
@@ -42,7 +40,7 @@ _SHOWN_LABELS = 1000  # the most frequent ones; a manifest with a million lines 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolConfig:
-    """The actors that hold the model."""
+    """The actors that hold the model, or all models of an ensemble."""
 
     min: int = 1
     """Actors to start with."""
@@ -66,12 +64,12 @@ class PoolConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TagConfig:
-    """Tag a catalogue with a bundle."""
+    """Tag a catalogue with a bundle, or with an ensemble of them."""
 
     documents: DocumentsConfig
     """The catalogue."""
-    bundle: str
-    """The model: a bundle's folder, local or s3://."""
+    bundle: str | list[str]
+    """The model: a bundle's folder, local or s3://; or a list of them, whose scores are averaged."""
     output: str
     """Where the folders of the days lie."""
     date: str | None = None
@@ -104,9 +102,9 @@ def run(config: TagConfig) -> str:
     """
     started = datetime.now(timezone.utc)
     folder = storage.join(config.output, f"dt={config.date or started.date()}")
-    settings = read_settings(config.bundle)
+    members = Members.read(config.bundle)
     identity = {
-        "bundle": settings["fingerprint"],
+        "bundle": members.fingerprint,
         "input": [asdict(file) for file in list_inputs(config.documents)],
         "config": {name: value for name, value in asdict(config).items() if name not in ("overwrite", "pool", "date")},
     }
@@ -120,9 +118,9 @@ def run(config: TagConfig) -> str:
         storage.remove(folder, last=IDENTITY)
         storage.write_json(storage.join(folder, IDENTITY), identity)
         clock = time.monotonic()
-        summary = _tag(documents, config, folder, settings)
+        summary = _tag(documents, config, folder, members)
         manifest = identity | {
-            "run": f"{folder.rsplit('/', 1)[-1]}-{settings['fingerprint']}",
+            "run": f"{folder.rsplit('/', 1)[-1]}-{members.fingerprint}",
             "started": started.isoformat(timespec="seconds"),
             "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "documents_per_second": round(summary["in"] / (time.monotonic() - clock), 1),
@@ -134,11 +132,11 @@ def run(config: TagConfig) -> str:
     return folder
 
 
-def predictions(tokenised: ray.data.Dataset, bundle: str, k: int, pool: PoolConfig) -> ray.data.Dataset:
-    """Add ``ids`` (fixed list<int64>[k], -1 pads) and ``probabilities`` (list<float32>[k]) to a stream with ``tokens``."""
+def predictions(tokenised: ray.data.Dataset, bundles: list[str], k: int, pool: PoolConfig) -> ray.data.Dataset:
+    """``ids`` (fixed list<int64>[k], -1 pads) and ``probabilities`` (list<float32>[k]) in the place of a stream's tokens."""
     return tokenised.map_batches(
         Predictor,
-        fn_constructor_args=(bundle, k, pool),
+        fn_constructor_args=(bundles, k, pool),
         batch_format="pyarrow",
         batch_size=pool.batch_rows,
         compute=ActorPoolStrategy(min_size=pool.min, max_size=pool.max),
@@ -148,21 +146,23 @@ def predictions(tokenised: ray.data.Dataset, bundle: str, k: int, pool: PoolConf
 
 
 class Predictor:
-    """An actor with the model, loaded once."""
+    """An actor with the model or models, loaded once."""
 
-    def __init__(self, bundle: str, k: int, pool: PoolConfig) -> None:
+    def __init__(self, bundles: list[str], k: int, pool: PoolConfig) -> None:
         torch.set_num_threads(pool.threads or max(1, (os.cpu_count() or 1) // pool.max))
         self.k = k
         self.loop = LoopConfig(token_budget=pool.token_budget)
-        self.model = load_bundle(bundle).model.to("cuda" if pool.gpu else "cpu")
+        self.ensemble = Ensemble.load(bundles).to("cuda" if pool.gpu else "cpu")
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Predict every row that has tokens; the others get pads."""
-        tokens = table["tokens"].combine_chunks()
+        """Predict every row that has tokens of every tokenizer; the others get pads."""
+        columns = token_columns(len(self.ensemble.tokenizers))
+        tokens = [table[name].combine_chunks() for name in columns]
         scores, ids = np.zeros((len(table), self.k), np.float32), np.full((len(table), self.k), -1, np.int64)
-        rows = np.flatnonzero(pc.greater(pc.list_value_length(tokens), 0).to_numpy(zero_copy_only=False))
-        scores[rows], ids[rows] = predict(self.model, tokens.take(pa.array(rows)), self.k, self.loop)
-        table = table.drop_columns(["tokens"])
+        rows = np.flatnonzero(np.all([list_lengths(lists) > 0 for lists in tokens], axis=0))
+        taken = [lists.take(pa.array(rows)) for lists in tokens]
+        scores[rows], ids[rows] = self.ensemble.predict(taken, self.k, self.loop)
+        table = table.drop_columns(columns)
         table = table.append_column("ids", pa.FixedSizeListArray.from_arrays(pa.array(ids.ravel()), self.k))
         return table.append_column("probabilities", pa.FixedSizeListArray.from_arrays(pa.array(scores.ravel()), self.k))
 
@@ -196,14 +196,13 @@ def matrix(table: pa.Table, name: str) -> npt.NDArray[Any]:
     return np.asarray(column.combine_chunks().flatten()).reshape(len(table), column.type.list_size)
 
 
-def _tag(documents: ray.data.Dataset, config: TagConfig, folder: str, settings: dict[str, Any]) -> dict[str, Any]:
+def _tag(documents: ray.data.Dataset, config: TagConfig, folder: str, members: Members) -> dict[str, Any]:
     """Write tags and rejects; the counts of the manifest."""
-    bundle = storage.local_copy(config.bundle)
-    tokenizer = Tokenizer.load(bundle, settings["max_tokens"])
-    labels = pq.read_table(bundle / LABELS_FILE, columns=["label", "name"])
+    labels_file, tokenizers = members.fetch()
+    labels = pq.read_table(labels_file, columns=["label", "name"])
     digested = documents.map_batches(_digest, batch_format="pyarrow", batch_size=2048)
-    predicted = predictions(tokenise(digested, tokenizer), config.bundle, config.k, config.pool)
-    columns = TagColumns(labels, settings["fingerprint"], config.min_score)
+    predicted = predictions(tokenise(digested, *tokenizers), members.uris, config.k, config.pool)
+    columns = TagColumns(labels, members.fingerprint, config.min_score)
     sink = TagSink(folder, sums=["truncated"])
     predicted.map_batches(columns.__call__, batch_format="pyarrow", batch_size=None).write_datasink(sink)
     shown = dict(islice(sink.summary["labels"].items(), _SHOWN_LABELS))
