@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xmc_ray.checkpoint import Bundle, load_bundle, save_bundle
+from xmc_ray.bundle import Bundle, load_bundle, save_bundle
 from xmc_ray.classifier import XMCClassifier
 from xmc_ray.encoder import EncoderConfig, build_encoder
 from xmc_ray.ensemble import Ensemble, Listed, Members, average, n_listed

@@ -16,17 +16,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from xmc_ray.checkpoint import Bundle, TrainState, save_bundle
+from xmc_ray.bundle import Bundle, save_bundle
 from xmc_ray.encoder import EncoderConfig, build_encoder
 from xmc_ray.ensemble import Ensemble
+from xmc_ray.epochs import EpochPlan
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.groups import GroupsConfig, LabelGroups, group_labels
 from xmc_ray.labels import IntArray, LabelIndex, list_lengths
-from xmc_ray.loop import LoopConfig, Step, predict, train
+from xmc_ray.exchange import Exchange
+from xmc_ray.loop import LoopConfig, Step, TrainState, predict, share_of_batches, train
 from xmc_ray.metrics import Metrics
 from xmc_ray.model import LightXML, ModelConfig
 from xmc_ray.optim import OptimConfig
-from xmc_ray.text import TextConfig, Tokenizer, shuffled_windows, training_batches
+from xmc_ray.text import TextConfig, Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,20 +90,19 @@ class XMCClassifier:
         columns = [documents[name].combine_chunks() for name in ("tokens", "labels")]
         groups = group_labels(config.groups, [columns[0]], [columns[1]], len(index))
 
-        torch.manual_seed(config.loop.seed)
+        plan = epoch_plan(config.loop, len(documents))
         model = build_model(config, tokenizer, index, groups).to(device or _best_device())
         state = TrainState.start(model, config.optim)
-        rng = np.random.default_rng(config.loop.seed)
         for step in train(
             state,
             model,
-            lambda _: training_batches(shuffled_windows(documents, config.loop.window, rng), config.loop.batch_size, rng),
-            -(-len(documents) // config.loop.batch_size),
+            lambda first: share_of_batches(documents, plan, config.loop.epochs, first, model.exchange),
+            plan.steps,
             config.loop,
         ):
             if on_step:
                 on_step(step)
-        model = state.averager.best_of(model).eval()
+        state.averager.keep(model.eval())
         return cls(Bundle(model, tokenizer, index, groups, metrics={}), config.loop)
 
     def predict(self, texts: Sequence[str], k: int = 5) -> list[list[tuple[str, float]]]:
@@ -140,12 +141,23 @@ class XMCClassifier:
         return cls(Ensemble.load(uri).to(device or _best_device()))
 
 
-def build_model(config: FitConfig, tokenizer: Tokenizer, labels: LabelIndex, groups: LabelGroups) -> LightXML:
-    """An untrained model: pretrained encoder, fresh heads with biases from the label counts; on the CPU."""
+def build_model(
+    config: FitConfig, tokenizer: Tokenizer, labels: LabelIndex, groups: LabelGroups, exchange: Exchange | None = None
+) -> LightXML:
+    """An untrained model: pretrained encoder, fresh heads with biases from the label counts; on the CPU.
+
+    The same weights in every process of the same seed.
+    """
+    torch.manual_seed(config.loop.seed)
     encoder = build_encoder(config.encoder, tokenizer.summary_position)
-    model = LightXML(encoder, groups, config.model)
+    model = LightXML(encoder, groups, config.model, exchange, config.loop.seed)
     model.start_from_counts(labels.counts, labels.n_documents)
     return model
+
+
+def epoch_plan(config: LoopConfig, n_documents: int) -> EpochPlan:
+    """The order of ``n_documents`` training documents."""
+    return EpochPlan(n_documents=n_documents, batch_size=config.batch_size, window=config.window, seed=config.seed)
 
 
 def update_metrics(metrics: Metrics, model: LightXML, tokens: pa.ListArray, truth: pa.ListArray, config: LoopConfig) -> None:

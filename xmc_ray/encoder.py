@@ -128,6 +128,7 @@ def build_encoder(config: EncoderConfig, summary_position: str | None) -> TextEn
             if isinstance(module, nn.Dropout):
                 module.p = config.dropout
     pooling = (summary_position or "mean") if config.pooling == "auto" else config.pooling
+    transformer.get_input_embeddings().sparse = True  # a step sees few words: see optim.Optimizer
     encoder = TextEncoder(transformer, config.feature_layers, pooling)
     encoder.freeze_unused()
     encoder.freeze_lowest(config.freeze)

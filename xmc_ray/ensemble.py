@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from xmc_ray import storage
-from xmc_ray.checkpoint import LABELS_FILE, Bundle, load_bundle, read_settings
+from xmc_ray.bundle import LABELS_FILE, Bundle, load_bundle, read_settings
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.labels import IntArray, LabelIndex
 from xmc_ray.loop import LoopConfig, predict
@@ -75,7 +75,7 @@ class Ensemble:
 
     @classmethod
     def load(cls, uris: storage.Uri | Sequence[storage.Uri]) -> "Ensemble":
-        """Open one bundle or several, on the CPU; raises what `Members.read` and `checkpoint.load_bundle` raise."""
+        """Open one bundle or several, on the CPU; raises what `Members.read` and `bundle.load_bundle` raise."""
         return cls([load_bundle(uri) for uri in Members.read(uris).uris])
 
     def to(self, device: str) -> "Ensemble":

@@ -5,6 +5,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -15,10 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from xmc_ray.checkpoint import TrainState
+from xmc_ray.epochs import CHUNK, EpochPlan
 from xmc_ray.errors import ConfigError, ModelError
+from xmc_ray.exchange import Exchange
 from xmc_ray.labels import IntArray, list_lengths
 from xmc_ray.model import LightXML, Losses
+from xmc_ray.optim import Averager, OptimConfig, Optimizer, word_vectors
 from xmc_ray.text import Batch, budget_batches, make_batch
 
 
@@ -31,7 +34,9 @@ class LoopConfig:
     minutes: float | None = None
     """Stop after so many minutes of training even when epochs are left; the schedule is squeezed to end there."""
     batch_size: int = 32
-    """Documents in a step, all workers together."""
+    """Documents in a step, all workers together; a few more or less, so that no step is a short one."""
+    accumulate: int = 1
+    """Parts that a worker's share of a step is computed in, one after the other; saves memory, changes no result."""
     window: int = 4096
     """Documents of the shuffled stream that are sorted by length together."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -42,7 +47,7 @@ class LoopConfig:
     """Seed of weights, dropout and the order of documents."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "window", "token_budget"):
+        for name in ("epochs", "batch_size", "accumulate", "window", "token_budget"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"loop.{name} does not fit", found=getattr(self, name), expected="at least 1")
         if self.minutes is not None and self.minutes <= 0:
@@ -50,7 +55,7 @@ class LoopConfig:
 
 
 class Step(NamedTuple):
-    """What a step did; counts and seconds are totals since the start, of this worker alone."""
+    """What a step did, all workers together; counts and seconds are totals since the start."""
 
     number: int
     epoch: int
@@ -61,6 +66,7 @@ class Step(NamedTuple):
     tokens: int
     padded_tokens: int
     seconds: float
+    waiting: float
 
     @property
     def loss(self) -> float:
@@ -73,103 +79,182 @@ class Step(NamedTuple):
         return 1 - self.tokens / max(self.padded_tokens, 1)
 
     @property
+    def waiting_share(self) -> float:
+        """Share of the training time that a worker waited for data."""
+        return self.waiting / max(self.seconds, 1e-9)
+
+    @property
     def seconds_left(self) -> float:
         """Training time to go, at the pace so far."""
         return self.seconds * (1 - self.progress) / max(self.progress, 1e-9)
 
 
+@dataclass
+class TrainState:
+    """All that changes in training. Counts are of all workers together, since the start.
+
+    ``seconds``: of training, by the first worker's clock; ``waiting``: those of them that workers waited for data.
+    """
+
+    model: LightXML
+    optimizer: Optimizer
+    averager: Averager
+    step: int = 0
+    seconds: float = 0.0
+    waiting: float = 0.0
+    documents: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+
+    @classmethod
+    def start(cls, model: LightXML, config: OptimConfig) -> "TrainState":
+        """A fresh state for ``model`` where it lies (move it to its device before)."""
+        return cls(model, Optimizer(model, model.encoder, config), Averager(config))
+
+
 def train(
     state: TrainState,
-    module: Callable[[Batch], Losses],
-    epoch_batches: Callable[[int], Iterable[Batch]],
+    module: Callable[[Batch, int], Losses],
+    batches_from: Callable[[int], Iterable[Batch]],
     steps_per_epoch: int,
     config: LoopConfig,
 ) -> Iterator[Step]:
     """Train ``state`` to the end of the schedule, yielding after each step.
 
-    ``module`` computes the losses: the model itself, or its data-parallel wrapper. ``epoch_batches(n)`` gives this
-    worker's batches of epoch n, the same number on all workers; ``steps_per_epoch`` only has to be about right, as it
-    sets the pace of the schedule. A state that has been trained before goes on at the start of the epoch it was in, so up to
-    an epoch of batches is seen again.
+    ``module`` computes the losses: the model itself, or its data-parallel wrapper. ``batches_from(n)`` gives this worker's
+    shares of the batches of step n, n + 1 and so on, to the end; a state that has been trained before goes on where it was.
 
     Raises ModelError at the first loss that is not finite.
     """
-    device = next(state.model.parameters()).device
+    model, exchange = state.model, state.model.exchange
+    device = next(model.parameters()).device
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=_bfloat16(config, device))
+    n_steps = config.epochs * steps_per_epoch
+    batches = iter(batches_from(state.step))
     started = time.monotonic() - state.seconds
-    for epoch in range(state.epoch, config.epochs):
-        state.epoch = epoch
-        for place, batch in enumerate(epoch_batches(epoch)):
-            done = (epoch + min(1.0, place / max(steps_per_epoch, 1))) / config.epochs
-            progress = _agreed_progress(done, time.monotonic() - started, config, device)
-            if progress >= 1:
-                return
-            # -- one step of training ------------------------------------------------------------------------------
-            state.model.train()
-            with autocast:
-                losses = module(batch.to(device))
-            recall_loss, rank_loss = torch.stack([loss.detach() for loss in losses]).tolist()
-            if not np.isfinite(recall_loss + rank_loss):
-                raise ModelError(
-                    "the loss is not finite",
-                    where=f"step {state.step + 1} (epoch {epoch + 1})",
-                    found=f"recall {recall_loss}, rank {rank_loss}",
-                    way_out="lower optim.head_lr or optim.encoder_lr, or use loop.precision = float32",
-                )
-            (losses.recall + losses.rank).backward()
-            state.optimizer.step(progress)
-            state.step += 1
-            state.averager.update(state.model, state.step, progress)
-            # --------------------------------------------------------------------------------------------------------
-            state.seconds = time.monotonic() - started
-            state.documents += len(batch)
-            state.tokens += int(batch.mask_BT.sum())
-            state.padded_tokens += batch.mask_BT.numel()
-            paused = time.monotonic()
-            counts = (state.documents, state.tokens, state.padded_tokens)
-            yield Step(state.step, epoch, progress, recall_loss, rank_loss, *counts, state.seconds)
-            started += time.monotonic() - paused  # the caller's validation and saving are not training time
-    state.epoch = config.epochs
+    while state.step < n_steps:
+        asked = time.monotonic()
+        batch = next(batches)
+        now = time.monotonic()
+        documents, seconds = _count(state, batch, now - asked, now - started)
+        progress = max(state.step / n_steps, seconds / (60 * config.minutes) if config.minutes else 0.0)
+        if progress >= 1:
+            return
+        # -- one step of training --------------------------------------------------------------------------------------
+        model.train()
+        torch.manual_seed(_step_seed(config.seed, state.step, exchange.rank))  # dropout, the same in a run that goes on here
+        total = torch.zeros(2, dtype=torch.float64, device=device)
+        parts = batch.to(device).split(config.accumulate)
+        for part in parts:
+            with autocast, _silent(module, part is not parts[-1]):
+                losses = module(part, documents)
+                (losses.recall + losses.rank).backward()
+            total += torch.stack(losses).detach()
+        recall_loss, rank_loss = exchange.sum(total).tolist()
+        if not np.isfinite(recall_loss + rank_loss):
+            raise ModelError(
+                "the loss is not finite",
+                where=f"step {state.step + 1} (epoch {state.step // steps_per_epoch + 1})",
+                found=f"recall {recall_loss}, rank {rank_loss}",
+                way_out="lower optim.head_lr or optim.encoder_lr, or use loop.precision = float32",
+            )
+        state.optimizer.step(progress)
+        state.step += 1
+        state.averager.update(model, state.step, progress)
+        # --------------------------------------------------------------------------------------------------------------
+        paused = time.monotonic()
+        epoch = (state.step - 1) // steps_per_epoch
+        counts = (state.documents, state.tokens, state.padded_tokens, state.seconds, state.waiting)
+        yield Step(state.step, epoch, progress, recall_loss, rank_loss, *counts)
+        started += time.monotonic() - paused  # the caller's validation and saving are not training time
+
+
+def share_of_batches(
+    documents: pa.Table, plan: EpochPlan, epochs: int, first_step: int, exchange: Exchange
+) -> Iterator[Batch]:
+    """This worker's share of the batches from ``first_step`` on, of documents that are in memory.
+
+    ``documents``: ``tokens`` list<int32>, ``labels`` list<int32>. A batch's documents are dealt out one by one.
+    """
+    tokens, labels = (documents[name].combine_chunks() for name in ("tokens", "labels"))
+    lengths, rows = list_lengths(tokens), np.arange(len(documents))
+    for epoch in range(first_step // plan.steps, epochs):
+        for pool in plan.pools(epoch):
+            inside = np.concatenate([rows[chunk * CHUNK : (chunk + 1) * CHUNK] for chunk in pool.chunks])
+            for step, batch in enumerate(pool.batches(lengths[inside]), epoch * plan.steps + pool.first):
+                if step >= first_step:
+                    share = pa.array(inside[batch[exchange.rank :: exchange.world]])
+                    yield make_batch(tokens.take(share), labels.take(share))
 
 
 def predict(model: LightXML, tokens: pa.ListArray, k: int, config: LoopConfig) -> tuple[npt.NDArray[np.float32], IntArray]:
     """Scores float32[D, k] and label ids int64[D, k] of documents ``tokens`` (list<int32>[D]), in their order.
 
-    Documents are batched by length under ``config.token_budget``; see `model.Ranked` for short rows.
+    Documents are batched by length under ``config.token_budget``; see `model.Ranked` for short rows. Several workers call it
+    together, with the same documents: each encodes its share, and each gets all results.
     """
-    device = next(model.parameters()).device
+    exchange, device = model.exchange, next(model.parameters()).device
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=_bfloat16(config, device))
     scores, labels = np.zeros((len(tokens), k), np.float32), np.full((len(tokens), k), -1, np.int64)
     training = model.training
     model.eval()
     with torch.inference_mode(), autocast:
-        for rows in budget_batches(list_lengths(tokens), config.token_budget):
-            ranked = model.predict(make_batch(tokens.take(pa.array(rows))).to(device), k)
+        for rows in budget_batches(list_lengths(tokens), config.token_budget * exchange.world):
+            dealt = [rows[rank :: exchange.world] for rank in range(exchange.world)]
+            ranked = model.predict(make_batch(tokens.take(pa.array(dealt[exchange.rank]))).to(device), k)
+            rows = np.concatenate(dealt)
             scores[rows], labels[rows] = ranked.score_Bk.float().cpu().numpy(), ranked.label_Bk.cpu().numpy()
     model.train(training)
     return scores, labels
 
 
 def data_parallel(model: LightXML) -> nn.Module:
-    """``model`` with its gradients averaged over the workers of the process group; itself where there is none."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    """``model`` with the gradients of its dense part summed over the process group; itself where there is none.
+
+    The losses are parts of one global sum, so gradients add up; nothing is averaged. Recall head and table have no gradients
+    to share, word vectors have sparse ones, which the optimiser gathers.
+    """
+    exchange = model.exchange
+    if exchange.world == 1:
         return model
-    # Buffers say where each label lies and never change: no need to send them with every step.
-    return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def sum_up(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        exchange.count("dense gradients", exchange.bytes_of_sum(bucket.buffer().nbytes))
+        future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
+        return future.then(lambda done: done.value()[0])
+
+    words = {id(parameter) for parameter in word_vectors(model.encoder)}
+    ours = [name for name, parameter in model.named_parameters() if id(parameter) in words or not parameter.requires_grad]
+    ours += [name for name, _ in model.named_buffers()]
+    parallel = nn.parallel.DistributedDataParallel
+    parallel._set_params_and_buffers_to_ignore_for_model(model, ours)  # type: ignore[no-untyped-call]
+    module = parallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    module.register_comm_hook(None, sum_up)
+    return module
 
 
-def _agreed_progress(done: float, seconds: float, config: LoopConfig, device: torch.device) -> float:
-    """Progress by epochs or by time, whichever is further; the same on all workers, whose clocks may differ."""
-    if config.minutes is None:
-        return done
-    progress = torch.tensor(max(done, seconds / (60 * config.minutes)), dtype=torch.float64, device=device)
-    return float(_maximum(progress))
+def _count(state: TrainState, batch: Batch, waited: float, elapsed: float) -> tuple[int, float]:
+    """Add what all workers bring to this step to the counts; documents of the step, and the first worker's clock."""
+    exchange, device = state.model.exchange, next(state.model.parameters()).device
+    own = [len(batch), int(batch.mask_BT.sum()), batch.mask_BT.numel(), waited / exchange.world, elapsed * (exchange.rank == 0)]
+    documents, tokens, padded, waiting, seconds = exchange.sum(torch.tensor(own, dtype=torch.float64, device=device)).tolist()
+    state.documents += int(documents)
+    state.tokens += int(tokens)
+    state.padded_tokens += int(padded)
+    state.waiting += waiting
+    state.seconds = seconds
+    return int(documents), seconds
 
 
-def _maximum(value: Tensor) -> Tensor:
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(value, dist.ReduceOp.MAX)
-    return value
+def _silent(module: object, silent: bool) -> AbstractContextManager[None]:
+    """Gradients stay on their worker while a step's micro-batches add up."""
+    if silent and isinstance(module, nn.parallel.DistributedDataParallel):
+        return module.no_sync()  # type: ignore[no-any-return]
+    return nullcontext()
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _bfloat16(config: LoopConfig, device: torch.device) -> bool:

@@ -21,9 +21,12 @@ from torch import Tensor, nn
 
 from xmc_ray.encoder import TextEncoder
 from xmc_ray.errors import ConfigError
+from xmc_ray.exchange import Exchange
 from xmc_ray.groups import LabelGroups
 from xmc_ray.labels import IntArray
 from xmc_ray.ranking import ALIGNMENT, LabelTable
+from xmc_ray.recall import RecallHead
+from xmc_ray.rows import OwnedRows
 from xmc_ray.text import Batch
 
 
@@ -63,24 +66,35 @@ class Ranked(NamedTuple):
 
 
 class LightXML(nn.Module):
-    """Encoder, recall head, bottleneck and label table; ``forward`` is the loss."""
+    """Encoder, recall head, bottleneck and label table; ``forward`` is the loss.
+
+    In a process group every worker has the whole encoder and bottleneck, but of recall head and table the rows of its own
+    groups only (`exchange.Exchange.share`). The model that is used alone has all rows, by the same code.
+    """
 
     group_L: Tensor
     label_GM: Tensor
 
-    def __init__(self, encoder: TextEncoder, groups: LabelGroups, config: ModelConfig) -> None:
+    def __init__(
+        self, encoder: TextEncoder, groups: LabelGroups, config: ModelConfig, exchange: Exchange | None = None, seed: int = 0
+    ) -> None:
+        """``seed`` makes the rows of recall head and table, the same ones on any number of workers."""
         super().__init__()
         self.config = config
+        self.exchange = exchange or Exchange()
         self.shortlist = min(config.shortlist, len(groups))
         self.encoder = encoder
         self.dropout = nn.Dropout(config.dropout)
-        self.recall = nn.Linear(encoder.width, len(groups))
-        nn.init.normal_(self.recall.weight, std=0.02)
-        nn.init.zeros_(self.recall.bias)
+        self.recall = RecallHead(encoder.width, len(groups), self.exchange, 2 * seed)
         self.bottleneck = None if groups.flat else nn.Linear(encoder.width, config.bottleneck)
-        self.table = None if groups.flat else LabelTable(groups, config.bottleneck)
+        self.table = None if groups.flat else LabelTable(groups, config.bottleneck, self.exchange, 2 * seed + 1)
         self.register_buffer("group_L", torch.from_numpy(groups.group_L), persistent=False)
         self.register_buffer("label_GM", torch.from_numpy(groups.label_GM), persistent=False)
+
+    @property
+    def heads(self) -> dict[str, OwnedRows]:
+        """The parts whose rows are shared out among the workers, by name."""
+        return {"recall": self.recall} | ({} if self.table is None else {"table": self.table})
 
     @torch.no_grad()
     def start_from_counts(self, counts_L: IntArray, n_documents: int) -> None:
@@ -89,45 +103,68 @@ class LightXML(nn.Module):
         A group's odds are bounded by the sum of its labels' counts; a label's are those within its group. (The prior
         initialisation of Lin et al. 2017, section 3.3, for every output of its own.)
         """
-        counts = torch.from_numpy(np.maximum(counts_L, 0)).double()
-        counts_G = torch.zeros(len(self.label_GM), dtype=torch.double).index_add_(0, self.group_L.cpu(), counts)
-        self.recall.bias.copy_(torch.logit((counts_G + 0.5) / (n_documents + 1), eps=1e-6).clamp(max=0))
+        counts, group_L = torch.from_numpy(np.maximum(counts_L, 0)).double(), self.group_L.cpu()
+        counts_G = torch.zeros(len(self.label_GM), dtype=torch.double).index_add_(0, group_L, counts)
+        own = slice(self.recall.own.start, self.recall.own.stop)
+        self.recall.bias.copy_(torch.logit((counts_G[own] + 0.5) / (n_documents + 1), eps=1e-6).clamp(max=0))
         if self.table is not None:
-            share_L = (counts + 0.5) / (counts_G[self.group_L.cpu()] + 1)
-            self.table.bias_GM[self.table.group_L, self.table.slot_L] = torch.logit(share_L, eps=1e-6).float()
+            mine = self.table.owned(group_L)
+            share_L = (counts + 0.5) / (counts_G[group_L] + 1)
+            places = group_L[mine] - own.start, self.table.slot_L.cpu()[mine]
+            self.table.bias[places] = torch.logit(share_L[mine], eps=1e-6).to(self.table.bias)
 
-    def forward(self, batch: Batch) -> Losses:
-        """The training loss of a batch."""
-        features_BF = self.dropout(self.encoder(batch.tokens_BT, batch.mask_BT))
+    def forward(self, batch: Batch, documents: int | None = None) -> Losses:
+        """The training loss of a batch, divided by ``documents`` (those of the batch unless told).
+
+        With several workers it is this worker's part of the loss of everybody's documents; ``documents`` counts them all.
+        """
+        features_bF = self.dropout(self.encoder(batch.tokens_BT, batch.mask_BT))
+        documents = len(batch) if documents is None else documents
+        features_BF, row_P, label_P = self._gathered(features_bF, batch)
 
         # recall: every group, against the groups that hold a true label
-        recall_BG = self.recall(features_BF).float()
-        target_BG = torch.zeros_like(recall_BG)
-        target_BG[batch.row_P, self.group_L[batch.label_P]] = 1
-        recall_loss = F.binary_cross_entropy_with_logits(recall_BG, target_BG, reduction="sum") / len(batch)
+        group_P = self.group_L[label_P]
+        recall_loss, shortlist_BK = self.recall.loss(features_BF, row_P, group_P, self.shortlist, documents)
         if self.table is None or self.bottleneck is None:
             return Losses(recall_loss, torch.zeros_like(recall_loss))
 
         # rank: the labels of the groups that recall believes in now, and of all true ones; the choice has no gradient
-        shortlist_BK = recall_BG.detach().topk(self.shortlist).indices
         vectors_BH = self.bottleneck(features_BF)
-        return Losses(recall_loss, self.table.loss(vectors_BH, shortlist_BK, batch.row_P, batch.label_P) / len(batch))
+        return Losses(recall_loss, self.table.loss(vectors_BH, shortlist_BK, row_P, label_P, documents))
 
     def predict(self, batch: Batch, k: int) -> Ranked:
-        """The ``k`` best labels of each document; call in eval mode, without gradients."""
-        features_BF = self.encoder(batch.tokens_BT, batch.mask_BT)
-        recall_BG = self.recall(features_BF).float().sigmoid()
+        """The ``k`` best labels of each document; call in eval mode, without gradients.
+
+        With several workers all must call it; each gets the results of everybody's documents, in the order of the ranks.
+        """
+        no_features = self.recall.weight.new_zeros(0, self.encoder.width)
+        features_bF = self.encoder(batch.tokens_BT, batch.mask_BT) if len(batch) else no_features
+        features_BF, _, _ = self._gathered(features_bF, batch)
+        recall_Bg = self.recall.logits(features_BF)
         if self.table is None or self.bottleneck is None:
-            return _best(recall_BG, self.label_GM[:, 0].expand_as(recall_BG), k)
-        recall_BK, shortlist_BK = recall_BG.topk(self.shortlist)
-        label_BKM = F.pad(self.label_GM, (0, self.table.weight_GMH.shape[1] - self.label_GM.shape[1]), value=-1)[shortlist_BK]
-        score_BKM = self.table.predict(self.bottleneck(features_BF), shortlist_BK) * recall_BK[..., None]
-        score_BKM = score_BKM.masked_fill(label_BKM < 0, -1)
-        return _best(score_BKM.flatten(1), label_BKM.flatten(1), k)
+            recall_Bk, group_Bk = self.recall.best(recall_Bg, min(k, self.recall.n_groups))
+            return _padded(recall_Bk.sigmoid(), self.label_GM[:, 0][group_Bk], k)
+        recall_BK, shortlist_BK = self.recall.best(recall_Bg, self.shortlist)
+        score_BKM = self.table.predict(self.bottleneck(features_BF), shortlist_BK)
+        score_BKM = torch.where(score_BKM < 0, -1, score_BKM * recall_BK.sigmoid()[..., None])
+        label_BKM = F.pad(self.label_GM, (0, score_BKM.shape[2] - self.label_GM.shape[1]), value=-1)[shortlist_BK]
+        best = score_BKM.flatten(1).topk(min(k, score_BKM.shape[1] * score_BKM.shape[2]))
+        own_label_Bk = label_BKM.flatten(1).gather(1, best.indices)
+        score_Bk, label_Bk = self.exchange.best_of_all(best.values, own_label_Bk, best.values.shape[1])
+        return _padded(score_Bk, torch.where(score_Bk < 0, -1, label_Bk), k)
+
+    def _gathered(self, features_bF: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """All workers' features and true pairs; rows count through all workers' documents."""
+        exchange = self.exchange
+        documents, pairs = exchange.counts(len(batch), len(batch.row_P), device=features_bF.device)
+        first = sum(documents[: exchange.rank])
+        truth_P2 = torch.stack([batch.row_P + first, batch.label_P], dim=1)
+        row_P, label_P = exchange.gather(truth_P2, pairs, "true labels").unbind(1)
+        device = features_bF.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        return exchange.gather_features(features_bF.to(dtype), documents), row_P, label_P
 
 
-def _best(score_BC: Tensor, label_BC: Tensor, k: int) -> Ranked:
-    best = score_BC.topk(min(k, score_BC.shape[1]))
-    missing = max(0, k - best.values.shape[1])
-    label_Bk = F.pad(label_BC.gather(1, best.indices), (0, missing), value=-1)
-    return Ranked(F.pad(best.values, (0, missing)).clamp(min=0), label_Bk)
+def _padded(score_Bk: Tensor, label_Bk: Tensor, k: int) -> Ranked:
+    missing = max(0, k - score_Bk.shape[1])
+    return Ranked(F.pad(score_Bk, (0, missing)).clamp(min=0), F.pad(label_Bk, (0, missing), value=-1))

@@ -4,14 +4,17 @@ All of them follow *progress*, the share of the training that is done (0 to 1), 
 limited by epochs share one schedule.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
-Module = TypeVar("Module", bound=nn.Module)
+from xmc_ray.exchange import Exchange
+from xmc_ray.rows import OwnedRows
+
+_TINY = 1e-10  # keeps a row without any gradient from dividing by zero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,37 +40,121 @@ class OptimConfig:
 
 
 class Optimizer:
-    """AdamW over two parts with learning rates of their own, driven by progress."""
+    """Three rules for three kinds of weights, driven by progress and by one pair of learning rates.
+
+    - AdamW for what is dense: the transformer and the bottleneck, the same on all workers;
+    - lazy Adam for word vectors (`torch.optim.SparseAdam`): a step moves those of the words it has seen;
+    - row-wise Adagrad for recall head and label table, each worker for the rows it owns.
+    """
 
     def __init__(self, model: nn.Module, encoder: nn.Module, config: OptimConfig) -> None:
         """``encoder`` is the part of ``model`` that has the encoder's learning rate; the rest are heads."""
         self.config = config
-        encoder_parameters = _trained(encoder)
-        inside = {id(parameter) for parameter in encoder_parameters}
+        self.exchange: Exchange = getattr(model, "exchange", None) or Exchange()
+        self.words = word_vectors(encoder)
+        of_encoder, seen = _trained(encoder), {id(parameter) for parameter in self.words}
+        inside = {id(parameter) for parameter in of_encoder}
         heads = [parameter for parameter in _trained(model) if id(parameter) not in inside]
-        self.parts = [part for part in (encoder_parameters, heads) if part]
+        self.parts = [part for part in (of_encoder, heads) if part]
+        dense = [parameter for parameter in of_encoder if id(parameter) not in seen]
         groups = [
             {"params": parameters, "lr": peak, "peak": peak, "weight_decay": decay}
-            for part, peak in ((encoder_parameters, config.encoder_lr), (heads, config.head_lr))
+            for part, peak in ((dense, config.encoder_lr), (heads, config.head_lr))
             for parameters, decay in _by_decay(part, config.weight_decay)
         ]
-        self.adamw = torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
+        groups = [group for group in groups if group["params"]]
+        self.adamw = torch.optim.AdamW(groups, fused=True) if groups else None
+        words = [{"params": self.words, "lr": config.encoder_lr, "peak": config.encoder_lr}]
+        self.lazy_adam = torch.optim.SparseAdam(words) if self.words else None
+        self.rows = RowAdagrad(getattr(model, "heads", {}), config.weight_decay)
+        self.factor = 0.0
 
     def step(self, progress: float) -> None:
         """Clip, update with the learning rates that belong to ``progress``, and clear the gradients."""
-        factor = learning_rate_factor(progress, self.config)
-        for group in self.adamw.param_groups:
-            group["lr"] = group["peak"] * factor
-        if self.config.clip_norm > 0:
-            for part in self.parts:
-                nn.utils.clip_grad_norm_(part, self.config.clip_norm)
-        self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
+        self.factor = learning_rate_factor(progress, self.config)
+        for parameter in self.words:
+            if parameter.grad is not None:
+                parameter.grad = gathered_sparse(parameter.grad, self.exchange)
+        for part in self.parts:
+            clip(part, self.config.clip_norm)
+        for optimizer in (self.adamw, self.lazy_adam):
+            if optimizer is not None:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak"] * self.factor
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+        self.rows.step(self.config.head_lr * self.factor)
 
     @property
     def learning_rates(self) -> tuple[float, float]:
-        """Of the first and the last part: encoder and heads."""
-        return self.adamw.param_groups[0]["lr"], self.adamw.param_groups[-1]["lr"]
+        """Of encoder and heads, in the last step."""
+        return self.config.encoder_lr * self.factor, self.config.head_lr * self.factor
+
+
+class RowAdagrad:
+    """Adagrad with one accumulator a row: the mean square of a row's gradients so far, its bias included.
+
+    ``square``: by head, float32 of the rows' shape: four bytes a row, all the state there is. Weight decay is decoupled and
+    lazy: a row decays when it is touched.
+    """
+
+    def __init__(self, heads: Mapping[str, OwnedRows], decay: float) -> None:
+        self.heads = heads
+        self.decay = decay
+        self.square = {name: torch.zeros_like(head.bias, dtype=torch.float32) for name, head in heads.items()}
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """Update the rows whose gradients are due, a chunk of groups at a time."""
+        for name, head in self.heads.items():
+            for groups, weight, bias in head.gradients():
+                total = weight.square().sum(-1).add_(bias.square()) / (weight.shape[-1] + 1)
+                square = total.add_(self.square[name][groups])
+                self.square[name][groups] = square
+                scale = lr / square.sqrt_().add_(_TINY)
+                kept = head.weight[groups].float().mul_(1 - lr * self.decay)
+                head.weight[groups] = rounded(kept.sub_(weight.mul_(scale[..., None])), head.weight.dtype)
+                head.bias[groups] = rounded(head.bias[groups].float().sub_(bias.mul_(scale)), head.bias.dtype)
+
+
+def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """``values`` (float32) as ``dtype``; to bfloat16 by chance, up or down, so that the mean is right.
+
+    Rounding to the nearest would lose every update smaller than 1/512 of a weight. bfloat16 is the upper half of float32:
+    adding random lower halves carries into it exactly as often as it should.
+    """
+    if dtype != torch.bfloat16:
+        return values.to(dtype)
+    bits = values.view(torch.int32)
+    return ((bits + torch.randint_like(bits, 1 << 16)) & ~0xFFFF).view(torch.float32).to(dtype)
+
+
+def word_vectors(encoder: nn.Module) -> list[nn.Parameter]:
+    """The parameters of ``encoder`` whose gradients are sparse, in order."""
+    embeddings = (module for module in encoder.modules() if isinstance(module, nn.Embedding) and module.sparse)
+    return [module.weight for module in embeddings if module.weight.requires_grad]
+
+
+def gathered_sparse(gradient: Tensor, exchange: Exchange) -> Tensor:
+    """The sum of all workers' sparse gradients [V, H], coalesced: what is sent is the words of a step, not the vocabulary."""
+    gradient = gradient.coalesce()
+    if exchange.world == 1:
+        return gradient
+    (counts,) = exchange.counts(gradient._nnz(), device=gradient.device)
+    ids = exchange.gather(gradient.indices()[0], counts, "word gradients")
+    values = exchange.gather(gradient.values(), counts, "word gradients")
+    return torch.sparse_coo_tensor(ids[None], values, gradient.shape).coalesce()
+
+
+def clip(parameters: list[nn.Parameter], norm: float) -> None:
+    """Scale gradients, dense or sparse, so that all together they are at most ``norm`` long; 0 leaves them."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if norm <= 0 or not gradients:
+        return
+    values = [gradient._values() if gradient.is_sparse else gradient for gradient in gradients]
+    scale = (norm / nn.utils.get_total_norm(values).clamp(min=norm)).item()
+    if scale < 1:
+        torch._foreach_mul_(values, scale)
 
 
 def learning_rate_factor(progress: float, config: OptimConfig) -> float:
@@ -78,33 +165,43 @@ def learning_rate_factor(progress: float, config: OptimConfig) -> float:
 
 
 class Averager:
-    """Equal average of the weights at every ``swa_every``-th step from ``swa_start`` on (Izmailov et al. 2018)."""
+    """Equal average of the weights at every ``swa_every``-th step from ``swa_start`` on (Izmailov et al. 2018).
+
+    ``averaged``: float32, by parameter name, of this worker's rows; empty before the first. ``count``: sets averaged.
+    """
 
     def __init__(self, config: OptimConfig) -> None:
         self.config = config
-        self.averaged: AveragedModel | None = None
+        self.averaged: dict[str, Tensor] = {}
+        self.count = 0
 
+    @torch.no_grad()
     def update(self, model: nn.Module, step: int, progress: float) -> None:
         """Take the weights of this step into the average, if it is their turn."""
         if progress < self.config.swa_start or step % self.config.swa_every:
             return
-        if self.averaged is None:
-            self.averaged = AveragedModel(model)
-        self.averaged.update_parameters(model)
+        self.count += 1
+        for name, parameter in model.named_parameters():
+            if self.count == 1:
+                self.averaged[name] = parameter.detach().float().clone()
+            else:
+                self.averaged[name].lerp_(parameter.float(), 1 / self.count)
 
-    def best_of(self, model: Module) -> Module:
-        """The averaged model once there is one, else ``model`` itself."""
-        return model if self.averaged is None else cast(Module, self.averaged.module)
+    @contextmanager
+    def in_use(self, model: nn.Module) -> Iterator[None]:
+        """Inside, ``model`` has the averaged weights, once there are some; afterwards its own again. Nothing is copied."""
+        own = {name: parameter.data for name, parameter in model.named_parameters()}
+        try:
+            self.keep(model)
+            yield
+        finally:
+            for name, parameter in model.named_parameters():
+                parameter.data = own[name]
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Averaged weights by name, and how many sets they average; empty before the first."""
-        return {} if self.averaged is None else self.averaged.state_dict()
-
-    def load_state_dict(self, state: dict[str, Tensor], model: nn.Module) -> None:
-        """The inverse of `state_dict`."""
-        if state:
-            self.averaged = AveragedModel(model)
-            self.averaged.load_state_dict(state)
+    def keep(self, model: nn.Module) -> None:
+        """Give ``model`` the averaged weights for good, once there are some."""
+        for name, parameter in model.named_parameters():
+            parameter.data = self.averaged.get(name, parameter.data)
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:

@@ -2,21 +2,27 @@
 
 The table lies group by group, ``weight_GMH``: a shortlisted group is one contiguous block. A step scores *pairs* of
 (document, group), sorted by group, so that all documents of a group meet its block in one matrix product, whatever
-the sizes (`torch.nn.functional.grouped_mm`); rows of single labels are never gathered.
+the sizes (`torch.nn.functional.grouped_mm`); rows of single labels are never gathered. Every worker scores the pairs of the
+groups it owns, whichever worker the document came from.
 
-Letters: B documents, K shortlisted groups, G groups, M places in a group (a multiple of 8, unused ones masked), N pairs,
-U groups in use, P true (document, label) pairs, H width of the bottleneck.
+Letters: B documents, K shortlisted groups, G groups (of the own slice, in a table), M places in a group (a multiple of 8,
+unused ones masked), N pairs, U groups in use, P true (document, label) pairs, H width of the bottleneck.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from xmc_ray.exchange import Exchange
 from xmc_ray.groups import LabelGroups
+from xmc_ray.rows import OwnedRows, RowGradients, with_gradient
 
 ALIGNMENT = 8  # grouped_mm wants rows of a multiple of 16 bytes: 8 numbers of two bytes
+_GROUPS = 64  # groups whose gradient is multiplied out at a time
 
 
 @dataclass(frozen=True)
@@ -30,67 +36,128 @@ class Pairs:
     group_N: Tensor
     key_N: Tensor
 
+    @property
+    def in_use(self) -> tuple[Tensor, Tensor]:
+        """The groups, int64[U], and where the pairs of each end, int32[U]."""
+        group_U, count_U = torch.unique_consecutive(self.group_N, return_counts=True)
+        return group_U, count_U.cumsum(0).to(torch.int32)
 
-def candidate_pairs(shortlist_BK: Tensor, row_P: Tensor, group_P: Tensor) -> Pairs:
+
+def candidate_pairs(shortlist_BK: Tensor, row_P: Tensor, group_P: Tensor, own: range | None = None) -> Pairs:
     """The shortlisted groups of each document plus *all* groups of its true labels, each pair once.
 
-    ``group_P`` are the groups of the true labels of documents ``row_P``. Nothing is cut off, nothing is filled up: no
-    positive is lost, no candidate stands twice (LightXML, section 3.3, without its code's fixed-size list).
+    ``group_P`` are the groups of the true labels of documents ``row_P``; ``own`` keeps the groups in that range only.
+    Nothing is cut off, nothing is filled up: no positive is lost, no candidate stands twice (LightXML, section 3.3, without
+    its code's fixed-size list).
     """
     n_rows = len(shortlist_BK)
     row_BK = torch.arange(n_rows, device=shortlist_BK.device)[:, None].expand_as(shortlist_BK)
-    shortlisted = shortlist_BK * n_rows + row_BK
-    key_N = torch.unique(torch.cat([shortlisted.flatten(), group_P * n_rows + row_P]))
-    return Pairs(key_N % n_rows, key_N // n_rows, key_N)
+    key_N = torch.cat([(shortlist_BK * n_rows + row_BK).flatten(), group_P * n_rows + row_P])
+    if own is not None:
+        key_N = key_N[(key_N >= own.start * n_rows) & (key_N < own.stop * n_rows)]
+    key_N = torch.unique(key_N)
+    return Pairs(key_N % max(n_rows, 1), key_N // max(n_rows, 1), key_N)
 
 
-def grouped_scores(vectors_BH: Tensor, weight_GMH: Tensor, pairs: Pairs) -> Tensor:
-    """float[N, M]: dot products of each pair's document vector with the block of its group."""
-    group_U, count_U = torch.unique_consecutive(pairs.group_N, return_counts=True)
-    blocks_UHM = weight_GMH[group_U].to(vectors_BH.dtype).transpose(1, 2)
-    return F.grouped_mm(vectors_BH[pairs.row_N], blocks_UHM, offs=count_U.cumsum(0).to(torch.int32))
+def grouped_product(left: Tensor, right: Tensor, ends_U: Tensor) -> Tensor:
+    """`grouped_mm` that also takes no rows at all; ``right`` has as many groups as ``ends_U``, or rows as ``left``."""
+    if len(ends_U) == 0:
+        return left.new_zeros(len(left), right.shape[-1])
+    return F.grouped_mm(left, right, offs=ends_U)
 
 
-class LabelTable(nn.Module):
-    """A vector and a bias for every label, in blocks of groups."""
+class _Pending(NamedTuple):
+    group_N: Tensor
+    row_N: Tensor
+    gradient_NM: Tensor
+    vectors_BH: Tensor
+
+
+class LabelTable(OwnedRows):
+    """A vector and a bias for every label of this worker's groups, in blocks of groups.
+
+    ``weight``: [G, M, H], ``bias``: [G, M].
+    """
 
     group_L: Tensor
     slot_L: Tensor
     size_G: Tensor
 
-    def __init__(self, groups: LabelGroups, width: int) -> None:
-        super().__init__()
+    def __init__(self, groups: LabelGroups, width: int, exchange: Exchange, seed: int) -> None:
+        super().__init__(len(groups), exchange)
         places = -(-int(groups.sizes_G.max()) // ALIGNMENT) * ALIGNMENT
-        self.weight_GMH = nn.Parameter(torch.randn(len(groups), places, width) / width**0.5)
-        self.bias_GM = nn.Parameter(torch.zeros(len(groups), places))
+        self.start((places, width), width**-0.5, seed)
         self.register_buffer("group_L", torch.from_numpy(groups.group_L), persistent=False)
         self.register_buffer("slot_L", torch.from_numpy(groups.slot_L), persistent=False)
         self.register_buffer("size_G", torch.from_numpy(groups.sizes_G), persistent=False)
-
-    def logits(self, vectors_BH: Tensor, pairs: Pairs) -> Tensor:
-        """float[N, M]; the places past a group's size mean nothing, see `valid`."""
-        return grouped_scores(vectors_BH, self.weight_GMH, pairs) + self.bias_GM[pairs.group_N].to(vectors_BH.dtype)
+        self._pending: list[_Pending] = []
 
     def valid(self, group: Tensor) -> Tensor:
         """bool[..., M]: which places of the groups ``group`` (int64[...]) hold a label."""
-        places = torch.arange(self.weight_GMH.shape[1], device=group.device)
+        places = torch.arange(self.weight.shape[1], device=group.device)
         return places < self.size_G[group][..., None]
 
-    def loss(self, vectors_BH: Tensor, shortlist_BK: Tensor, row_P: Tensor, label_P: Tensor) -> Tensor:
-        """Binary cross-entropy over all candidates, summed over labels and documents."""
-        group_P = self.group_L[label_P]
-        pairs = candidate_pairs(shortlist_BK, row_P, group_P)
-        logits_NM = self.logits(vectors_BH, pairs).float()
-        target_NM = torch.zeros_like(logits_NM)
-        pair_P = torch.searchsorted(pairs.key_N, group_P * len(vectors_BH) + row_P)
-        target_NM[pair_P, self.slot_L[label_P]] = 1
-        valid_NM = self.valid(pairs.group_N).to(logits_NM.dtype)
-        return F.binary_cross_entropy_with_logits(logits_NM, target_NM, weight=valid_NM, reduction="sum")
+    def loss(self, vectors_BH: Tensor, shortlist_BK: Tensor, row_P: Tensor, label_P: Tensor, documents: int) -> Tensor:
+        """Binary cross-entropy over all candidates in own groups, summed over labels and divided by ``documents``."""
+        training = torch.is_grad_enabled()
+        with torch.no_grad():
+            group_P = self.group_L[label_P]
+            own_P = self.owned(group_P)
+            row_P, label_P, group_P = row_P[own_P], label_P[own_P], group_P[own_P]
+            pairs = candidate_pairs(shortlist_BK, row_P, group_P, self.own)
+            group_U, ends_U = pairs.in_use
+            weight_UMH = self.weight[group_U - self.own.start].to(vectors_BH.dtype)
+            logits_NM = self._scores(vectors_BH, weight_UMH, pairs, ends_U)
+
+            true = torch.searchsorted(pairs.key_N, group_P * len(vectors_BH) + row_P), self.slot_L[label_P]
+            valid_NM = self.valid(pairs.group_N)
+            loss = (F.softplus(logits_NM).mul_(valid_NM).sum() - logits_NM[true].sum()) / documents
+            gradient_NM = logits_NM.sigmoid_().mul_(valid_NM)
+            gradient_NM[true] -= 1
+            gradient_NM = (gradient_NM / documents).to(vectors_BH.dtype)
+            if training:
+                self._pending.append(_Pending(pairs.group_N, pairs.row_N, gradient_NM, vectors_BH.detach()))
+            gradient_NH = grouped_product(gradient_NM, weight_UMH, ends_U)
+            gradient_BH = torch.zeros_like(vectors_BH).index_add_(0, pairs.row_N, gradient_NH)
+        return with_gradient(vectors_BH, loss, gradient_BH)
 
     def predict(self, vectors_BH: Tensor, shortlist_BK: Tensor) -> Tensor:
-        """float[B, K, M]: probabilities of the labels of the shortlisted groups; 0 where a place is empty."""
+        """float[B, K, M]: probabilities of the labels of the shortlisted groups; -1 where this worker has no such label."""
         nothing = shortlist_BK.new_empty(0)
-        pairs = candidate_pairs(shortlist_BK, nothing, nothing)
-        probability_NM = self.logits(vectors_BH, pairs).float().sigmoid() * self.valid(pairs.group_N)
-        rows = torch.arange(len(shortlist_BK), device=shortlist_BK.device)[:, None]
-        return probability_NM[torch.searchsorted(pairs.key_N, shortlist_BK * len(shortlist_BK) + rows)]
+        pairs = candidate_pairs(shortlist_BK, nothing, nothing, self.own)
+        group_U, ends_U = pairs.in_use
+        weight_UMH = self.weight[group_U - self.own.start].to(vectors_BH.dtype)
+        probability_NM = self._scores(vectors_BH, weight_UMH, pairs, ends_U).sigmoid_()
+        probability_NM.masked_fill_(~self.valid(pairs.group_N), -1)
+        elsewhere_1M = probability_NM.new_full((1, probability_NM.shape[1]), -1)
+        row_BK = torch.arange(len(shortlist_BK), device=shortlist_BK.device)[:, None].expand_as(shortlist_BK)
+        place_BK = torch.searchsorted(pairs.key_N, shortlist_BK * len(shortlist_BK) + row_BK)
+        place_BK = torch.where(self.owned(shortlist_BK), place_BK, len(pairs.key_N))
+        return torch.cat([probability_NM, elsewhere_1M])[place_BK]
+
+    def gradients(self) -> Iterator[RowGradients]:
+        """The groups in use since the last call, a chunk at a time."""
+        if not self._pending:
+            return
+        pending, self._pending = self._pending, []
+        group_N, order = torch.cat([part.group_N for part in pending]).sort(stable=True)
+        gradient_NM = torch.cat([part.gradient_NM for part in pending])[order]
+        starts = torch.tensor([0] + [len(part.vectors_BH) for part in pending[:-1]]).cumsum(0).tolist()
+        row_N = torch.cat([part.row_N + start for part, start in zip(pending, starts, strict=True)])[order]
+        vectors_BH = torch.cat([part.vectors_BH for part in pending])
+        group_U, ends_U = Pairs(row_N, group_N, group_N).in_use
+        ends = [0, *ends_U[_GROUPS - 1 :: _GROUPS].tolist()]
+        ends += [len(group_N)] if ends[-1] < len(group_N) else []
+        for chunk, (first, last) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+            here = slice(chunk * _GROUPS, (chunk + 1) * _GROUPS)
+            part_NM, vectors_NH = gradient_NM[first:last], vectors_BH[row_N[first:last]]
+            weight_UMH = F.grouped_mm(part_NM.T, vectors_NH, offs=ends_U[here] - first)
+            bias_UM = part_NM.new_zeros(len(group_U[here]), part_NM.shape[1], dtype=torch.float32)
+            place_N = torch.searchsorted(group_U[here], group_N[first:last])
+            bias_UM.index_add_(0, place_N, part_NM.float())
+            yield RowGradients(group_U[here] - self.own.start, weight_UMH.float(), bias_UM)
+
+    def _scores(self, vectors_BH: Tensor, weight_UMH: Tensor, pairs: Pairs, ends_U: Tensor) -> Tensor:
+        """float32[N, M]: the product of each pair's document vector with the block of its group, plus the biases."""
+        product_NM = grouped_product(vectors_BH[pairs.row_N], weight_UMH.transpose(1, 2), ends_U)
+        return product_NM.float() + self.bias[pairs.group_N - self.own.start].float()

@@ -6,8 +6,9 @@ batch is padded to its own longest document, never to the maximum.
 Letters: B documents, T tokens.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,18 @@ class Batch:
         """The same batch on ``device``."""
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
+    def split(self, parts: int) -> "list[Batch]":
+        """The documents in ``parts`` nearly equal micro-batches, one after the other, each as wide as its longest."""
+        ends = [len(self) * part // parts for part in range(parts + 1)]
+        return [self._rows(first, last) for first, last in pairwise(ends)] if parts > 1 else [self]
+
+    def _rows(self, first: int, last: int) -> "Batch":
+        mask_BT = self.mask_BT[first:last]
+        width = int(mask_BT.sum(1).max())
+        inside_P = (self.row_P >= first) & (self.row_P < last)
+        tokens_BT = self.tokens_BT[first:last, :width]
+        return Batch(tokens_BT, mask_BT[:, :width], self.row_P[inside_P] - first, self.label_P[inside_P])
+
     def __len__(self) -> int:
         return len(self.tokens_BT)
 
@@ -112,28 +125,6 @@ def make_batch(tokens: pa.ListArray, labels: pa.ListArray | None = None) -> Batc
         row_P = np.repeat(np.arange(len(labels)), list_lengths(labels))
         label_P = pc.list_flatten(labels).to_numpy().astype(np.int64)
     return Batch(*map(torch.from_numpy, (tokens_BT, mask_BT, row_P, label_P)))
-
-
-def training_batches(windows: Iterable[pa.Table], batch_size: int, rng: np.random.Generator) -> Iterator[Batch]:
-    """Batches from a shuffled stream of tables (columns ``tokens``, ``labels``).
-
-    Each window is sorted by length, cut into batches, and the batches come in random order: documents of like length
-    meet, and which ones changes with every epoch's shuffle. The last batch of a window may be short.
-    """
-    for window in windows:
-        tokens, labels = (window[name].combine_chunks() for name in ("tokens", "labels"))
-        by_length = np.argsort(list_lengths(tokens), kind="stable")
-        starts = np.arange(0, len(by_length), batch_size)
-        for start in rng.permutation(starts):
-            rows = pa.array(by_length[start : start + batch_size])
-            yield make_batch(tokens.take(rows), labels.take(rows))
-
-
-def shuffled_windows(documents: pa.Table, window: int, rng: np.random.Generator) -> Iterator[pa.Table]:
-    """The rows of a table in random order, ``window`` at a time: one epoch of documents held in memory."""
-    order = rng.permutation(len(documents))
-    for start in range(0, len(order), window):
-        yield documents.take(pa.array(order[start : start + window]))
 
 
 def budget_batches(lengths: IntArray, token_budget: int) -> Iterator[IntArray]:

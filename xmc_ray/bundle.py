@@ -1,4 +1,4 @@
-"""What is kept of a model: the bundle that others open, and the state that training resumes from.
+"""The bundle: all of a trained model that others need.
 
 A bundle is a folder (local or on object storage):
 
@@ -12,7 +12,7 @@ A bundle is a folder (local or on object storage):
     run.toml             the settings of the run that made it
     README.md            model card
 
-No pickle anywhere: weights are safetensors, the resumable state is read with ``weights_only``.
+No pickle anywhere.
 """
 
 import dataclasses
@@ -35,13 +35,11 @@ from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.groups import LabelGroups
 from xmc_ray.labels import LabelIndex
 from xmc_ray.model import LightXML, ModelConfig
-from xmc_ray.optim import Averager, OptimConfig, Optimizer
 from xmc_ray.text import Tokenizer
 
 FORMAT = 1
 MARKER = "config.json"
 LABELS_FILE = "labels.parquet"
-_COUNTERS = ("step", "epoch", "seconds", "documents", "tokens", "padded_tokens")
 
 
 @dataclass
@@ -55,26 +53,6 @@ class Bundle:
     metrics: dict[str, Any]
     run_toml: str = ""
     fingerprint: str = ""
-
-
-@dataclass
-class TrainState:
-    """All that changes in training; what a checkpoint holds."""
-
-    model: LightXML
-    optimizer: Optimizer
-    averager: Averager
-    step: int = 0
-    epoch: int = 0
-    seconds: float = 0.0
-    documents: int = 0
-    tokens: int = 0
-    padded_tokens: int = 0
-
-    @classmethod
-    def start(cls, model: LightXML, config: OptimConfig) -> "TrainState":
-        """A fresh state for ``model`` where it lies (move it to its device before)."""
-        return cls(model, Optimizer(model, model.encoder, config), Averager(config))
 
 
 def save_bundle(bundle: Bundle, uri: str) -> str:
@@ -139,40 +117,6 @@ def read_settings(uri: str) -> dict[str, Any]:
         )
     _check_files(uri, settings["files"])
     return dict(settings)
-
-
-def save_state(state: TrainState, folder: Path, metrics: dict[str, float]) -> None:
-    """Write what training needs to go on, for one process; ``state.json`` goes last."""
-    safetensors.torch.save_file(_tensors(state.model.state_dict()), folder / "model.safetensors")
-    averaged = state.averager.state_dict()
-    if averaged:
-        safetensors.torch.save_file(_tensors(averaged), folder / "averaged.safetensors")
-    torch.save(state.optimizer.adamw.state_dict(), folder / "optimizer.pt")
-    counters = {name: getattr(state, name) for name in _COUNTERS}
-    (folder / "state.json").write_text(json.dumps(counters | {"metrics": metrics}))
-
-
-def load_state(state: TrainState, folder: Path) -> None:
-    """Fill a fresh ``state`` from what `save_state` wrote. Raises ModelError when the folder is not complete."""
-    if not (folder / "state.json").exists():
-        raise ModelError("the checkpoint is not complete", where=folder, found="no state.json")
-    state.model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-    averaged = folder / "averaged.safetensors"
-    state.averager.load_state_dict(safetensors.torch.load_file(averaged) if averaged.exists() else {}, state.model)
-    state.optimizer.adamw.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
-    counters = json.loads((folder / "state.json").read_text())
-    for name in _COUNTERS:
-        setattr(state, name, counters[name])
-
-
-def load_weights(model: LightXML, folder: Path) -> None:
-    """Give ``model`` the weights of a checkpoint that are meant for use: the averaged ones once there are some."""
-    averaged = folder / "averaged.safetensors"
-    if not averaged.exists():
-        model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
-        return
-    tensors = safetensors.torch.load_file(averaged)
-    model.load_state_dict({name.removeprefix("module."): tensor for name, tensor in tensors.items() if name != "n_averaged"})
 
 
 def _write_parts(bundle: Bundle, folder: Path) -> None:
