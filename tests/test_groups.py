@@ -14,6 +14,7 @@ from xmc_ray.groups import (
     balanced_groups,
     group_labels,
     hashed_counts,
+    inverse_document_frequency,
     label_incidence,
     label_vectors,
     tfidf,
@@ -104,8 +105,12 @@ def test_hashed_counts_equal_the_slow_twin(rows: list[list[int]]) -> None:
 def test_label_vectors_equal_the_slow_twin(rows: list[list[int]], seed: int) -> None:
     rng = np.random.default_rng(seed)
     labels = [sorted(set(rng.integers(0, 4, 2).tolist())) for _ in rows]
-    features = tfidf([hashed_counts(lists(rows), 97)])
-    fast = label_vectors(features, label_incidence(lists(labels), 4)).toarray()
-    np.testing.assert_allclose(fast, reference.label_vectors(features.toarray(), labels, 4), atol=1e-5)
-    lengths = np.linalg.norm(features.toarray(), axis=1)
+    half = len(rows) // 2
+    chunks = [(rows[part], labels[part]) for part in (slice(0, half), slice(half, None)) if rows[part]]
+    idf = inverse_document_frequency(hashed_counts(lists(some), 97) for some, _ in chunks)
+    features = [tfidf(hashed_counts(lists(some), 97), idf) for some, _ in chunks]
+    fast = label_vectors(label_incidence(lists(own), 4).T.tocsr() @ part for part, (_, own) in zip(features, chunks, strict=True))
+    dense = np.concatenate([part.toarray() for part in features])
+    np.testing.assert_allclose(fast.toarray(), reference.label_vectors(dense.tolist(), labels, 4), atol=1e-5)
+    lengths = np.linalg.norm(dense, axis=1)
     np.testing.assert_allclose(lengths, [1.0 if row else 0.0 for row in rows], atol=1e-5)

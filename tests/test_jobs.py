@@ -83,7 +83,7 @@ def test_one_worker_learns_and_leaves_a_run_folder(trained: Path) -> None:
     assert any("documents_per_second" in entry for entry in entries)
     assert list((trained / "tensorboard").glob("events*"))
     assert "seed = 6088" in (trained / "run.toml").read_text()
-    assert list((trained / "checkpoints").rglob("state.json"))
+    assert list((trained / "checkpoints").rglob("checkpoint.json"))
     bundle = XMCClassifier.load(str(trained / "bundle"))
     (tags,) = bundle.predict(["a green plum"], k=3)
     assert {label for label, _ in tags} == {"fruit", "green", "plum"}

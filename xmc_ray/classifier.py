@@ -8,7 +8,7 @@ The jobs on Ray are made of the same functions.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -91,7 +91,7 @@ class XMCClassifier:
         groups = group_labels(config.groups, [columns[0]], [columns[1]], len(index))
 
         plan = epoch_plan(config.loop, len(documents))
-        model = build_model(config, tokenizer, index, groups).to(device or _best_device())
+        model = build_model(config, tokenizer, index, groups, device=device or _best_device())
         state = TrainState.start(model, config.optim)
         for step in train(
             state,
@@ -142,17 +142,24 @@ class XMCClassifier:
 
 
 def build_model(
-    config: FitConfig, tokenizer: Tokenizer, labels: LabelIndex, groups: LabelGroups, exchange: Exchange | None = None
+    config: FitConfig,
+    tokenizer: Tokenizer,
+    labels: LabelIndex,
+    groups: LabelGroups,
+    exchange: Exchange | None = None,
+    device: str | torch.device = "cpu",
 ) -> LightXML:
-    """An untrained model: pretrained encoder, fresh heads with biases from the label counts; on the CPU.
+    """An untrained model on ``device``: pretrained encoder, fresh heads with biases from the label counts.
 
     The same weights in every process of the same seed.
     """
     torch.manual_seed(config.loop.seed)
-    encoder = build_encoder(config.encoder, tokenizer.summary_position)
-    model = LightXML(encoder, groups, config.model, exchange, config.loop.seed)
+    heads = config.model
+    if heads.table == "auto":
+        heads = replace(heads, table="bfloat16" if torch.device(device).type == "cuda" else "float32")
+    model = LightXML(build_encoder(config.encoder, tokenizer.summary_position), groups, heads, exchange, config.loop.seed)
     model.start_from_counts(labels.counts, labels.n_documents)
-    return model
+    return model.to(device)
 
 
 def epoch_plan(config: LoopConfig, n_documents: int) -> EpochPlan:

@@ -84,3 +84,12 @@ class Pool:
         for window, n_here in zip(windows, np.diff(ends), strict=True):
             batches += np.array_split(window[np.argsort(lengths[window], kind="stable")], n_here)
         return [batches[place] for place in rng.permutation(n_batches)]
+
+    def share(self, lengths: IntArray, rank: int, world: int) -> tuple[IntArray, IntArray]:
+        """int64[n], int64[n]: the steps, rising and counted since the start of training, and rows of one worker's documents.
+
+        A batch's documents are dealt out one by one, so shares differ by at most one document.
+        """
+        shares = [batch[rank::world] for batch in self.batches(lengths)]
+        steps = np.arange(self.first, self.last) + self.epoch * self.plan.steps
+        return np.repeat(steps, [len(share) for share in shares]), np.concatenate(shares)

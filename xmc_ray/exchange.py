@@ -48,6 +48,8 @@ class Exchange:
         if self.world == 1:
             return tensor
         longest = max(counts)
+        if longest == 0:
+            return tensor
         padded = F.pad(tensor, [0, 0] * (tensor.ndim - 1) + [0, longest - len(tensor)]).contiguous()
         parts = self._gather_equal(padded, what).split(longest)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

@@ -9,7 +9,8 @@ Letters: D documents, F hashed features, L labels, G groups, M places in a group
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import add
 
 import numpy as np
 import numpy.typing as npt
@@ -74,15 +75,19 @@ def group_labels(
 ) -> LabelGroups:
     """Groups of the ``n_labels`` labels from chunks of documents: tokens (list<int32>) and label ids (list<int32>).
 
-    A label without documents has a zero vector and lands where there is room.
+    Tokens are gone through twice, a chunk at a time: memory grows with the labels, not with the documents. A label without
+    documents has a zero vector and lands where there is room.
     """
     if config.max_size == 1 or n_labels <= 1:
         return LabelGroups(np.arange(n_labels))
     if n_labels <= config.max_size:
         return LabelGroups(np.zeros(n_labels, np.int64))
-    features_DF = tfidf([hashed_counts(chunk, config.features) for chunk in tokens])
-    incidence_DL = sparse.vstack([label_incidence(chunk, n_labels) for chunk in labels], format="csr")
-    return LabelGroups(balanced_groups(label_vectors(features_DF, incidence_DL), config.max_size, config.seed))
+    idf_F = inverse_document_frequency(hashed_counts(chunk, config.features) for chunk in tokens)
+    sums = (
+        label_incidence(label_chunk, n_labels).T.tocsr() @ tfidf(hashed_counts(token_chunk, config.features), idf_F)
+        for token_chunk, label_chunk in zip(tokens, labels, strict=True)
+    )
+    return LabelGroups(balanced_groups(label_vectors(sums), config.max_size, config.seed))
 
 
 def hashed_counts(tokens: pa.ListArray, n_features: int) -> sparse.csr_array:
@@ -98,13 +103,19 @@ def hashed_counts(tokens: pa.ListArray, n_features: int) -> sparse.csr_array:
     return sparse.coo_array(cells, shape=(len(lengths), n_features)).tocsr()
 
 
-def tfidf(counts: list[sparse.csr_array]) -> sparse.csr_array:
-    """float32[D, F]: rows (1 + log tf) * (1 + log((1 + D) / (1 + df))), scaled to length one."""
-    features = sparse.vstack(counts, format="csr")
-    document_frequency = np.bincount(features.indices, minlength=features.shape[1])
-    idf = 1 + np.log((1 + features.shape[0]) / (1 + document_frequency))
-    features.data = ((1 + np.log(features.data)) * idf[features.indices]).astype(np.float32)
-    return unit_rows(features)
+def inverse_document_frequency(counts: Iterable[sparse.csr_array]) -> npt.NDArray[np.float64]:
+    """float64[F]: 1 + log((1 + D) / (1 + df)) over all rows of all ``counts`` (each D_i x F)."""
+    n_rows, frequency_F = 0, np.zeros(1, np.int64)
+    for chunk in counts:
+        n_rows += chunk.shape[0]
+        frequency_F = frequency_F + np.bincount(chunk.indices, minlength=chunk.shape[1])
+    return 1 + np.log((1 + n_rows) / (1 + frequency_F))
+
+
+def tfidf(counts: sparse.csr_array, idf_F: npt.NDArray[np.float64]) -> sparse.csr_array:
+    """float32[D, F]: rows (1 + log tf) * idf, scaled to length one; ``counts`` is overwritten."""
+    counts.data = ((1 + np.log(counts.data)) * idf_F[counts.indices]).astype(np.float32)
+    return unit_rows(counts)
 
 
 def label_incidence(labels: pa.ListArray, n_labels: int) -> sparse.csr_array:
@@ -114,9 +125,17 @@ def label_incidence(labels: pa.ListArray, n_labels: int) -> sparse.csr_array:
     return sparse.csr_array((np.ones(len(ids), np.float32), ids, offsets), shape=(len(labels), n_labels))
 
 
-def label_vectors(features_DF: sparse.csr_array, incidence_DL: sparse.csr_array) -> sparse.csr_array:
-    """float32[L, F]: PIFA, the sum of the vectors of a label's documents, scaled to length one."""
-    return unit_rows((incidence_DL.T.tocsr() @ features_DF).tocsr())
+def label_vectors(sums: Iterable[sparse.csr_array]) -> sparse.csr_array:
+    """float32[L, F]: PIFA, the sum of the vectors of a label's documents, scaled to length one.
+
+    ``sums``: such sums over chunks of documents. They are added up in the manner of merge sort, equal sizes first.
+    """
+    parts: list[sparse.csr_array] = []
+    for part in sums:
+        parts.append(part)
+        while len(parts) > 1 and parts[-1].nnz >= parts[-2].nnz:
+            parts.append(parts.pop() + parts.pop())
+    return unit_rows(reduce(add, reversed(parts)).tocsr())
 
 
 def unit_rows(matrix: sparse.csr_array) -> sparse.csr_array:

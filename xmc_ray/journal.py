@@ -4,13 +4,16 @@ import json
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ray.util.queue import Empty, Queue
 from tensorboardX import SummaryWriter
 
 from xmc_ray import storage
+from xmc_ray.errors import XmcError
+
+_PATIENCE = 60.0  # seconds that the last lines wait for a storage that is away
 
 
 def say(line: str) -> None:
@@ -24,8 +27,8 @@ def journal(output: str) -> Iterator[Queue]:
     mailbox, done = Queue(actor_options={"num_cpus": 0}), threading.Event()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        lines = folder / "metrics.jsonl"
-        lines.touch()
+        lines, before = folder / "metrics.jsonl", storage.join(output, "metrics.jsonl")
+        lines.write_bytes(storage.read_bytes(before) if storage.exists(before) else b"")
         writer = SummaryWriter(str(folder / "tensorboard"))
 
         def read() -> None:
@@ -35,13 +38,16 @@ def journal(output: str) -> Iterator[Queue]:
                 except Empty:
                     continue
                 say(entry.pop("line"))
+                if "step" not in entry:
+                    continue
                 with lines.open("a") as file:
                     file.write(json.dumps(entry) + "\n")
                 for name, value in entry.items():
                     writer.add_scalar(name, value, entry["step"])
-                if entry.get("score") is not None:
+                if any(name.startswith("validation/") for name in entry):
                     writer.flush()
-                    storage.upload(folder, output)
+                    with suppress(XmcError):  # a storage that is away now gets it all at the end
+                        storage.upload(folder, output)
 
         reader = threading.Thread(target=read, name="journal")
         reader.start()
@@ -51,5 +57,5 @@ def journal(output: str) -> Iterator[Queue]:
             done.set()
             reader.join()
             writer.close()
-            storage.upload(folder, output)
+            storage.patiently(lambda: storage.upload(folder, output), _PATIENCE)
             mailbox.shutdown()

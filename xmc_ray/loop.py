@@ -148,7 +148,9 @@ def train(
         for part in parts:
             with autocast, _silent(module, part is not parts[-1]):
                 losses = module(part, documents)
-                (losses.recall + losses.rank).backward()
+                loss = losses.recall + losses.rank
+                if loss.requires_grad:  # else only rows learn: a frozen encoder, and recall alone
+                    loss.backward()
             total += torch.stack(losses).detach()
         recall_loss, rank_loss = exchange.sum(total).tolist()
         if not np.isfinite(recall_loss + rank_loss):
@@ -174,17 +176,18 @@ def share_of_batches(
 ) -> Iterator[Batch]:
     """This worker's share of the batches from ``first_step`` on, of documents that are in memory.
 
-    ``documents``: ``tokens`` list<int32>, ``labels`` list<int32>. A batch's documents are dealt out one by one.
+    ``documents``: ``tokens`` list<int32>, ``labels`` list<int32>.
     """
     tokens, labels = (documents[name].combine_chunks() for name in ("tokens", "labels"))
     lengths, rows = list_lengths(tokens), np.arange(len(documents))
     for epoch in range(first_step // plan.steps, epochs):
         for pool in plan.pools(epoch):
             inside = np.concatenate([rows[chunk * CHUNK : (chunk + 1) * CHUNK] for chunk in pool.chunks])
-            for step, batch in enumerate(pool.batches(lengths[inside]), epoch * plan.steps + pool.first):
-                if step >= first_step:
-                    share = pa.array(inside[batch[exchange.rank :: exchange.world]])
-                    yield make_batch(tokens.take(share), labels.take(share))
+            step_N, row_N = pool.share(lengths[inside], exchange.rank, exchange.world)
+            kept = row_N[step_N >= first_step]
+            for share in np.split(kept, np.flatnonzero(np.diff(step_N[step_N >= first_step])) + 1) if len(kept) else []:
+                taken = pa.array(inside[share])
+                yield make_batch(tokens.take(taken), labels.take(taken))
 
 
 def predict(model: LightXML, tokens: pa.ListArray, k: int, config: LoopConfig) -> tuple[npt.NDArray[np.float32], IntArray]:
@@ -209,13 +212,15 @@ def predict(model: LightXML, tokens: pa.ListArray, k: int, config: LoopConfig) -
 
 
 def data_parallel(model: LightXML) -> nn.Module:
-    """``model`` with the gradients of its dense part summed over the process group; itself where there is none.
+    """``model`` with the gradients of its dense part summed over the process group; itself where either is missing.
 
     The losses are parts of one global sum, so gradients add up; nothing is averaged. Recall head and table have no gradients
     to share, word vectors have sparse ones, which the optimiser gathers.
     """
     exchange = model.exchange
-    if exchange.world == 1:
+    words = {id(parameter) for parameter in word_vectors(model.encoder)}
+    ours = [name for name, parameter in model.named_parameters() if id(parameter) in words or not parameter.requires_grad]
+    if exchange.world == 1 or len(ours) == len(list(model.parameters())):
         return model
 
     def sum_up(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
@@ -223,8 +228,6 @@ def data_parallel(model: LightXML) -> nn.Module:
         future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
         return future.then(lambda done: done.value()[0])
 
-    words = {id(parameter) for parameter in word_vectors(model.encoder)}
-    ours = [name for name, parameter in model.named_parameters() if id(parameter) in words or not parameter.requires_grad]
     ours += [name for name, _ in model.named_buffers()]
     parallel = nn.parallel.DistributedDataParallel
     parallel._set_params_and_buffers_to_ignore_for_model(model, ours)  # type: ignore[no-untyped-call]

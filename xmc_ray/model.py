@@ -12,7 +12,7 @@ Letters: B documents, F features, G groups, K shortlisted groups, M places in a 
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ class ModelConfig:
     """H, the width of the label vectors; a multiple of 8."""
     dropout: float = 0.5
     """Dropout of the features."""
+    table: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the label vectors; auto is bfloat16, rounded by chance, on a GPU and float32 on a CPU."""
 
     def __post_init__(self) -> None:
         if self.bottleneck < ALIGNMENT or self.bottleneck % ALIGNMENT:
@@ -87,7 +89,8 @@ class LightXML(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.recall = RecallHead(encoder.width, len(groups), self.exchange, 2 * seed)
         self.bottleneck = None if groups.flat else nn.Linear(encoder.width, config.bottleneck)
-        self.table = None if groups.flat else LabelTable(groups, config.bottleneck, self.exchange, 2 * seed + 1)
+        dtype = torch.bfloat16 if config.table == "bfloat16" else torch.float32
+        self.table = None if groups.flat else LabelTable(groups, config.bottleneck, self.exchange, 2 * seed + 1, dtype)
         self.register_buffer("group_L", torch.from_numpy(groups.group_L), persistent=False)
         self.register_buffer("label_GM", torch.from_numpy(groups.label_GM), persistent=False)
 

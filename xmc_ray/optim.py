@@ -51,6 +51,7 @@ class Optimizer:
         """``encoder`` is the part of ``model`` that has the encoder's learning rate; the rest are heads."""
         self.config = config
         self.exchange: Exchange = getattr(model, "exchange", None) or Exchange()
+        self.names = {parameter: name for name, parameter in model.named_parameters()}
         self.words = word_vectors(encoder)
         of_encoder, seen = _trained(encoder), {id(parameter) for parameter in self.words}
         inside = {id(parameter) for parameter in of_encoder}
@@ -84,6 +85,30 @@ class Optimizer:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
         self.rows.step(self.config.head_lr * self.factor)
+
+    def dense_state(self) -> dict[str, Tensor]:
+        """What AdamW and lazy Adam remember, by ``optimizer.<parameter>.<quantity>``; the same on all workers."""
+        return {
+            f"optimizer.{self.names[parameter]}.{quantity}": torch.as_tensor(value)
+            for optimizer in (self.adamw, self.lazy_adam)
+            if optimizer is not None
+            for parameter, state in optimizer.state.items()
+            for quantity, value in state.items()
+        }
+
+    def load_dense_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `dense_state`."""
+        parameters = {name: parameter for parameter, name in self.names.items()}
+        words = {id(parameter) for parameter in self.words}
+        for name, tensor in tensors.items():
+            name, _, quantity = name.removeprefix("optimizer.").rpartition(".")
+            parameter = parameters[name]
+            if id(parameter) in words:
+                assert self.lazy_adam is not None
+                self.lazy_adam.state[parameter][quantity] = int(tensor) if quantity == "step" else tensor.to(parameter.device)
+            else:
+                assert self.adamw is not None
+                self.adamw.state[parameter][quantity] = tensor.to(parameter.device)
 
     @property
     def learning_rates(self) -> tuple[float, float]:
@@ -143,7 +168,7 @@ def gathered_sparse(gradient: Tensor, exchange: Exchange) -> Tensor:
     (counts,) = exchange.counts(gradient._nnz(), device=gradient.device)
     ids = exchange.gather(gradient.indices()[0], counts, "word gradients")
     values = exchange.gather(gradient.values(), counts, "word gradients")
-    return torch.sparse_coo_tensor(ids[None], values, gradient.shape).coalesce()
+    return torch.sparse_coo_tensor(ids[None], values, gradient.shape, check_invariants=False).coalesce()
 
 
 def clip(parameters: list[nn.Parameter], norm: float) -> None:

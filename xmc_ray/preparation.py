@@ -1,6 +1,7 @@
-"""From documents on storage to what training needs: token streams, label index, label groups, a held-out split."""
+"""From documents on storage to what training needs: cached tokens, label index, label groups, a held-out split."""
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,14 @@ import ray.data
 
 from xmc_ray import storage
 from xmc_ray.classifier import FitConfig
-from xmc_ray.corpus import DocumentsConfig, read_documents
+from xmc_ray.corpus import DocumentsConfig, list_inputs, read_documents
 from xmc_ray.errors import ConfigError, DataError
-from xmc_ray.groups import LabelGroups, group_labels
+from xmc_ray.groups import GroupsConfig, LabelGroups, group_labels
 from xmc_ray.labels import LabelIndex
 from xmc_ray.metrics import Metrics
 from xmc_ray.session import arrow_batches
 from xmc_ray.text import Tokenizer
+from xmc_ray.tokens import FORMAT, MARKER, Split, TokenCache, write_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,47 +49,77 @@ class ValidationConfig:
 
 @dataclass
 class Prepared:
-    """``train`` and ``validation``: shuffled streams of ``tokens`` list<int32> and ``labels`` list<int32> (ids).
+    """``tokens``: documents as tokens and label ids, on storage.
 
     ``counts`` says what became of the documents read: train, validation, unlabelled, truncated, and rejects by reason.
     """
 
-    train: ray.data.Dataset
-    validation: ray.data.Dataset
+    tokens: TokenCache
     tokenizer: Tokenizer
     labels: LabelIndex
     groups: LabelGroups
-    counts: dict[str, int]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Documents by what became of them."""
+        return self.tokens.counts
 
 
-def prepare(documents: DocumentsConfig, label_names: str | None, fit: FitConfig, validation: ValidationConfig) -> Prepared:
-    """Read and tokenise the documents once, count and group their labels.
+def prepare(
+    documents: DocumentsConfig, label_names: str | None, fit: FitConfig, validation: ValidationConfig, cache: str
+) -> Prepared:
+    """Tokenise the documents, unless that is done already; count and group their labels.
 
-    Labels and their counts are those of all documents, held out or not; groups see only what is trained on. Tokens stay
-    in Ray's object store, which spills to disk. Raises DataError when nothing is left to train on.
+    Below ``cache`` each combination of files (by size and version), columns, tokenizer, length and held-out share has a folder
+    of its own, named by a fingerprint of all that: a stale one is never looked at. Labels and their counts are those of all
+    documents, held out or not; groups see only what is trained on. Raises DataError when nothing is left to train on.
     """
     names = read_names(label_names) if label_names else None
     tokenizer = Tokenizer.load(fit.encoder.name, fit.text.max_tokens)
-    tokenised = tokenise(read_documents(documents, labelled=True), tokenizer, held_out=validation.share).materialize()
+    place = storage.join(cache, _fingerprint(documents, tokenizer, validation.share, fit.loop.seed))
+    if not storage.exists(storage.join(place, MARKER)):
+        _tokenise_all(documents, tokenizer, validation.share, fit.loop.seed, place)
+    tokens = TokenCache.open(place)
+    labels = tokens.labels if names is None else tokens.labels.with_names(names)
+    return Prepared(tokens, tokenizer, labels, _groups(tokens, fit.groups))
+
+
+def _fingerprint(documents: DocumentsConfig, tokenizer: Tokenizer, share: float, seed: int) -> str:
+    files = [[file.uri, file.size, file.version] for file in list_inputs(documents)]
+    columns = [documents.id, documents.text, documents.separator, documents.labels]
+    content = json.dumps([FORMAT, files, columns, tokenizer.fingerprint, share, seed])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _tokenise_all(documents: DocumentsConfig, tokenizer: Tokenizer, share: float, seed: int, place: str) -> None:
+    """Through Ray's object store, which spills to disk, once for the labels and once, shuffled, for the tokens."""
+    tokenised = tokenise(read_documents(documents, labelled=True), tokenizer, held_out=share).materialize()
     counts: Counter[str] = Counter()
     labels = LabelIndex.count(_labels_and_counts(tokenised, counts))
-    if names is not None:
-        labels = labels.with_names(names)
-
     shared = ray.put(labels)
     train, held_out = (
         tokenised.map_batches(partial(_usable, part=part, labels=shared), batch_format="pyarrow", batch_size=None)
         for part in (0, 1)
     )
-    train, held_out = train.random_shuffle(seed=fit.loop.seed).materialize(), held_out.materialize()
-    counts |= {"train": train.count(), "validation": held_out.count()}
-    if not counts["train"]:
-        raise DataError("no document is left to train on", where=documents.uri, found=dict(counts))
-    chunks = [] if fit.groups.max_size == 1 else list(arrow_batches(train))
-    groups = group_labels(
-        fit.groups, (_list(chunk, "tokens") for chunk in chunks), (_list(chunk, "labels") for chunk in chunks), len(labels)
-    )
-    return Prepared(train, held_out, tokenizer, labels, groups, dict(counts))
+    splits: dict[Split, Iterator[pa.Table]] = {
+        "train": arrow_batches(train.random_shuffle(seed=seed)),
+        "validation": arrow_batches(held_out),
+    }
+    write_tokens(place, labels, counts, splits, documents.uri)
+
+
+def _groups(tokens: TokenCache, config: GroupsConfig) -> LabelGroups:
+    """The groups of the labels; those that a clustering has made lie beside the tokens."""
+    if config.max_size == 1:
+        return LabelGroups(np.arange(len(tokens.labels)))
+    uri = storage.join(tokens.place, f"groups-{config.max_size}-{config.features}-{config.seed}.parquet")
+    if storage.exists(uri):
+        filesystem, path = storage.arrow_filesystem(uri)
+        return LabelGroups(pq.read_table(path, filesystem=filesystem)["group"].to_numpy().astype(np.int64))
+    groups = group_labels(config, tokens.column("train", "tokens"), tokens.column("train", "labels"), len(tokens.labels))
+    with storage.new_file(uri) as file:
+        pq.write_table(pa.table({"group": groups.group_L}), file)
+    return groups
 
 
 def tokenise(

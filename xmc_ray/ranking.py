@@ -83,10 +83,12 @@ class LabelTable(OwnedRows):
     slot_L: Tensor
     size_G: Tensor
 
-    def __init__(self, groups: LabelGroups, width: int, exchange: Exchange, seed: int) -> None:
+    def __init__(
+        self, groups: LabelGroups, width: int, exchange: Exchange, seed: int, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__(len(groups), exchange)
         places = -(-int(groups.sizes_G.max()) // ALIGNMENT) * ALIGNMENT
-        self.start((places, width), width**-0.5, seed)
+        self.start((places, width), width**-0.5, seed, dtype)
         self.register_buffer("group_L", torch.from_numpy(groups.group_L), persistent=False)
         self.register_buffer("slot_L", torch.from_numpy(groups.slot_L), persistent=False)
         self.register_buffer("size_G", torch.from_numpy(groups.sizes_G), persistent=False)
@@ -98,7 +100,10 @@ class LabelTable(OwnedRows):
         return places < self.size_G[group][..., None]
 
     def loss(self, vectors_BH: Tensor, shortlist_BK: Tensor, row_P: Tensor, label_P: Tensor, documents: int) -> Tensor:
-        """Binary cross-entropy over all candidates in own groups, summed over labels and divided by ``documents``."""
+        """Binary cross-entropy over all candidates in own groups, summed over labels and divided by ``documents``.
+
+        A (row, label) pair may come more than once.
+        """
         training = torch.is_grad_enabled()
         with torch.no_grad():
             group_P = self.group_L[label_P]
@@ -109,7 +114,9 @@ class LabelTable(OwnedRows):
             weight_UMH = self.weight[group_U - self.own.start].to(vectors_BH.dtype)
             logits_NM = self._scores(vectors_BH, weight_UMH, pairs, ends_U)
 
-            true = torch.searchsorted(pairs.key_N, group_P * len(vectors_BH) + row_P), self.slot_L[label_P]
+            place_P = torch.searchsorted(pairs.key_N, group_P * len(vectors_BH) + row_P)
+            true_P = torch.unique(place_P * logits_NM.shape[1] + self.slot_L[label_P])
+            true = true_P // logits_NM.shape[1], true_P % logits_NM.shape[1]
             valid_NM = self.valid(pairs.group_N)
             loss = (F.softplus(logits_NM).mul_(valid_NM).sum() - logits_NM[true].sum()) / documents
             gradient_NM = logits_NM.sigmoid_().mul_(valid_NM)

@@ -44,9 +44,12 @@ class OwnedRows(nn.Module):
         self.n_groups = n_groups
         self.own = exchange.share(n_groups)
 
-    def start(self, shape: tuple[int, ...], std: float, seed: int) -> None:
-        """Normal weights of ``shape`` (without the groups) and zero biases: the same on any number of workers."""
-        self.weight = nn.Parameter(seeded_normal(self.own, shape, seed).mul_(std), requires_grad=False)
+    def start(self, shape: tuple[int, ...], std: float, seed: int, dtype: torch.dtype = torch.float32) -> None:
+        """Normal weights of ``shape`` (without the groups) and zero biases: the same on any number of workers.
+
+        ``dtype`` is that of the weights; biases, one number in a row of many, are always float32.
+        """
+        self.weight = nn.Parameter(seeded_normal(self.own, shape, std, seed, dtype), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(len(self.own), *shape[:-1]), requires_grad=False)
 
     def owned(self, group: Tensor) -> Tensor:
@@ -58,12 +61,12 @@ class OwnedRows(nn.Module):
         raise NotImplementedError
 
 
-def seeded_normal(rows: range, shape: tuple[int, ...], seed: int) -> Tensor:
-    """float32[len(rows), *shape]: rows of an endless table of standard normal numbers, the same in whatever slices."""
-    table, generator = torch.empty(len(rows), *shape), torch.Generator()
+def seeded_normal(rows: range, shape: tuple[int, ...], std: float, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """[len(rows), *shape]: rows of an endless table of normal numbers, the same in whatever slices."""
+    table, generator = torch.empty(len(rows), *shape, dtype=dtype), torch.Generator()
     for chunk in range(rows.start // _SEEDED_TOGETHER, -(-rows.stop // _SEEDED_TOGETHER)):
         first = chunk * _SEEDED_TOGETHER
-        values = torch.randn(_SEEDED_TOGETHER, *shape, generator=generator.manual_seed(seed * 1_000_003 + chunk))
+        values = torch.randn(_SEEDED_TOGETHER, *shape, generator=generator.manual_seed(seed * 1_000_003 + chunk)).mul_(std)
         wanted = range(max(first, rows.start), min(first + _SEEDED_TOGETHER, rows.stop))
         table[wanted.start - rows.start : wanted.stop - rows.start] = values[wanted.start - first : wanted.stop - first]
     return table

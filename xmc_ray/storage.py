@@ -14,12 +14,13 @@ import posixpath
 import re
 import shutil
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 import pyarrow.fs
@@ -28,9 +29,11 @@ from botocore.exceptions import BotoCoreError
 from xmc_ray.errors import ConfigError, DataError, XmcError
 
 Uri = str | os.PathLike[str]
+T = TypeVar("T")
 
 # An endpoint that does not answer is reported within about half a minute; a slow one is waited for.
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 5, 60, 3
+_PAUSE = 1.0  # seconds from one attempt of `patiently` to the next
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +147,14 @@ def exists(uri: Uri) -> bool:
 
 def is_empty(uri: Uri) -> bool:
     """Whether there is no such folder or no file in it, hidden ones included."""
-    return not _all_files(uri)
+    return not all_files(uri)
+
+
+def all_files(uri: Uri) -> list[FileInfo]:
+    """All files below ``uri``, hidden ones included, in the order of their addresses; none where there is no such folder."""
+    with explained(uri):
+        files = _local_files(_split(uri)[1]) if _is_local(uri) else _s3_files(uri)
+        return sorted(files, key=lambda file: file.uri)
 
 
 def list_files(uri: Uri, suffixes: Sequence[str] = ()) -> list[FileInfo]:
@@ -153,7 +163,7 @@ def list_files(uri: Uri, suffixes: Sequence[str] = ()) -> list[FileInfo]:
     Names that begin with ``_`` or ``.``, and whatever lies below such a folder, are left out. The address of a file gives
     that file alone, whatever its name. DataError if there is none.
     """
-    root, files = _split(uri)[1], _all_files(uri)
+    root, files = _split(uri)[1], all_files(uri)
     if [_split(file.uri)[1] for file in files] == [root]:
         return files
     visible = [file for file in files if not re.search("/[_.]", _split(file.uri)[1][len(root) :])]
@@ -220,7 +230,7 @@ def remove(uri: Uri, *, last: str | None = None) -> None:
     fs, path = filesystem(uri)
     if "/" not in path.strip("/"):
         raise ConfigError("a whole bucket or top folder is never removed", where=uri, expected="a folder inside it")
-    names = [_split(file.uri)[1] for file in _all_files(uri)]
+    names = [_split(file.uri)[1] for file in all_files(uri)]
     with explained(uri), suppress(FileNotFoundError):
         # One by one: the recursive form takes [, * and ? for patterns and keeps silent on files that it may not remove.
         for name in sorted(names, key=lambda name: name == f"{path}/{last}"):
@@ -257,7 +267,7 @@ def local_copy(uri: Uri, folder: Uri | None = None) -> Path:
     fs, path = filesystem(uri)
     if _is_local(uri):
         return Path(path)
-    names = [_split(file.uri)[1] for file in _all_files(uri)]
+    names = [_split(file.uri)[1] for file in all_files(uri)]
     if not names:
         raise DataError("no such file or folder", where=uri)
     base = posixpath.dirname(path) if names == [path] else path
@@ -268,6 +278,18 @@ def local_copy(uri: Uri, folder: Uri | None = None) -> Path:
             copy.parent.mkdir(parents=True, exist_ok=True)
             fs.get_file(name, str(copy))
     return target / posixpath.relpath(path, base)
+
+
+def patiently(act: Callable[[], T], seconds: float) -> T:
+    """The result of ``act``, which is tried again for ``seconds`` while storage does not answer as it should."""
+    give_up = time.monotonic() + seconds
+    while True:
+        try:
+            return act()
+        except (XmcError, OSError):
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(_PAUSE)
 
 
 def digest(path: Uri) -> str:
@@ -310,12 +332,6 @@ def _without_secrets(error: BaseException) -> str:
         if value := _variable(name):
             text = text.replace(value, f"<{name}>")
     return text or type(error).__name__
-
-
-def _all_files(uri: Uri) -> list[FileInfo]:
-    with explained(uri):
-        files = _local_files(_split(uri)[1]) if _is_local(uri) else _s3_files(uri)
-        return sorted(files, key=lambda file: file.uri)
 
 
 def _local_files(path: str) -> Iterator[FileInfo]:

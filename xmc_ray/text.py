@@ -6,8 +6,10 @@ batch is padded to its own longest document, never to the maximum.
 Letters: B documents, T tokens.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,11 @@ class Tokenizer:
         encodings = self._backend.encode_batch(texts.to_pylist())
         tokens = [encoding.ids for encoding in encodings]
         return pa.array(tokens, pa.list_(pa.int32())), pa.array([bool(encoding.overflowing) for encoding in encodings])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with what `encode` gives: vocabulary, rules and length."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()[:16]
 
     @property
     def summary_position(self) -> str | None:

@@ -1,41 +1,32 @@
 """The training job: prepare, train data-parallel on Ray Train, keep the best model as a bundle.
 
-A run folder: ``run.toml`` (settings as resolved), ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` (best and last),
-``bundle/`` when it is finished.
+A run folder: ``run.toml`` (settings as resolved), ``metrics.jsonl``, ``tensorboard/``, ``tokens/`` (unless there is a cache
+elsewhere), ``checkpoints/`` (best and last), ``bundle/`` when it is finished. The same command, given again, goes on where it was.
 """
 
+import hashlib
 import os
-import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import ray
-import ray.data
-import ray.train
-import torch
-import torch.distributed as dist
-from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, get_device
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 
 from xmc_ray import storage
-from xmc_ray.checkpoint import Bundle, TrainState, load_state, load_weights, save_bundle, save_state
-from xmc_ray.classifier import FitConfig, build_model, update_metrics
-from xmc_ray.command import to_toml
+from xmc_ray.bundle import MARKER, Bundle, read_settings, save_bundle
+from xmc_ray.checkpoint import CheckpointsConfig, Identity, Saved, best, find, restore
+from xmc_ray.classifier import FitConfig, build_model, epoch_plan
+from xmc_ray.command import parse, to_toml
 from xmc_ray.corpus import DocumentsConfig
 from xmc_ray.encoder import check_encoder
-from xmc_ray.errors import ConfigError
+from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.journal import journal, say
-from xmc_ray.loop import Step, data_parallel, train
-from xmc_ray.metrics import Metrics
+from xmc_ray.loop import TrainState
 from xmc_ray.preparation import Prepared, ValidationConfig, prepare
-from xmc_ray.session import arrow_batches, connect, own_errors
-from xmc_ray.text import Batch, training_batches
+from xmc_ray.session import connect, own_errors
+from xmc_ray.worker import Job, work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +34,23 @@ class WorkersConfig:
     """The training workers on the cluster."""
 
     count: int = 1
-    """Data-parallel workers; each takes its share of every batch."""
+    """Workers; each takes its share of every batch and owns its share of the label groups."""
+    least: int | None = None
+    """Begin, and go on after a loss, with as few workers as this while the cluster has no room for all; None waits for all."""
     gpu: bool = False
     """Give each worker a GPU."""
     cpus: int = 1
     """CPUs that a worker asks the cluster for."""
     threads: int = 0
     """Threads of a worker on a CPU; 0 shares the machine's cores among the workers on it."""
-    max_failures: int = 0
-    """How often the group of workers is started again, from its last checkpoint, after a worker has died."""
+    max_failures: int = 3
+    """How often the workers are started again, from their last checkpoint, after one has died."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ConfigError("workers.count does not fit", found=self.count, expected="at least 1")
+        if self.least is not None and not 1 <= self.least <= self.count:
+            raise ConfigError("workers.least does not fit", found=self.least, expected=f"1 to workers.count, {self.count}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +60,15 @@ class TrainConfig(FitConfig):
     documents: DocumentsConfig
     """The training split."""
     output: str
-    """Run folder, local or s3://; must be empty or not there yet."""
+    """Run folder, local or s3://."""
     label_names: str | None = None
     """Parquet file with columns label and name, if labels have names."""
+    resume: str = "auto"
+    """auto goes on with an unfinished run in the run folder; never wants an empty one; else a checkpoint's address to start at."""
+    cache: str | None = None
+    """Folder for the documents' tokens, to be used by several runs; None keeps them in the run folder until it is finished."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     report_seconds: float = 10.0
     """Seconds from one line of progress to the next."""
@@ -72,39 +76,34 @@ class TrainConfig(FitConfig):
 
 def run(config: TrainConfig) -> str:
     """Train and return the bundle's URI. Raises ConfigError before anything is written where settings do not fit."""
-    _check(config)
+    check_encoder(config.encoder, config.text.max_tokens)
     config = _absolute(config)
+    bundle = storage.join(config.output, "bundle")
+    if _is_finished(config, bundle):
+        say(f"this run is finished: {bundle}")
+        return bundle
     connect()
     _check_resources(config.workers)
+    own_tokens = storage.join(config.output, "tokens")
     with own_errors():
         say(f"reading {config.documents.uri}")
-        prepared = prepare(config.documents, config.label_names, config, config.validation)
-        if prepared.counts["train"] < config.workers.count:
-            raise ConfigError(
-                "more workers than documents", found=config.workers.count, expected=f"at most {prepared.counts['train']}"
-            )
+        prepared = prepare(config.documents, config.label_names, config, config.validation, config.cache or own_tokens)
         say("prepared: " + ", ".join(f"{count:,} {name}" for name, count in prepared.counts.items() if count))
         kind = "flat, one label a group" if prepared.groups.flat else f"{len(prepared.groups):,} groups"
         say(f"labels: {len(prepared.labels):,} ({kind})")
+        _check_workers(config, prepared)
+        identity = _identity(config, prepared)
+        _check_start(config, identity)
         storage.write_bytes(storage.join(config.output, "run.toml"), to_toml(config).encode())
-        with journal(config.output) as mailbox:
-            result = _trainer(config, prepared, mailbox).fit()
-        return _keep_best(config, prepared, result)
+        _train(config, prepared, identity)
+        fingerprint = _keep_best(config, prepared, bundle)
+        if config.cache is None:
+            storage.remove(own_tokens)
+    say(f"bundle {fingerprint}: {bundle}")
+    return bundle
 
 
-# -- on the driver -------------------------------------------------------------------------------------------------------
-
-
-def _check(config: TrainConfig) -> None:
-    check_encoder(config.encoder, config.text.max_tokens)
-    if not storage.is_empty(config.output):
-        raise ConfigError("the run folder is not empty", where=config.output, way_out="choose another output or remove it")
-    if config.workers.count < 1 or config.loop.batch_size % config.workers.count:
-        raise ConfigError(
-            "workers cannot share a batch equally",
-            found=f"loop.batch_size {config.loop.batch_size}, workers.count {config.workers.count}",
-            expected="a batch size that is a multiple of the workers",
-        )
+# -- before training -----------------------------------------------------------------------------------------------------
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:
@@ -114,162 +113,154 @@ def _absolute(config: TrainConfig) -> TrainConfig:
     return replace(config, encoder=replace(config.encoder, name=os.path.abspath(config.encoder.name)))
 
 
+def _is_finished(config: TrainConfig, bundle: str) -> bool:
+    """Whether the run folder holds this very run, with its bundle.
+
+    Raises ConfigError where something else lies there, a run with other settings, or anything at all under ``never``.
+    """
+    other_place = "choose another output or remove it"
+    if storage.is_empty(config.output):
+        return False
+    if config.resume == "never":
+        raise ConfigError("the run folder is not empty", where=config.output, way_out=f"{other_place}, or --resume auto")
+    written = storage.join(config.output, "run.toml")
+    if not storage.exists(written):
+        ours = storage.join(config.output, "tokens") + "/"
+        foreign = [file.uri for file in storage.all_files(config.output) if ours not in file.uri]
+        if foreign:
+            raise ConfigError("the run folder is not empty", where=config.output, found=foreign[0], way_out=other_place)
+        return False
+    before = _what_counts(parse(TrainConfig, [f"--config={storage.local_copy(written)}"]))
+    now = _what_counts(config)
+    for line, other in zip(before, now, strict=False):
+        if line != other:
+            raise ConfigError(
+                "the run folder holds a run with other settings",
+                where=config.output,
+                found=line,
+                expected=other,
+                way_out=other_place,
+            )
+    if storage.exists(storage.join(bundle, MARKER)):
+        read_settings(bundle)
+        return True
+    return False
+
+
+def _what_counts(config: TrainConfig) -> list[str]:
+    """The settings that a run keeps when it goes on: all but where and how often it works and saves."""
+    free = {"workers": WorkersConfig(), "checkpoints": CheckpointsConfig(), "report_seconds": 0.0, "resume": "auto", "cache": None}
+    return to_toml(replace(config, **free)).splitlines()  # type: ignore[arg-type]
+
+
 def _check_resources(workers: WorkersConfig) -> None:
     gpus = ray.cluster_resources().get("GPU", 0)
     if workers.gpu and not gpus and "RAY_ADDRESS" not in os.environ:
         raise ConfigError("no GPU here", found="workers.gpu = true", way_out="set workers.gpu = false or submit to a cluster")
 
 
-def _trainer(config: TrainConfig, prepared: Prepared, mailbox: Queue) -> TorchTrainer:
+def _check_workers(config: TrainConfig, prepared: Prepared) -> None:
+    if config.workers.count > len(prepared.groups):
+        raise ConfigError(
+            "more workers than label groups",
+            found=f"{config.workers.count} workers, {len(prepared.groups)} groups",
+            expected="a group or more for each worker",
+            way_out="take fewer workers, or lower groups.max_size",
+        )
+    epoch_plan(config.loop, prepared.counts["train"]).check(config.workers.count * config.loop.accumulate)
+
+
+def _identity(config: TrainConfig, prepared: Prepared) -> Identity:
+    encoder = check_encoder(config.encoder)
+    plan = epoch_plan(config.loop, prepared.counts["train"])
+    return {
+        "labels": prepared.labels.fingerprint,
+        "groups": hashlib.sha256(prepared.groups.group_L.tobytes()).hexdigest()[:16],
+        "model": asdict(config.model)
+        | {"encoder": [encoder.model_type, encoder.num_hidden_layers, encoder.hidden_size, config.encoder.feature_layers]},
+        "documents": asdict(plan),
+    }
+
+
+def _check_start(config: TrainConfig, identity: Identity) -> None:
+    """Raises ModelError where the run would go on from what does not fit it."""
+    saved = find(storage.join(config.output, "checkpoints"), say)
+    if not saved and config.resume not in ("auto", "never"):
+        saved = find(config.resume, say)
+        if not saved:
+            raise ModelError("no complete checkpoint to resume from", where=config.resume, way_out="give auto, never or an address")
+    for entry in saved[:1]:
+        entry.check(identity)
+
+
+# -- training ------------------------------------------------------------------------------------------------------------
+
+
+def _train(config: TrainConfig, prepared: Prepared, identity: Identity) -> None:
+    with journal(config.output) as mailbox:
+        result: Any = _trainer(config, prepared, identity, mailbox).fit()  # typed as the old API's result, which has no value
+    if isinstance(result.return_value, ModelError):
+        raise result.return_value
+
+
+def _trainer(config: TrainConfig, prepared: Prepared, identity: Identity, mailbox: Queue) -> TorchTrainer:
     filesystem, path = storage.arrow_filesystem(config.output)
+    workers = config.workers
+    job = Job(
+        fit=config,
+        validation=config.validation,
+        checkpoints=config.checkpoints,
+        place=storage.join(config.output, "checkpoints"),
+        start=None if config.resume in ("auto", "never") else config.resume,
+        identity=identity,
+        threads=workers.threads,
+        report_seconds=config.report_seconds,
+        tokens=prepared.tokens,
+        tokenizer=ray.put(prepared.tokenizer),
+        labels=ray.put(prepared.labels),
+        groups=ray.put(prepared.groups),
+        mailbox=mailbox,
+    )
     return TorchTrainer(
-        _work,
-        train_loop_config={
-            "config": config,
-            "tokenizer": ray.put(prepared.tokenizer),
-            "labels": ray.put(prepared.labels),
-            "groups": ray.put(prepared.groups),
-            "n_train": prepared.counts["train"],
-            "n_validation": prepared.counts["validation"],
-            "mailbox": mailbox,
-        },
+        work,  # type: ignore[arg-type]
+        train_loop_config={"job": job},
         scaling_config=ScalingConfig(
-            num_workers=config.workers.count, use_gpu=config.workers.gpu, resources_per_worker={"CPU": config.workers.cpus}
+            num_workers=workers.count if workers.least is None else (workers.least, workers.count),  # type: ignore[arg-type]
+            use_gpu=workers.gpu,
+            resources_per_worker={"CPU": workers.cpus} | ({"GPU": 1} if workers.gpu else {}),
         ),
+        # Ray Train keeps nothing there but a mark of its own: the checkpoints are ours (decision 0008).
         run_config=RunConfig(
             name="checkpoints",
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=config.workers.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="score"),  # and the last one
+            failure_config=FailureConfig(max_failures=workers.max_failures),
         ),
-        datasets={"train": prepared.train, "validation": prepared.validation},
-        dataset_config=DataConfig(datasets_to_split=["train"]),
     )
 
 
-def _keep_best(config: TrainConfig, prepared: Prepared, result: ray.train.Result) -> str:
-    checkpoint, metrics = max(result.best_checkpoints or [], key=lambda entry: entry[1]["score"])
-    model = build_model(config, prepared.tokenizer, prepared.labels, prepared.groups)
-    with checkpoint.as_directory() as folder:
-        load_weights(model, Path(folder))
-    figures = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+# -- after training ------------------------------------------------------------------------------------------------------
+
+
+def _keep_best(config: TrainConfig, prepared: Prepared, uri: str) -> str:
+    """Make the best checkpoint, or the last where nothing is held out, a bundle; its fingerprint."""
+    saved = find(storage.join(config.output, "checkpoints"), say)
+    if not saved:
+        raise ModelError("training has left no checkpoint", where=config.output)
+    chosen = (best(saved) or saved)[0]
+    model = _model_of(chosen, config, prepared)
+    figures: dict[str, Any] = dict(chosen.metrics) | {"step": chosen.step}
     bundle = Bundle(
         model.eval(), prepared.tokenizer, prepared.labels, prepared.groups, metrics=figures, run_toml=to_toml(config)
     )
-    uri = storage.join(config.output, "bundle")
-    fingerprint = save_bundle(bundle, uri)
-    say(f"bundle {fingerprint}: {uri}")
-    return uri
+    if not storage.is_empty(uri):
+        storage.remove(uri, last=MARKER)  # begun by this run, never finished
+    return save_bundle(bundle, uri)
 
 
-# -- on every worker -----------------------------------------------------------------------------------------------------
-
-
-def _work(job: dict[str, Any]) -> None:
-    """Train on this worker's share of every batch; all workers validate and report together."""
-    config: TrainConfig = job["config"]
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(config.workers.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    labels, groups = ray.get(job["labels"]), ray.get(job["groups"])
-    torch.manual_seed(config.loop.seed)  # the same first weights everywhere
-    model = build_model(config, ray.get(job["tokenizer"]), labels, groups).to(get_device())
+def _model_of(saved: Saved, config: TrainConfig, prepared: Prepared) -> Any:
+    model = build_model(config, prepared.tokenizer, prepared.labels, prepared.groups)
     state = TrainState.start(model, config.optim)
-    if (checkpoint := ray.train.get_checkpoint()) is not None:
-        with checkpoint.as_directory() as folder:
-            load_state(state, Path(folder))
-    torch.manual_seed(config.loop.seed + 1 + rank)  # dropout of its own on each worker
-
-    steps_per_epoch = -(-job["n_train"] // config.loop.batch_size)
-    checks = max(1, round(config.validation.every * steps_per_epoch))
-    mailbox, spoke, last = job["mailbox"] if rank == 0 else None, time.monotonic(), None
-    for step in train(state, data_parallel(model), lambda epoch: _batches(config, epoch, world), steps_per_epoch, config.loop):
-        last = step
-        # once in a while: say how it goes
-        if mailbox is not None and (time.monotonic() - spoke > config.report_seconds or step.number == 1):
-            spoke = time.monotonic()
-            mailbox.put_nowait(_progress(step, state, config, world))
-        # once in a while: validate and save
-        if step.number % checks == 0:
-            _validate_and_save(state, step, job)
-            last = None
-    if last is not None:
-        _validate_and_save(state, last, job)
-
-
-def _batches(config: TrainConfig, epoch: int, world: int) -> Iterator[Batch]:
-    """This worker's batches of an epoch: its stream, shuffled within a buffer, sorted by length within windows."""
-    window = max(1, config.loop.window // world)
-    stream = ray.train.get_dataset_shard("train").iter_batches(
-        batch_size=window,
-        batch_format="pyarrow",
-        local_shuffle_buffer_size=4 * window,
-        local_shuffle_seed=config.loop.seed + epoch,
-    )
-    return training_batches(stream, config.loop.batch_size // world, np.random.default_rng([config.loop.seed, epoch]))
-
-
-def _validate_and_save(state: TrainState, step: Step, job: dict[str, Any]) -> None:
-    """Validation on all workers' shares, one exact result; a checkpoint from the first worker."""
-    config: TrainConfig = job["config"]
-    rank = ray.train.get_context().get_world_rank()
-    figures = _validate(state, job) if job["n_validation"] else {}
-    score = figures.get(config.validation.metric, float(step.number))
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = None
-        if rank == 0:
-            save_state(state, Path(folder), figures)
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(
-            figures | {"score": score, "step": step.number, "epoch": step.progress * config.loop.epochs}, checkpoint
-        )
-    if rank == 0:
-        shown = ", ".join(f"{name} {100 * figures[name]:.2f}" for name in ("P@1", "P@3", "P@5", "nDCG@5") if name in figures)
-        line = f"step {step.number:,}: validation {shown or 'skipped, no documents are held out'}"
-        entry = {f"validation/{name}": value for name, value in figures.items()}
-        job["mailbox"].put_nowait(entry | {"line": line, "step": step.number, "score": score})
-
-
-def _validate(state: TrainState, job: dict[str, Any]) -> dict[str, float]:
-    """Metrics over the whole held-out split; every worker predicts its share of each batch."""
-    config: TrainConfig = job["config"]
-    context, labels = ray.train.get_context(), ray.get(job["labels"])
-    rank, world = context.get_world_rank(), context.get_world_size()
-    metrics = Metrics.empty(labels.counts, labels.n_documents)
-    model = state.averager.best_of(state.model)
-    for table in arrow_batches(ray.train.get_dataset_shard("validation"), rows=4096):
-        share = table.take(pa.array(range(rank, len(table), world)))
-        tokens, truth = (share[name].combine_chunks() for name in ("tokens", "labels"))
-        update_metrics(metrics, model, tokens, truth, config.loop)
-    if world > 1:
-        parts: list[Any] = [None] * world
-        dist.all_gather_object(parts, metrics.to_arrays())
-        for part in parts[:rank] + parts[rank + 1 :]:
-            metrics.merge(metrics.from_arrays(part))
-    return {name: value for name, value in metrics.result()["total"].items() if isinstance(value, float)}
-
-
-def _progress(step: Step, state: TrainState, config: TrainConfig, world: int) -> dict[str, Any]:
-    rate = world * step.documents / max(step.seconds, 1e-9)
-    encoder_lr, head_lr = state.optimizer.learning_rates
-    left = time.strftime("%H:%M:%S", time.gmtime(step.seconds_left)) if step.progress > 0 else "?"
-    line = (
-        f"step {step.number:,}  epoch {step.epoch + 1}/{config.loop.epochs}  {100 * step.progress:.0f} %  "
-        f"loss {step.loss:.3f} (recall {step.recall_loss:.3f}, rank {step.rank_loss:.3f})  "
-        f"{rate:.0f} documents/s  padding {100 * step.padding_share:.1f} %  {left} left"
-    )
-    return {
-        "line": line,
-        "step": step.number,
-        "epoch": step.epoch,
-        "progress": step.progress,
-        "loss": step.loss,
-        "recall_loss": step.recall_loss,
-        "rank_loss": step.rank_loss,
-        "encoder_lr": encoder_lr,
-        "head_lr": head_lr,
-        "documents_per_second": rate,
-        "padding_share": step.padding_share,
-        "seconds": step.seconds,
-    }
+    restore(state, saved)
+    state.averager.keep(model)
+    return model

@@ -1,0 +1,156 @@
+"""What runs on every training worker: its share of every step, validation, checkpoints, a line of progress now and then."""
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any, cast
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import get_device
+from ray.util.queue import Queue
+
+from xmc_ray import feed
+from xmc_ray.checkpoint import Checkpoints, CheckpointsConfig, Identity, find, restore
+from xmc_ray.classifier import FitConfig, build_model, epoch_plan, update_metrics
+from xmc_ray.errors import ModelError
+from xmc_ray.exchange import Exchange
+from xmc_ray.groups import LabelGroups
+from xmc_ray.labels import LabelIndex
+from xmc_ray.loop import Step, TrainState, data_parallel, train
+from xmc_ray.metrics import Metrics
+from xmc_ray.preparation import ValidationConfig
+from xmc_ray.text import Tokenizer
+from xmc_ray.tokens import TokenCache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that a worker is told. ``place`` is the folder of checkpoints, ``start`` a foreign one to begin from."""
+
+    fit: FitConfig
+    validation: ValidationConfig
+    checkpoints: CheckpointsConfig
+    place: str
+    start: str | None
+    identity: Identity
+    threads: int
+    report_seconds: float
+    tokens: TokenCache
+    tokenizer: ray.ObjectRef[Tokenizer]
+    labels: ray.ObjectRef[LabelIndex]
+    groups: ray.ObjectRef[LabelGroups]
+    mailbox: Queue
+
+
+def work(settings: dict[str, Any]) -> ModelError | None:
+    """Train to the end of the schedule, from the newest checkpoint if there is one.
+
+    What goes wrong on one worker is raised, and Ray Train starts the group again. A `ModelError` is the same on all, and would
+    be again: it is returned.
+    """
+    try:
+        _Worker(cast(Job, settings["job"])).train()
+    except ModelError as error:
+        return error
+    return None
+
+
+class _Worker:
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        context = ray.train.get_context()
+        torch.set_num_threads(job.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+        self.exchange = Exchange.of_process_group()
+        self.labels = ray.get(job.labels)
+        tokenizer, groups = ray.get(job.tokenizer), ray.get(job.groups)
+        model = build_model(job.fit, tokenizer, self.labels, groups, self.exchange, get_device())
+        self.state = TrainState.start(model, job.fit.optim)
+        self.checkpoints = Checkpoints(job.place, job.checkpoints, job.identity)
+        self._resume()
+
+    def train(self) -> None:
+        job, state = self.job, self.state
+        plan = epoch_plan(job.fit.loop, job.tokens.counts["train"])
+        checks = max(1, round(job.validation.every * plan.steps))
+
+        def batches_from(step: int) -> Any:
+            return feed.batches(job.tokens, plan, job.fit.loop.epochs, step, self.exchange)
+
+        last, spoke = None, -job.report_seconds
+        for last in train(state, data_parallel(state.model), batches_from, plan.steps, job.fit.loop):
+            # once in a while: say how it goes
+            if time.monotonic() - spoke > job.report_seconds:
+                spoke = time.monotonic()
+                self._say(_progress(last, state, job.fit))
+            # once in a while: validate, save
+            if last.number % checks == 0:
+                self._validate_and_save(last)
+            elif self.checkpoints.due(state):
+                self.checkpoints.save(state)
+        if last is not None and last.number % checks:
+            self._validate_and_save(last)
+        self.checkpoints.wait()
+
+    def _resume(self) -> None:
+        job = self.job
+        saved = self.checkpoints.resume(self.state, lambda line: self._say({"line": line}))
+        if saved is None and job.start is not None:
+            saved = find(job.start)[0]
+            saved.check(job.identity)
+            restore(self.state, saved)
+        if saved is not None:
+            line = f"going on after step {saved.step:,}, saved by {saved.workers} workers, with {self.exchange.world}: {saved.uri}"
+            self._say({"line": line})
+
+    def _validate_and_save(self, step: Step) -> None:
+        """Validation on all workers together, one exact result, and a checkpoint that carries it."""
+        job = self.job
+        figures = self._validate() if job.tokens.counts["validation"] else {}
+        self.checkpoints.save(self.state, figures.get(job.validation.metric), figures)
+        ray.train.report(figures | {"step": step.number, "epoch": step.progress * job.fit.loop.epochs})
+        shown = ", ".join(f"{name} {100 * figures[name]:.2f}" for name in ("P@1", "P@3", "P@5", "nDCG@5") if name in figures)
+        line = f"step {step.number:,}: validation {shown or 'skipped, no documents are held out'}"
+        self._say({f"validation/{name}": value for name, value in figures.items()} | {"line": line, "step": step.number})
+
+    def _validate(self) -> dict[str, float]:
+        """Metrics over the whole held-out split, by the averaged weights once there are some."""
+        metrics = Metrics.empty(self.labels.counts, self.labels.n_documents)
+        model = self.state.model
+        with self.state.averager.in_use(model):
+            for chunk in self.job.tokens.chunks("validation"):
+                tokens, truth = (chunk[name].combine_chunks() for name in ("tokens", "labels"))
+                update_metrics(metrics, model, tokens, truth, self.job.fit.loop)
+        return {name: value for name, value in metrics.result()["total"].items() if isinstance(value, float)}
+
+    def _say(self, entry: dict[str, Any]) -> None:
+        if self.exchange.rank == 0:
+            self.job.mailbox.put_nowait(entry)
+
+
+def _progress(step: Step, state: TrainState, fit: FitConfig) -> dict[str, Any]:
+    rate = step.documents / max(step.seconds, 1e-9)
+    encoder_lr, head_lr = state.optimizer.learning_rates
+    left = time.strftime("%H:%M:%S", time.gmtime(step.seconds_left)) if step.progress > 0 else "?"
+    line = (
+        f"step {step.number:,}  epoch {step.epoch + 1}/{fit.loop.epochs}  {100 * step.progress:.0f} %  "
+        f"loss {step.loss:.3f} (recall {step.recall_loss:.3f}, rank {step.rank_loss:.3f})  {rate:.0f} documents/s  "
+        f"padding {100 * step.padding_share:.1f} %  waiting {100 * step.waiting_share:.1f} %  {left} left"
+    )
+    return {
+        "line": line,
+        "step": step.number,
+        "epoch": step.epoch,
+        "progress": step.progress,
+        "loss": step.loss,
+        "recall_loss": step.recall_loss,
+        "rank_loss": step.rank_loss,
+        "encoder_lr": encoder_lr,
+        "head_lr": head_lr,
+        "documents_per_second": rate,
+        "padding_share": step.padding_share,
+        "waiting_share": step.waiting_share,
+        "seconds": step.seconds,
+        "bytes_sent": sum(state.model.exchange.sent.values()),
+    }
