@@ -64,37 +64,68 @@ def candidate_groups(recall: list[list[float]], k: int, group_of: list[int], tru
     return chosen
 
 
-def losses(model: Any, batch: Any, truth: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Recall and ranking loss, one binary cross-entropy at a time: summed over outputs, averaged over documents."""
-    features = model.encoder(batch.tokens_BT, batch.mask_BT)
-    recall = model.recall(features)
-    group_of = model.group_L.tolist()
-    recall_loss, rank_loss = torch.zeros(()), torch.zeros(())
-    for row, labels in enumerate(truth):
-        true_groups = {group_of[label] for label in labels}
-        for group in range(recall.shape[1]):
-            recall_loss = recall_loss + _cross_entropy(recall[row, group], group in true_groups)
-    if model.table is not None:
-        chosen = candidate_groups(recall.tolist(), model.shortlist, group_of, truth)
-        for row, groups in enumerate(chosen):
-            for label in (label for label, group in enumerate(group_of) if group in groups):
-                logit = _label_logit(model, features[row], label)
-                rank_loss = rank_loss + _cross_entropy(logit, label in truth[row])
-    return recall_loss / len(truth), rank_loss / len(truth)
+def recall_loss(features_BF: Tensor, weight_GF: Tensor, bias_G: Tensor, truth: list[list[int]], documents: int) -> Tensor:
+    """One binary cross-entropy for each document and group, by autograd; ``truth``: the true groups of each document."""
+    loss = torch.zeros((), dtype=torch.double)
+    for features, groups in zip(features_BF, truth, strict=True):
+        for group, (weight, bias) in enumerate(zip(weight_GF, bias_G, strict=True)):
+            loss = loss + _cross_entropy(features @ weight + bias, group in groups)
+    return loss / documents
+
+
+def rank_loss(
+    vectors_BH: Tensor,
+    weight_GMH: Tensor,
+    bias_GM: Tensor,
+    places: list[tuple[int, int]],
+    chosen: Sequence[Collection[int]],
+    truth: list[list[int]],
+    documents: int,
+) -> Tensor:
+    """One binary cross-entropy for each document and label of its ``chosen`` groups; ``places``: a label's group and slot."""
+    loss = torch.zeros((), dtype=torch.double)
+    for vector, groups, labels in zip(vectors_BH, chosen, truth, strict=True):
+        for label, place in enumerate(places):
+            if place[0] in groups:
+                loss = loss + _cross_entropy(vector @ weight_GMH[place] + bias_GM[place], label in labels)
+    return loss / documents
+
+
+def rows_of(model: Any) -> dict[str, Tensor]:
+    """Copies of the output rows of recall head and label table, for autograd."""
+    copies = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    return {name: copy.requires_grad_() for name, copy in copies.items() if name.startswith(("recall.", "table."))}
+
+
+def losses(model: Any, rows: dict[str, Tensor], batch: Any, truth: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Recall and ranking loss of a model whose output ``rows`` are plain tensors; averaged over documents."""
+    features_BF = model.encoder(batch.tokens_BT, batch.mask_BT)
+    places, group_of = _places(model), model.group_L.tolist()
+    true_groups = [[group_of[label] for label in labels] for labels in truth]
+    recall = recall_loss(features_BF, rows["recall.weight"], rows["recall.bias"], true_groups, len(truth))
+    if model.table is None:
+        return recall, torch.zeros((), dtype=torch.double)
+    scores = (features_BF @ rows["recall.weight"].T + rows["recall.bias"]).tolist()
+    chosen = candidate_groups(scores, model.shortlist, group_of, truth)
+    vectors_BH = model.bottleneck(features_BF)
+    return recall, rank_loss(vectors_BH, rows["table.weight"], rows["table.bias"], places, chosen, truth, len(truth))
 
 
 def predictions(model: Any, batch: Any, k: int) -> list[tuple[list[float], list[int]]]:
     """For each document the ``k`` best (scores, labels) by sigmoid(rank) * sigmoid(recall of the group), 0 and -1 as pads."""
     features = model.encoder(batch.tokens_BT, batch.mask_BT)
-    recall = model.recall(features).sigmoid()
-    group_of, results = model.group_L.tolist(), []
+    recall = (features @ model.recall.weight.T + model.recall.bias).sigmoid()
+    results = []
     for row in range(len(features)):
         best = sorted(range(recall.shape[1]), key=lambda group: -recall[row, group].item())
         groups = set(best if model.table is None else best[: model.shortlist])
         scored = []
-        for label, group in enumerate(group_of):
+        for label, (group, slot) in enumerate(_places(model)):
             if group in groups:
-                rank = 1.0 if model.table is None else _label_logit(model, features[row], label).sigmoid().item()
+                rank = 1.0
+                if model.table is not None:
+                    logit = model.bottleneck(features[row]) @ model.table.weight[group, slot] + model.table.bias[group, slot]
+                    rank = logit.sigmoid().item()
                 scored.append((rank * recall[row, group].item(), label))
         scored = sorted(scored, reverse=True)[:k]
         scored += [(0.0, -1)] * (k - len(scored))
@@ -115,15 +146,27 @@ def mean_scores(listed: Sequence[Sequence[dict[int, float]]], k: int) -> list[li
     return results
 
 
-def _label_logit(model: Any, features: Tensor, label: int) -> Tensor:
-    place = int(model.table.group_L[label]), int(model.table.slot_L[label])
-    logit: Tensor = model.bottleneck(features) @ model.table.weight_GMH[place] + model.table.bias_GM[place]
-    return logit
+def _places(model: Any) -> list[tuple[int, int]]:
+    group_of = model.group_L.tolist()
+    return [(group, group_of[:label].count(group)) for label, group in enumerate(group_of)]
 
 
 def _cross_entropy(logit: Tensor, is_true: bool) -> Tensor:
     probability = logit.double().sigmoid()
-    return -torch.log(probability if is_true else 1 - probability).float()
+    return -torch.log(probability if is_true else 1 - probability)
+
+
+# -- optimiser -----------------------------------------------------------------------------------------------------------
+
+
+def row_adagrad(
+    row: list[float], bias: float, square: float, gradient: list[float], bias_gradient: float, lr: float, decay: float
+) -> tuple[list[float], float, float]:
+    """One step of a touched row, its bias and its accumulator."""
+    square += (sum(value * value for value in gradient) + bias_gradient * bias_gradient) / (len(row) + 1)
+    scale = lr / (square**0.5 + 1e-10)
+    moved = [value * (1 - lr * decay) - scale * towards for value, towards in zip(row, gradient, strict=True)]
+    return moved, bias - scale * bias_gradient, square
 
 
 # -- groups --------------------------------------------------------------------------------------------------------------

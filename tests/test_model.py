@@ -1,0 +1,110 @@
+"""The whole model's loss, gradients and predictions against per-document loops."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from toys import batch_of, dense, toy_model
+
+from xmc_ray.errors import ConfigError
+from xmc_ray.groups import LabelGroups
+from xmc_ray.model import LightXML, ModelConfig
+from xmc_ray.text import Batch
+
+QUICK = settings(max_examples=40, deadline=None, derandomize=True)
+Problem = tuple[LightXML, Batch, list[list[int]]]
+
+
+@st.composite
+def problems(draw: Any) -> Problem:
+    """A model over random groups (one group, flat, few, many) and a batch with any number of true labels, some twice."""
+    seed = draw(st.integers(0, 10_000))
+    rng = np.random.default_rng(seed)
+    n_labels = draw(st.integers(2, 30))
+    n_groups = min(draw(st.sampled_from([1, 2, 3, 7, n_labels])), n_labels)
+    groups = LabelGroups(rng.permutation(np.arange(n_labels) % n_groups))
+    model = toy_model(groups, seed=seed, shortlist=draw(st.integers(1, 5)))
+    model.start_from_counts(rng.integers(0, 50, n_labels), 100)
+    truth = [rng.integers(0, n_labels, rng.integers(0, 10)).tolist() for _ in range(draw(st.integers(1, 6)))]
+    return model, batch_of(rng, truth), truth
+
+
+@QUICK
+@given(problems())
+def test_loss_and_gradients_equal_the_slow_twin(problem: Problem) -> None:
+    model, batch, truth = problem
+    rows, losses = reference.rows_of(model), model(batch)
+    expected = reference.losses(model, rows, batch, truth)
+    for fast, slow in zip(losses, expected, strict=True):
+        torch.testing.assert_close(fast.double(), slow, rtol=1e-4, atol=1e-4)
+
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    of_dense = torch.autograd.grad(losses.recall + losses.rank, list(trained.values()))
+    slow_gradients = torch.autograd.grad(sum(expected), [*trained.values(), *rows.values()])
+    of_rows = [gradient for head in model.heads.values() for gradient in dense(head)]
+    for name, fast, slow in zip([*trained, *rows], [*of_dense, *of_rows], slow_gradients, strict=True):
+        fast, slow = (gradient.to_dense() if gradient.is_sparse else gradient for gradient in (fast, slow))
+        torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-4, msg=lambda message, name=name: f"{name}: {message}")
+
+
+@QUICK
+@given(problems(), st.sampled_from([1, 3, 5, 100]))
+def test_predictions_equal_the_slow_twin(problem: Problem, k: int) -> None:
+    model, batch, _ = problem
+    with torch.no_grad():
+        ranked = model.eval().predict(batch, k)
+        expected = reference.predictions(model, batch, k)
+    for scores, labels, (slow_scores, slow_labels) in zip(*map(Tensor.tolist, ranked), expected, strict=True):
+        assert len(labels) == k
+        real = [label for label in labels if label >= 0]
+        assert len(set(real)) == len(real), "a label stands twice"
+        assert labels[len(real) :] == [-1] * (k - len(real)), "a pad before a label"
+        assert scores[len(real) :] == [0.0] * (k - len(real))
+        assert scores == pytest.approx(slow_scores, abs=1e-5)
+        for place, label in enumerate(labels):
+            if label != slow_labels[place]:  # equal scores may come in any order
+                assert scores[place] == pytest.approx(slow_scores[slow_labels.index(label)], abs=1e-5)
+
+
+def test_the_loss_is_a_sum_over_documents_divided_as_told() -> None:
+    model, batch = toy_model(), batch_of(np.random.default_rng(0), [[0, 3], [5], []])
+    for one, other in zip(model(batch), model(batch, documents=12), strict=True):
+        torch.testing.assert_close(one, 4 * other)
+
+
+def test_bfloat16_stays_close_to_float32() -> None:
+    model = toy_model(LabelGroups(np.arange(40) % 8), shortlist=3)
+    batch = batch_of(np.random.default_rng(0), [[0, 5], [7], [3, 11, 12], []])
+    exact = model(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(batch)
+    (rounded.recall + rounded.rank).backward()
+    for one, other in zip(exact, rounded, strict=True):
+        torch.testing.assert_close(one, other, rtol=0.02, atol=0.02)
+
+
+def test_flat_mode_has_no_ranking_stage() -> None:
+    model = toy_model(LabelGroups(np.arange(12)))
+    assert model.table is None and model.bottleneck is None
+    assert list(model.heads) == ["recall"]
+    assert model(batch_of(np.random.default_rng(0), [[1], [2]])).rank.item() == 0
+
+
+@pytest.mark.parametrize("table", ["float32", "bfloat16"])
+def test_biases_start_at_the_log_odds_of_training(table: str) -> None:
+    model = toy_model(LabelGroups(np.array([0, 0, 1])), table=table)
+    model.start_from_counts(np.array([30, 10, 20]), 1000)
+    assert model.recall.bias.sigmoid().tolist() == pytest.approx([0.04, 0.02], rel=0.05)
+    assert model.table is not None and str(model.table.weight.dtype) == f"torch.{table}"
+    assert model.table.bias.sigmoid()[0, :2].tolist() == pytest.approx([30 / 40, 10 / 40], rel=0.05)
+
+
+@pytest.mark.parametrize("settings_", [{"bottleneck": 12}, {"bottleneck": 0}, {"shortlist": 0}])
+def test_settings_that_do_not_fit(settings_: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings_))):
+        ModelConfig(**settings_)
