@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from xmc_ray.errors import ConfigError, ModelError
-from xmc_ray.text import Tokenizer, budget_batches, make_batch, shuffled_windows, training_batches
+from xmc_ray.text import Tokenizer, budget_batches, make_batch
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True)
 INTS = pa.list_(pa.int32())
@@ -40,6 +40,12 @@ def test_a_tokenizer_travels_to_other_processes(tiny_encoder: Path) -> None:
     texts = pa.array(["grape " * 20, "a plum"])
     assert [part.to_pylist() for part in again.encode(texts)] == [part.to_pylist() for part in tokenizer.encode(texts)]
     assert again.summary_position == "first"
+
+
+def test_the_fingerprint_is_that_of_what_encoding_gives(tiny_encoder: Path, other_encoder: Path) -> None:
+    one, same, shorter = (Tokenizer.load(tiny_encoder, length).fingerprint for length in (8, 8, 7))
+    assert one == same
+    assert len({one, shorter, Tokenizer.load(other_encoder, 8).fingerprint}) == 3
 
 
 @pytest.mark.parametrize("max_tokens", [0, 2, 129])
@@ -81,6 +87,26 @@ def test_a_batch_is_padded_to_its_longest(rows: list[list[int]], n_labels: int) 
 
 
 @QUICK
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.data())
+def test_micro_batches_are_the_batch_cut_in_nearly_equal_parts(lengths: list[int], data: st.DataObject) -> None:
+    parts = data.draw(st.integers(1, len(lengths)))
+    rows = [[place + 1] * length for place, length in enumerate(lengths)]
+    labels = [[10 * place + label for label in range(place % 3)] for place in range(len(rows))]
+    batch = make_batch(pa.array(rows, INTS), pa.array(labels, INTS))
+    pieces = batch.split(parts)
+    sizes = [len(piece) for piece in pieces]
+    assert len(pieces) == parts and sum(sizes) == len(batch) and max(sizes) - min(sizes) <= 1
+    first = 0
+    for piece, size in zip(pieces, sizes, strict=True):
+        here = slice(first, first + size)
+        expected = make_batch(pa.array(rows[here], INTS), pa.array(labels[here], INTS))
+        assert {name: tensor.tolist() for name, tensor in vars(piece).items()} == {
+            name: tensor.tolist() for name, tensor in vars(expected).items()
+        }
+        first += size
+
+
+@QUICK
 @given(st.lists(st.integers(0, 40), max_size=30), st.integers(1, 100))
 def test_budget_batches_cover_every_row_once(lengths: list[int], budget: int) -> None:
     batches = list(budget_batches(np.array(lengths, np.int64), budget))
@@ -89,23 +115,3 @@ def test_budget_batches_cover_every_row_once(lengths: list[int], budget: int) ->
         assert len(rows) == 1 or len(rows) * max(lengths[row] for row in rows) <= budget
     longest = [max(lengths[row] for row in rows) for rows in batches]
     assert longest == sorted(longest, reverse=True)
-
-
-def test_training_batches_are_of_like_length_and_leave_nothing_out() -> None:
-    rng = np.random.default_rng(0)
-    rows = [[number] * int(rng.integers(1, 60)) for number in range(500)]
-    table = pa.table({"tokens": pa.array(rows, INTS), "labels": pa.array([[number] for number in range(500)], INTS)})
-
-    def epoch(seed: int) -> list[list[int]]:
-        rng = np.random.default_rng(seed)
-        batches = list(training_batches(shuffled_windows(table, 200, rng), 16, rng))
-        padding = 1 - sum(int(b.mask_BT.sum()) for b in batches) / sum(b.mask_BT.numel() for b in batches)
-        assert padding < 0.1
-        for batch in batches:
-            assert (batch.tokens_BT[:, 0] == batch.label_P).all(), "a document lost its labels"
-        return [batch.label_P.tolist() for batch in batches]
-
-    one, again, other = epoch(0), epoch(0), epoch(1)
-    assert sorted(label for labels in one for label in labels) == list(range(500))
-    assert one == again != other
-    assert all(len(labels) <= 16 for labels in one)
