@@ -1,5 +1,6 @@
 """The whole method in one process, on a problem with a simple rule."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,14 @@ def test_fit_predict_evaluate_save_load(tiny_encoder: Path, tmp_path: Path, max_
     assert dict(zip(again.bundle.labels.labels.to_pylist(), again.bundle.labels.names.to_pylist(), strict=True))["red"] == "Red"
 
 
+@pytest.mark.parametrize("max_size", [1, 3])
+def test_a_frozen_encoder_in_micro_batches(tiny_encoder: Path, max_size: int) -> None:
+    plain, losses = config(tiny_encoder, max_size), []
+    frozen = replace(plain, encoder=replace(plain.encoder, freeze=2), loop=replace(plain.loop, epochs=4, accumulate=3))
+    XMCClassifier.fit(*problem(64, seed=0), config=frozen, on_step=lambda step: losses.append(step.loss))
+    assert losses[-1] < 0.8 * losses[0]
+
+
 def test_fewer_candidates_than_k_give_fewer_tags(tiny_encoder: Path) -> None:
     texts, labels = problem(32, seed=0)
     classifier = XMCClassifier.fit(texts, labels, config=config(tiny_encoder, 3))
@@ -84,3 +93,6 @@ def test_errors(tiny_encoder: Path) -> None:
         XMCClassifier.fit(["one"], [[]], config=config(tiny_encoder, 3))
     with pytest.raises(DataError, match="no document has a label"):
         XMCClassifier.fit([], [], config=config(tiny_encoder, 3))
+    few = replace(config(tiny_encoder, 3), loop=LoopConfig(accumulate=3))
+    with pytest.raises(ConfigError, match="cannot share a batch; found 3 parts, batches of 2 documents"):
+        XMCClassifier.fit(["one", "two"], [["a"], ["b"]], config=few)

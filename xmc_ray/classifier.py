@@ -75,7 +75,8 @@ class XMCClassifier:
         """Train on ``texts`` and their ``labels``; ``names`` says what a label is called.
 
         ``device`` is a GPU where there is one. ``on_step`` sees every step. Raises DataError when the two lists differ
-        in length or hold no label, ModelError when the encoder is not there or the loss is not finite.
+        in length or hold no label, ConfigError when there are too few for ``loop.accumulate``, ModelError when the encoder
+        is not there or the loss is not finite.
         """
         config = config or FitConfig()
         if len(texts) != len(labels):
@@ -91,6 +92,7 @@ class XMCClassifier:
         groups = group_labels(config.groups, [columns[0]], [columns[1]], len(index))
 
         plan = epoch_plan(config.loop, len(documents))
+        plan.check(config.loop.accumulate)
         model = build_model(config, tokenizer, index, groups, device=device or _best_device())
         state = TrainState.start(model, config.optim)
         for step in train(
