@@ -9,6 +9,7 @@ from transformers import AutoModel, RobertaConfig, RobertaModel, XLNetConfig, XL
 
 from xmc_ray.encoder import EncoderConfig, TextEncoder, build_encoder, check_encoder, load_empty_encoder
 from xmc_ray.errors import ConfigError, ModelError, XmcError
+from xmc_ray.optim import word_vectors
 
 TOKENS = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]], dtype=torch.bool)
@@ -81,6 +82,16 @@ def test_what_never_reaches_the_features_is_not_trained(folder: Path) -> None:
         assert (parameter.grad is not None) is parameter.requires_grad, name
     still = {name for name, parameter in encoder.named_parameters() if not parameter.requires_grad}
     assert all("pooler" in name or "mask_emb" in name or "seg_embed" in name or "r_s_bias" in name for name in still), still
+
+
+def test_word_vectors_have_gradients_of_the_words_seen_alone(folder: Path) -> None:
+    encoder = build(folder)
+    encoder(TOKENS, MASK).sum().backward()
+    (words,) = word_vectors(encoder)
+    assert words is encoder.transformer.get_input_embeddings().weight
+    assert words.grad is not None and words.grad.is_sparse
+    assert set(words.grad.coalesce().indices()[0].tolist()) <= set(TOKENS.flatten().tolist())
+    assert word_vectors(build(folder, freeze=1)) == []
 
 
 def test_freezing_the_lowest_layers(tiny_encoder: Path) -> None:
