@@ -231,7 +231,7 @@ def data_parallel(model: LightXML) -> nn.Module:
     ours += [name for name, _ in model.named_buffers()]
     parallel = nn.parallel.DistributedDataParallel
     parallel._set_params_and_buffers_to_ignore_for_model(model, ours)  # type: ignore[no-untyped-call]
-    module = parallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    module = parallel(model, gradient_as_bucket_view=True)
     module.register_comm_hook(None, sum_up)
     return module
 
