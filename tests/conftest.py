@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.fs
 import pytest
+from fruit import write_catalogue
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,7 +27,7 @@ os.environ |= {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class S3:
     """A bucket on a SeaweedFS server of our own, whose credentials are in the environment."""
 
@@ -36,6 +37,21 @@ class S3:
     secret_key: str = "test-secret-key"
     reader_access_key: str = "reader-access-key"
     reader_secret_key: str = "reader-secret-key"
+    folder: Path
+    command: list[str] = field(default_factory=list)
+    process: "subprocess.Popen[bytes] | None" = None
+
+    def start(self) -> None:
+        """Start the server on what it held before, and wait until it answers."""
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log)
+        wait_for_bucket(self, self.process, self.folder / "log")
+
+    def stop(self) -> None:
+        """End the server at once: on a gentler signal it lingers for half a minute."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
 
     def uri(self, name: str) -> str:
         return f"s3://{self.bucket}/{name}"
@@ -66,19 +82,18 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     folder = tmp_path_factory.mktemp("s3")
     parts = ("master", "volume", "filer", "s3")
     ports = free_ports(*(f"{part}.{port}" for part in parts for port in ("port", "port.grpc")))
-    server = S3(endpoint=f"http://127.0.0.1:{ports['s3.port']}")
-    with pytest.MonkeyPatch.context() as patch, (folder / "log").open("wb") as log:
+    server = S3(endpoint=f"http://127.0.0.1:{ports['s3.port']}", folder=folder)
+    server.command = weed_command(folder, server, ports)
+    with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
         for name, value in server.environment.items():
             patch.setenv(name, value)
-        process = subprocess.Popen(weed_command(folder, server, ports), stdout=log, stderr=log)
         try:
-            wait_for_bucket(server, process, folder / "log")
+            server.start()
             yield server
         finally:
-            process.kill()  # on a gentler signal it lingers for half a minute
-            process.wait()
+            server.stop()
             for part in parts:
                 Path(f"/tmp/seaweedfs-{part}-grpc-{ports[f'{part}.port.grpc']}.sock").unlink(missing_ok=True)
 
@@ -137,6 +152,14 @@ def wait_for_bucket(server: S3, process: subprocess.Popen[bytes], log: Path, sec
         except OSError:
             time.sleep(0.2)
     pytest.fail(f"the S3 server did not start:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+@pytest.fixture(scope="session")
+def fruit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``train.parquet``, ``test.parquet`` and ``labels.parquet``, quickly learnt."""
+    folder = tmp_path_factory.mktemp("fruit")
+    write_catalogue(folder)
+    return folder
 
 
 WORDS = ["a", "an", "the", "red", "green", "yellow", "blue", "apple", "pear", "plum", "grape", "fruit", "number", "text"]

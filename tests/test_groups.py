@@ -109,7 +109,9 @@ def test_label_vectors_equal_the_slow_twin(rows: list[list[int]], seed: int) -> 
     chunks = [(rows[part], labels[part]) for part in (slice(0, half), slice(half, None)) if rows[part]]
     idf = inverse_document_frequency(hashed_counts(lists(some), 97) for some, _ in chunks)
     features = [tfidf(hashed_counts(lists(some), 97), idf) for some, _ in chunks]
-    fast = label_vectors(label_incidence(lists(own), 4).T.tocsr() @ part for part, (_, own) in zip(features, chunks, strict=True))
+    fast = label_vectors(
+        label_incidence(lists(own), 4).T.tocsr() @ part for part, (_, own) in zip(features, chunks, strict=True)
+    )
     dense = np.concatenate([part.toarray() for part in features])
     np.testing.assert_allclose(fast.toarray(), reference.label_vectors(dense.tolist(), labels, 4), atol=1e-5)
     lengths = np.linalg.norm(dense, axis=1)

@@ -5,11 +5,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import S3
+from fruit import COLOURS, KINDS, options
 
 from xmc_ray import command, evaluation, tagging, training
 from xmc_ray.classifier import FitConfig, XMCClassifier
@@ -23,56 +23,16 @@ from xmc_ray.text import TextConfig
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
-COLOURS, KINDS = ["red", "green", "yellow"], ["apple", "pear", "plum", "grape"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A catalogue with a simple rule: a document's labels are words of its text."""
-    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    for split, size in (("train", 240), ("test", 48)):
-        rows = []
-        for number in range(size):
-            colour, kind = rng.choice(COLOURS), rng.choice(KINDS)
-            rows.append({"id": f"{split}-{number}", "text": f"a {colour} {kind}", "labels": ["fruit", colour, kind]})
-        pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}.parquet")
-    names = [{"label": label, "name": label.upper()} for label in ["fruit", *COLOURS]]
-    pq.write_table(pa.Table.from_pylist(names), folder / "labels.parquet")
-    return folder
-
-
-def options(data: Path, tiny_encoder: Path, output: object, *further: str) -> list[str]:
-    settings = {
-        "documents.uri": data / "train.parquet",
-        "label_names": data / "labels.parquet",
-        "output": output,
-        "encoder.name": tiny_encoder,
-        "encoder.feature_layers": 3,
-        "encoder.pooling": "mean",
-        "groups.max_size": 3,
-        "model.shortlist": 3,  # a document's three labels may lie in three groups
-        "model.bottleneck": 16,
-        "model.dropout": 0.1,
-        "optim.encoder_lr": 2e-3,
-        "optim.head_lr": 2e-2,
-        "loop.epochs": 10,
-        "loop.batch_size": 8,
-        "validation.share": 0.1,
-        "validation.every": 4,
-        "workers.threads": 1,  # more than one is many times slower where other processes are busy
-    }
-    return [f"--{name}={value}" for name, value in settings.items()] + list(further)
-
 
 def train(*arguments: Any) -> str:
     return training.run(command.parse(training.TrainConfig, options(*arguments)))
 
 
 @pytest.fixture(scope="module")
-def trained(data: Path, tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(fruit: Path, tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a model trained by one worker."""
     output = tmp_path_factory.mktemp("runs") / "one"
-    train(data, tiny_encoder, output)
+    train(fruit, tiny_encoder, output)
     return output
 
 
@@ -90,18 +50,18 @@ def test_one_worker_learns_and_leaves_a_run_folder(trained: Path) -> None:
     assert bundle.bundle.metrics["P@1"] == max(scores)
 
 
-def test_two_workers_on_object_storage(data: Path, tiny_encoder: Path, s3: S3, trained: Path) -> None:
+def test_two_workers_on_object_storage(fruit: Path, tiny_encoder: Path, s3: S3, trained: Path) -> None:
     uri = s3.uri("runs/two")
-    bundle = train(data, os.path.relpath(tiny_encoder), uri, "--workers.count=2")
+    bundle = train(fruit, os.path.relpath(tiny_encoder), uri, "--workers.count=2")
     (tags,) = XMCClassifier.load(bundle).predict(["a yellow grape"], k=3)
     assert {label for label, _ in tags} == {"fruit", "yellow", "grape"}
 
 
-def test_evaluate_equals_the_classifier(data: Path, trained: Path, tmp_path: Path) -> None:
-    config = {"documents.uri": data / "test.parquet", "bundle": trained / "bundle", "output": tmp_path / "evaluation"}
+def test_evaluate_equals_the_classifier(fruit: Path, trained: Path, tmp_path: Path) -> None:
+    config = {"documents.uri": fruit / "test.parquet", "bundle": trained / "bundle", "output": tmp_path / "evaluation"}
     arguments = [f"--{name}={value}" for name, value in config.items()]
     result = evaluation.run(command.parse(evaluation.EvaluateConfig, [*arguments, "--pool.batch_rows=7", "--pool.threads=1"]))
-    test = pq.read_table(data / "test.parquet")
+    test = pq.read_table(fruit / "test.parquet")
     expected = XMCClassifier.load(str(trained / "bundle")).evaluate(test["text"].to_pylist(), test["labels"].to_pylist())
     assert result["total"] == expected["total"] and result["bands"] == expected["bands"]
     assert result["total"]["P@1"] > 0.9
@@ -172,9 +132,9 @@ def test_tag_keeps_every_row(trained: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def bundles(data: Path, trained: Path, other_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def bundles(fruit: Path, trained: Path, other_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The trained bundle, and one with another encoder and tokenizer, shorter texts and no groups, half trained."""
-    train = pq.read_table(data / "train.parquet")
+    train = pq.read_table(fruit / "train.parquet")
     config = FitConfig(
         encoder=EncoderConfig(name=str(other_encoder), feature_layers=2, pooling="mean"),
         text=TextConfig(max_tokens=8),
@@ -188,10 +148,10 @@ def bundles(data: Path, trained: Path, other_encoder: Path, tmp_path_factory: py
     return [str(trained / "bundle"), other]
 
 
-def test_evaluate_an_ensemble(data: Path, bundles: list[str]) -> None:
-    arguments = [f"--documents.uri={data / 'test.parquet'}", f"--bundle={json.dumps(bundles)}", "--pool.threads=1"]
+def test_evaluate_an_ensemble(fruit: Path, bundles: list[str]) -> None:
+    arguments = [f"--documents.uri={fruit / 'test.parquet'}", f"--bundle={json.dumps(bundles)}", "--pool.threads=1"]
     result = evaluation.run(command.parse(evaluation.EvaluateConfig, [*arguments, "--pool.batch_rows=7"]))
-    test = pq.read_table(data / "test.parquet")
+    test = pq.read_table(fruit / "test.parquet")
     expected = XMCClassifier.load(bundles).evaluate(test["text"].to_pylist(), test["labels"].to_pylist())
     assert result["total"] == expected["total"] and result["bands"] == expected["bands"]
     assert result["bundle"] == Members.read(bundles).fingerprint
@@ -227,11 +187,11 @@ def test_tag_with_an_ensemble(bundles: list[str], tmp_path: Path) -> None:
     assert sorted((path, path.stat().st_mtime_ns) for path in folder.rglob("*")) == before
 
 
-def test_tag_on_object_storage(trained: Path, s3: S3, data: Path) -> None:
+def test_tag_on_object_storage(trained: Path, s3: S3, fruit: Path) -> None:
     from xmc_ray import storage
 
     storage.upload(trained / "bundle", s3.uri("bundles/fruit"), last="config.json")
-    storage.write_bytes(s3.uri("catalogue/test.parquet"), (data / "test.parquet").read_bytes())
+    storage.write_bytes(s3.uri("catalogue/test.parquet"), (fruit / "test.parquet").read_bytes())
     arguments = {
         "documents.uri": s3.uri("catalogue"),
         "bundle": s3.uri("bundles/fruit"),
@@ -244,11 +204,11 @@ def test_tag_on_object_storage(trained: Path, s3: S3, data: Path) -> None:
     assert storage.exists(storage.join(folder, "_SUCCESS"))
 
 
-def test_foreign_folder_is_left_alone(trained: Path, data: Path, tmp_path: Path) -> None:
+def test_foreign_folder_is_left_alone(trained: Path, fruit: Path, tmp_path: Path) -> None:
     folder = tmp_path / "dt=2026-01-01"
     folder.mkdir()
     (folder / "precious.txt").write_text("mine")
-    config = {"documents.uri": data / "test.parquet", "bundle": trained / "bundle", "output": tmp_path, "date": "2026-01-01"}
+    config = {"documents.uri": fruit / "test.parquet", "bundle": trained / "bundle", "output": tmp_path, "date": "2026-01-01"}
     for overwrite in ("false", "true"):
         with pytest.raises(ConfigError, match="something else"):
             tag(*(f"--{name}={value}" for name, value in config.items()), f"--overwrite={overwrite}")
@@ -260,8 +220,9 @@ BAD = {
     "encoder not found": (["--encoder.name=/nowhere/encoder"], ModelError, "/nowhere/encoder"),
     "wrong column": (['--documents.text=["words"]'], DataError, "words"),
     "no label names": (["--label_names=/nowhere/names.parquet"], DataError, "/nowhere/names.parquet"),
-    "more workers than documents": (["--workers.count=300", "--loop.batch_size=300"], ConfigError, "more workers"),
-    "batch and workers": (["--workers.count=3"], ConfigError, "multiple"),
+    "more workers than groups": (["--workers.count=5"], ConfigError, "5 workers, 4 groups"),
+    "batch and workers": (["--workers.count=4", "--loop.batch_size=3"], ConfigError, "cannot share a batch"),
+    "nothing to resume from": (["--resume=/nowhere/checkpoint"], ModelError, "/nowhere/checkpoint"),
     "gpu where there is none": (["--workers.gpu=true"], ConfigError, "GPU"),
     "too many tokens": (["--text.max_tokens=100000"], ConfigError, "max_tokens"),
     "too many layers": (["--encoder.layers=99"], ConfigError, "encoder.layers"),
@@ -270,10 +231,10 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_training_input_is_one_clear_line(case: str, data: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+def test_bad_training_input_is_one_clear_line(case: str, fruit: Path, tiny_encoder: Path, tmp_path: Path) -> None:
     further, kind, told = BAD[case]
     with pytest.raises(XmcError) as caught:
-        train(data, tiny_encoder, tmp_path / "run", *further)
+        train(fruit, tiny_encoder, tmp_path / "run", *further)
     assert type(caught.value) is kind
     assert told in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "bundle").exists()
@@ -293,20 +254,30 @@ def test_empty_and_unlabelled_data(labels: list[Any], told: str, tiny_encoder: P
     assert not (tmp_path / "run").exists()
 
 
-def test_run_folder_with_another_run_is_refused(data: Path, tiny_encoder: Path, trained: Path) -> None:
+def test_a_finished_run_is_left_alone_and_another_is_refused(fruit: Path, tiny_encoder: Path, trained: Path) -> None:
     before = sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*"))
+    assert train(fruit, tiny_encoder, trained, "--workers.count=2") == str(trained / "bundle")
+    with pytest.raises(ConfigError, match=r"other settings: .*found head_lr = 0.02; expected head_lr = 0.5"):
+        train(fruit, tiny_encoder, trained, "--optim.head_lr=0.5")
     with pytest.raises(ConfigError, match="not empty"):
-        train(data, tiny_encoder, trained)
+        train(fruit, tiny_encoder, trained, "--resume=never")
     assert sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*")) == before
 
 
-def test_half_written_bundle_is_refused(data: Path, trained: Path, tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_refused(fruit: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"not empty: .*precious\.txt"):
+        train(fruit, tiny_encoder, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_half_written_bundle_is_refused(fruit: Path, trained: Path, tmp_path: Path) -> None:
     import shutil
 
     shutil.copytree(trained / "bundle", tmp_path / "bundle")
     weights = tmp_path / "bundle" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    config = {"documents.uri": data / "test.parquet", "bundle": tmp_path / "bundle", "output": tmp_path / "out"}
+    config = {"documents.uri": fruit / "test.parquet", "bundle": tmp_path / "bundle", "output": tmp_path / "out"}
     with pytest.raises(ModelError, match=r"model\.safetensors"):
         tag(*(f"--{name}={value}" for name, value in config.items()))
     assert not (tmp_path / "out").exists()

@@ -211,7 +211,7 @@ def restore(state: TrainState, saved: Saved) -> None:
     if state.averager.count:
         state.averager.averaged = {name: torch.empty_like(p, dtype=torch.float32) for name, p in state.model.named_parameters()}
     with _fetched(storage.join(saved.uri, DENSE)) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
     state.optimizer.load_dense_state({name: tensors.pop(name) for name in list(tensors) if name.startswith("optimizer.")})
     _fill(_dense_weights(state), tensors, saved)
     rows, own = _rows(state), state.model.recall.own
@@ -306,9 +306,9 @@ def _sizes(uri: str, names: set[str]) -> dict[str, int]:
 @contextmanager
 def _fetched(uri: str) -> Iterator[Any]:
     """A safetensors file, wherever it lies; a copy on this machine is removed afterwards."""
-    with tempfile.TemporaryDirectory(prefix="xmc_ray-checkpoint-") as folder:
-        with safe_open(storage.local_copy(uri, folder), framework="pt") as file:
-            yield file
+    copy = tempfile.TemporaryDirectory(prefix="xmc_ray-checkpoint-")
+    with copy as folder, safe_open(storage.local_copy(uri, folder), framework="pt") as file:
+        yield file
 
 
 def _name(step: int) -> str:

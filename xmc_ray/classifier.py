@@ -21,9 +21,9 @@ from xmc_ray.encoder import EncoderConfig, build_encoder
 from xmc_ray.ensemble import Ensemble
 from xmc_ray.epochs import EpochPlan
 from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.exchange import Exchange
 from xmc_ray.groups import GroupsConfig, LabelGroups, group_labels
 from xmc_ray.labels import IntArray, LabelIndex, list_lengths
-from xmc_ray.exchange import Exchange
 from xmc_ray.loop import LoopConfig, Step, TrainState, predict, share_of_batches, train
 from xmc_ray.metrics import Metrics
 from xmc_ray.model import LightXML, ModelConfig

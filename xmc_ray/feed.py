@@ -32,7 +32,7 @@ def batches(tokens: TokenCache, plan: EpochPlan, epochs: int, first_step: int, e
     share = _Share(tokens, plan, exchange.rank, exchange.world, first_step)
     # Reading waits more than it computes, and must never wait for a CPU that the workers have taken: it asks for none.
     stream = ray.data.from_items(places, override_num_blocks=len(places)).map_batches(
-        share, batch_size=1, batch_format="pyarrow", num_cpus=0, compute=ray.data.TaskPoolStrategy(2)
+        share, batch_size=1, batch_format="pyarrow", num_cpus=0, compute=ray.data.TaskPoolStrategy(min(2, len(places)))
     )
     for table in _by_step(arrow_batches(stream)):
         yield make_batch(table["tokens"].combine_chunks(), table["labels"].combine_chunks())

@@ -81,7 +81,7 @@ class Step(NamedTuple):
     @property
     def waiting_share(self) -> float:
         """Share of the training time that a worker waited for data."""
-        return self.waiting / max(self.seconds, 1e-9)
+        return min(1.0, self.waiting / max(self.seconds, 1e-9))
 
     @property
     def seconds_left(self) -> float:
@@ -171,9 +171,7 @@ def train(
         started += time.monotonic() - paused  # the caller's validation and saving are not training time
 
 
-def share_of_batches(
-    documents: pa.Table, plan: EpochPlan, epochs: int, first_step: int, exchange: Exchange
-) -> Iterator[Batch]:
+def share_of_batches(documents: pa.Table, plan: EpochPlan, epochs: int, first_step: int, exchange: Exchange) -> Iterator[Batch]:
     """This worker's share of the batches from ``first_step`` on, of documents that are in memory.
 
     ``documents``: ``tokens`` list<int32>, ``labels`` list<int32>.

@@ -11,6 +11,7 @@ unused ones masked), N pairs, U groups in use, P true (document, label) pairs, H
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -155,7 +156,7 @@ class LabelTable(OwnedRows):
         group_U, ends_U = Pairs(row_N, group_N, group_N).in_use
         ends = [0, *ends_U[_GROUPS - 1 :: _GROUPS].tolist()]
         ends += [len(group_N)] if ends[-1] < len(group_N) else []
-        for chunk, (first, last) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+        for chunk, (first, last) in enumerate(pairwise(ends)):
             here = slice(chunk * _GROUPS, (chunk + 1) * _GROUPS)
             part_NM, vectors_NH = gradient_NM[first:last], vectors_BH[row_N[first:last]]
             weight_UMH = F.grouped_mm(part_NM.T, vectors_NH, offs=ends_U[here] - first)

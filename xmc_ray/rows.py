@@ -4,8 +4,9 @@ Each worker owns the rows of a contiguous slice of the groups, and nothing of th
 gradients, not their optimiser state.
 
 The gradient of the rows is never built as a whole. Binary cross-entropy has the gradient sigmoid(x) - y with respect to a
-logit x (Renée, Jain et al. 2023, skip the loss and write that down at once); the gradient of a row is the sum of these numbers times
-document vectors. These *factors* are kept until the optimiser's step, which multiplies them out a few groups at a time.
+logit x (Renée, Jain et al. 2023, skip the loss and write that down at once); the gradient of a row is the sum of these
+numbers times document vectors. These *factors* are kept until the optimiser's step, which multiplies them out a few groups
+at a time.
 
 Letters: B documents, G groups in all, g own groups, U groups of a chunk, H width.
 """

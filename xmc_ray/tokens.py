@@ -6,8 +6,8 @@
         <attempt>/train/part-00000.parquet  tokens, labels; a row group is a chunk of `epochs.CHUNK` documents, in an order
         <attempt>/validation/...            drawn once
 
-A file holds `epochs.POOL` chunks, the last one fewer. Every attempt writes to a folder of its own, so two runs that make the same
-tokens at the same time, or one that was killed on the way, never mix.
+A file holds `epochs.POOL` chunks, the last one fewer. Every attempt writes to a folder of its own, so two runs that make the
+same tokens at the same time, or one that was killed on the way, never mix.
 """
 
 import uuid

@@ -1,7 +1,8 @@
 """The training job: prepare, train data-parallel on Ray Train, keep the best model as a bundle.
 
-A run folder: ``run.toml`` (settings as resolved), ``metrics.jsonl``, ``tensorboard/``, ``tokens/`` (unless there is a cache
-elsewhere), ``checkpoints/`` (best and last), ``bundle/`` when it is finished. The same command, given again, goes on where it was.
+A run folder: ``run.toml`` (settings as resolved), ``metrics.jsonl``, ``tensorboard/``, ``tokens/`` (unless there is a
+cache elsewhere), ``checkpoints/`` (best and last), ``bundle/`` when it is finished. The same command, given again, goes on
+where it was.
 """
 
 import hashlib
@@ -64,7 +65,7 @@ class TrainConfig(FitConfig):
     label_names: str | None = None
     """Parquet file with columns label and name, if labels have names."""
     resume: str = "auto"
-    """auto goes on with an unfinished run in the run folder; never wants an empty one; else a checkpoint's address to start at."""
+    """auto goes on with an unfinished run in the run folder; never wants an empty one; else the address of a checkpoint."""
     cache: str | None = None
     """Folder for the documents' tokens, to be used by several runs; None keeps them in the run folder until it is finished."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -149,7 +150,13 @@ def _is_finished(config: TrainConfig, bundle: str) -> bool:
 
 def _what_counts(config: TrainConfig) -> list[str]:
     """The settings that a run keeps when it goes on: all but where and how often it works and saves."""
-    free = {"workers": WorkersConfig(), "checkpoints": CheckpointsConfig(), "report_seconds": 0.0, "resume": "auto", "cache": None}
+    free = {
+        "workers": WorkersConfig(),
+        "checkpoints": CheckpointsConfig(),
+        "report_seconds": 0.0,
+        "resume": "auto",
+        "cache": None,
+    }
     return to_toml(replace(config, **free)).splitlines()  # type: ignore[arg-type]
 
 
@@ -188,7 +195,9 @@ def _check_start(config: TrainConfig, identity: Identity) -> None:
     if not saved and config.resume not in ("auto", "never"):
         saved = find(config.resume, say)
         if not saved:
-            raise ModelError("no complete checkpoint to resume from", where=config.resume, way_out="give auto, never or an address")
+            raise ModelError(
+                "no complete checkpoint to resume from", where=config.resume, way_out="give auto, never or an address"
+            )
     for entry in saved[:1]:
         entry.check(identity)
 

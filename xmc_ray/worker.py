@@ -101,7 +101,9 @@ class _Worker:
             saved.check(job.identity)
             restore(self.state, saved)
         if saved is not None:
-            line = f"going on after step {saved.step:,}, saved by {saved.workers} workers, with {self.exchange.world}: {saved.uri}"
+            line = (
+                f"going on after step {saved.step:,}, saved by {saved.workers} workers, with {self.exchange.world}: {saved.uri}"
+            )
             self._say({"line": line})
 
     def _validate_and_save(self, step: Step) -> None:

@@ -1,0 +1,45 @@
+"""A catalogue of fruit with a simple rule, and the settings that learn it in seconds."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+COLOURS, KINDS = ["red", "green", "yellow"], ["apple", "pear", "plum", "grape"]
+
+
+def write_catalogue(folder: Path) -> None:
+    """``train``, ``test`` and ``labels``: a document's labels are words of its text."""
+    rng = np.random.default_rng(0)
+    for split, size in (("train", 240), ("test", 48)):
+        rows = []
+        for number in range(size):
+            colour, kind = rng.choice(COLOURS), rng.choice(KINDS)
+            rows.append({"id": f"{split}-{number}", "text": f"a {colour} {kind}", "labels": ["fruit", colour, kind]})
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}.parquet")
+    names = [{"label": label, "name": label.upper()} for label in ["fruit", *COLOURS]]
+    pq.write_table(pa.Table.from_pylist(names), folder / "labels.parquet")
+
+
+def options(fruit: Path, tiny_encoder: Path, output: object, *further: str) -> list[str]:
+    settings = {
+        "documents.uri": fruit / "train.parquet",
+        "label_names": fruit / "labels.parquet",
+        "output": output,
+        "encoder.name": tiny_encoder,
+        "encoder.feature_layers": 3,
+        "encoder.pooling": "mean",
+        "groups.max_size": 3,
+        "model.shortlist": 3,  # a document's three labels may lie in three groups
+        "model.bottleneck": 16,
+        "model.dropout": 0.1,
+        "optim.encoder_lr": 2e-3,
+        "optim.head_lr": 2e-2,
+        "loop.epochs": 10,
+        "loop.batch_size": 8,
+        "validation.share": 0.1,
+        "validation.every": 4,
+        "workers.threads": 1,  # more than one is many times slower where other processes are busy
+    }
+    return [f"--{name}={value}" for name, value in settings.items()] + list(further)

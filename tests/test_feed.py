@@ -1,0 +1,102 @@
+"""Batches from the token cache through Ray Data: those of the plan, from any step, for any number of workers."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from xmc_ray import command, feed, preparation, training
+from xmc_ray.epochs import EpochPlan
+from xmc_ray.exchange import Exchange
+from xmc_ray.labels import LabelIndex
+from xmc_ray.loop import share_of_batches
+from xmc_ray.text import Batch
+from xmc_ray.tokens import TokenCache, write_tokens
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+N_DOCUMENTS = 9_000  # three chunks
+PLAN = EpochPlan(n_documents=N_DOCUMENTS, batch_size=500, window=2048, seed=7)
+
+
+@pytest.fixture(scope="module")
+def documents() -> pa.Table:
+    """Each document's label is its number."""
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(1, 100, size).tolist() for size in rng.integers(1, 12, N_DOCUMENTS)]
+    numbers = [[number] for number in range(N_DOCUMENTS)]
+    return pa.table({"tokens": pa.array(rows, pa.list_(pa.int32())), "labels": pa.array(numbers, pa.list_(pa.int32()))})
+
+
+@pytest.fixture(scope="module")
+def cache(documents: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> TokenCache:
+    place = str(tmp_path_factory.mktemp("tokens"))
+    labels = LabelIndex.count([pa.array([["a"]])])
+    write_tokens(place, labels, {}, {"train": iter([documents]), "validation": iter([])}, "here")
+    return TokenCache.open(place)
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return all(torch.equal(*pair) for pair in zip(vars(one).values(), vars(other).values(), strict=True))
+
+
+@pytest.mark.parametrize(("first", "rank", "world"), [(0, 0, 1), (25, 1, 3), (36, 0, 1)])
+def test_the_stream_equals_the_plan_in_memory(
+    first: int, rank: int, world: int, cache: TokenCache, documents: pa.Table
+) -> None:
+    exchange = Exchange(rank, world)
+    streamed = list(feed.batches(cache, PLAN, 2, first, exchange))
+    expected = list(share_of_batches(documents, PLAN, 2, first, exchange))
+    assert len(streamed) == len(expected) == 2 * PLAN.steps - first
+    assert all(same(*pair) for pair in zip(streamed, expected, strict=True))
+
+
+def test_all_workers_together_see_each_document_once_an_epoch(cache: TokenCache) -> None:
+    seen = Counter(
+        label
+        for rank in range(2)
+        for batch in feed.batches(cache, PLAN, 1, 0, Exchange(rank, 2))
+        for label in batch.label_P.tolist()
+    )
+    assert len(seen) == N_DOCUMENTS and set(seen.values()) == {1}
+
+
+def prepared(fruit: Path, encoder: Path, cache: Path, *further: str) -> preparation.Prepared:
+    settings = [f"--encoder.name={encoder}", f"--documents.uri={fruit}/train.parquet", "--output=unused", *further]
+    config = command.parse(training.TrainConfig, settings)
+    return preparation.prepare(config.documents, None, config, config.validation, str(cache))
+
+
+def test_tokens_are_made_once_and_never_taken_for_others(
+    fruit: Path, tiny_encoder: Path, other_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    def never(*arguments: Any) -> None:
+        pytest.fail("tokenised again")
+
+    shutil.copytree(fruit, tmp_path / "fruit")
+    fruit, cache = tmp_path / "fruit", tmp_path / "cache"
+    first = prepared(fruit, tiny_encoder, cache, "--groups.max_size=3")
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "_tokenise_all", never)
+        patch.setattr(preparation, "group_labels", never)
+        again = prepared(fruit, tiny_encoder, cache, "--groups.max_size=3", "--loop.epochs=3")
+    assert again.tokens == first.tokens and (again.groups.group_L == first.groups.group_L).all()
+    assert pa.concat_tables(again.tokens.chunks("train")).num_rows == first.counts["train"] > 200
+
+    others = [
+        prepared(fruit, tiny_encoder, cache, "--text.max_tokens=4"),
+        prepared(fruit, other_encoder, cache),
+        prepared(fruit, tiny_encoder, cache, "--validation.share=0.5"),
+    ]
+    (fruit / "train.parquet").write_bytes((fruit / "test.parquet").read_bytes())
+    others.append(prepared(fruit, tiny_encoder, cache))
+    places = {entry.tokens.place for entry in [first, *others]}
+    assert len(places) == 5
+    assert others[-1].counts["train"] < 50
+    assert max(map(len, (tokens for chunk in others[0].tokens.chunks("train") for tokens in chunk["tokens"].to_pylist()))) == 4
