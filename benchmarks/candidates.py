@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from _frame import side_by_side, verdict
 
+from xmc_ray.exchange import Exchange
 from xmc_ray.groups import LabelGroups
 from xmc_ray.ranking import LabelTable, candidate_pairs
 
@@ -22,7 +23,7 @@ def vectorised(table: LabelTable, shortlist_BK: torch.Tensor, row_P: torch.Tenso
     """What training does: pairs, and a target for every place in their groups."""
     group_P = table.group_L[label_P]
     pairs = candidate_pairs(shortlist_BK, row_P, group_P)
-    target_NM = torch.zeros(len(pairs.key_N), table.weight_GMH.shape[1])
+    target_NM = torch.zeros(len(pairs.key_N), table.places)
     target_NM[torch.searchsorted(pairs.key_N, group_P * len(shortlist_BK) + row_P), table.slot_L[label_P]] = 1
     return target_NM
 
@@ -51,7 +52,7 @@ def main() -> None:
     print(f"{'shapes':14}{'per document':>16}{'vectorised':>14}{'ratio':>9}")
     for name, (n_labels, n_groups, k, batch, true) in SHAPES.items():
         groups = LabelGroups(rng.permutation(np.arange(n_labels) % n_groups))
-        table = LabelTable(groups, width=8)
+        table = LabelTable(groups, width=8, exchange=Exchange(), seed=0)
         shortlist_BK = torch.stack([torch.randperm(n_groups)[:k] for _ in range(batch)])
         truth = [rng.choice(n_labels, true, replace=False).tolist() for _ in range(batch)]
         row_P, label_P = torch.arange(batch).repeat_interleave(true), torch.tensor(truth).flatten()

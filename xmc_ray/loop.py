@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -221,22 +221,23 @@ def data_parallel(model: LightXML) -> nn.Module:
     if exchange.world == 1 or len(ours) == len(list(model.parameters())):
         return model
 
-    def sum_up(_: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    def sum_up(_: object, bucket: Any) -> Any:
         exchange.count("dense gradients", exchange.bytes_of_sum(bucket.buffer().nbytes))
         future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
         return future.then(lambda done: done.value()[0])
 
     ours += [name for name, _ in model.named_buffers()]
     parallel = nn.parallel.DistributedDataParallel
-    parallel._set_params_and_buffers_to_ignore_for_model(model, ours)  # type: ignore[no-untyped-call]
-    module = parallel(model, gradient_as_bucket_view=True)
-    module.register_comm_hook(None, sum_up)
+    parallel._set_params_and_buffers_to_ignore_for_model(model, ours)
+    module: nn.Module = parallel(model, gradient_as_bucket_view=True)
+    module.register_comm_hook(None, sum_up)  # type: ignore[operator]
     return module
 
 
 def _count(state: TrainState, batch: Batch, waited: float, elapsed: float) -> tuple[int, float]:
     """Add what all workers bring to this step to the counts; documents of the step, and the first worker's clock."""
-    exchange, device = state.model.exchange, next(state.model.parameters()).device
+    exchange = state.model.exchange
+    device = next(state.model.parameters()).device if exchange.world > 1 else "cpu"
     own = [len(batch), int(batch.mask_BT.sum()), batch.mask_BT.numel(), waited / exchange.world, elapsed * (exchange.rank == 0)]
     documents, tokens, padded, waiting, seconds = exchange.sum(torch.tensor(own, dtype=torch.float64, device=device)).tolist()
     state.documents += int(documents)
@@ -250,7 +251,7 @@ def _count(state: TrainState, batch: Batch, waited: float, elapsed: float) -> tu
 def _silent(module: object, silent: bool) -> AbstractContextManager[None]:
     """Gradients stay on their worker while a step's micro-batches add up."""
     if silent and isinstance(module, nn.parallel.DistributedDataParallel):
-        return module.no_sync()  # type: ignore[no-any-return]
+        return module.no_sync()
     return nullcontext()
 
 

@@ -51,7 +51,7 @@ class Optimizer:
         """``encoder`` is the part of ``model`` that has the encoder's learning rate; the rest are heads."""
         self.config = config
         self.exchange: Exchange = getattr(model, "exchange", None) or Exchange()
-        self.names = {parameter: name for name, parameter in model.named_parameters()}
+        self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         self.words = word_vectors(encoder)
         of_encoder, seen = _trained(encoder), {id(parameter) for parameter in self.words}
         inside = {id(parameter) for parameter in of_encoder}
@@ -156,8 +156,8 @@ def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 def word_vectors(encoder: nn.Module) -> list[nn.Parameter]:
     """The parameters of ``encoder`` whose gradients are sparse, in order."""
-    embeddings = (module for module in encoder.modules() if isinstance(module, nn.Embedding) and module.sparse)
-    return [module.weight for module in embeddings if module.weight.requires_grad]
+    embeddings = [module for module in encoder.modules() if isinstance(module, nn.Embedding) and module.sparse]
+    return [parameter for module in embeddings for parameter in module.parameters() if parameter.requires_grad]
 
 
 def gathered_sparse(gradient: Tensor, exchange: Exchange) -> Tensor:

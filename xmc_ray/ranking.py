@@ -88,8 +88,8 @@ class LabelTable(OwnedRows):
         self, groups: LabelGroups, width: int, exchange: Exchange, seed: int, dtype: torch.dtype = torch.float32
     ) -> None:
         super().__init__(len(groups), exchange)
-        places = -(-int(groups.sizes_G.max()) // ALIGNMENT) * ALIGNMENT
-        self.start((places, width), width**-0.5, seed, dtype)
+        self.places = -(-int(groups.sizes_G.max()) // ALIGNMENT) * ALIGNMENT
+        self.start((self.places, width), width**-0.5, seed, dtype)
         self.register_buffer("group_L", torch.from_numpy(groups.group_L), persistent=False)
         self.register_buffer("slot_L", torch.from_numpy(groups.slot_L), persistent=False)
         self.register_buffer("size_G", torch.from_numpy(groups.sizes_G), persistent=False)
