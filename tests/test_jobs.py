@@ -226,7 +226,7 @@ BAD = {
     "gpu where there is none": (["--workers.gpu=true"], ConfigError, "GPU"),
     "too many tokens": (["--text.max_tokens=100000"], ConfigError, "max_tokens"),
     "too many layers": (["--encoder.layers=99"], ConfigError, "encoder.layers"),
-    "non-finite loss": (["--optim.head_lr=1e30", "--optim.warmup=0", "--optim.clip_norm=0"], ModelError, "step"),
+    "non-finite loss": (["--optim.rows_lr=1e30", "--optim.warmup=0", "--optim.clip_norm=0"], ModelError, "step"),
 }
 
 
@@ -257,8 +257,8 @@ def test_empty_and_unlabelled_data(labels: list[Any], told: str, tiny_encoder: P
 def test_a_finished_run_is_left_alone_and_another_is_refused(fruit: Path, tiny_encoder: Path, trained: Path) -> None:
     before = sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*"))
     assert train(fruit, tiny_encoder, trained, "--workers.count=2") == str(trained / "bundle")
-    with pytest.raises(ConfigError, match=r"other settings: .*found head_lr = 0.02; expected head_lr = 0.5"):
-        train(fruit, tiny_encoder, trained, "--optim.head_lr=0.5")
+    with pytest.raises(ConfigError, match=r"other settings: .*found rows_lr = 0.02; expected rows_lr = 0.5"):
+        train(fruit, tiny_encoder, trained, "--optim.rows_lr=0.5")
     with pytest.raises(ConfigError, match="not empty"):
         train(fruit, tiny_encoder, trained, "--resume=never")
     assert sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*")) == before

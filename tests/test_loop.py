@@ -19,7 +19,7 @@ from xmc_ray.loop import LoopConfig, Step, TrainState, predict, share_of_batches
 from xmc_ray.optim import OptimConfig
 from xmc_ray.text import Batch
 
-AVERAGING = OptimConfig(encoder_lr=0.05, head_lr=0.05, swa_start=0.3, swa_every=3)
+AVERAGING = OptimConfig(encoder_lr=0.05, head_lr=0.05, rows_lr=0.05, swa_start=0.3, swa_every=3)
 
 
 def steps_of(state: TrainState, config: LoopConfig, module: Any = None, read: Any = share_of_batches) -> Iterator[Step]:

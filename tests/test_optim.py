@@ -19,7 +19,7 @@ from xmc_ray.model import LightXML
 from xmc_ray.optim import Averager, OptimConfig, Optimizer, RowAdagrad, clip, gathered_sparse, learning_rate_factor, rounded
 from xmc_ray.rows import OwnedRows, RowGradients
 
-STEADY = OptimConfig(encoder_lr=0.05, head_lr=0.05, warmup=0, decay=False, weight_decay=0.0)
+STEADY = OptimConfig(encoder_lr=0.05, head_lr=0.05, rows_lr=0.05, warmup=0, decay=False, weight_decay=0.0)
 
 
 class Model(nn.Module):
@@ -72,7 +72,7 @@ def test_the_rate_rises_to_its_peak_and_falls_to_nothing() -> None:
 
 def test_encoder_and_heads_have_rates_of_their_own_and_vectors_no_decay() -> None:
     model = Model()
-    optimizer = Optimizer(model, model.encoder, OptimConfig(encoder_lr=1e-3, head_lr=1e-1, warmup=0, decay=False))
+    optimizer = Optimizer(model, model.encoder, OptimConfig(encoder_lr=1e-3, head_lr=1e-1, rows_lr=1e-1, warmup=0, decay=False))
     step(model, optimizer)
     assert optimizer.learning_rates == (1e-3, 1e-1)
     rates = {id(parameter): group for group in optimizer.adamw.param_groups for parameter in group["params"]}
@@ -84,7 +84,7 @@ def test_encoder_and_heads_have_rates_of_their_own_and_vectors_no_decay() -> Non
 def test_every_part_learns_and_follows_the_schedule() -> None:
     model = toy_model()
     optimizer, before = Optimizer(model, model.encoder, STEADY), deepcopy(model.state_dict())
-    optimizer.config = OptimConfig(warmup=0, encoder_lr=0.05, head_lr=0.05)
+    optimizer.config = OptimConfig(warmup=0, encoder_lr=0.05, head_lr=0.05, rows_lr=0.05)
     losses = model(batch_of(np.random.default_rng(0), [[0, 3], [5]]))
     (losses.recall + losses.rank).backward()
     optimizer.step(progress=1.0)
@@ -97,7 +97,7 @@ def test_frozen_parameters_stay() -> None:
     model = Model()
     model.encoder.requires_grad_(False)
     before = model.encoder.weight.clone()
-    optimizer = Optimizer(model, model.encoder, OptimConfig(head_lr=0.1))
+    optimizer = Optimizer(model, model.encoder, OptimConfig(head_lr=0.1, rows_lr=0.1))
     step(model, optimizer)
     assert torch.equal(model.encoder.weight, before)
     assert optimizer.adamw is not None
@@ -206,7 +206,7 @@ def test_rows_move_as_in_the_slow_twin_and_only_where_touched(
 def test_untouched_groups_stay_and_the_state_is_four_bytes_a_row() -> None:
     groups = LabelGroups(np.arange(400) % 40)
     model = toy_model(groups)
-    optimizer = Optimizer(model, model.encoder, OptimConfig(head_lr=0.1, weight_decay=0.5, warmup=0))
+    optimizer = Optimizer(model, model.encoder, OptimConfig(head_lr=0.1, rows_lr=0.1, weight_decay=0.5, warmup=0))
     table, before = model.table, deepcopy(model.state_dict())
     assert table is not None
     train_step(model, optimizer, [[3, 4], [45]])
@@ -277,7 +277,7 @@ def test_a_table_in_bfloat16_learns_like_one_in_float32() -> None:
 
 def averaged_model() -> tuple[LightXML, Averager, dict[str, Tensor]]:
     """A model after ten steps, its average of the weights from step 4 on, every second one, and the mean of those."""
-    config = OptimConfig(encoder_lr=0.05, head_lr=0.05, swa_start=0.3, swa_every=2)
+    config = OptimConfig(encoder_lr=0.05, head_lr=0.05, rows_lr=0.05, swa_start=0.3, swa_every=2)
     model, averager, seen = toy_model(), Averager(config), []
     optimizer = Optimizer(model, model.encoder, config)
     for number in range(1, 11):

@@ -19,7 +19,7 @@ from xmc_ray.rows import OwnedRows, RowGradients
 from xmc_ray.text import Batch
 
 TOKENS = 20  # words of the toy vocabulary
-OPTIM = OptimConfig(encoder_lr=0.05, head_lr=0.05)
+OPTIM = OptimConfig(encoder_lr=0.05, head_lr=0.05, rows_lr=0.05)
 
 
 class BagOfTokens(nn.Module):

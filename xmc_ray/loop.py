@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from xmc_ray.epochs import CHUNK, EpochPlan
 from xmc_ray.errors import ConfigError, ModelError
@@ -158,7 +158,7 @@ def train(
                 "the loss is not finite",
                 where=f"step {state.step + 1} (epoch {state.step // steps_per_epoch + 1})",
                 found=f"recall {recall_loss}, rank {rank_loss}",
-                way_out="lower optim.head_lr or optim.encoder_lr, or use loop.precision = float32",
+                way_out="lower optim.rows_lr, optim.head_lr or optim.encoder_lr, or use loop.precision = float32",
             )
         state.optimizer.step(progress)
         state.step += 1

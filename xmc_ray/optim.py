@@ -19,12 +19,14 @@ _TINY = 1e-10  # keeps a row without any gradient from dividing by zero
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW, its schedule and stochastic weight averaging (SWA)."""
+    """Learning rates, their schedule and stochastic weight averaging (SWA)."""
 
     encoder_lr: float = 5e-5
     """Peak learning rate of the encoder."""
     head_lr: float = 1e-3
-    """Peak learning rate of the recall head, the bottleneck and the label table."""
+    """Peak learning rate of the bottleneck."""
+    rows_lr: float = 0.02
+    """Peak learning rate of recall head and label table: about the length of a number's first step (row-wise Adagrad)."""
     weight_decay: float = 0.01
     """Decoupled weight decay; biases and normalisation layers have none."""
     warmup: float = 0.05
@@ -84,7 +86,7 @@ class Optimizer:
                     group["lr"] = group["peak"] * self.factor
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-        self.rows.step(self.config.head_lr * self.factor)
+        self.rows.step(self.config.rows_lr * self.factor)
 
     def dense_state(self) -> dict[str, Tensor]:
         """What AdamW and lazy Adam remember, by ``optimizer.<parameter>.<quantity>``; the same on all workers."""

@@ -150,6 +150,7 @@ def _progress(step: Step, state: TrainState, fit: FitConfig) -> dict[str, Any]:
         "rank_loss": step.rank_loss,
         "encoder_lr": encoder_lr,
         "head_lr": head_lr,
+        "rows_lr": fit.optim.rows_lr * state.optimizer.factor,
         "documents_per_second": rate,
         "padding_share": step.padding_share,
         "waiting_share": step.waiting_share,
