@@ -80,7 +80,10 @@ def test_tiny_data(n_documents: int, batch_size: int) -> None:
     assert max(map(len, batches)) <= batch_size
 
 
-def test_an_epoch_is_drawn_from_seed_and_number(small_chunks: None) -> None:
+@pytest.mark.parametrize("many_pools", [True, False])
+def test_an_epoch_is_drawn_from_seed_and_number(many_pools: bool, request: pytest.FixtureRequest) -> None:
+    if many_pools:
+        request.getfixturevalue("small_chunks")
     one = shares(plan_of(100, 6), 2)
     first, second = one[:17], one[17:]
     assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(100))
@@ -125,6 +128,13 @@ def test_documents_of_like_length_meet() -> None:
     tokens = sum(int(lengths[batch].sum()) for batch in pool.batches(lengths))
     padded = sum(len(batch) * int(lengths[batch].max()) for batch in pool.batches(lengths))
     assert 1 - tokens / padded < 0.05
+
+
+def test_short_documents_do_not_come_before_long_ones() -> None:
+    lengths = np.random.default_rng(0).integers(1, 60, 4000)
+    (pool,) = plan_of(4000, 16).pools(0)
+    means = [lengths[batch].mean() for batch in pool.batches(lengths)]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.2
 
 
 @pytest.mark.parametrize(("n_documents", "smallest"), [(1000, 15), (100_000, 14), (10, 10), (1, 1)])
