@@ -93,6 +93,15 @@ def test_every_part_learns_and_follows_the_schedule() -> None:
     assert not [name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])]
 
 
+def test_rows_have_a_rate_of_their_own() -> None:
+    model = toy_model()
+    before = deepcopy(model.state_dict())
+    still = OptimConfig(encoder_lr=0.05, head_lr=0.05, rows_lr=0.0, warmup=0)
+    train_step(model, Optimizer(model, model.encoder, still), [[0, 3], [5]])
+    stayed = {name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])}
+    assert stayed == {"recall.weight", "recall.bias", "table.weight", "table.bias"}
+
+
 def test_frozen_parameters_stay() -> None:
     model = Model()
     model.encoder.requires_grad_(False)
