@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -136,8 +136,8 @@ def train(
         asked = time.monotonic()
         batch = next(batches)
         now = time.monotonic()
-        documents, seconds = _count(state, batch, now - asked, now - started)
-        progress = max(state.step / n_steps, seconds / (60 * config.minutes) if config.minutes else 0.0)
+        shared = _shared(exchange, batch, now - asked, now - started, device)
+        progress = max(state.step / n_steps, shared.seconds / (60 * config.minutes) if config.minutes else 0.0)
         if progress >= 1:
             return
         # -- one step of training --------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def train(
         parts = batch.to(device).split(config.accumulate)
         for part in parts:
             with autocast, _silent(module, part is not parts[-1]):
-                losses = module(part, documents)
+                losses = module(part, shared.documents)
                 loss = losses.recall + losses.rank
                 if loss.requires_grad:  # else only rows learn: a frozen encoder, and recall alone
                     loss.backward()
@@ -162,6 +162,7 @@ def train(
             )
         state.optimizer.step(progress)
         state.step += 1
+        _add(state, shared)
         state.averager.update(model, state.step, progress)
         # --------------------------------------------------------------------------------------------------------------
         paused = time.monotonic()
@@ -221,7 +222,7 @@ def data_parallel(model: LightXML) -> nn.Module:
     if exchange.world == 1 or len(ours) == len(list(model.parameters())):
         return model
 
-    def sum_up(_: object, bucket: Any) -> Any:
+    def sum_up(_, bucket):  # type: ignore[no-untyped-def]  # DDP accepts no annotation but its own private class
         exchange.count("dense gradients", exchange.bytes_of_sum(bucket.buffer().nbytes))
         future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
         return future.then(lambda done: done.value()[0])
@@ -234,18 +235,29 @@ def data_parallel(model: LightXML) -> nn.Module:
     return module
 
 
-def _count(state: TrainState, batch: Batch, waited: float, elapsed: float) -> tuple[int, float]:
-    """Add what all workers bring to this step to the counts; documents of the step, and the first worker's clock."""
-    exchange = state.model.exchange
-    device = next(state.model.parameters()).device if exchange.world > 1 else "cpu"
+class _Shared(NamedTuple):
+    """Of one step, all workers together; ``seconds`` is the first worker's clock."""
+
+    documents: int
+    tokens: int
+    padded_tokens: int
+    waiting: float
+    seconds: float
+
+
+def _shared(exchange: Exchange, batch: Batch, waited: float, elapsed: float, device: torch.device) -> _Shared:
     own = [len(batch), int(batch.mask_BT.sum()), batch.mask_BT.numel(), waited / exchange.world, elapsed * (exchange.rank == 0)]
-    documents, tokens, padded, waiting, seconds = exchange.sum(torch.tensor(own, dtype=torch.float64, device=device)).tolist()
-    state.documents += int(documents)
-    state.tokens += int(tokens)
-    state.padded_tokens += int(padded)
-    state.waiting += waiting
-    state.seconds = seconds
-    return int(documents), seconds
+    if exchange.world > 1:
+        own = exchange.sum(torch.tensor(own, dtype=torch.float64, device=device)).tolist()
+    return _Shared(*map(int, own[:3]), *own[3:])
+
+
+def _add(state: TrainState, shared: _Shared) -> None:
+    state.documents += shared.documents
+    state.tokens += shared.tokens
+    state.padded_tokens += shared.padded_tokens
+    state.waiting += shared.waiting
+    state.seconds = shared.seconds
 
 
 def _silent(module: object, silent: bool) -> AbstractContextManager[None]:
