@@ -7,7 +7,7 @@ ARGS   ?=
 
 BIN        := .venv/bin
 READY      := .venv/.ready
-BENCHMARKS := $(filter-out _%,$(patsubst benchmarks/%.py,%,$(sort $(wildcard benchmarks/*.py))))
+BENCHMARKS := $(subst _,-,$(filter-out _%,$(patsubst benchmarks/%.py,%,$(sort $(wildcard benchmarks/*.py)))))
 
 # Nothing here asks a model hub, reports usage, or tokenises on more cores than Ray has handed out.
 export HF_HUB_OFFLINE          ?= 1
@@ -36,7 +36,7 @@ check: $(READY)  ## hold the code to its format, lint, types and floors
 	@$(BIN)/lint-imports --no-logo
 
 bench: bench-name $(READY)  ## run one benchmark alone; NAME=clustering
-	@$(BIN)/python benchmarks/$(NAME).py $(ARGS)
+	@$(BIN)/python benchmarks/$(subst -,_,$(NAME)).py $(ARGS)
 
 bench-name:
 	@$(if $(filter $(BENCHMARKS),$(NAME)),:,$(error $(if $(NAME),no benchmark is called $(NAME),NAME is missing); \
