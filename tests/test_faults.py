@@ -90,7 +90,7 @@ def test_the_driver_is_killed_and_a_checkpoint_is_cut_short(
     output = again.communicate(timeout=SECONDS)[0]
     assert again.returncode == 0, output
     assert re.search(rf"warning: passing over the checkpoint {newest}: cut short, rows-00001", output)
-    assert re.search(rf"going on after step [\d,]+, saved by 2 workers, with 2: {before}", output)
+    assert re.search(rf"training with 2 workers after step [\d,]+, saved by 2: {before}", output)
     assert equal(weights(str(tmp_path / "run" / "bundle")), undisturbed)
     assert not (tmp_path / "run" / "tokens").exists()
 
@@ -151,7 +151,7 @@ def submit(arguments: list[str]) -> "subprocess.Popen[str]":
 
 
 def restarts(result: dict[str, Any]) -> list[str]:
-    return [line for line in result["lines"] if line.startswith("going on after step")]
+    return [line for line in result["lines"] if "workers after step" in line]
 
 
 def complete(place: object) -> list[str]:

@@ -2,14 +2,18 @@
 
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import S3
 from fruit import COLOURS, KINDS, options
+from safetensors.torch import load_file
 
 from xmc_ray import command, evaluation, tagging, training
 from xmc_ray.classifier import FitConfig, XMCClassifier
@@ -32,7 +36,7 @@ def train(*arguments: Any) -> str:
 def trained(fruit: Path, tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a model trained by one worker."""
     output = tmp_path_factory.mktemp("runs") / "one"
-    train(fruit, tiny_encoder, output)
+    train(fruit, tiny_encoder, output, f"--cache={output.parent / 'cache'}")
     return output
 
 
@@ -240,6 +244,43 @@ def test_bad_training_input_is_one_clear_line(case: str, fruit: Path, tiny_encod
     assert not (tmp_path / "run" / "bundle").exists()
 
 
+RESUMED: dict[str, tuple[list[str], Callable[[dict[str, Any]], Any], str]] = {
+    "another label set": ([], lambda marker: marker["identity"].update(labels="0123"), "other labels"),
+    "another model shape": (["--model.bottleneck=8"], lambda marker: None, "other model"),
+    "other batches": (["--loop.batch_size=12"], lambda marker: None, "other documents"),
+    "a newer format": ([], lambda marker: marker.update(xmc_ray_checkpoint=99), "newer format"),
+}
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_a_start_that_does_not_fit_is_told_before_any_training(
+    case: str, fruit: Path, tiny_encoder: Path, trained: Path, tmp_path: Path
+) -> None:
+    further, change, told = RESUMED[case]
+    shutil.copytree(sorted((trained / "checkpoints").glob("step-*"))[-1], tmp_path / "step-000000270")
+    marker = tmp_path / "step-000000270" / "checkpoint.json"
+    content = json.loads(marker.read_text())
+    change(content)
+    marker.write_text(json.dumps(content))
+    start, cache = f"--resume={tmp_path / 'step-000000270'}", f"--cache={trained.parent / 'cache'}"
+    with pytest.raises(ModelError, match=told):
+        train(fruit, tiny_encoder, tmp_path / "run", start, cache, *further)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_begins_at_the_checkpoint_it_is_given(
+    fruit: Path, tiny_encoder: Path, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On fewer workers than asked for, since the cluster has no room for more."""
+    first = sorted((trained / "checkpoints").glob("step-*"))[0]
+    room_for_one = ["--workers.count=2", "--workers.least=1", "--workers.cpus=4"]
+    train(fruit, tiny_encoder, tmp_path / "run", f"--resume={first}", f"--cache={trained.parent / 'cache'}", *room_for_one)
+    step = int(first.name.removeprefix("step-"))
+    assert f"training with 1 workers after step {step}, saved by 1: {first}" in capfd.readouterr().out
+    bundles = [load_file(folder / "bundle" / "model.safetensors") for folder in (trained, tmp_path / "run")]
+    assert all(torch.equal(tensor, bundles[1][name]) for name, tensor in bundles[0].items())
+
+
 @pytest.mark.parametrize(
     ("labels", "told"),
     [([], "empty|no input|no document"), ([[], []], "no document has a label"), ([None, None], "no document has a label")],
@@ -272,8 +313,6 @@ def test_a_folder_of_something_else_is_refused(fruit: Path, tiny_encoder: Path, 
 
 
 def test_half_written_bundle_is_refused(fruit: Path, trained: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(trained / "bundle", tmp_path / "bundle")
     weights = tmp_path / "bundle" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])

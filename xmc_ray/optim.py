@@ -34,7 +34,7 @@ class OptimConfig:
     decay: bool = True
     """Let learning rates fall linearly to 0 after the warm-up; false keeps them at their peak."""
     clip_norm: float = 10.0
-    """Largest norm of the gradient of the encoder, and of the heads, each on its own; 0 turns clipping off."""
+    """Largest norm of the gradient of the encoder, and of the bottleneck, each on its own; 0 turns clipping off."""
     swa_start: float = 1.0
     """Share of the training after which weights are averaged; 1 turns averaging off."""
     swa_every: int = 50
@@ -216,7 +216,7 @@ class Averager:
 
     @contextmanager
     def in_use(self, model: nn.Module) -> Iterator[None]:
-        """Inside, ``model`` has the averaged weights, once there are some; afterwards its own again. Nothing is copied."""
+        """Inside, ``model`` has the averaged weights, once there are some; afterwards its own again."""
         own = {name: parameter.data for name, parameter in model.named_parameters()}
         try:
             self.keep(model)
@@ -228,7 +228,7 @@ class Averager:
     def keep(self, model: nn.Module) -> None:
         """Give ``model`` the averaged weights for good, once there are some."""
         for name, parameter in model.named_parameters():
-            parameter.data = self.averaged.get(name, parameter.data)
+            parameter.data = self.averaged.get(name, parameter.data).to(parameter.dtype)
 
 
 def _trained(module: nn.Module) -> list[nn.Parameter]:

@@ -100,11 +100,8 @@ class _Worker:
             saved = find(job.start)[0]
             saved.check(job.identity)
             restore(self.state, saved)
-        if saved is not None:
-            line = (
-                f"going on after step {saved.step:,}, saved by {saved.workers} workers, with {self.exchange.world}: {saved.uri}"
-            )
-            self._say({"line": line})
+        origin = "from the start" if saved is None else f"after step {saved.step:,}, saved by {saved.workers}: {saved.uri}"
+        self._say({"line": f"training with {self.exchange.world} workers {origin}"})
 
     def _validate_and_save(self, step: Step) -> None:
         """Validation on all workers together, one exact result, and a checkpoint that carries it."""
