@@ -48,7 +48,7 @@ class Sgd(RowAdagrad):
     @torch.no_grad()
     def step(self, lr: float) -> None:
         for head in self.heads.values():
-            for groups, weight, bias in head.gradients():
+            for groups, weight, bias in ((part.groups, part.weight, part.bias) for part in head.gradients()):
                 head.weight[groups] = (1 - lr * self.decay) * head.weight[groups] - lr * weight
                 head.bias[groups] -= lr * bias
 
@@ -65,7 +65,7 @@ class LazyAdam(RowAdagrad):
     def step(self, lr: float) -> None:
         self.time += 1
         for name, head in self.heads.items():
-            for groups, weight, bias in head.gradients():
+            for groups, weight, bias in ((part.groups, part.weight, part.bias) for part in head.gradients()):
                 fresh = (weight.square().sum(-1) + bias.square()) / (weight.shape[-1] + 1)
                 kept = self.beta ** (self.time - self.last[name][groups]).float()
                 square = kept * self.square[name][groups] + (1 - self.beta) * fresh
@@ -88,7 +88,7 @@ class DenseAdamW(RowAdagrad):
     def step(self, lr: float) -> None:
         for head in self.heads.values():
             head.weight.grad, head.bias.grad = torch.zeros_like(head.weight), torch.zeros_like(head.bias)
-            for groups, weight, bias in head.gradients():
+            for groups, weight, bias in ((part.groups, part.weight, part.bias) for part in head.gradients()):
                 head.weight.grad[groups], head.bias.grad[groups] = weight, bias
         for group in self.adamw.param_groups:
             group["lr"] = lr
@@ -114,7 +114,7 @@ def quality(split: Split, test: pa.Table, rule: str, rate: float) -> dict[str, f
     config = small_cpu()
     model = split.model(config)
     state = TrainState.start(model, config.optim)
-    state.optimizer.rows = AtRate(RULES[rule](model.heads, config.optim.weight_decay), rate / config.optim.head_lr)
+    state.optimizer.rows = AtRate(RULES[rule](model.heads, config.optim.weight_decay), rate / config.optim.rows_lr)
     started = time.monotonic()
     plan = epoch_plan(config.loop, len(split.table))
     for _ in train(state, model, lambda first: split.batches(config.loop, first=first), plan.steps, config.loop):

@@ -16,8 +16,8 @@ from toys import OPTIM, batch_of, toy_model
 from xmc_ray.exchange import Exchange
 from xmc_ray.groups import LabelGroups
 from xmc_ray.model import LightXML
-from xmc_ray.optim import Averager, OptimConfig, Optimizer, RowAdagrad, clip, gathered_sparse, learning_rate_factor, rounded
-from xmc_ray.rows import OwnedRows, RowGradients
+from xmc_ray.optim import Averager, OptimConfig, Optimizer, RowAdagrad, clip, gathered_sparse, learning_rate_factor
+from xmc_ray.rows import OwnedRows, RowGradients, rounded
 
 STEADY = OptimConfig(encoder_lr=0.05, head_lr=0.05, rows_lr=0.05, warmup=0, decay=False, weight_decay=0.0)
 

@@ -134,26 +134,13 @@ class RowAdagrad:
     def step(self, lr: float) -> None:
         """Update the rows whose gradients are due, a chunk of groups at a time."""
         for name, head in self.heads.items():
-            for groups, weight, bias in head.gradients():
-                total = weight.square().sum(-1).add_(bias.square()) / (weight.shape[-1] + 1)
-                square = total.add_(self.square[name][groups])
-                self.square[name][groups] = square
-                scale = lr / square.sqrt_().add_(_TINY)
-                kept = head.weight[groups].float().mul_(1 - lr * self.decay)
-                head.weight[groups] = rounded(kept.sub_(weight.mul_(scale[..., None])), head.weight.dtype)
-                head.bias[groups] = rounded(head.bias[groups].float().sub_(bias.mul_(scale)), head.bias.dtype)
-
-
-def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """``values`` (float32) as ``dtype``; to bfloat16 by chance, up or down, so that the mean is right.
-
-    Rounding to the nearest would lose every update smaller than 1/512 of a weight. bfloat16 is the upper half of float32:
-    adding random lower halves carries into it exactly as often as it should.
-    """
-    if dtype != torch.bfloat16:
-        return values.to(dtype)
-    bits = values.view(torch.int32)
-    return ((bits + torch.randint_like(bits, 1 << 16)) & ~0xFFFF).view(torch.float32).to(dtype)
+            for part in head.gradients():
+                mean = part.square().add_(part.bias.square()) / (head.weight.shape[-1] + 1)
+                square = mean.add_(self.square[name][part.groups])
+                self.square[name][part.groups] = square
+                rate = lr / square.sqrt_().add_(_TINY)
+                part.descend(head.weight, 1 - lr * self.decay, rate)
+                head.bias[part.groups] -= part.bias * rate
 
 
 def word_vectors(encoder: nn.Module) -> list[nn.Parameter]:

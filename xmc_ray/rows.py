@@ -29,6 +29,44 @@ class RowGradients(NamedTuple):
     weight: Tensor
     bias: Tensor
 
+    def square(self) -> Tensor:
+        """float32[U, ...]: the squared length of each row's gradient, without its bias."""
+        return self.weight.square().sum(-1)
+
+    def descend(self, rows: Tensor, kept: float, rate: Tensor) -> None:
+        """``rows`` of the groups = kept * rows - rate * gradient; ``rate`` is float32[U, ...]."""
+        left = rows[self.groups].float().mul_(kept)
+        rows[self.groups] = rounded(left.addcmul_(self.weight, rate[..., None], value=-1), rows.dtype)
+
+
+class FactoredGradients(NamedTuple):
+    """The same of contiguous groups, as a product that is never written out: factor_UB @ inputs_BH, of fewer inputs than H."""
+
+    groups: slice
+    factor_UB: Tensor
+    inputs_BH: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """float32[U, H]: the product."""
+        return self.factor_UB @ self.inputs_BH
+
+    @property
+    def bias(self) -> Tensor:
+        """float32[U]."""
+        return self.factor_UB.sum(1)
+
+    def square(self) -> Tensor:
+        """float32[U]: |g X|^2 = g (X X') g'."""
+        return (self.factor_UB @ (self.inputs_BH @ self.inputs_BH.T)).mul_(self.factor_UB).sum(1).clamp_(min=0)
+
+    def descend(self, rows: Tensor, kept: float, rate: Tensor) -> None:
+        """See `RowGradients.descend`; float32 rows are read and written once."""
+        if rows.dtype == torch.float32:
+            rows[self.groups].addmm_(self.factor_UB * rate[:, None], self.inputs_BH, beta=kept, alpha=-1)
+        else:
+            RowGradients(self.groups, self.weight, self.bias).descend(rows, kept, rate)
+
 
 class OwnedRows(nn.Module):
     """A weight row and a bias for every output of this worker's slice of the groups.
@@ -57,7 +95,7 @@ class OwnedRows(nn.Module):
         """bool: which of the groups are this worker's."""
         return (group >= self.own.start) & (group < self.own.stop)
 
-    def gradients(self) -> Iterator[RowGradients]:
+    def gradients(self) -> "Iterator[RowGradients | FactoredGradients]":
         """The gradients of all micro-batches since the last call, each group at most once; they are forgotten then."""
         raise NotImplementedError
 
@@ -71,6 +109,18 @@ def seeded_normal(rows: range, shape: tuple[int, ...], std: float, seed: int, dt
         wanted = range(max(first, rows.start), min(first + _SEEDED_TOGETHER, rows.stop))
         table[wanted.start - rows.start : wanted.stop - rows.start] = values[wanted.start - first : wanted.stop - first]
     return table
+
+
+def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """``values`` (float32) as ``dtype``; to bfloat16 by chance, up or down, so that the mean is right.
+
+    Rounding to the nearest would lose every update smaller than 1/512 of a weight. bfloat16 is the upper half of float32:
+    adding random lower halves carries into it exactly as often as it should.
+    """
+    if dtype != torch.bfloat16:
+        return values.to(dtype)
+    bits = values.view(torch.int32)
+    return ((bits + torch.randint_like(bits, 1 << 16)) & ~0xFFFF).view(torch.float32).to(dtype)
 
 
 def with_gradient(inputs: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
