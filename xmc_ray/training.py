@@ -8,6 +8,7 @@ where it was.
 import hashlib
 import os
 from dataclasses import asdict, dataclass, field, replace
+from itertools import zip_longest
 from typing import Any
 
 import ray
@@ -133,7 +134,7 @@ def _is_finished(config: TrainConfig, bundle: str) -> bool:
         return False
     before = _what_counts(parse(TrainConfig, [f"--config={storage.local_copy(written)}"]))
     now = _what_counts(config)
-    for line, other in zip(before, now, strict=False):
+    for line, other in zip_longest(before, now):
         if line != other:
             raise ConfigError(
                 "the run folder holds a run with other settings",
