@@ -138,6 +138,11 @@ def join(uri: Uri, *parts: str) -> str:
     return posixpath.join(os.fspath(uri), *parts)
 
 
+def absolute(uri: Uri) -> str:
+    """The same address for processes that run in another folder: a local path in full, others as they are."""
+    return os.path.abspath(uri) if "://" not in os.fspath(uri) and _is_local(uri) else os.fspath(uri)
+
+
 def exists(uri: Uri) -> bool:
     """Whether there is such a file. For folders ask ``is_empty``: some S3 servers remember a folder whose files are gone."""
     fs, path = filesystem(uri)

@@ -109,10 +109,17 @@ def run(config: TrainConfig) -> str:
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:
-    """The same config with the address of an encoder's local folder in full: Ray Train's workers run in another folder."""
-    if not os.path.isdir(config.encoder.name):
-        return config
-    return replace(config, encoder=replace(config.encoder, name=os.path.abspath(config.encoder.name)))
+    """The same config with local addresses in full: Ray Train's workers run in another folder."""
+    encoder = config.encoder
+    if os.path.isdir(encoder.name):
+        encoder = replace(encoder, name=os.path.abspath(encoder.name))
+    return replace(
+        config,
+        encoder=encoder,
+        output=storage.absolute(config.output),
+        resume=config.resume if config.resume in ("auto", "never") else storage.absolute(config.resume),
+        cache=None if config.cache is None else storage.absolute(config.cache),
+    )
 
 
 def _is_finished(config: TrainConfig, bundle: str) -> bool:
