@@ -135,12 +135,13 @@ class RowAdagrad:
         """Update the rows whose gradients are due, a chunk of groups at a time."""
         for name, head in self.heads.items():
             for part in head.gradients():
-                mean = part.square().add_(part.bias.square()) / (head.weight.shape[-1] + 1)
+                bias = part.bias
+                mean = part.square().add_(bias.square()) / (head.weight.shape[-1] + 1)
                 square = mean.add_(self.square[name][part.groups])
                 self.square[name][part.groups] = square
                 rate = lr / square.sqrt_().add_(_TINY)
                 part.descend(head.weight, 1 - lr * self.decay, rate)
-                head.bias[part.groups] -= part.bias * rate
+                head.bias[part.groups] -= bias * rate
 
 
 def word_vectors(encoder: nn.Module) -> list[nn.Parameter]:

@@ -48,7 +48,7 @@ class RecallHead(OwnedRows):
         """
         training = torch.is_grad_enabled()
         with torch.no_grad():
-            logits_Bg, loss, gradient_BF = self._as_if_false(features_BF)
+            logits_Bg, loss, gradient_BF, gradient_Bg = self._as_if_false(features_BF)
             shortlist_BK = self.best(logits_Bg, shortlist)[1]
             true_P = torch.unique(row_P * self.n_groups + group_P)
             true_P = true_P[self.owned(true_P % self.n_groups)]
@@ -56,24 +56,24 @@ class RecallHead(OwnedRows):
             loss = (loss - logits_Bg[row_P, own_P].float().sum()) / documents
             gradient_BF.index_add_(0, row_P, self.weight[own_P].to(gradient_BF.dtype), alpha=-1)
             if training:
-                gradient_Bg = logits_Bg.sigmoid_()
                 gradient_Bg[row_P, own_P] -= 1
                 self._pending.append((gradient_Bg.div_(documents), features_BF.detach()))
         return with_gradient(features_BF, loss, gradient_BF.div_(documents)), shortlist_BK
 
-    def _as_if_false(self, features_BF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [B, g], loss and gradient float32[B, F] if no group were true.
+    def _as_if_false(self, features_BF: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """If no group were true: logits [B, g], loss, and its gradients by features, float32[B, F], and by logits, [B, g].
 
         A few groups at a time: their weights are still in the cache when the gradient needs them again.
         """
         gradient_BF = features_BF.new_zeros(features_BF.shape, dtype=torch.float32)
-        loss, logits = features_BF.new_zeros((), dtype=torch.float32), []
+        loss, logits, probabilities = features_BF.new_zeros((), dtype=torch.float32), [], []
         for weight, bias in zip(self.weight.split(self._chunk), self.bias.split(self._chunk), strict=True):
             weight = weight.to(features_BF.dtype)
             logits.append(F.linear(features_BF, weight, bias.to(features_BF.dtype)))
+            probabilities.append(logits[-1].sigmoid())
             loss += F.softplus(logits[-1].float()).sum()
-            gradient_BF += logits[-1].sigmoid() @ weight
-        return torch.cat(logits, dim=1), loss, gradient_BF
+            gradient_BF += probabilities[-1] @ weight
+        return torch.cat(logits, dim=1), loss, gradient_BF, torch.cat(probabilities, dim=1)
 
     @property
     def _chunk(self) -> int:
@@ -84,7 +84,7 @@ class RecallHead(OwnedRows):
         if not self._pending:
             return
         pending, self._pending = self._pending, []
-        factor_gB = torch.cat([gradient_Bg for gradient_Bg, _ in pending]).T
+        factor_gB = torch.cat([gradient_Bg for gradient_Bg, _ in pending]).T.contiguous()
         inputs_BF = torch.cat([features_BF for _, features_BF in pending])
         for first in range(0, len(self.own), self._chunk):
             groups = slice(first, first + self._chunk)
