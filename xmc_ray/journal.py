@@ -3,6 +3,7 @@
 import json
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from tensorboardX import SummaryWriter
 from xmc_ray import storage
 from xmc_ray.errors import XmcError
 
+_EVERY = 60.0  # seconds from one copy of the journal to the next: what a killed driver loses
 _PATIENCE = 60.0  # seconds that the last lines wait for a storage that is away
 
 
@@ -32,6 +34,7 @@ def journal(output: str) -> Iterator[Queue]:
         writer = SummaryWriter(str(folder / "tensorboard"))
 
         def read() -> None:
+            copied = time.monotonic()
             while not (done.is_set() and mailbox.empty()):
                 try:
                     entry = mailbox.get(timeout=0.5)
@@ -44,7 +47,8 @@ def journal(output: str) -> Iterator[Queue]:
                     file.write(json.dumps(entry) + "\n")
                 for name, value in entry.items():
                     writer.add_scalar(name, value, entry["step"])
-                if any(name.startswith("validation/") for name in entry):
+                if time.monotonic() - copied > _EVERY or any(name.startswith("validation/") for name in entry):
+                    copied = time.monotonic()
                     writer.flush()
                     with suppress(XmcError):  # a storage that is away now gets it all at the end
                         storage.upload(folder, output)
