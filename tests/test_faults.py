@@ -38,9 +38,9 @@ SECONDS = 300  # to wait for a moment that has to come
 
 
 @pytest.fixture(scope="module")
-def settings(fruit: Path, tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[object], list[str]]:
+def settings(fruit: Path, tiny_encoder: Path, s3: S3) -> Callable[[object], list[str]]:
     """The options of a run at an address; all share their tokens, so all see the same documents in the same order."""
-    cache = tmp_path_factory.mktemp("tokens")
+    cache = s3.uri("faults/tokens")
     return lambda output: options(fruit, tiny_encoder, output, *SETTINGS, f"--cache={cache}")
 
 
@@ -127,7 +127,7 @@ def running(config: training.TrainConfig) -> Iterator[dict[str, Any]]:
     def work() -> None:
         try:
             result["bundle"] = training.run(config)
-        except BaseException as error:  # noqa: BLE001: it is raised again below
+        except BaseException as error:  # raised again below
             result["error"] = error
 
     with pytest.MonkeyPatch.context() as patch:
@@ -158,7 +158,7 @@ def complete(place: object) -> list[str]:
     """The addresses of the complete checkpoints, newest first."""
     try:
         return [saved.uri for saved in find(str(place))]
-    except Exception:  # noqa: BLE001: folders come and go under the eyes of whoever looks
+    except Exception:  # folders come and go under the eyes of whoever looks
         return []
 
 

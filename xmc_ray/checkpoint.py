@@ -59,6 +59,8 @@ class CheckpointsConfig:
             raise ConfigError("checkpoints.steps does not fit", found=self.steps, expected="at least 1, or nothing at all")
         if self.minutes <= 0:
             raise ConfigError("checkpoints.minutes does not fit", found=self.minutes, expected="more than 0")
+        if self.patience < 0:
+            raise ConfigError("checkpoints.patience does not fit", found=self.patience, expected="0 or more seconds")
         if self.keep_last < 1:
             raise ConfigError("checkpoints.keep_last does not fit", found=self.keep_last, expected="at least 1")
 
@@ -125,7 +127,7 @@ class Checkpoints:
     def resume(self, state: TrainState, warn: Callable[[str], None]) -> Saved | None:
         """Bring ``state`` to the newest complete checkpoint, if there is one; remove what others have left unfinished."""
         exchange, device = state.model.exchange, next(state.model.parameters()).device
-        saved = find(self.place, warn)
+        saved = storage.patiently(lambda: find(self.place, warn), self.config.patience)
         steps = exchange.sum(torch.tensor([saved[0].step if saved else 0], device=device), "checkpoints")
         if int(steps) != exchange.world * (saved[0].step if saved else 0):
             raise ModelError("the workers see different checkpoints", where=self.place, way_out="use a storage that all share")
@@ -182,7 +184,7 @@ class Checkpoints:
             storage.patiently(lambda: storage.upload(folder.name, uri), self.config.patience)
         if rank == 0:
             names = {DENSE, *(_rows_file(part, workers) for part in range(workers))}
-            sizes = storage.patiently(lambda: _sizes(uri, names), self.config.patience)
+            sizes = storage.patiently(lambda: _sizes(uri, names), 2 * self.config.patience)  # others may be waiting themselves
             complete = marker | {"files": sizes}
             storage.patiently(lambda: storage.write_json(storage.join(uri, MARKER), complete), self.config.patience)
             storage.patiently(self._remove_old, self.config.patience)
@@ -212,8 +214,8 @@ def restore(state: TrainState, saved: Saved) -> None:
         state.averager.averaged = {name: torch.empty_like(p, dtype=torch.float32) for name, p in state.model.named_parameters()}
     with _fetched(storage.join(saved.uri, DENSE)) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-    state.optimizer.load_dense_state({name: tensors.pop(name) for name in list(tensors) if name.startswith("optimizer.")})
     _fill(_dense_weights(state), tensors, saved)
+    state.optimizer.load_dense_state({name: tensor for name, tensor in tensors.items() if name.startswith("optimizer.")})
     rows, own = _rows(state), state.model.recall.own
     for part in range(saved.workers):
         theirs = part_of(state.model.recall.n_groups, part, saved.workers)
@@ -277,6 +279,8 @@ def _read(uri: str, sizes: dict[str, int]) -> Saved:
     try:
         marker = json.loads(storage.read_bytes(storage.join(uri, MARKER)))
         version, files = int(marker["xmc_ray_checkpoint"]), dict(marker["files"])
+        if version <= FORMAT:
+            saved = Saved(uri=uri, **{name: marker[name] for name in ("workers", "counters", "identity", "score", "metrics")})
     except (ValueError, KeyError, TypeError) as error:
         raise _IncompleteError(f"checkpoint.json cannot be read ({error!r})") from None
     if version > FORMAT:
@@ -291,8 +295,7 @@ def _read(uri: str, sizes: dict[str, int]) -> Saved:
         if sizes.get(name) != size:
             found = f"{sizes[name]:,} bytes" if name in sizes else "no such file"
             raise _IncompleteError(f"cut short, {name}: found {found}, expected {size:,} bytes")
-    fields = ("workers", "counters", "identity", "score", "metrics")
-    return Saved(uri=uri, **{name: marker[name] for name in fields})
+    return saved
 
 
 def _sizes(uri: str, names: set[str]) -> dict[str, int]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import ray.data
 
 from xmc_ray.epochs import EpochPlan
+from xmc_ray.errors import DataError
 from xmc_ray.exchange import Exchange
 from xmc_ray.labels import list_lengths
 from xmc_ray.session import arrow_batches
@@ -30,11 +31,14 @@ def batches(tokens: TokenCache, plan: EpochPlan, epochs: int, first_step: int, e
     if not places:
         return
     share = _Share(tokens, plan, exchange.rank, exchange.world, first_step)
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
     # Reading waits more than it computes, and must never wait for a CPU that the workers have taken: it asks for none.
     stream = ray.data.from_items(places, override_num_blocks=len(places)).map_batches(
         share, batch_size=1, batch_format="pyarrow", num_cpus=0, compute=ray.data.TaskPoolStrategy(min(2, len(places)))
     )
-    for table in _by_step(arrow_batches(stream)):
+    for step, table in enumerate(_by_step(arrow_batches(stream)), first_step):
+        if table["step"][0].as_py() != step:
+            raise DataError("batches are out of order", found=f"step {table['step'][0]}", expected=f"step {step}")
         yield make_batch(table["tokens"].combine_chunks(), table["labels"].combine_chunks())
 
 

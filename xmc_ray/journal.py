@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import ray
 from ray.util.queue import Empty, Queue
 from tensorboardX import SummaryWriter
 
@@ -23,10 +24,16 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def _mailbox() -> Queue:
+    """On this very node: it has to outlive every other."""
+    here = ray.get_runtime_context().get_node_id()
+    return Queue(actor_options={"num_cpus": 0, "label_selector": {"ray.io/node-id": here}})
+
+
 @contextmanager
 def journal(output: str) -> Iterator[Queue]:
     """A mailbox for the workers' progress; what arrives goes to the console, ``metrics.jsonl`` and TensorBoard."""
-    mailbox, done = Queue(actor_options={"num_cpus": 0}), threading.Event()
+    mailbox, done = _mailbox(), threading.Event()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         lines, before = folder / "metrics.jsonl", storage.join(output, "metrics.jsonl")

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from xmc_ray.errors import DataError
 
 IntArray = npt.NDArray[np.int64]
+_TABLES = 64  # counts of so many chunks are kept before they are added up
 _N_DOCUMENTS = b"xmc_ray.documents"
 
 
@@ -47,8 +48,9 @@ class LabelIndex:
             n_documents += len(lists)
             labels, counts = pc.value_counts(pc.list_flatten(unique_in_rows(lists))).flatten()
             tables.append(pa.table({"label": labels.cast(pa.string()), "count": counts}))
-        totals = pa.concat_tables(tables).group_by("label").aggregate([("count", "sum")])
-        totals = totals.sort_by([("count_sum", "descending"), ("label", "ascending")])
+            if len(tables) > _TABLES:
+                tables = [_summed(tables)]
+        totals = _summed(tables).sort_by([("count", "descending"), ("label", "ascending")])
         if not len(totals):
             raise DataError(
                 "no document has a label",
@@ -57,7 +59,7 @@ class LabelIndex:
                 way_out="set documents.labels to the column of label lists",
             )
         labels = totals["label"].combine_chunks()
-        return cls(labels, totals["count_sum"].to_numpy(), pa.nulls(len(labels), pa.string()), n_documents)
+        return cls(labels, totals["count"].to_numpy(), pa.nulls(len(labels), pa.string()), n_documents)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -110,6 +112,11 @@ class LabelIndex:
     def load(cls, path: Path) -> "LabelIndex":
         """Read what `save` has written."""
         return cls.from_table(pq.read_table(path))
+
+
+def _summed(tables: list[pa.Table]) -> pa.Table:
+    """``label``, ``count``: each label once."""
+    return pa.concat_tables(tables).group_by("label").aggregate([("count", "sum")]).rename_columns(["label", "count"])
 
 
 def lists_from_rows(rows: IntArray, values: pa.Array, n_rows: int) -> pa.ListArray:

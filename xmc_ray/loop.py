@@ -50,6 +50,10 @@ class LoopConfig:
         for name in ("epochs", "batch_size", "accumulate", "window", "token_budget"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"loop.{name} does not fit", found=getattr(self, name), expected="at least 1")
+        if self.batch_size > CHUNK:
+            raise ConfigError("loop.batch_size does not fit", found=self.batch_size, expected=f"at most {CHUNK}")
+        if self.seed < 0:
+            raise ConfigError("loop.seed does not fit", found=self.seed, expected="0 or more")
         if self.minutes is not None and self.minutes <= 0:
             raise ConfigError("loop.minutes does not fit", found=self.minutes, expected="more than 0, or nothing at all")
 
@@ -144,7 +148,7 @@ def train(
         model.train()
         torch.manual_seed(_step_seed(config.seed, state.step, exchange.rank))  # dropout, the same in a run that goes on here
         total = torch.zeros(2, dtype=torch.float64, device=device)
-        parts = batch.to(device).split(config.accumulate)
+        parts = [part.to(device) for part in batch.split(config.accumulate)]
         for part in parts:
             with autocast, _silent(module, part is not parts[-1]):
                 losses = module(part, shared.documents)
@@ -201,7 +205,7 @@ def predict(model: LightXML, tokens: pa.ListArray, k: int, config: LoopConfig) -
     training = model.training
     model.eval()
     with torch.inference_mode(), autocast:
-        for rows in budget_batches(list_lengths(tokens), config.token_budget * exchange.world):
+        for rows in budget_batches(list_lengths(tokens), config.token_budget):
             dealt = [rows[rank :: exchange.world] for rank in range(exchange.world)]
             ranked = model.predict(make_batch(tokens.take(pa.array(dealt[exchange.rank]))).to(device), k)
             rows = np.concatenate(dealt)

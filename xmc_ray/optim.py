@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from xmc_ray.exchange import Exchange
 from xmc_ray.rows import OwnedRows
 
+_ROWS = 4096  # of a parameter are averaged at a time: no second copy of a whole table
 _TINY = 1e-10  # keeps a row without any gradient from dividing by zero
 
 
@@ -198,9 +199,9 @@ class Averager:
         self.count += 1
         for name, parameter in model.named_parameters():
             if self.count == 1:
-                self.averaged[name] = parameter.detach().float().clone()
-            else:
-                self.averaged[name].lerp_(parameter.float(), 1 / self.count)
+                self.averaged[name] = torch.zeros_like(parameter, dtype=torch.float32)
+            for average, part in zip(self.averaged[name].split(_ROWS), parameter.split(_ROWS), strict=True):
+                average.lerp_(part.float(), 1 / self.count)
 
     @contextmanager
     def in_use(self, model: nn.Module) -> Iterator[None]:

@@ -112,7 +112,7 @@ def _groups(tokens: TokenCache, config: GroupsConfig) -> LabelGroups:
     """The groups of the labels; those that a clustering has made lie beside the tokens."""
     if config.max_size == 1:
         return LabelGroups(np.arange(len(tokens.labels)))
-    uri = storage.join(tokens.place, f"groups-{config.max_size}-{config.features}-{config.seed}.parquet")
+    uri = storage.join(tokens.place, tokens.attempt, f"groups-{config.max_size}-{config.features}-{config.seed}.parquet")
     if storage.exists(uri):
         filesystem, path = storage.arrow_filesystem(uri)
         return LabelGroups(pq.read_table(path, filesystem=filesystem)["group"].to_numpy().astype(np.int64))

@@ -13,7 +13,7 @@ same tokens at the same time, or one that was killed on the way, never mix.
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ from xmc_ray.labels import IntArray, LabelIndex
 
 FORMAT = 1
 MARKER = "tokens.json"
+_PATIENCE = 120.0  # seconds for which a storage that is away is asked again
 Split = Literal["train", "validation"]
 Column = Literal["tokens", "labels"]
 
@@ -51,18 +52,29 @@ class TokenCache:
         filesystem, path = storage.arrow_filesystem(storage.join(self.place, self.attempt, "labels.parquet"))
         return LabelIndex.from_table(pq.read_table(path, filesystem=filesystem))
 
+    def __getstate__(self) -> dict[str, object]:
+        """Without the labels: every task is sent a cache, and can open them again."""
+        return {name: value for name, value in vars(self).items() if name != "labels"}
+
     def chunks(self, split: Split, numbers: IntArray | None = None, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """``tokens`` list<int32>, ``labels`` list<int32>: the chunks ``numbers``, or all in order, one table each."""
+        """``tokens`` list<int32>, ``labels`` list<int32>: the chunks ``numbers``, or all in order, one table each.
+
+        A storage that does not answer is asked again for a while.
+        """
         n_chunks = -(-self.counts[split] // CHUNK)
         for number in np.arange(n_chunks) if numbers is None else numbers:
             uri = storage.join(self.place, self.attempt, split, _part(int(number) // POOL))
-            filesystem, path = storage.arrow_filesystem(uri)
-            with storage.explained(uri), pq.ParquetFile(path, filesystem=filesystem) as file:
-                yield file.read_row_group(int(number) % POOL, columns=columns)
+            yield storage.patiently(partial(_row_group, uri, int(number) % POOL, columns), _PATIENCE)
 
     def column(self, split: Split, name: Column) -> Iterable[pa.ListArray]:
         """One column, chunk by chunk; can be gone through more than once."""
         return _Column(self, split, name)
+
+
+def _row_group(uri: str, number: int, columns: list[str] | None) -> pa.Table:
+    filesystem, path = storage.arrow_filesystem(uri)
+    with storage.explained(uri), pq.ParquetFile(path, filesystem=filesystem) as file:
+        return file.read_row_group(number, columns=columns)
 
 
 @dataclass(frozen=True)
@@ -92,7 +104,8 @@ def write_tokens(
         raise DataError("no document is left to train on", where=source, found=found)
     with storage.new_file(storage.join(place, attempt, "labels.parquet")) as file:
         labels.save(file)
-    storage.write_json(storage.join(place, MARKER), {"attempt": attempt, "counts": found})
+    if not storage.exists(storage.join(place, MARKER)):  # else another run was faster, and is training on what it has made
+        storage.write_json(storage.join(place, MARKER), {"attempt": attempt, "counts": found})
 
 
 def _portions(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:

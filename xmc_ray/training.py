@@ -95,9 +95,9 @@ def run(config: TrainConfig) -> str:
         say(f"labels: {len(prepared.labels):,} ({kind})")
         _check_workers(config, prepared)
         identity = _identity(config, prepared)
-        _check_start(config, identity)
+        start = _check_start(config, identity)
         storage.write_bytes(storage.join(config.output, "run.toml"), to_toml(config).encode())
-        _train(config, prepared, identity)
+        _train(config, prepared, identity, start)
         fingerprint = _keep_best(config, prepared, bundle)
         if config.cache is None:
             storage.remove(own_tokens)
@@ -164,14 +164,28 @@ def _what_counts(config: TrainConfig) -> list[str]:
         "report_seconds": 0.0,
         "resume": "auto",
         "cache": None,
+        "output": "",
     }
     return to_toml(replace(config, **free)).splitlines()  # type: ignore[arg-type]
 
 
 def _check_resources(workers: WorkersConfig) -> None:
-    gpus = ray.cluster_resources().get("GPU", 0)
-    if workers.gpu and not gpus and "RAY_ADDRESS" not in os.environ:
-        raise ConfigError("no GPU here", found="workers.gpu = true", way_out="set workers.gpu = false or submit to a cluster")
+    """A Ray that was started here does not grow: raises ConfigError where it lacks what the workers ask for."""
+    least, resources = workers.least or workers.count, ray.cluster_resources()
+    if "RAY_ADDRESS" in os.environ:
+        return
+    if workers.gpu and resources.get("GPU", 0) < least:
+        raise ConfigError(
+            "too few GPUs here",
+            found=f"{resources.get('GPU', 0):.0f} GPUs, {least} workers",
+            way_out="set workers.gpu = false, take fewer workers, or submit to a cluster",
+        )
+    if least * workers.cpus > resources["CPU"]:
+        raise ConfigError(
+            "too few CPUs here",
+            found=f"{resources['CPU']:.0f} CPUs, {least} workers of {workers.cpus}",
+            way_out="take fewer workers, lower workers.cpus, or submit to a cluster",
+        )
 
 
 def _check_workers(config: TrainConfig, prepared: Prepared) -> None:
@@ -192,35 +206,43 @@ def _identity(config: TrainConfig, prepared: Prepared) -> Identity:
         "labels": prepared.labels.fingerprint,
         "groups": hashlib.sha256(prepared.groups.group_L.tobytes()).hexdigest()[:16],
         "model": asdict(config.model)
-        | {"encoder": [encoder.model_type, encoder.num_hidden_layers, encoder.hidden_size, config.encoder.feature_layers]},
-        "documents": asdict(plan),
+        | {"encoder": [encoder.model_type, encoder.num_hidden_layers, encoder.hidden_size, config.encoder.feature_layers]}
+        | {"pooling": config.encoder.pooling, "freeze": config.encoder.freeze},
+        "documents": asdict(plan) | {"tokens": prepared.tokens.place.rpartition("/")[2]},
+        "order of documents": prepared.tokens.attempt,
     }
 
 
-def _check_start(config: TrainConfig, identity: Identity) -> None:
-    """Raises ModelError where the run would go on from what does not fit it."""
-    saved = find(storage.join(config.output, "checkpoints"), say)
-    if not saved and config.resume not in ("auto", "never"):
-        saved = find(config.resume, say)
-        if not saved:
-            raise ModelError(
-                "no complete checkpoint to resume from", where=config.resume, way_out="give auto, never or an address"
-            )
-    for entry in saved[:1]:
-        entry.check(identity)
+def _check_start(config: TrainConfig, identity: Identity) -> str | None:
+    """The address of the foreign checkpoint to begin at, if any; raises ModelError where the run would go on from a misfit.
+
+    Documents of a foreign run may have been shuffled otherwise; the run's own may not.
+    """
+    own = find(storage.join(config.output, "checkpoints"), say)
+    for saved in own[:1]:
+        saved.check(identity)
+    if own or config.resume in ("auto", "never"):
+        return None
+    foreign = find(config.resume, say)
+    if not foreign:
+        raise ModelError("no complete checkpoint to resume from", where=config.resume, way_out="give auto, never or an address")
+    foreign[0].check({name: value for name, value in identity.items() if name != "order of documents"})
+    return foreign[0].uri
 
 
 # -- training ------------------------------------------------------------------------------------------------------------
 
 
-def _train(config: TrainConfig, prepared: Prepared, identity: Identity) -> None:
+def _train(config: TrainConfig, prepared: Prepared, identity: Identity, start: str | None) -> None:
     with journal(config.output) as mailbox:
-        result: Any = _trainer(config, prepared, identity, mailbox).fit()  # typed as the old API's result, which has no value
+        result: Any = _trainer(
+            config, prepared, identity, start, mailbox
+        ).fit()  # typed as the old API's result, which has no value
     if isinstance(result.return_value, ModelError):
         raise result.return_value
 
 
-def _trainer(config: TrainConfig, prepared: Prepared, identity: Identity, mailbox: Queue) -> TorchTrainer:
+def _trainer(config: TrainConfig, prepared: Prepared, identity: Identity, start: str | None, mailbox: Queue) -> TorchTrainer:
     filesystem, path = storage.arrow_filesystem(config.output)
     workers = config.workers
     job = Job(
@@ -228,7 +250,7 @@ def _trainer(config: TrainConfig, prepared: Prepared, identity: Identity, mailbo
         validation=config.validation,
         checkpoints=config.checkpoints,
         place=storage.join(config.output, "checkpoints"),
-        start=None if config.resume in ("auto", "never") else config.resume,
+        start=start,
         identity=identity,
         threads=workers.threads,
         report_seconds=config.report_seconds,

@@ -2,12 +2,14 @@
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
 import ray
 import ray.train
 import torch
+from ray.exceptions import RayError
 from ray.train.torch import get_device
 from ray.util.queue import Queue
 
@@ -47,11 +49,12 @@ class Job:
 def work(settings: dict[str, Any]) -> ModelError | None:
     """Train to the end of the schedule, from the newest checkpoint if there is one.
 
-    What goes wrong on one worker is raised, and Ray Train starts the group again. A `ModelError` is the same on all, and would
-    be again: it is returned.
+    What goes wrong on one worker is raised, and Ray Train starts the group again. A loss that is not finite is so on all, and
+    would be again: that error is returned.
     """
+    worker = _Worker(cast(Job, settings["job"]))
     try:
-        _Worker(cast(Job, settings["job"])).train()
+        worker.train()
     except ModelError as error:
         return error
     return None
@@ -61,13 +64,14 @@ class _Worker:
     def __init__(self, job: Job) -> None:
         self.job = job
         context = ray.train.get_context()
-        torch.set_num_threads(job.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+        torch.set_num_threads(job.threads or max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
         self.exchange = Exchange.of_process_group()
         self.labels = ray.get(job.labels)
         tokenizer, groups = ray.get(job.tokenizer), ray.get(job.groups)
         model = build_model(job.fit, tokenizer, self.labels, groups, self.exchange, get_device())
         self.state = TrainState.start(model, job.fit.optim)
         self.checkpoints = Checkpoints(job.place, job.checkpoints, job.identity)
+        self.validated = 0  # step of the last validation
         self._resume()
 
     def train(self) -> None:
@@ -78,40 +82,42 @@ class _Worker:
         def batches_from(step: int) -> Any:
             return feed.batches(job.tokens, plan, job.fit.loop.epochs, step, self.exchange)
 
-        last, spoke = None, -job.report_seconds
-        for last in train(state, data_parallel(state.model), batches_from, plan.steps, job.fit.loop):
+        spoke = -job.report_seconds
+        for step in train(state, data_parallel(state.model), batches_from, plan.steps, job.fit.loop):
             # once in a while: say how it goes
             if time.monotonic() - spoke > job.report_seconds:
                 spoke = time.monotonic()
-                self._say(_progress(last, state, job.fit))
+                self._say(_progress(step, state, job.fit))
             # once in a while: validate, save
-            if last.number % checks == 0:
-                self._validate_and_save(last)
+            if step.number % checks == 0:
+                self._validate_and_save(plan.steps)
             elif self.checkpoints.due(state):
                 self.checkpoints.save(state)
-        if last is not None and last.number % checks:
-            self._validate_and_save(last)
+        if self.validated != state.step:
+            self._validate_and_save(plan.steps)
         self.checkpoints.wait()
 
     def _resume(self) -> None:
         job = self.job
         saved = self.checkpoints.resume(self.state, lambda line: self._say({"line": line}))
         if saved is None and job.start is not None:
-            saved = find(job.start)[0]
-            saved.check(job.identity)
+            (saved,) = find(job.start)
             restore(self.state, saved)
+        if saved is not None and saved.metrics:
+            self.validated = saved.step
         origin = "from the start" if saved is None else f"after step {saved.step:,}, saved by {saved.workers}: {saved.uri}"
         self._say({"line": f"training with {self.exchange.world} workers {origin}"})
 
-    def _validate_and_save(self, step: Step) -> None:
+    def _validate_and_save(self, steps_per_epoch: int) -> None:
         """Validation on all workers together, one exact result, and a checkpoint that carries it."""
-        job = self.job
+        job, step = self.job, self.state.step
         figures = self._validate() if job.tokens.counts["validation"] else {}
         self.checkpoints.save(self.state, figures.get(job.validation.metric), figures)
-        ray.train.report(figures | {"step": step.number, "epoch": step.progress * job.fit.loop.epochs})
+        self.validated = step
+        ray.train.report(figures | {"step": step, "epoch": step / steps_per_epoch})
         shown = ", ".join(f"{name} {100 * figures[name]:.2f}" for name in ("P@1", "P@3", "P@5", "nDCG@5") if name in figures)
-        line = f"step {step.number:,}: validation {shown or 'skipped, no documents are held out'}"
-        self._say({f"validation/{name}": value for name, value in figures.items()} | {"line": line, "step": step.number})
+        line = f"step {step:,}: validation {shown or 'skipped, no documents are held out'}"
+        self._say({f"validation/{name}": value for name, value in figures.items()} | {"line": line, "step": step})
 
     def _validate(self) -> dict[str, float]:
         """Metrics over the whole held-out split, by the averaged weights once there are some."""
@@ -125,7 +131,8 @@ class _Worker:
 
     def _say(self, entry: dict[str, Any]) -> None:
         if self.exchange.rank == 0:
-            self.job.mailbox.put_nowait(entry)
+            with suppress(RayError):  # a journal that is gone is no reason to stop training
+                self.job.mailbox.put_nowait(entry)
 
 
 def _progress(step: Step, state: TrainState, fit: FitConfig) -> dict[str, Any]:
