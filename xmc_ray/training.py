@@ -298,7 +298,10 @@ def _keep_best(config: TrainConfig, prepared: Prepared, uri: str) -> str:
 
 
 def _model_of(saved: Saved, config: TrainConfig, prepared: Prepared) -> Any:
-    model = build_model(config, prepared.tokenizer, prepared.labels, prepared.groups)
+    heads = config.model
+    if heads.table == "auto":  # as it was on the workers
+        heads = replace(heads, table="bfloat16" if config.workers.gpu else "float32")
+    model = build_model(replace(config, model=heads), prepared.tokenizer, prepared.labels, prepared.groups)
     state = TrainState.start(model, config.optim)
     restore(state, saved)
     state.averager.keep(model)
