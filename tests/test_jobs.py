@@ -281,6 +281,23 @@ def test_a_run_begins_at_the_checkpoint_it_is_given(
     assert all(torch.equal(tensor, bundles[1][name]) for name, tensor in bundles[0].items())
 
 
+def test_a_run_killed_in_its_last_validation_has_it_after_all(
+    fruit: Path, tiny_encoder: Path, trained: Path, tmp_path: Path
+) -> None:
+    """What such a run leaves: its last step is saved, without a score, and there is no bundle."""
+    shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("bundle"))
+    settings = (tmp_path / "run" / "run.toml").read_text()
+    (tmp_path / "run" / "run.toml").write_text(settings.replace(str(trained), str(tmp_path / "run")))
+    newest = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))[-1] / "checkpoint.json"
+    marker = json.loads(newest.read_text())
+    expected = marker["metrics"]
+    newest.write_text(json.dumps(marker | {"score": None, "metrics": {}}))
+    train(fruit, tiny_encoder, tmp_path / "run", f"--cache={trained.parent / 'cache'}")
+    assert expected and json.loads(newest.read_text())["metrics"] == expected
+    bundles = [load_file(folder / "bundle" / "model.safetensors") for folder in (trained, tmp_path / "run")]
+    assert all(torch.equal(tensor, bundles[1][name]) for name, tensor in bundles[0].items())
+
+
 @pytest.mark.parametrize(
     ("labels", "told"),
     [([], "empty|no input|no document"), ([[], []], "no document has a label"), ([None, None], "no document has a label")],
