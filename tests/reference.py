@@ -111,14 +111,17 @@ def losses(model: Any, rows: dict[str, Tensor], batch: Any, truth: list[list[int
     return recall, rank_loss(vectors_BH, rows["table.weight"], rows["table.bias"], places, chosen, truth, len(truth))
 
 
-def predictions(model: Any, batch: Any, k: int) -> list[tuple[list[float], list[int]]]:
-    """For each document the ``k`` best (scores, labels) by sigmoid(rank) * sigmoid(recall of the group), 0 and -1 as pads."""
+def predictions(model: Any, batch: Any, k: int, scoring: str = "grouped") -> list[tuple[list[float], list[int]]]:
+    """For each document the ``k`` best (scores, labels) by sigmoid(rank) * sigmoid(recall of the group), 0 and -1 as pads.
+
+    Out of the labels in the groups with the best recall, or out of all.
+    """
     features = model.encoder(batch.tokens_BT, batch.mask_BT)
     recall = (features @ model.recall.weight.T + model.recall.bias).sigmoid()
     results = []
     for row in range(len(features)):
         best = sorted(range(recall.shape[1]), key=lambda group: -recall[row, group].item())
-        groups = set(best if model.table is None else best[: model.shortlist])
+        groups = set(best if model.table is None or scoring == "exact" else best[: model.shortlist])
         scored = []
         for label, (group, slot) in enumerate(_places(model)):
             if group in groups:

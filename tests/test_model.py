@@ -1,19 +1,24 @@
 """The whole model's loss, gradients and predictions against per-document loops."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
+from unittest import mock
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from toys import batch_of, dense, toy_model
+from toys import batch_of, dense, documents, on_workers, toy_model
 
 from xmc_ray.errors import ConfigError
+from xmc_ray.exchange import Exchange
 from xmc_ray.groups import LabelGroups
-from xmc_ray.model import LightXML, ModelConfig
+from xmc_ray.loop import LoopConfig, predict
+from xmc_ray.model import LightXML, ModelConfig, Scoring
 from xmc_ray.text import Batch
 
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
@@ -52,13 +57,23 @@ def test_loss_and_gradients_equal_the_slow_twin(problem: Problem) -> None:
         torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-4, msg=lambda message, name=name: f"{name}: {message}")
 
 
-@QUICK
-@given(problems(), st.sampled_from([1, 3, 5, 100]))
-def test_predictions_equal_the_slow_twin(problem: Problem, k: int) -> None:
+PATHS = [(1 << 21, 8), (64, 8), (64, 0), (1, 1 << 30)]  # in one piece, in several, pairs alone, a dense product a group
+
+
+@settings(QUICK, max_examples=150)
+@given(
+    problems(),
+    st.sampled_from([1, 3, 5, 100]),
+    st.sampled_from(get_args(Scoring)),
+    st.sampled_from([1, 30]),
+    st.sampled_from(PATHS),
+)
+def test_predictions_equal_the_slow_twin(problem: Problem, k: int, scoring: Scoring, sure: int, path: tuple[int, int]) -> None:
     model, batch, _ = problem
-    with torch.no_grad():
-        ranked = model.eval().predict(batch, k)
-        expected = reference.predictions(model, batch, k)
+    with torch.no_grad(), mock.patch.multiple("xmc_ray.ranking", _SCORES=path[0], _DENSE=path[1]):
+        model.recall.weight *= sure  # a recall that is sure of itself leaves few groups to look at
+        ranked = model.eval().predict(batch, k, scoring)
+        expected = reference.predictions(model, batch, k, scoring)
     for scores, labels, (slow_scores, slow_labels) in zip(*map(Tensor.tolist, ranked), expected, strict=True):
         assert len(labels) == k
         real = [label for label in labels if label >= 0]
@@ -69,6 +84,30 @@ def test_predictions_equal_the_slow_twin(problem: Problem, k: int) -> None:
         for place, label in enumerate(labels):
             if label != slow_labels[place]:  # equal scores may come in any order
                 assert scores[place] == pytest.approx(slow_scores[slow_labels.index(label)], abs=1e-5)
+
+
+@QUICK
+@given(problems(), st.sampled_from([1, 5]))
+def test_exact_is_grouped_over_all_groups(problem: Problem, k: int) -> None:
+    model, batch, _ = problem
+    with torch.no_grad():
+        exact = model.eval().predict(batch, k, "exact")
+        model.shortlist = model.recall.n_groups
+        torch.testing.assert_close(exact.score_Bk, model.predict(batch, k).score_Bk, rtol=1e-5, atol=1e-7)
+
+
+def predicted(exchange: Exchange) -> list[list[npt.NDArray[Any]]]:
+    """Exact predictions over many groups, over two and in flat mode."""
+    tokens, config = documents(9)["tokens"].combine_chunks(), LoopConfig(token_budget=12)
+    models = [toy_model(LabelGroups(np.arange(40) % n_groups), exchange=exchange, shortlist=1) for n_groups in (13, 2, 40)]
+    return [list(predict(model, tokens, 4, config, "exact")) for model in models]
+
+
+def test_exact_predictions_of_several_workers_are_those_of_one(tmp_path: Path) -> None:
+    for worker in on_workers([3], predicted, tmp_path)[3]:
+        for together, alone in zip(worker, predicted(Exchange()), strict=True):
+            np.testing.assert_allclose(together[0], alone[0], rtol=1e-5)
+            np.testing.assert_array_equal(together[1], alone[1])
 
 
 def test_the_loss_is_a_sum_over_documents_divided_as_told() -> None:

@@ -20,7 +20,7 @@ from xmc_ray.epochs import CHUNK, EpochPlan
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.exchange import Exchange
 from xmc_ray.labels import IntArray, list_lengths
-from xmc_ray.model import LightXML, Losses
+from xmc_ray.model import LightXML, Losses, Scoring
 from xmc_ray.optim import Averager, OptimConfig, Optimizer, word_vectors
 from xmc_ray.text import Batch, budget_batches, make_batch
 
@@ -193,7 +193,9 @@ def share_of_batches(documents: pa.Table, plan: EpochPlan, epochs: int, first_st
                 yield make_batch(tokens.take(taken), labels.take(taken))
 
 
-def predict(model: LightXML, tokens: pa.ListArray, k: int, config: LoopConfig) -> tuple[npt.NDArray[np.float32], IntArray]:
+def predict(
+    model: LightXML, tokens: pa.ListArray, k: int, config: LoopConfig, scoring: Scoring = "grouped"
+) -> tuple[npt.NDArray[np.float32], IntArray]:
     """Scores float32[D, k] and label ids int64[D, k] of documents ``tokens`` (list<int32>[D]), in their order.
 
     Documents are batched by length under ``config.token_budget``; see `model.Ranked` for short rows. Several workers call it
@@ -207,7 +209,7 @@ def predict(model: LightXML, tokens: pa.ListArray, k: int, config: LoopConfig) -
     with torch.inference_mode(), autocast:
         for rows in budget_batches(list_lengths(tokens), config.token_budget):
             dealt = [rows[rank :: exchange.world] for rank in range(exchange.world)]
-            ranked = model.predict(make_batch(tokens.take(pa.array(dealt[exchange.rank]))).to(device), k)
+            ranked = model.predict(make_batch(tokens.take(pa.array(dealt[exchange.rank]))).to(device), k, scoring)
             rows = np.concatenate(dealt)
             scores[rows], labels[rows] = ranked.score_Bk.float().cpu().numpy(), ranked.label_Bk.cpu().numpy()
     model.train(training)

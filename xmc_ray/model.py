@@ -50,6 +50,10 @@ class ModelConfig:
             raise ConfigError("model.shortlist does not fit", found=self.shortlist, expected="at least 1")
 
 
+Scoring = Literal["grouped", "exact"]
+"""Which labels a prediction scores: those in the groups that recall shortlists, or all. The same in flat mode."""
+
+
 class Losses(NamedTuple):
     """Two sums over the labels, each a mean over the documents of a batch; scalars."""
 
@@ -135,8 +139,12 @@ class LightXML(nn.Module):
         vectors_BH = self.bottleneck(features_BF)
         return Losses(recall_loss, self.table.loss(vectors_BH, shortlist_BK, row_P, label_P, documents))
 
-    def predict(self, batch: Batch, k: int) -> Ranked:
+    def predict(self, batch: Batch, k: int, scoring: Scoring = "grouped") -> Ranked:
         """The ``k`` best labels of each document; call in eval mode, without gradients.
+
+        Exact scoring needs no more memory than a score a group and document. Its ``k`` best labels lie in the ``k`` groups
+        whose own best labels score highest; and no label scores higher than its group, so that only groups can matter whose
+        recall exceeds the last score of grouped scoring: few of them once recall is sure of itself, all at worst.
 
         With several workers all must call it; each gets the results of everybody's documents, in the order of the ranks.
         """
@@ -147,9 +155,22 @@ class LightXML(nn.Module):
         if self.table is None or self.bottleneck is None:
             recall_Bk, group_Bk = self.recall.best(recall_Bg, min(k, self.recall.n_groups))
             return _padded(recall_Bk.sigmoid(), self.label_GM[:, 0][group_Bk], k)
-        recall_BK, shortlist_BK = self.recall.best(recall_Bg, self.shortlist)
-        score_BKM = self.table.predict(self.bottleneck(features_BF), shortlist_BK)
-        score_BKM = torch.where(score_BKM < 0, -1, score_BKM * recall_BK.sigmoid()[..., None])
+        vectors_BH, (_, shortlist_BK) = self.bottleneck(features_BF), self.recall.best(recall_Bg, self.shortlist)
+        ranked = self._ranked(self.table, vectors_BH, recall_Bg, shortlist_BK, k)
+        if scoring == "grouped" or self.shortlist == self.recall.n_groups:
+            return ranked
+        recall_Bg = recall_Bg.float()
+        score_Bg = recall_Bg.sigmoid()
+        wanted_Bg = score_Bg >= ranked.score_Bk[:, -1:]
+        score_Bg *= self.table.peaks(vectors_BH, wanted_Bg).sigmoid_()
+        _, best_BK = self.recall.best(score_Bg, min(k, self.recall.n_groups))
+        return self._ranked(self.table, vectors_BH, recall_Bg, best_BK, k)
+
+    def _ranked(self, table: LabelTable, vectors_BH: Tensor, recall_Bg: Tensor, shortlist_BK: Tensor, k: int) -> Ranked:
+        """The best labels in the groups of a shortlist that all workers share, by all workers' scores."""
+        score_BKM = table.predict(vectors_BH, shortlist_BK)
+        recall_BK = self.recall.of_groups(recall_Bg, shortlist_BK).sigmoid_()
+        score_BKM = torch.where(score_BKM < 0, -1, score_BKM * recall_BK[..., None])
         label_BKM = F.pad(self.label_GM, (0, score_BKM.shape[2] - self.label_GM.shape[1]), value=-1)[shortlist_BK]
         best = score_BKM.flatten(1).topk(min(k, score_BKM.shape[1] * score_BKM.shape[2]))
         own_label_Bk = label_BKM.flatten(1).gather(1, best.indices)

@@ -23,7 +23,9 @@ from xmc_ray.groups import LabelGroups
 from xmc_ray.rows import OwnedRows, RowGradients, with_gradient
 
 ALIGNMENT = 8  # grouped_mm wants rows of a multiple of 16 bytes: 8 numbers of two bytes
-_GROUPS = 64  # groups whose gradient is multiplied out at a time
+_GROUPS = 64  # groups that are multiplied at a time on a CPU: their blocks are still in the cache when they are needed again
+_SCORES = 1 << 21  # scores of all labels that are held at a time on a CPU; a GPU takes 32 times as many
+_DENSE = 8  # where more than one in so many (document, group) pairs is wanted, all are computed: one product does it
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,15 @@ class Pairs:
         """The groups, int64[U], and where the pairs of each end, int32[U]."""
         group_U, count_U = torch.unique_consecutive(self.group_N, return_counts=True)
         return group_U, count_U.cumsum(0).to(torch.int32)
+
+    def chunks(self, groups: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """So many groups at a time: where their pairs lie, the groups int64[U], and where the pairs of each end in there."""
+        group_U, ends_U = self.in_use
+        ends = [0, *ends_U[groups - 1 :: groups].tolist()]
+        ends += [len(self.group_N)] if ends[-1] < len(self.group_N) else []
+        for chunk, (first, last) in enumerate(pairwise(ends)):
+            here = slice(chunk * groups, (chunk + 1) * groups)
+            yield slice(first, last), group_U[here], ends_U[here] - first
 
 
 def candidate_pairs(shortlist_BK: Tensor, row_P: Tensor, group_P: Tensor, own: range | None = None) -> Pairs:
@@ -133,15 +144,33 @@ class LabelTable(OwnedRows):
         """float[B, K, M]: probabilities of the labels of the shortlisted groups; -1 where this worker has no such label."""
         nothing = shortlist_BK.new_empty(0)
         pairs = candidate_pairs(shortlist_BK, nothing, nothing, self.own)
-        group_U, ends_U = pairs.in_use
-        weight_UMH = self.weight[group_U - self.own.start].to(vectors_BH.dtype)
-        probability_NM = self._scores(vectors_BH, weight_UMH, pairs, ends_U).sigmoid_()
-        probability_NM.masked_fill_(~self.valid(pairs.group_N), -1)
+        probability_NM = self._logits(vectors_BH, pairs).sigmoid_().masked_fill_(~self.valid(pairs.group_N), -1)
         elsewhere_1M = probability_NM.new_full((1, probability_NM.shape[1]), -1)
         row_BK = torch.arange(len(shortlist_BK), device=shortlist_BK.device)[:, None].expand_as(shortlist_BK)
         place_BK = torch.searchsorted(pairs.key_N, shortlist_BK * len(shortlist_BK) + row_BK)
         place_BK = torch.where(self.owned(shortlist_BK), place_BK, len(pairs.key_N))
         return torch.cat([probability_NM, elsewhere_1M])[place_BK]
+
+    def peaks(self, vectors_BH: Tensor, wanted_Bg: Tensor) -> Tensor:
+        """float32[B, g]: the highest logit in each own group that a document wants (``wanted_Bg``: bool).
+
+        Groups that are not wanted have theirs or -inf, whichever is less work. Never more than a few groups' scores are held.
+        """
+        step = _SCORES if self.weight.device.type == "cpu" else 32 * _SCORES
+        step = max(1, step // max(1, len(vectors_BH) * self.places))
+        peak_Bg = vectors_BH.new_full(wanted_Bg.shape, -torch.inf, dtype=torch.float32)
+        counts = [part.sum() for part in wanted_Bg.sum(0).split(step)] if len(self.own) else []
+        for chunk, count in enumerate(torch.stack(counts).tolist() if counts else []):
+            here = slice(chunk * step, (chunk + 1) * step)
+            if count * _DENSE > wanted_Bg[:, here].numel():
+                peak_Bg[:, here] = self._peaks_of_all(vectors_BH, here)
+            elif count:
+                group_N, row_N = wanted_Bg[:, here].T.nonzero(as_tuple=True)
+                group_N += here.start
+                pairs = Pairs(row_N, group_N + self.own.start, group_N)
+                logits_NM = self._logits(vectors_BH, pairs).masked_fill_(~self.valid(pairs.group_N), -torch.inf)
+                peak_Bg[row_N, group_N] = logits_NM.amax(1)
+        return peak_Bg
 
     def gradients(self) -> Iterator[RowGradients]:
         """The groups in use since the last call, a chunk at a time."""
@@ -153,17 +182,29 @@ class LabelTable(OwnedRows):
         starts = torch.tensor([0] + [len(part.vectors_BH) for part in pending[:-1]]).cumsum(0).tolist()
         row_N = torch.cat([part.row_N + start for part, start in zip(pending, starts, strict=True)])[order]
         vectors_BH = torch.cat([part.vectors_BH for part in pending])
-        group_U, ends_U = Pairs(row_N, group_N, group_N).in_use
-        ends = [0, *ends_U[_GROUPS - 1 :: _GROUPS].tolist()]
-        ends += [len(group_N)] if ends[-1] < len(group_N) else []
-        for chunk, (first, last) in enumerate(pairwise(ends)):
-            here = slice(chunk * _GROUPS, (chunk + 1) * _GROUPS)
-            part_NM, vectors_NH = gradient_NM[first:last], vectors_BH[row_N[first:last]]
-            weight_UMH = F.grouped_mm(part_NM.T, vectors_NH, offs=ends_U[here] - first)
-            bias_UM = part_NM.new_zeros(len(group_U[here]), part_NM.shape[1], dtype=torch.float32)
-            place_N = torch.searchsorted(group_U[here], group_N[first:last])
-            bias_UM.index_add_(0, place_N, part_NM.float())
-            yield RowGradients(group_U[here] - self.own.start, weight_UMH.float(), bias_UM)
+        for here, group_U, ends_U in Pairs(row_N, group_N, group_N).chunks(_GROUPS):
+            part_NM, vectors_NH = gradient_NM[here], vectors_BH[row_N[here]]
+            weight_UMH = F.grouped_mm(part_NM.T, vectors_NH, offs=ends_U)
+            bias_UM = part_NM.new_zeros(len(group_U), part_NM.shape[1], dtype=torch.float32)
+            bias_UM.index_add_(0, torch.searchsorted(group_U, group_N[here]), part_NM.float())
+            yield RowGradients(group_U - self.own.start, weight_UMH.float(), bias_UM)
+
+    def _logits(self, vectors_BH: Tensor, pairs: Pairs) -> Tensor:
+        """float32[N, M]: those of ``pairs``, of own groups."""
+        logits_NM = vectors_BH.new_empty(len(pairs.group_N), self.places, dtype=torch.float32)
+        for here, group_U, ends_U in pairs.chunks(_GROUPS if self.weight.device.type == "cpu" else max(1, len(self.own))):
+            weight_UMH = self.weight[group_U - self.own.start].to(vectors_BH.dtype)
+            part = Pairs(pairs.row_N[here], pairs.group_N[here], pairs.key_N[here])
+            logits_NM[here] = self._scores(vectors_BH, weight_UMH, part, ends_U)
+        return logits_NM
+
+    def _peaks_of_all(self, vectors_BH: Tensor, here: slice) -> Tensor:
+        """[B, U]: the highest logit in each own group in ``here``, by one product."""
+        weight_UMH, bias_UM = self.weight[here].to(vectors_BH.dtype), self.bias[here].float()
+        groups = torch.arange(here.start, here.start + len(bias_UM), device=bias_UM.device)
+        bias_UM = bias_UM.masked_fill(~self.valid(groups + self.own.start), -torch.inf).to(vectors_BH.dtype)
+        logits_BC = F.linear(vectors_BH, weight_UMH.flatten(0, 1), bias_UM.flatten())
+        return logits_BC.unflatten(1, bias_UM.shape).amax(2).float()
 
     def _scores(self, vectors_BH: Tensor, weight_UMH: Tensor, pairs: Pairs, ends_U: Tensor) -> Tensor:
         """float32[N, M]: the product of each pair's document vector with the block of its group, plus the biases."""

@@ -39,6 +39,13 @@ class RecallHead(OwnedRows):
         group_BK = F.pad(group_BK, (0, k - group_BK.shape[1]))
         return self.exchange.best_of_all(logit_BK, group_BK, k)
 
+    def of_groups(self, logits_Bg: Tensor, group_BK: Tensor) -> Tensor:
+        """float32[B, K]: the logits of the groups ``group_BK`` (int64), -inf where another worker owns them."""
+        if not self.own:
+            return logits_Bg.new_full(group_BK.shape, -torch.inf, dtype=torch.float32)
+        own_BK = (group_BK - self.own.start).clamp(0, len(self.own) - 1)
+        return logits_Bg.gather(1, own_BK).float().masked_fill(~self.owned(group_BK), -torch.inf)
+
     def loss(
         self, features_BF: Tensor, row_P: Tensor, group_P: Tensor, shortlist: int, documents: int
     ) -> tuple[Tensor, Tensor]:
