@@ -1,8 +1,14 @@
 """Bundles: what is read back is what was written, and nothing half-written is taken for whole."""
 
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+import tempfile
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +27,15 @@ from xmc_ray.model import LightXML, ModelConfig
 from xmc_ray.text import Tokenizer
 
 TEXTS = pa.array(["a red apple", "the green pear and a plum", "grape"])
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copies from S3 go to this folder, in this process and in those it starts."""
+    folder: Path = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
 
 
 def make_bundle(tiny_encoder: Path, n_groups: int = 3) -> Bundle:
@@ -53,6 +68,82 @@ def test_round_trip(tiny_encoder: Path, place: str, n_groups: int) -> None:
     results = [predict(part.model, part.tokenizer.encode(TEXTS)[0], 4, LoopConfig()) for part in (bundle, again)]
     for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_weights_are_the_mapped_file_until_they_change(tiny_encoder: Path, tmp_path: Path) -> None:
+    save_bundle(make_bundle(tiny_encoder), str(tmp_path / "bundle"))
+    one, other = (load_bundle(str(tmp_path / "bundle")).model for _ in range(2))
+    assert not [name for name, tensor in [*one.named_parameters(), *one.named_buffers()] if tensor.device.type != "cpu"]
+    trained = [name for name, parameter in one.named_parameters() if parameter.requires_grad]
+    assert trained == [name for name, _ in one.named_parameters() if not name.startswith(("recall.", "table."))]
+    weights, maps = str(tmp_path / "bundle" / "model.safetensors"), Path("/proc/self/maps")
+    if maps.exists():  # on Linux; all of a model's weights lie in one mapping
+        assert maps.read_text().count(weights) == 2
+    digest = storage.digest(weights)
+    with torch.no_grad():
+        for parameter in one.parameters():
+            parameter.add_(1)
+    for changed, kept in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(changed, kept + 1)
+    assert storage.digest(weights) == digest
+
+
+def copies(folder: Path) -> list[str]:
+    """The finished and unfinished copies in a temporary folder."""
+    return sorted(path.name for home in folder.glob("xmc_ray-*") for path in home.iterdir() if path.is_dir())
+
+
+def open_bundle(task: tuple[str, bool]) -> tuple[int, str]:
+    """In a process of its own: how often a bundle is downloaded there, and where its weights lie; or a death on the way."""
+    uri, dies = task
+    filesystem = storage.filesystem(uri)[0]
+    download, files = filesystem.get_file, []
+
+    def watched(*args: Any, **kwargs: Any) -> None:
+        files.append(args)
+        if dies and len(files) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        download(*args, **kwargs)
+
+    with mock.patch.object(filesystem, "get_file", watched):
+        bundle = load_bundle(uri)  # noqa: F841  # it holds the mapping
+    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(".safetensors")}
+    return len(files), str(mapped)
+
+
+def test_processes_share_one_copy_of_a_bundle_on_s3(tiny_encoder: Path, s3: S3, temporary: Path) -> None:
+    uri = s3.uri("bundles/shared")
+    fingerprint = save_bundle(make_bundle(tiny_encoder), uri)
+    spawn = multiprocessing.get_context("spawn")
+    killed = spawn.Process(target=open_bundle, args=((uri, True),))
+    killed.start()
+    killed.join(60)
+    assert killed.exitcode == -signal.SIGKILL
+    assert copies(temporary) == [f"{fingerprint}.part"]
+
+    with spawn.Pool(2) as pool:
+        (one, mapped), (other, same) = pool.map(open_bundle, [(uri, False)] * 2, chunksize=1)
+    assert sorted([one, other]) == [0, len(storage.all_files(uri))], "downloaded by one of them"
+    assert mapped == same != "set()"
+    assert copies(temporary) == [fingerprint]
+
+
+def test_a_copy_that_lost_a_file_is_made_again_and_one_that_is_not_used_makes_room(
+    tiny_encoder: Path, s3: S3, temporary: Path
+) -> None:
+    bundle, uris = make_bundle(tiny_encoder), [s3.uri(f"bundles/{name}") for name in ("first", "second")]
+    first = save_bundle(bundle, uris[0])
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        pool.map(open_bundle, [(uris[0], False)])
+    assert copies(temporary) == [first]
+    with torch.no_grad():
+        bundle.model.recall.bias[0] += 1
+    second = save_bundle(bundle, uris[1])
+    (storage.node_copy(uris[1], second) / "labels.parquet").unlink()
+    assert copies(temporary) == [second]
+    load_bundle(uris[1])
+    load_bundle(uris[0])
+    assert copies(temporary) == sorted([first, second]), "this process holds both"
 
 
 def test_a_bundle_is_files_that_others_can_open(tiny_encoder: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from xmc_ray.bundle import Bundle, load_bundle, save_bundle
 from xmc_ray.classifier import XMCClassifier
 from xmc_ray.encoder import EncoderConfig, build_encoder
-from xmc_ray.ensemble import Ensemble, Listed, Members, average, n_listed
+from xmc_ray.ensemble import Ensemble, Listed, Members, agreement, average, n_listed
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.groups import LabelGroups
 from xmc_ray.labels import LabelIndex
@@ -132,6 +132,65 @@ def test_one_bundle_predicts_as_its_model(places: list[str]) -> None:
     expected = predict(bundle.model, bundle.tokenizer.encode(texts)[0], 3, LoopConfig())
     for one, other in zip(ensemble.predict(ensemble.encode(texts), 3, LoopConfig()), expected, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_scoring_by_measurement(places: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    ensemble, config = Ensemble.load(places[:1]), LoopConfig()
+    tokens, asked = ensemble.encode(pa.array(TEXTS)), []
+
+    def takes(seconds: dict[str, float]) -> str:
+        clock = [0.0]
+
+        def slow(*args: Any) -> Any:
+            asked.append(args[-1])
+            clock[0] += seconds[args[-1]] * (100 if len(asked) % 8 in (1, 2) else 1)  # the warm-up does not count
+            return predict(*args)
+
+        monkeypatch.setattr("xmc_ray.ensemble.predict", slow)
+        monkeypatch.setattr("xmc_ray.ensemble.time.perf_counter", lambda: clock[0])
+        return ensemble.fastest_scoring(tokens, 3, config)
+
+    assert takes({"grouped": 1.0, "exact": 1.09}) == "exact"
+    assert takes({"grouped": 1.0, "exact": 1.11}) == "grouped"
+    assert takes({"grouped": 9.0, "exact": 1.0}) == "exact"
+    assert asked == ["grouped", "exact"] * 12
+    assert Ensemble.load(places[1]).fastest_scoring(tokens, 3, config) == "exact", "flat models score every label"
+
+
+def test_exact_scoring_of_an_ensemble(places: list[str]) -> None:
+    ensemble, config = Ensemble.load(places), LoopConfig()
+    tokens = ensemble.encode(pa.array(TEXTS))
+    for bundle in ensemble.bundles:
+        bundle.model.shortlist = 1
+    few, exact = (ensemble.predict(tokens, 5, config, scoring) for scoring in ("grouped", "exact"))
+    for bundle in ensemble.bundles:
+        bundle.model.shortlist = bundle.model.recall.n_groups
+    every = ensemble.predict(tokens, 5, config)
+    np.testing.assert_allclose(exact[0], every[0], rtol=1e-5)
+    np.testing.assert_array_equal(exact[1], every[1])
+    assert (few[0] <= every[0] + 1e-6).all() and (few[0] < every[0] - 1e-3).any()
+
+
+def test_agreement_of_predictions() -> None:
+    labels = [np.array([[3, 1, 2], [4, 5, -1], [7, 8, 9]]), np.array([[3, 2, 6], [5, 4, 1], [-1, -1, -1]])]
+    one, other = ((np.zeros((3, 3), np.float32), part) for part in labels)
+    assert agreement(one, other) == (1 / 3, 4 / 8)
+    assert agreement(other, one) == (1 / 3, 4 / 6)
+    assert agreement(one, one) == (1, 1)
+
+
+def test_int8_predicts_nearly_the_same_and_leaves_the_model_alone(places: list[str]) -> None:
+    ensemble, config = Ensemble.load(places), LoopConfig()
+    tokens = ensemble.encode(pa.array(TEXTS))
+    before, int8 = ensemble.predict(tokens, 5, config), ensemble.quantised()
+    listed = int8.predict(tokens, 5, config)
+    np.testing.assert_allclose(listed[0], before[0], atol=0.01)
+    assert agreement(before, listed).overlap > 0.7
+    for one, other in zip(ensemble.predict(tokens, 5, config), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for bundle, quantised in zip(ensemble.bundles, int8.bundles, strict=True):
+        assert quantised.model.recall.weight is bundle.model.recall.weight, "nothing but linear layers is stored twice"
+        assert quantised.fingerprint == bundle.fingerprint
 
 
 def test_metrics_of_an_ensemble(places: list[str]) -> None:

@@ -77,14 +77,19 @@ def save_bundle(bundle: Bundle, uri: str) -> str:
 
 
 def load_bundle(uri: str) -> Bundle:
-    """Open a bundle on the CPU. Raises ModelError when it is not one, is incomplete, or is of a newer format."""
+    """Open a bundle on the CPU. Raises ModelError when it is not one, is incomplete, or is of a newer format.
+
+    The weights are the mapped file: all processes of a machine share its pages, and one that changes a weight gets a page of
+    its own. One on S3 is downloaded once a machine; see `storage.node_copy`.
+    """
     settings = read_settings(uri)
-    folder = storage.local_copy(uri)
+    folder = storage.node_copy(uri, settings["fingerprint"])
     table = pq.read_table(folder / LABELS_FILE)
     groups = LabelGroups(table["group"].to_numpy().astype(np.int64))
     encoder = load_empty_encoder(folder / "encoder", settings["encoder"]["feature_layers"], settings["encoder"]["pooling"])
-    model = LightXML(encoder, groups, ModelConfig(**settings["model"]))
-    model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"))
+    with torch.device("meta"):  # shapes without memory
+        model = LightXML(encoder, groups, ModelConfig(**settings["model"]))
+    model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"), assign=True)
     return Bundle(
         model=model.eval(),
         tokenizer=Tokenizer.load(folder, settings["max_tokens"]),

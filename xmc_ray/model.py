@@ -11,6 +11,7 @@ In flat mode every group is one label: recall scores the labels themselves and t
 Letters: B documents, F features, G groups, K shortlisted groups, M places in a group, H bottleneck, P true pairs.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from xmc_ray.encoder import TextEncoder
+from xmc_ray.encoder import TextEncoder, quantise
 from xmc_ray.errors import ConfigError
 from xmc_ray.exchange import Exchange
 from xmc_ray.groups import LabelGroups
@@ -165,6 +166,13 @@ class LightXML(nn.Module):
         score_Bg *= self.table.peaks(vectors_BH, wanted_Bg).sigmoid_()
         _, best_BK = self.recall.best(score_Bg, min(k, self.recall.n_groups))
         return self._ranked(self.table, vectors_BH, recall_Bg, best_BK, k)
+
+    def quantised(self) -> "LightXML":
+        """A copy for prediction on this CPU whose encoder computes in int8 (`encoder.Int8Linear`); all else is shared."""
+        shared = {id(tensor): tensor for tensor in [*self.parameters(), *self.buffers()]}
+        model = copy.deepcopy(self, shared)
+        quantise(model.encoder)
+        return model.eval()
 
     def _ranked(self, table: LabelTable, vectors_BH: Tensor, recall_Bg: Tensor, shortlist_BK: Tensor, k: int) -> Ranked:
         """The best labels in the groups of a shortlist that all workers share, by all workers' scores."""

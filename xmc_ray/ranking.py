@@ -24,7 +24,7 @@ from xmc_ray.rows import OwnedRows, RowGradients, with_gradient
 
 ALIGNMENT = 8  # grouped_mm wants rows of a multiple of 16 bytes: 8 numbers of two bytes
 _GROUPS = 64  # groups that are multiplied at a time on a CPU: their blocks are still in the cache when they are needed again
-_SCORES = 1 << 21  # scores of all labels that are held at a time on a CPU; a GPU takes 32 times as many
+_SCORES = 1 << 20  # scores of all labels that are held at a time on a CPU; a GPU takes 32 times as many
 _DENSE = 8  # where more than one in so many (document, group) pairs is wanted, all are computed: one product does it
 
 
@@ -204,7 +204,7 @@ class LabelTable(OwnedRows):
         groups = torch.arange(here.start, here.start + len(bias_UM), device=bias_UM.device)
         bias_UM = bias_UM.masked_fill(~self.valid(groups + self.own.start), -torch.inf).to(vectors_BH.dtype)
         logits_BC = F.linear(vectors_BH, weight_UMH.flatten(0, 1), bias_UM.flatten())
-        return logits_BC.unflatten(1, bias_UM.shape).amax(2).float()
+        return logits_BC.view(-1, *bias_UM.shape).amax(2).float()
 
     def _scores(self, vectors_BH: Tensor, weight_UMH: Tensor, pairs: Pairs, ends_U: Tensor) -> Tensor:
         """float32[N, M]: the product of each pair's document vector with the block of its group, plus the biases."""

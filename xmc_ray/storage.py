@@ -285,6 +285,47 @@ def local_copy(uri: Uri, folder: Uri | None = None) -> Path:
     return target / posixpath.relpath(path, base)
 
 
+def node_copy(uri: Uri, key: str) -> Path:
+    """Like ``local_copy``, but one copy for all processes of this user on this machine, named by what is in it: ``key``.
+
+    The first one downloads while the others wait; one that is killed on the way leaves nothing that counts. The copy outlives
+    the process, until another is downloaded and nobody uses this one. Its files are to be read only.
+    """
+    if _is_local(uri):
+        return local_copy(uri)
+    import fcntl  # not on Windows
+
+    home = Path(tempfile.gettempdir(), f"xmc_ray-{os.getuid()}")
+    home.mkdir(mode=0o700, exist_ok=True)
+    if home.lstat().st_uid != os.getuid():
+        raise ConfigError("the folder for copies is somebody else's", where=home, way_out="set TMPDIR")
+    copy, part = home / key, home / f"{key}.part"
+    # The kernel lets go of a lock when its file is closed: the first at the end of this call, the other with the process.
+    with open(home / f"{key}.download", "w") as downloading:
+        fcntl.flock(downloading, fcntl.LOCK_EX)
+        fcntl.flock(os.open(home / f"{key}.use", os.O_CREAT | os.O_RDWR), fcntl.LOCK_SH)
+        root = _split(uri)[1]
+        expected = {posixpath.relpath(_split(file.uri)[1], root): file.size for file in all_files(uri)}
+        found = {str(path.relative_to(copy)): path.stat().st_size for path in copy.rglob("*") if path.is_file()}
+        if found != expected or not expected:
+            _remove_unused(home)
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(copy, ignore_errors=True)
+            local_copy(uri, part).rename(copy)
+    return copy
+
+
+def _remove_unused(home: Path) -> None:
+    """Make room: away with the copies that no process holds."""
+    import fcntl
+
+    for lock in home.glob("*.use"):
+        with open(lock) as held, suppress(BlockingIOError):
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in (lock.with_suffix(""), lock.with_suffix(".part")):
+                shutil.rmtree(left, ignore_errors=True)
+
+
 def patiently(act: Callable[[], T], seconds: float) -> T:
     """The result of ``act``, which is tried again for ``seconds`` while storage does not answer as it should."""
     give_up = time.monotonic() + seconds
