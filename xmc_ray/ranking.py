@@ -23,8 +23,8 @@ from xmc_ray.groups import LabelGroups
 from xmc_ray.rows import OwnedRows, RowGradients, with_gradient
 
 ALIGNMENT = 8  # grouped_mm wants rows of a multiple of 16 bytes: 8 numbers of two bytes
-_GROUPS = 64  # groups that are multiplied at a time on a CPU: their blocks are still in the cache when they are needed again
-_SCORES = 1 << 20  # scores of all labels that are held at a time on a CPU; a GPU takes 32 times as many
+_GROUPS = 64  # groups that are multiplied at a time: their blocks are still in the cache when they are needed again
+_SCORES = 1 << 20  # scores of all labels that are held at a time; predicting, a GPU takes 32 times as many of either
 _DENSE = 8  # where more than one in so many (document, group) pairs is wanted, all are computed: one product does it
 
 
@@ -144,32 +144,33 @@ class LabelTable(OwnedRows):
         """float[B, K, M]: probabilities of the labels of the shortlisted groups; -1 where this worker has no such label."""
         nothing = shortlist_BK.new_empty(0)
         pairs = candidate_pairs(shortlist_BK, nothing, nothing, self.own)
-        probability_NM = self._logits(vectors_BH, pairs).sigmoid_().masked_fill_(~self.valid(pairs.group_N), -1)
-        elsewhere_1M = probability_NM.new_full((1, probability_NM.shape[1]), -1)
+        probability_NM = vectors_BH.new_full(
+            (len(pairs.key_N) + 1, self.places), -1, dtype=torch.float32
+        )  # the last: elsewhere
+        for here, logits_NM in self._logits(vectors_BH, pairs):
+            probability_NM[here] = logits_NM.sigmoid_()
+        probability_NM[:-1].masked_fill_(~self.valid(pairs.group_N), -1)
         row_BK = torch.arange(len(shortlist_BK), device=shortlist_BK.device)[:, None].expand_as(shortlist_BK)
         place_BK = torch.searchsorted(pairs.key_N, shortlist_BK * len(shortlist_BK) + row_BK)
         place_BK = torch.where(self.owned(shortlist_BK), place_BK, len(pairs.key_N))
-        return torch.cat([probability_NM, elsewhere_1M])[place_BK]
+        return probability_NM[place_BK]
 
     def peaks(self, vectors_BH: Tensor, wanted_Bg: Tensor) -> Tensor:
         """float32[B, g]: the highest logit in each own group that a document wants (``wanted_Bg``: bool).
 
         Groups that are not wanted have theirs or -inf, whichever is less work. Never more than a few groups' scores are held.
         """
-        step = _SCORES if self.weight.device.type == "cpu" else 32 * _SCORES
-        step = max(1, step // max(1, len(vectors_BH) * self.places))
         peak_Bg = vectors_BH.new_full(wanted_Bg.shape, -torch.inf, dtype=torch.float32)
-        counts = [part.sum() for part in wanted_Bg.sum(0).split(step)] if len(self.own) else []
-        for chunk, count in enumerate(torch.stack(counts).tolist() if counts else []):
-            here = slice(chunk * step, (chunk + 1) * step)
-            if count * _DENSE > wanted_Bg[:, here].numel():
-                peak_Bg[:, here] = self._peaks_of_all(vectors_BH, here)
-            elif count:
-                group_N, row_N = wanted_Bg[:, here].T.nonzero(as_tuple=True)
-                group_N += here.start
-                pairs = Pairs(row_N, group_N + self.own.start, group_N)
-                logits_NM = self._logits(vectors_BH, pairs).masked_fill_(~self.valid(pairs.group_N), -torch.inf)
-                peak_Bg[row_N, group_N] = logits_NM.amax(1)
+        if int(wanted_Bg.sum()) * _DENSE <= wanted_Bg.numel():
+            group_N, row_N = wanted_Bg.T.nonzero(as_tuple=True)
+            pairs = Pairs(row_N, group_N + self.own.start, group_N)
+            for here, logits_NM in self._logits(vectors_BH, pairs):
+                logits_NM.masked_fill_(~self.valid(pairs.group_N[here]), -torch.inf)
+                peak_Bg[row_N[here], group_N[here]] = logits_NM.amax(1)
+            return peak_Bg
+        step = max(1, self._at_a_time(_SCORES) // (len(vectors_BH) * self.places))
+        for first in range(0, len(self.own), step):
+            peak_Bg[:, first : first + step] = self._peaks_of_all(vectors_BH, slice(first, first + step))
         return peak_Bg
 
     def gradients(self) -> Iterator[RowGradients]:
@@ -189,14 +190,15 @@ class LabelTable(OwnedRows):
             bias_UM.index_add_(0, torch.searchsorted(group_U, group_N[here]), part_NM.float())
             yield RowGradients(group_U - self.own.start, weight_UMH.float(), bias_UM)
 
-    def _logits(self, vectors_BH: Tensor, pairs: Pairs) -> Tensor:
-        """float32[N, M]: those of ``pairs``, of own groups."""
-        logits_NM = vectors_BH.new_empty(len(pairs.group_N), self.places, dtype=torch.float32)
-        for here, group_U, ends_U in pairs.chunks(_GROUPS if self.weight.device.type == "cpu" else max(1, len(self.own))):
-            weight_UMH = self.weight[group_U - self.own.start].to(vectors_BH.dtype)
+    def _at_a_time(self, on_cpu: int) -> int:
+        return on_cpu if self.weight.device.type == "cpu" else 32 * on_cpu
+
+    def _logits(self, vectors_BH: Tensor, pairs: Pairs) -> Iterator[tuple[slice, Tensor]]:
+        """float32[n, M]: those of ``pairs``, of own groups, a few groups at a time, and where these pairs lie."""
+        for here, group_U, ends_U in pairs.chunks(self._at_a_time(_GROUPS)):
             part = Pairs(pairs.row_N[here], pairs.group_N[here], pairs.key_N[here])
-            logits_NM[here] = self._scores(vectors_BH, weight_UMH, part, ends_U)
-        return logits_NM
+            weight_UMH = self.weight.index_select(0, group_U - self.own.start)  # twice as fast as [...]
+            yield here, self._scores(vectors_BH, weight_UMH.to(vectors_BH.dtype), part, ends_U)
 
     def _peaks_of_all(self, vectors_BH: Tensor, here: slice) -> Tensor:
         """[B, U]: the highest logit in each own group in ``here``, by one product."""
