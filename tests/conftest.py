@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow.fs
 import pytest
-from fruit import write_catalogue
+from fruit import options, write_catalogue
 
 ROOT = Path(__file__).parent.parent
 
@@ -160,6 +160,43 @@ def fruit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("fruit")
     write_catalogue(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(ray_session: None, fruit: Path, tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a model trained by one worker."""
+    from xmc_ray import command, training
+
+    output = tmp_path_factory.mktemp("runs") / "one"
+    arguments = options(fruit, tiny_encoder, output, f"--cache={output.parent / 'cache'}")
+    training.run(command.parse(training.TrainConfig, arguments))
+    return output
+
+
+@pytest.fixture(scope="session")
+def bundles(fruit: Path, trained: Path, other_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The trained bundle, and one with another encoder and tokenizer, shorter texts and no groups, half trained."""
+    import pyarrow.parquet as pq
+
+    from xmc_ray.classifier import FitConfig, XMCClassifier
+    from xmc_ray.encoder import EncoderConfig
+    from xmc_ray.groups import GroupsConfig
+    from xmc_ray.loop import LoopConfig
+    from xmc_ray.optim import OptimConfig
+    from xmc_ray.text import TextConfig
+
+    train = pq.read_table(fruit / "train.parquet")
+    config = FitConfig(
+        encoder=EncoderConfig(name=str(other_encoder), feature_layers=2, pooling="mean"),
+        text=TextConfig(max_tokens=8),
+        groups=GroupsConfig(max_size=1),
+        optim=OptimConfig(encoder_lr=2e-3, head_lr=2e-2),
+        loop=LoopConfig(epochs=2, batch_size=8),
+    )
+    classifier = XMCClassifier.fit(train["text"].to_pylist(), train["labels"].to_pylist(), config=config)
+    other = str(tmp_path_factory.mktemp("bundles") / "other")
+    classifier.save(other)
+    return [str(trained / "bundle"), other]
 
 
 WORDS = ["a", "an", "the", "red", "green", "yellow", "blue", "apple", "pear", "plum", "grape", "fruit", "number", "text"]

@@ -6,6 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from xmc_ray import storage
+
+_TAGS = pa.schema([("id", pa.string()), ("labels", pa.list_(pa.string())), ("scores", pa.list_(pa.float32()))])
+_REJECTS = pa.schema([("file", pa.string()), ("row", pa.int64()), ("id", pa.string()), ("reason", pa.string())])
+
 COLOURS, KINDS = ["red", "green", "yellow"], ["apple", "pear", "plum", "grape"]
 
 
@@ -43,3 +48,20 @@ def options(fruit: Path, tiny_encoder: Path, output: object, *further: str) -> l
         "workers.threads": 1,  # more than one is many times slower where other processes are busy
     }
     return [f"--{name}={value}" for name, value in settings.items()] + list(further)
+
+
+def document(number: int) -> dict[str, str]:
+    """A row of a catalogue as long as one likes; its id says its number."""
+    text = f"a {COLOURS[number % 3]} {KINDS[number % 4]} number {number}"
+    return {"id": f"d{number}", "text": text}
+
+
+def read_night(folder: object) -> tuple[pa.Table, pa.Table]:
+    """Tags and rejects of a finished night: of the files that its marker names, in their order."""
+    marker = storage.read_json(storage.join(str(folder), "_SUCCESS"))
+    tables = []
+    for names, empty in ((marker["files"], _TAGS), (marker["rejects"], _REJECTS)):
+        places = [storage.arrow_filesystem(storage.join(str(folder), name)) for name in names]
+        files = [pq.read_table(path, filesystem=filesystem, partitioning=None) for filesystem, path in places]
+        tables.append(pa.concat_tables(files) if files else empty.empty_table())
+    return tables[0], tables[1]

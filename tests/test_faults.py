@@ -3,12 +3,7 @@
 In all of these the order of the documents is kept, so the final parameters are those of the run that nothing happened to.
 """
 
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, S3
+from conftest import S3
+from faults import SECONDS, children, kill, running, submit, wait_for
 from fruit import options
 from safetensors.torch import load_file
 
@@ -34,7 +30,6 @@ SETTINGS = [
     "--checkpoints.keep_last=3",
     "--optim.swa_start=0.5",
 ]
-SECONDS = 300  # to wait for a moment that has to come
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +52,7 @@ def test_workers_and_data_tasks_are_killed(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     place = tmp_path / "run" / "checkpoints"
-    with running(parse(settings(tmp_path / "run"))) as result:
+    with training_run(parse(settings(tmp_path / "run"))) as result:
         # a worker in a step, after the first checkpoint
         wait_for(lambda: complete(place))
         kill(children("ray::RayTrainWorker")[-1:])
@@ -76,7 +71,7 @@ def test_the_driver_is_killed_and_a_checkpoint_is_cut_short(
     settings: Callable[[object], list[str]], undisturbed: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     place, arguments = tmp_path / "run" / "checkpoints", settings(tmp_path / "run")
-    first = submit(arguments)
+    first = submit("train", arguments)
     wait_for(lambda: len(complete(place)) >= 2)
     orphans = children("ray::", of=first.pid)
     first.kill()
@@ -86,7 +81,7 @@ def test_the_driver_is_killed_and_a_checkpoint_is_cut_short(
     shard = next(Path(newest).glob("rows-00001-*"))
     shard.write_bytes(shard.read_bytes()[:-100])
 
-    again = submit(arguments)
+    again = submit("train", arguments)
     output = again.communicate(timeout=SECONDS)[0]
     assert again.returncode == 0, output
     assert re.search(rf"warning: passing over the checkpoint {newest}: cut short, rows-00001", output)
@@ -99,7 +94,7 @@ def test_storage_is_away_for_twenty_seconds_in_a_checkpoint(
     settings: Callable[[object], list[str]], undisturbed: dict[str, torch.Tensor], s3: S3
 ) -> None:
     output = s3.uri("faults/run")
-    with running(parse(settings(output))) as result:
+    with training_run(parse(settings(output))) as result:
         wait_for(lambda: complete(storage.join(output, "checkpoints")))
         s3.stop()
         time.sleep(20)
@@ -116,38 +111,20 @@ def parse(arguments: list[str]) -> training.TrainConfig:
 
 
 @contextmanager
-def running(config: training.TrainConfig) -> Iterator[dict[str, Any]]:
-    """A run in a thread of its own while the body goes on; at the end ``bundle`` is its address. ``lines``: what it said."""
-    result: dict[str, Any] = {"lines": []}
+def training_run(config: training.TrainConfig) -> Iterator[dict[str, Any]]:
+    """A run to disturb; at the end ``bundle`` is its address. ``lines``: what it said."""
+    lines: list[str] = []
 
     def say(line: str) -> None:
         print(line, flush=True)
-        result["lines"].append(line + "\n")
-
-    def work() -> None:
-        try:
-            result["bundle"] = training.run(config)
-        except BaseException as error:  # raised again below
-            result["error"] = error
+        lines.append(line + "\n")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("xmc_ray.journal.say", say)
-        thread = threading.Thread(target=work, name="run")
-        thread.start()
-        try:
-            yield result
-        finally:
-            thread.join(SECONDS)
-    if "error" in result:
-        raise result["error"]
-    assert "bundle" in result, "the run has not come to an end"
-
-
-def submit(arguments: list[str]) -> "subprocess.Popen[str]":
-    """The job as a user starts it, with a local Ray of its own."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    job = [sys.executable, str(ROOT / "jobs" / "train.py"), *arguments]
-    return subprocess.Popen(job, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        told: dict[str, Any] = {"lines": lines}
+        with running(lambda: training.run(config)) as outcome:
+            yield told
+        told["bundle"] = outcome["result"]
 
 
 def restarts(result: dict[str, Any]) -> list[str]:
@@ -162,13 +139,6 @@ def complete(place: object) -> list[str]:
         return []
 
 
-def wait_for(moment: Callable[[], object]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not moment():
-        assert time.monotonic() < deadline, "the moment has not come"
-        time.sleep(0.002)
-
-
 def kill_in_a_write(place: Path) -> bool:
     """Kill all workers while a checkpoint has files but no marker; whether it stayed without."""
     for folder in place.glob("step-*"):
@@ -176,27 +146,6 @@ def kill_in_a_write(place: Path) -> bool:
             kill(children("ray::RayTrainWorker"))
             return folder.exists() and not (folder / MARKER).exists()
     return False
-
-
-def children(name: str, of: int | None = None) -> list[int]:
-    """The processes below this one (or ``of``) whose title begins with ``name``."""
-    parent, title = {}, {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            parent[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            title[int(entry.name)] = (entry / "cmdline").read_text()
-        except OSError:
-            continue
-    found, level = [], {of or os.getpid()}
-    while level := {pid for pid, above in parent.items() if above in level}:
-        found += [pid for pid in level if title.get(pid, "").startswith(name)]
-    return sorted(found)
-
-
-def kill(pids: list[int]) -> bool:
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    return bool(pids)
 
 
 def weights(bundle: str) -> dict[str, torch.Tensor]:

@@ -9,14 +9,15 @@ import pyarrow.compute as pc
 import ray.data
 
 from xmc_ray import storage
-from xmc_ray.corpus import DocumentsConfig, read_documents
+from xmc_ray.corpus import read_documents
+from xmc_ray.documents import DocumentsConfig
 from xmc_ray.ensemble import Members
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.labels import LabelIndex
 from xmc_ray.metrics import Metrics, table
+from xmc_ray.predictor import PoolConfig, matrix, predictions
 from xmc_ray.preparation import tokenise
 from xmc_ray.session import arrow_batches, connect, own_errors
-from xmc_ray.tagging import PoolConfig, matrix, predictions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,26 +43,32 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     """
     if config.output is not None and storage.exists(storage.join(config.output, "metrics.json")):
         raise ConfigError("metrics.json is there already", where=config.output, way_out="choose another output or remove it")
-    members = Members.read(config.bundle)
-    labels_file, tokenizers = members.fetch()
-    labels = LabelIndex.load(labels_file)
-    metrics = Metrics.empty(labels.counts, labels.n_documents, ks=tuple(sorted(config.ks)))
-    connect()
     started = time.monotonic()
-    with own_errors():
-        tokenised = tokenise(read_documents(config.documents, labelled=True), *tokenizers)
-        predicted = predictions(tokenised, members.uris, max(config.ks), config.pool)
-        counts = _score(predicted, labels, metrics)
-    result = metrics.result()
-    if not result["total"]["documents"]:
-        raise DataError("no document has a label that the bundle knows", where=config.documents.uri, found=counts)
-    result |= counts | {"bundle": members.fingerprint}
+    result = measure(config.documents, config.bundle, config.pool, ks=tuple(sorted(config.ks)))
     print(table(result))
-    rate = counts["documents"] / (time.monotonic() - started)
-    print(f"{counts['documents']:,} documents, {counts['rejected']:,} rejected, {rate:,.0f} documents/s with start-up")
+    rate = result["documents"] / (time.monotonic() - started)
+    print(f"{result['documents']:,} documents, {result['rejected']:,} rejected, {rate:,.0f} documents/s with start-up")
     if config.output is not None:
         storage.write_json(storage.join(config.output, "metrics.json"), result)
     return result
+
+
+def measure(
+    documents: DocumentsConfig, bundle: str | list[str], pool: PoolConfig, ks: tuple[int, ...] = (1, 3, 5, 10)
+) -> dict[str, Any]:
+    """The metrics of `run`, of any labelled documents."""
+    members = Members.read(bundle)
+    labels_file, tokenizers = members.fetch()
+    labels = LabelIndex.load(labels_file)
+    metrics = Metrics.empty(labels.counts, labels.n_documents, ks=ks)
+    connect()
+    with own_errors():
+        tokenised = tokenise(read_documents(documents, labelled=True), *tokenizers)
+        counts = _score(predictions(tokenised, members.uris, max(ks), pool), labels, metrics)
+    result = metrics.result()
+    if not result["total"]["documents"]:
+        raise DataError("no document has a label that the bundle knows", where=documents.uri, found=counts)
+    return result | counts | {"bundle": members.fingerprint}
 
 
 def _score(predicted: ray.data.Dataset, labels: LabelIndex, metrics: Metrics) -> dict[str, int]:

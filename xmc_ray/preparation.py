@@ -16,7 +16,8 @@ import ray.data
 
 from xmc_ray import storage
 from xmc_ray.classifier import FitConfig
-from xmc_ray.corpus import DocumentsConfig, list_inputs, read_documents
+from xmc_ray.corpus import list_inputs, read_documents
+from xmc_ray.documents import DocumentsConfig
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.groups import GroupsConfig, LabelGroups, group_labels
 from xmc_ray.labels import LabelIndex
@@ -86,7 +87,7 @@ def prepare(
 
 def _fingerprint(documents: DocumentsConfig, tokenizer: Tokenizer, share: float, seed: int) -> str:
     files = [[file.uri, file.size, file.version] for file in list_inputs(documents)]
-    columns = [documents.id, documents.text, documents.separator, documents.labels]
+    columns = [documents.id, documents.text, documents.separator, documents.labels, documents.max_bytes]
     content = json.dumps([FORMAT, files, columns, tokenizer.fingerprint, share, seed])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -130,7 +131,7 @@ def tokenise(
     Each tokenizer has its own `token_columns`; ``truncated`` is what any of them cuts off. ``held_out`` marks that share of
     the rows, by id; other columns stay as they are, ``text`` only if asked for.
     """
-    task = partial(_tokenise, tokenizers=tokenizers, held_out=held_out, keep_text=keep_text)
+    task = partial(tokenise_table, tokenizers=tokenizers, held_out=held_out, keep_text=keep_text)
     return documents.map_batches(task, batch_format="pyarrow", batch_size=2048)
 
 
@@ -148,7 +149,10 @@ def read_names(uri: str) -> pa.Table:
         raise DataError("cannot read label names", where=uri, found=error, expected="a Parquet file: label, name") from error
 
 
-def _tokenise(table: pa.Table, tokenizers: Sequence[Tokenizer], held_out: float, keep_text: bool) -> pa.Table:
+def tokenise_table(
+    table: pa.Table, tokenizers: Sequence[Tokenizer], held_out: float = 0.0, keep_text: bool = False
+) -> pa.Table:
+    """What `tokenise` does with a batch."""
     good = pc.is_null(table["reason"]).combine_chunks()
     texts = pc.if_else(good, table["text"].combine_chunks().fill_null(""), "")
     encoded = [tokenizer.encode(texts) for tokenizer in tokenizers]

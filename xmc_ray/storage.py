@@ -17,6 +17,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,8 @@ T = TypeVar("T")
 
 # An endpoint that does not answer is reported within about half a minute; a slow one is waited for.
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 5, 60, 3
+PATIENCE = 300.0  # seconds that a job in the middle of its work waits for a storage that does not answer
+_REMOVERS = 16  # files removed at a time
 _PAUSE = 1.0  # seconds from one attempt of `patiently` to the next
 
 
@@ -179,6 +182,22 @@ def list_files(uri: Uri, suffixes: Sequence[str] = ()) -> list[FileInfo]:
     return wanted
 
 
+def stat(uri: Uri) -> FileInfo:
+    """Size and version of one file, as it is now; FileNotFoundError if there is none."""
+    fs, path = filesystem(uri)
+    if _is_local(uri):
+        status = os.stat(path)
+        return FileInfo(uri=os.fspath(uri), size=status.st_size, version=str(status.st_mtime_ns))
+    try:
+        info = fs.info(path)
+    except FileNotFoundError:
+        raise
+    except (OSError, BotoCoreError):
+        with explained(uri):
+            raise
+    return FileInfo(uri=os.fspath(uri), size=info["size"], version=info["ETag"].strip('"'))
+
+
 def read_bytes(uri: Uri) -> bytes:
     """A whole file; DataError if there is none."""
     fs, path = filesystem(uri)
@@ -238,10 +257,28 @@ def remove(uri: Uri, *, last: str | None = None) -> None:
     names = [_split(file.uri)[1] for file in all_files(uri)]
     with explained(uri), suppress(FileNotFoundError):
         # One by one: the recursive form takes [, * and ? for patterns and keeps silent on files that it may not remove.
-        for name in sorted(names, key=lambda name: name == f"{path}/{last}"):
-            fs.rm_file(name)
+        marker = f"{path}/{last}"
+        with ThreadPoolExecutor(_REMOVERS) as pool:
+            list(pool.map(fs.rm_file, [name for name in names if name != marker]))
+        if marker in names:
+            fs.rm_file(marker)
         if _is_local(uri) and os.path.isdir(path):
             shutil.rmtree(path)
+
+
+def move(uri: Uri, target: Uri) -> None:
+    """Give a file another address on the same storage, in place of what is there; nothing is done if that was done before."""
+    fs, source = filesystem(uri)
+    destination = _split(target)[1]
+    with explained(uri):
+        if not fs.exists(source) and fs.exists(destination):
+            return
+        if _is_local(uri):
+            os.makedirs(os.path.dirname(destination), exist_ok=True)
+            os.replace(source, destination)
+        else:
+            fs.cp_file(source, destination)
+            fs.rm_file(source)
 
 
 def upload(folder: Uri, uri: Uri, *, last: str | None = None) -> None:

@@ -1,65 +1,60 @@
-"""The tagging job: documents in, their best labels out, as Parquet in a folder for the day.
+"""The tagging job: documents in, their best labels out, as Parquet in a folder for the day (see `night`).
 
-<output>/dt=2026-11-23/
-    run.json          what this run is: input files, bundle, settings; written first
-    part-*.parquet    tags
-    rejects/          rows that cannot be tagged, with reasons
-    manifest.json     counts, times, histograms
-    _SUCCESS          written last; without it the folder is unfinished, and the same command starts it again
+    census    one pass over the input: rows, duplicates, what the night before has already; cut into pieces
+    pieces    read and tokenise (CPU tasks) -> tag (actors) -> write (CPU tasks), each piece whole or not at all
+    publish   pieces become files of a good size, then manifest, report and, last, _SUCCESS
+
+The same command goes on where a killed run was: the plan is kept, and a piece that is written is done.
 """
 
-import os
+import json
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date, datetime, timezone
-from itertools import islice
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.data
-import torch
-from ray.data import ActorPoolStrategy
 
-from xmc_ray import storage
-from xmc_ray.corpus import DocumentsConfig, list_inputs, read_documents, text_digest
-from xmc_ray.ensemble import Ensemble, Members
-from xmc_ray.errors import ConfigError
-from xmc_ray.labels import list_lengths, lists_from_rows
-from xmc_ray.loop import LoopConfig
-from xmc_ray.preparation import token_columns, tokenise
-from xmc_ray.session import connect, own_errors
-from xmc_ray.sink import TagSink
+from xmc_ray import evaluation, night, storage
+from xmc_ray.account import Account, watched
+from xmc_ray.census import Plan, take_census
+from xmc_ray.corpus import check_columns, list_inputs
+from xmc_ray.documents import DocumentsConfig, Rules
+from xmc_ray.drift import DriftConfig
+from xmc_ray.ensemble import Members
+from xmc_ray.errors import ConfigError, DataError, ModelError
+from xmc_ray.night import Night
+from xmc_ray.pieces import CopyPieces, ReadPieces, Summary, TagColumns, TagPieces, WritePieces, finished, some_texts
+from xmc_ray.predictor import PoolConfig, ScoringConfig, settle_scoring
+from xmc_ray.session import arrow_batches, connect, own_errors
+from xmc_ray.storage import FileInfo
 
-SUCCESS, MANIFEST, IDENTITY = "_SUCCESS", "manifest.json", "run.json"
-_SHOWN_LABELS = 1000  # the most frequent ones; a manifest with a million lines is read by nobody
+_PIECES_A_TASK = 8  # neighbours that one task reads, so that a large row group is not read for each
+_PIECES_AN_ACTOR = 12  # at least, so that no actor waits long for the last ones
+_MEASURED = 256  # documents that scoring and int8 are measured on
+_SCORING = "scoring.json"
+_BY_ROW: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": 1}
+# How the night is computed and judged, but not what it is: it may be taken up again with other values of these.
+_FREE = ("overwrite", "pool", "date", "commit_rows", "target_bytes", "max_reject_share", "gate", "drift")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolConfig:
-    """The actors that hold the model, or all models of an ensemble."""
+class GateConfig:
+    """A test that a bundle has to pass before it tags anything."""
 
-    min: int = 1
-    """Actors to start with."""
-    max: int = 1
-    """Actors at most; the pool grows towards it while documents wait."""
-    gpu: bool = False
-    """Give each actor a GPU."""
-    cpus: int = 2
-    """CPUs that an actor asks the cluster for; with 1 and no GPU, Ray would tokenise inside the actor, one after the other."""
-    threads: int = 0
-    """Threads of an actor on a CPU; 0 shares the machine's cores among ``max`` actors."""
-    batch_rows: int = 2048
-    """Documents that an actor takes at a time and sorts by length."""
-    token_budget: int = 8192
-    """Most tokens, padding included, that go through the encoder at once."""
+    documents: DocumentsConfig | None = None
+    """Documents whose labels are known; no gate, if not given."""
+    at_least: dict[str, float] = field(default_factory=dict)
+    """Metrics, such as P@1, and the least value of each, 0 to 1."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min <= self.max:
-            raise ConfigError("pool sizes do not fit", found=f"min {self.min}, max {self.max}", expected="1 <= min <= max")
+        if (self.documents is None) != (not self.at_least):
+            raise ConfigError("gate.documents and gate.at_least go together", found="only one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,19 +69,33 @@ class TagConfig:
     """Where the folders of the days lie."""
     date: str | None = None
     """The day, YYYY-MM-DD, that names the folder; today (UTC) if not given."""
+    previous: str | None = None
+    """A finished night whose tags are taken over for documents that have not changed: its folder, or `last`."""
     k: int = 10
     """Most tags a document gets."""
     min_score: float = 0.0
     """Tags with a lower score are left out."""
+    max_reject_share: float = 0.01
+    """Share of rejected documents above which the night fails."""
     overwrite: bool = False
-    """Replace what another run has left in the day's folder."""
+    """Make the night anew, beside what another run has left in the day's folder, and replace that at the end."""
+    commit_rows: int = 20_000
+    """Documents that a kill costs at most, for each actor."""
+    target_bytes: int = 128 << 20
+    """Size of the files of tags, about."""
+    model: ScoringConfig = field(default_factory=ScoringConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    drift: DriftConfig = field(default_factory=DriftConfig)
 
     def __post_init__(self) -> None:
         if self.k < 1:
             raise ConfigError("k does not fit", found=self.k, expected="at least 1")
-        if not 0 <= self.min_score <= 1:
-            raise ConfigError("min_score does not fit", found=self.min_score, expected="0 to 1")
+        for name in ("min_score", "max_reject_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} does not fit", found=getattr(self, name), expected="0 to 1")
+        if self.commit_rows < 2 or self.target_bytes < 1:
+            raise ConfigError("commit_rows or target_bytes is too small", found=f"{self.commit_rows}, {self.target_bytes}")
         if self.date is not None:
             try:
                 date.fromisoformat(self.date)
@@ -97,146 +106,197 @@ class TagConfig:
 def run(config: TagConfig) -> str:
     """Tag the catalogue and return the folder of the day; a finished run is left as it is.
 
-    Raises ConfigError when the folder holds another run, DataError and ModelError for what cannot be read; nothing is
-    written before the settings, the input and the bundle have been looked at.
+    Raises ConfigError when the folder holds another run, DataError when too much is rejected or the labels have moved too far,
+    ModelError for a bundle that cannot be read or does not pass the gate. Nothing is written before the settings, the input
+    and the bundle have been looked at; what is written stays for the next attempt.
     """
     started = datetime.now(timezone.utc)
-    folder = storage.join(config.output, f"dt={config.date or started.date()}")
-    members = Members.read(config.bundle)
+    day = config.date or str(started.date())
+    folder = storage.join(storage.absolute(config.output), f"dt={day}")
+    members, files = Members.read(config.bundle), list_inputs(config.documents)
     identity = {
         "bundle": members.fingerprint,
-        "input": [asdict(file) for file in list_inputs(config.documents)],
-        "config": {name: value for name, value in asdict(config).items() if name not in ("overwrite", "pool", "date")},
+        "input": [asdict(file) for file in files],
+        "config": {name: value for name, value in asdict(config).items() if name not in _FREE},
     }
-    if _finished(folder, identity, config.overwrite):
+    this = Night.open(folder, identity, config.overwrite)
+    if this is None:
         print(f"finished before, nothing to do: {folder}", flush=True)
         return folder
+    check_columns(files, config.documents, labelled=False)
     connect()
     with own_errors():
-        documents = read_documents(config.documents, labelled=False)  # looks at the first file's columns
-        storage.remove(storage.join(folder, SUCCESS))
-        storage.remove(folder, last=IDENTITY)
-        storage.write_json(storage.join(folder, IDENTITY), identity)
-        clock = time.monotonic()
-        summary = _tag(documents, config, folder, members)
-        manifest = identity | {
-            "run": f"{folder.rsplit('/', 1)[-1]}-{members.fingerprint}",
-            "started": started.isoformat(timespec="seconds"),
-            "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "documents_per_second": round(summary["in"] / (time.monotonic() - clock), 1),
-            **summary,
-        }
-    storage.write_json(storage.join(folder, MANIFEST), manifest)
-    storage.write_bytes(storage.join(folder, SUCCESS), b"")
+        _pass_gate(config)
+        manifest = _Making(config, this, members, files, _previous(config, day, members.fingerprint)).finish(started)
     print(_report(manifest, folder), flush=True)
     return folder
 
 
-def predictions(tokenised: ray.data.Dataset, bundles: list[str], k: int, pool: PoolConfig) -> ray.data.Dataset:
-    """``ids`` (fixed list<int64>[k], -1 pads) and ``probabilities`` (list<float32>[k]) in the place of a stream's tokens."""
-    return tokenised.map_batches(
-        Predictor,
-        fn_constructor_args=(bundles, k, pool),
-        batch_format="pyarrow",
-        batch_size=pool.batch_rows,
-        compute=ActorPoolStrategy(min_size=pool.min, max_size=pool.max),
-        num_cpus=pool.cpus,
-        num_gpus=1 if pool.gpu else 0,
-    )
+class _Making:
+    """A night in the making."""
+
+    def __init__(self, config: TagConfig, this: Night, members: Members, files: list[FileInfo], previous: str | None) -> None:
+        self.config, self.night, self.members, self.files, self.previous = config, this, members, files, previous
+        self.rules = Rules.of(config.documents, labelled=False)
+        labels_file, self.tokenizers = members.fetch()
+        labels = pq.read_table(labels_file, columns=["label", "name", "count"])
+        self.columns = TagColumns(labels, members.fingerprint, config.min_score)
+        self.account = Account(labels)
+
+    def finish(self, started: datetime) -> dict[str, Any]:
+        """Whatever is left to do; the manifest."""
+        clock = time.monotonic()
+        plan = self.night.begin() or self._plan()
+        model, done = self._model(plan), finished(self.night.work)
+        for summary in done.values():
+            self.account.add(summary)
+        before = self.account.documents
+        if before:
+            print(f"going on after {before:,} of {plan.rows:,} documents: {self.night.folder}", flush=True)
+        for summary in watched(self._left(plan, done, model), self.account, plan.rows):
+            self.account.add(summary)
+            self._check_rejects(plan)
+        self._check_rejects(plan)
+        if self.account.documents != plan.rows:
+            raise DataError("rows were lost", where=self.night.folder, found=self.account.documents, expected=plan.rows)
+        manifest = {
+            "run": f"{self.night.folder.rsplit('/', 1)[-1]}-{self.night.run}",
+            **self.night.identity,
+            "previous": self.previous,
+            "scoring": model.scoring,
+            "started": started.isoformat(timespec="seconds"),
+            "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "documents_per_second": round((self.account.documents - before) / (time.monotonic() - clock), 1),
+            **self.account.manifest(),
+        }
+        page, warnings = self.account.close(manifest, self.previous, self.config.drift)
+        for warning in warnings:
+            print(f"warning: {warning}", flush=True)
+        texts = {night.REPORT: page.encode(), night.COUNTS: self.account.label_table()}
+        return self.night.publish(self.config.target_bytes, manifest, texts)
+
+    def _plan(self) -> Plan:
+        tags = night.tag_files(self.previous) if self.previous else []
+        pieces = _PIECES_AN_ACTOR * self.config.pool.max
+        plan = take_census(self.files, self.rules, tags, max(1, self.config.commit_rows // 2), pieces)
+        self.night.keep_plan(plan)
+        return plan
+
+    def _left(self, plan: Plan, done: Container[str], model: ScoringConfig) -> Iterator[Summary]:
+        """Do the pieces that are not done; the summary of each."""
+        copies = [row for row, number in enumerate(plan.reused["number"].to_pylist()) if f"r{number:06}" not in done]
+        if copies:
+            copy = CopyPieces(self.night.work, self.columns)
+            yield from _summaries(_dataset(plan.reused, copies, 1).map_batches(copy.__call__, **_BY_ROW))
+        pieces = [row for row, number in enumerate(plan.pieces["number"].to_pylist()) if f"t{number:06}" not in done]
+        if pieces:
+            with _piece_by_piece():
+                yield from _summaries(self._tagged(_dataset(plan.pieces, pieces, _PIECES_A_TASK), model))
+
+    def _tagged(self, pieces: ray.data.Dataset, model: ScoringConfig) -> ray.data.Dataset:
+        config = self.config
+        read, write = ReadPieces(self.rules, self.tokenizers), WritePieces(self.night.work, self.columns)
+        tokenised = pieces.map_batches(read.__call__, batch_format="pyarrow", batch_size=None)
+        constructor = (self.members.uris, config.k, config.pool, model)
+        tagged = tokenised.map_batches(TagPieces, fn_constructor_args=constructor, **_BY_ROW, **config.pool.resources)
+        return tagged.map_batches(write.__call__, **_BY_ROW)
+
+    def _model(self, plan: Plan) -> ScoringConfig:
+        """Settled once a night, and as in the night that tags are taken from."""
+        where, model = storage.join(self.night.work, _SCORING), self.config.model
+        if storage.exists(where):
+            return replace(model, scoring=storage.read_json(where))
+        if self.previous:
+            model = replace(model, scoring=storage.read_json(storage.join(self.previous, night.MANIFEST))["scoring"])
+        elif plan.pieces:
+            texts = some_texts(plan.pieces.slice(0, 1).to_pylist()[0], self.rules, _MEASURED)
+            model = settle_scoring(model, self.members.uris, texts, self.config.k, self.config.pool)
+        storage.write_json(where, model.scoring)
+        return model
+
+    def _check_rejects(self, plan: Plan) -> None:
+        """DataError if more than the share that is put up with is lost, however much is left to do."""
+        size = sum(file.size for file in self.files)
+        share = max(self.account.counts["rejected"] / max(plan.rows, 1), plan.lost_bytes / max(size, 1))
+        if share > self.config.max_reject_share:
+            reasons = ", ".join(f"{reason} ({rows:,})" for reason, rows in self.account.reasons.most_common(5))
+            raise DataError(
+                "too many documents are rejected",
+                where=storage.join(self.night.work, "rejects"),
+                found=f"{share:.1%}: {reasons}",
+                expected=f"at most {self.config.max_reject_share:.1%}",
+                way_out="mend the input, or run again with a higher max_reject_share; what is done stays done",
+            )
 
 
-class Predictor:
-    """An actor with the model or models, loaded once."""
-
-    def __init__(self, bundles: list[str], k: int, pool: PoolConfig) -> None:
-        torch.set_num_threads(pool.threads or max(1, (os.cpu_count() or 1) // pool.max))
-        self.k = k
-        self.loop = LoopConfig(token_budget=pool.token_budget)
-        self.ensemble = Ensemble.load(bundles).to("cuda" if pool.gpu else "cpu")
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """Predict every row that has tokens of every tokenizer; the others get pads."""
-        columns = token_columns(len(self.ensemble.tokenizers))
-        tokens = [table[name].combine_chunks() for name in columns]
-        scores, ids = np.zeros((len(table), self.k), np.float32), np.full((len(table), self.k), -1, np.int64)
-        rows = np.flatnonzero(np.all([list_lengths(lists) > 0 for lists in tokens], axis=0))
-        taken = [lists.take(pa.array(rows)) for lists in tokens]
-        scores[rows], ids[rows] = self.ensemble.predict(taken, self.k, self.loop)
-        table = table.drop_columns(columns)
-        table = table.append_column("ids", pa.FixedSizeListArray.from_arrays(pa.array(ids.ravel()), self.k))
-        return table.append_column("probabilities", pa.FixedSizeListArray.from_arrays(pa.array(scores.ravel()), self.k))
+def _previous(config: TagConfig, day: str, fingerprint: str) -> str | None:
+    """The night to take tags from, if its tags are what this one would give; says so if not."""
+    if config.previous is None:
+        return None
+    last = config.previous == "last"
+    folder = night.latest_before(storage.absolute(config.output), day) if last else storage.absolute(config.previous)
+    if folder is None:
+        print("nothing is taken over: there is no finished night before this", flush=True)
+        return None
+    night.tag_files(folder)
+    known, settings = storage.read_json(storage.join(folder, night.MANIFEST)), asdict(config)
+    different = [name for name in ("k", "min_score", "model") if known["config"].get(name) != settings[name]]
+    different += ["bundle"] if known["bundle"] != fingerprint else []
+    if different:
+        print(f"nothing is taken over: the night before had another {', '.join(different)}: {folder}", flush=True)
+        return None
+    return folder
 
 
-class TagColumns:
-    """From predicted ids to the columns of the contract: labels, scores, names, model."""
-
-    def __init__(self, labels: pa.Table, fingerprint: str, min_score: float) -> None:
-        self.labels = labels["label"].combine_chunks()
-        self.names = labels["name"].combine_chunks() if labels["name"].null_count < len(labels) else None
-        self.fingerprint = fingerprint
-        self.min_score = min_score
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """``ids`` and ``probabilities`` become lists without pads and without scores below the minimum."""
-        ids, scores = matrix(table, "ids"), matrix(table, "probabilities")
-        kept = (ids >= 0) & (scores >= self.min_score)
-        rows, places = np.nonzero(kept)[0], pa.array(ids[kept])
-        columns = {"labels": self.labels.take(places), "scores": pa.array(scores[kept])}
-        if self.names is not None:
-            columns["names"] = self.names.take(places)
-        table = table.drop_columns(["ids", "probabilities"])
-        for name, values in columns.items():
-            table = table.append_column(name, lists_from_rows(rows, values, len(table)))
-        return table.append_column("model", pa.array([self.fingerprint] * len(table), pa.string()))
+def _pass_gate(config: TagConfig) -> None:
+    """ModelError unless the bundle reaches what the gate asks for."""
+    gate = config.gate
+    if gate.documents is None:
+        return
+    total = evaluation.measure(gate.documents, config.bundle, config.pool)["total"]
+    for name, least in gate.at_least.items():
+        if name not in total:
+            raise ConfigError("no such metric", where="gate.at_least", found=name, expected=", ".join(total))
+        if total[name] < least:
+            raise ModelError(
+                "the bundle does not pass the gate",
+                where=config.bundle,
+                found=f"{name} {total[name]:.4f}",
+                expected=f"at least {least}",
+                way_out="give the bundle of the night before, or train again",
+            )
+    shown = ", ".join(f"{name} {total[name]:.4f}" for name in gate.at_least)
+    print(f"the bundle passes the gate: {shown}", flush=True)
 
 
-def matrix(table: pa.Table, name: str) -> npt.NDArray[Any]:
-    """A column of lists of one fixed size as an array, rows by values; also of a table without rows."""
-    column = table[name]
-    return np.asarray(column.combine_chunks().flatten()).reshape(len(table), column.type.list_size)
+def _dataset(table: pa.Table, rows: list[int], a_task: int) -> ray.data.Dataset:
+    """Some rows of a plan, neighbours together in a block."""
+    blocks: list[list[int]] = []
+    for row in rows:
+        if not blocks or len(blocks[-1]) >= a_task or blocks[-1][-1] != row - 1:
+            blocks.append([])
+        blocks[-1].append(row)
+    return ray.data.from_arrow([table.take(pa.array(block)) for block in blocks])
 
 
-def _tag(documents: ray.data.Dataset, config: TagConfig, folder: str, members: Members) -> dict[str, Any]:
-    """Write tags and rejects; the counts of the manifest."""
-    labels_file, tokenizers = members.fetch()
-    labels = pq.read_table(labels_file, columns=["label", "name"])
-    digested = documents.map_batches(_digest, batch_format="pyarrow", batch_size=2048)
-    predicted = predictions(tokenise(digested, *tokenizers), members.uris, config.k, config.pool)
-    columns = TagColumns(labels, members.fingerprint, config.min_score)
-    sink = TagSink(folder, sums=["truncated"])
-    predicted.map_batches(columns.__call__, batch_format="pyarrow", batch_size=None).write_datasink(sink)
-    shown = dict(islice(sink.summary["labels"].items(), _SHOWN_LABELS))
-    return {**sink.summary, "labels": shown, "distinct_labels": len(sink.summary["labels"])}
+def _summaries(written: ray.data.Dataset) -> Iterator[Summary]:
+    for table in arrow_batches(written):
+        yield from map(json.loads, table["summary"].to_pylist())
 
 
-def _digest(table: pa.Table) -> pa.Table:
-    return table.append_column("text_digest", text_digest(table["text"].combine_chunks()))
-
-
-def _finished(folder: str, identity: dict[str, Any], overwrite: bool) -> bool:
-    """Whether this very run is done. Raises ConfigError when the folder holds anything else that must not be lost."""
-    if storage.is_empty(folder):
-        return False
-    where = storage.join(folder, IDENTITY)
-    known = storage.read_json(where) if storage.exists(where) else None
-    if known is None:
-        raise ConfigError(
-            "the folder of the day holds something else", where=folder, found="no run.json", way_out="choose another output"
-        )
-    if known == identity:
-        return storage.exists(storage.join(folder, SUCCESS)) and not overwrite
-    if not overwrite:
-        raise ConfigError(
-            "the folder of the day holds another run",
-            where=folder,
-            found=f"other {', '.join(name for name in identity if known.get(name) != identity[name])}",
-            way_out="choose another output or date, or give --overwrite",
-        )
-    return False
+@contextmanager
+def _piece_by_piece() -> Iterator[None]:
+    """A block a row, so that a piece goes on as soon as it is ready, and in whatever order."""
+    context = ray.data.DataContext.get_current()
+    size, order = context.target_max_block_size, context.execution_options.preserve_order
+    context.target_max_block_size, context.execution_options.preserve_order = 1, False
+    try:
+        yield
+    finally:
+        context.target_max_block_size, context.execution_options.preserve_order = size, order
 
 
 def _report(manifest: dict[str, Any], folder: str) -> str:
-    return (
-        f"tagged {manifest['tagged']:,} of {manifest['in']:,} documents, rejected {manifest['rejected']:,}, "
-        f"truncated {manifest['truncated']:,}, {manifest['documents_per_second']:,} documents/s: {folder}"
-    )
+    parts = [f"{name} {manifest[name]:,}" for name in ("reused", "rejected", "truncated")]
+    rate = f"{manifest['documents_per_second']:,} documents/s"
+    return f"tagged {manifest['tagged']:,} of {manifest['in']:,} documents, {', '.join(parts)}, {rate}: {folder}"

@@ -70,7 +70,9 @@ class Tokenizer:
         """Tokens (list<int32>[n]) of ``texts`` (string[n]), and which texts were cut off (bool[n])."""
         encodings = self._backend.encode_batch(texts.to_pylist())
         tokens = [encoding.ids for encoding in encodings]
-        return pa.array(tokens, pa.list_(pa.int32())), pa.array([bool(encoding.overflowing) for encoding in encodings])
+        return pa.array(tokens, pa.list_(pa.int32())), pa.array(
+            [bool(encoding.overflowing) for encoding in encodings], pa.bool_()
+        )
 
     @cached_property
     def fingerprint(self) -> str:

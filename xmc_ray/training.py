@@ -21,7 +21,7 @@ from xmc_ray.bundle import MARKER, Bundle, read_settings, save_bundle
 from xmc_ray.checkpoint import CheckpointsConfig, Identity, Saved, best, find, restore
 from xmc_ray.classifier import FitConfig, build_model, epoch_plan
 from xmc_ray.command import parse, to_toml
-from xmc_ray.corpus import DocumentsConfig
+from xmc_ray.documents import DocumentsConfig
 from xmc_ray.encoder import check_encoder
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.journal import journal, say

@@ -1,0 +1,221 @@
+"""Files of documents, chunk by chunk. What can be read is read; what cannot be read is told, with its place and the reason.
+
+A chunk says where it starts, so that its rows can be read again without those before it: a row of a Parquet file, a byte of
+(unpacked) JSON lines. A storage that is away for a while is waited for, in the middle of a file as well.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from xmc_ray import storage
+from xmc_ray.documents import Rules, load_object
+from xmc_ray.errors import ConfigError
+from xmc_ray.storage import FileInfo
+
+PARQUET, JSON_LINES = (".parquet",), (".jsonl", ".jsonl.gz", ".json")
+CHUNK = 1024  # most rows of a chunk
+_BYTES = 4 << 20  # of JSON lines, read at a time; one bad line takes its chunk from the fast parser to the slow one
+_LINE = 256 << 20  # longest line; a longer one is no JSON line but a file of another kind
+_PAUSE, _LOOKS = 2.0, 3  # a file is missing, or damaged, when it is so several times, some seconds apart
+
+
+class Chunk(NamedTuple):
+    """Consecutive rows of a file, as `Rules` gives them; ``start`` is where they start and ``end`` where the next ones do.
+
+    ``reason``: why its rows cannot be read, if so; of a file whose number of rows is not known, one row stands for the rest.
+    """
+
+    start: int
+    end: int
+    table: pa.Table
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows of one file that are read together.
+
+    ``row`` is the number of the first, ``start`` its place in the file (see `Chunk`); ``reason``, if given, is why they are
+    not read at all.
+    """
+
+    file: FileInfo
+    start: int
+    row: int
+    rows: int
+    reason: str | None = None
+
+
+class _Damaged(Exception):
+    """The file holds something that cannot be read."""
+
+
+def read_file(file: FileInfo, rules: Rules, segment: Segment | None = None, chunk: int = CHUNK) -> Iterator[Chunk]:
+    """The rows of a file, or of a segment of it: exactly as many as it has, readable or not, at most ``chunk`` at a time.
+
+    Raises ConfigError when its storage does not answer for `storage.PATIENCE` seconds.
+    """
+    known = segment is not None
+    left = segment or Segment(file, 0, 0, 1 << 62)
+    if left.reason is not None:
+        yield Chunk(left.start, left.start, rules.unreadable(left.rows, left.reason, file.uri, left.row), left.reason)
+        return
+    reader = _parquet if file.uri.endswith(PARQUET) else _json_lines
+    give_up, looks = time.monotonic() + storage.PATIENCE, 0
+    while left.rows:
+        try:
+            _check_version(file)
+            for part in reader(left, rules, chunk):
+                if len(part.table):
+                    yield part
+                left = replace(left, start=part.end, row=left.row + len(part.table), rows=left.rows - len(part.table))
+                give_up, looks = time.monotonic() + storage.PATIENCE, 0
+            if not known or not left.rows:
+                return
+            reason = "the file has fewer rows than before"
+        except (OSError, pa.ArrowException, ConfigError, _Damaged) as error:
+            looks += 1
+            away = _is_away(error)
+            if away and time.monotonic() > give_up:
+                with storage.explained(file.uri):
+                    raise
+            if away or (looks < _LOOKS and not isinstance(error, _Damaged) and _is_remote(file)):
+                time.sleep(_PAUSE)
+                continue
+            reason = _told(error)
+        # Unknown rows are one row, so that the loss is seen and counted.
+        rows = left.rows if known else 1
+        yield Chunk(left.start, left.start, rules.unreadable(rows, reason, file.uri, left.row), reason)
+        return
+
+
+def columns(file: FileInfo) -> dict[str, pa.DataType | None]:
+    """The columns of a file and their types, None where each row has its own; empty if it has no rows.
+
+    Raises what pyarrow raises for a file that cannot be read.
+    """
+    filesystem, path = storage.arrow_filesystem(file.uri)
+    if file.uri.endswith(PARQUET):
+        footer = pq.read_metadata(path, filesystem=filesystem)
+        schema = footer.schema.to_arrow_schema()
+        return dict(zip(schema.names, schema.types, strict=True)) if footer.num_rows else {}
+    with filesystem.open_input_stream(path) as stream:
+        return dict.fromkeys(first_keys(next(_whole_lines(stream, 0, CHUNK), (0, b""))[1]))
+
+
+def first_keys(lines: bytes, sample: int = 100) -> list[str]:
+    """The keys of the first objects; raises ArrowInvalid if there are lines, but no object."""
+    some = lines.strip().split(b"\n")[:sample]
+    objects = [value for value in map(load_object, some) if isinstance(value, dict)]
+    if some != [b""] and not objects:
+        raise pa.ArrowInvalid(
+            f"not JSON lines; found {some[0][:40].decode(errors='replace')!r}; expected an object on each line"
+        )
+    return [*dict.fromkeys(name for value in objects for name in value)]
+
+
+def _parquet(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:
+    """A row group that cannot be read is told as such, and the next one is tried."""
+    filesystem, path = storage.arrow_filesystem(left.file.uri)
+    with filesystem.open_input_file(path) as stream:
+        file = pq.ParquetFile(stream, pre_buffer=True)
+        schema, total = file.schema_arrow, file.metadata.num_rows
+        problem = rules.problem(dict(zip(schema.names, schema.types, strict=True)))
+        stop = min(total, left.start + left.rows)
+        if problem is not None:
+            yield _lost(left.start, stop, str(problem).partition("; expected")[0], left, rules)
+            return
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        for group, end in enumerate(np.cumsum(sizes, dtype=np.int64).tolist()):
+            at, last = end - sizes[group], min(end, stop)
+            if at >= stop or end <= left.start:
+                continue
+            done = max(at, left.start)
+            try:
+                for batch in file.iter_batches(chunk, row_groups=[group], columns=rules.names, use_threads=False):
+                    first, at = at, at + len(batch)
+                    if at <= done or done >= last:
+                        continue
+                    rows = pa.Table.from_batches([batch]).slice(done - first, min(at, last) - done)
+                    yield Chunk(done, done + len(rows), rules.from_parquet(rows, left.file.uri, done))
+                    done += len(rows)
+            except (OSError, pa.ArrowException) as error:
+                if _is_away(error):
+                    raise
+                yield _lost(done, last, _told(error), left, rules)
+
+
+def _lost(start: int, end: int, reason: str, left: Segment, rules: Rules) -> Chunk:
+    return Chunk(start, end, rules.unreadable(end - start, reason, left.file.uri, start), reason)
+
+
+def _json_lines(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:
+    filesystem, path = storage.arrow_filesystem(left.file.uri)
+    rows, row = left.rows, left.row
+    packed = left.file.uri.endswith(".gz")
+    with filesystem.open_input_stream(path) if packed else filesystem.open_input_file(path) as stream:
+        if packed:
+            for start in range(0, left.start, _BYTES):
+                stream.read(min(_BYTES, left.start - start))
+        else:
+            stream.seek(left.start)
+        for start, lines in _whole_lines(stream, left.start, chunk):
+            if rows <= 0:
+                return
+            end = start + len(lines)
+            if lines := lines.strip():
+                table = rules.from_json(lines, left.file.uri, row).slice(0, rows)
+                yield Chunk(start, end, table)
+                rows, row = rows - len(table), row + len(table)
+
+
+def _whole_lines(stream: Any, start: int, count: int) -> Iterator[tuple[int, bytes]]:
+    """At most ``count`` lines at a time with where they start, newlines included; the last may lack its own."""
+    rest = b""
+    while data := stream.read(_BYTES):
+        head, newline, rest = (rest + data).rpartition(b"\n")
+        for lines in _cut(head + newline, count):
+            yield start, lines
+            start += len(lines)
+        if len(rest) > _LINE:
+            raise _Damaged(f"a line of more than {_LINE >> 20} MiB")
+    if rest:
+        yield start, rest
+
+
+def _cut(lines: bytes, count: int) -> Iterator[bytes]:
+    """After every ``count`` lines."""
+    ends = np.flatnonzero(np.frombuffer(lines, np.uint8) == ord("\n"))[count - 1 :: count] + 1
+    starts = [0, *ends.tolist()]
+    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+        if start < end:
+            yield lines[start:end]
+
+
+def _check_version(file: FileInfo) -> None:
+    if storage.stat(file.uri).version != file.version:
+        raise _Damaged("the file has changed since it was listed")
+
+
+def _is_remote(file: FileInfo) -> bool:
+    return file.uri.startswith("s3://")
+
+
+def _is_away(error: BaseException) -> bool:
+    """Whether it is the storage that does not answer, and not the file that is damaged."""
+    if isinstance(error, ConfigError):
+        return True
+    refused = any(word in str(error) for word in ("ACCESS_DENIED", "NO_SUCH", "NOT_FOUND"))
+    return "AWS Error" in str(error) and not refused and not isinstance(error, FileNotFoundError)
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "the file has disappeared"
+    return " ".join(f"{'' if isinstance(error, _Damaged) else 'cannot be read: '}{error}".split())[:300]
