@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,11 @@ def submit(job: str, arguments: list[str], **environment: str) -> "subprocess.Po
     return subprocess.Popen(command, cwd=ROOT, env=inherited | environment, **pipes)  # type: ignore[call-overload,no-any-return]
 
 
-def wait_for(moment: Callable[[], object]) -> None:
+def wait_for(moment: Callable[[], object], outcome: Mapping[str, Any] | None = None) -> None:
+    """``outcome``: of a run that the moment has to come in; once it is over there is nothing to wait for."""
     deadline = time.monotonic() + SECONDS
     while not moment():
-        assert time.monotonic() < deadline, "the moment has not come"
+        assert time.monotonic() < deadline and not outcome, f"the moment has not come: {outcome}"
         time.sleep(0.002)
 
 

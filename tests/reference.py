@@ -8,7 +8,7 @@ import json
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 from math import log2
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -253,3 +253,24 @@ def documents_of_json(lines: str, names: Sequence[str] | None) -> list[dict[str,
 def _labels_of_line(line: str, separator: str | None) -> list[str]:
     labels = [label.strip() for label in line.split(separator)]
     return list(dict.fromkeys(label for label in labels if label))
+
+
+class Joined(NamedTuple):
+    same: list[int]
+    same_before: list[int]
+    first_of: dict[int, int]
+
+
+def joined(now: list[tuple[int, int]], before: list[tuple[int, int]]) -> Joined:
+    """Two nights of (id, text), row by row: unchanged rows of each, and the first row of each repeated id."""
+    first: dict[int, int] = {}
+    first_of, same, same_before = {}, [], []
+    for row, (identifier, text) in enumerate(now):
+        if identifier in first:
+            first_of[row] = first[identifier]
+            continue
+        first[identifier] = row
+        if (identifier, text) in before:
+            same.append(row)
+            same_before.append(before.index((identifier, text)))
+    return Joined(same, sorted(same_before), first_of)

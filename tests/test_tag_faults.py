@@ -4,14 +4,23 @@ The table in docs/operations.md names the test of each fault.
 """
 
 import random
+import re
+import shlex
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import ROOT, S3
 from faults import SECONDS, children, kill, running, submit, wait_for
 from fruit import document, read_night
 
@@ -36,7 +45,7 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def arguments(trained: Path, catalogue: Path) -> Callable[[object], list[str]]:
     settings = {"documents.uri": catalogue, "bundle": trained / "bundle", "date": "2026-11-23", "k": 3}
-    settings |= {"commit_rows": COMMIT_ROWS, "pool.threads": 1, "pool.max": 2, "pool.min": 2, "pool.cpus": 1}
+    settings |= {"commit_rows": COMMIT_ROWS, "pool.threads": 1, "pool.max": 2, "pool.min": 2}
     settings |= {"pool.token_budget": 256}  # small batches, so that there is time to disturb
     return lambda output: [*(f"--{name}={value}" for name, value in settings.items()), f"--output={output}"]
 
@@ -71,13 +80,13 @@ def processes(stage: str) -> list[int]:
     return children(f"ray::MapBatches({stage}") + children(f"ray::MapWorker(MapBatches({stage}")
 
 
-@pytest.mark.parametrize("stage", ["ReadPieces", "TagPieces", "WritePieces"])
+@pytest.mark.parametrize(("stage", "after"), [("ReadPieces", 0), ("TagPieces", 3), ("WritePieces", 3)])
 def test_a_process_of_each_stage_is_killed(
-    stage: str, arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], tmp_path: Path
+    stage: str, after: int, arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     with running(lambda: tagging.run(parse(arguments(tmp_path)))) as outcome:
-        wait_for(lambda: len(pieces(tmp_path)) >= 3)
-        wait_for(lambda: kill(processes(stage)[:1]))
+        wait_for(lambda: len(pieces(tmp_path)) >= after, outcome)
+        wait_for(lambda: kill(processes(stage)[:1]), outcome)
     assert night(outcome["result"]) == undisturbed
 
 
@@ -92,7 +101,7 @@ def test_a_write_is_killed_between_its_two_files(
         return bool(rejects - pieces(tmp_path)) and kill(processes("WritePieces"))
 
     with running(lambda: tagging.run(parse(arguments(tmp_path)))) as outcome:
-        wait_for(half_done)
+        wait_for(half_done, outcome)
     assert night(outcome["result"]) == undisturbed
 
 
@@ -129,10 +138,138 @@ def test_kills_at_random(arguments: Callable[[object], list[str]], undisturbed: 
     rng = random.Random(6088)
     killed = 0
     with running(lambda: tagging.run(parse(arguments(tmp_path)))) as outcome:
-        wait_for(lambda: pieces(tmp_path))
+        wait_for(lambda: pieces(tmp_path), outcome)
         while killed < 10 and "result" not in outcome and "error" not in outcome:
             time.sleep(rng.uniform(0.2, 1.0))
             found = [pid for stage in ("ReadPieces", "TagPieces", "WritePieces") for pid in processes(stage)]
             killed += kill(rng.sample(found, 1)) if found else 0
     assert killed == 10, "the night was over too soon"
     assert night(outcome["result"]) == undisturbed
+
+
+def test_a_node_of_a_cluster_is_killed(
+    arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    """Two nodes with an actor each; one node dies with all that it holds, another comes."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    try:
+        lost = cluster.add_node(num_cpus=3)
+        job = submit("tag", arguments(tmp_path), RAY_ADDRESS=cluster.address)
+        wait_for(lambda: len(pieces(tmp_path)) >= 4 or job.poll() is not None)
+        cluster.remove_node(lost, allow_graceful=False)
+        cluster.add_node(num_cpus=3)
+        output = job.communicate(timeout=SECONDS)[0]
+        assert job.returncode == 0, output
+    finally:
+        cluster.shutdown()
+    assert night(tmp_path / "dt=2026-11-23") == undisturbed
+
+
+def test_the_disk_is_full(arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    """On a file system of its own, in name spaces of its own, that is made larger for the second attempt."""
+    small, large = "mount -t tmpfs -o size=200k tmpfs small", "mount -o remount,size=50m small"
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "bash", "-c"]
+    (tmp_path / "small").mkdir()
+    if subprocess.run([*inside, small], cwd=tmp_path, capture_output=True, check=False).returncode:
+        pytest.skip("no file system may be mounted here")
+    job = " ".join([sys.executable, str(ROOT / "jobs" / "tag.py"), *map(shlex.quote, arguments(tmp_path / "small"))])
+    script = f"{small} && {{ {job}; echo exit $?; {large} && {job}; echo exit $?; cp -r small large; }}"
+    found = subprocess.run([*inside, script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=SECONDS)
+    first, second = found.stdout.split("exit")[0:2], found.stdout.split("exit")[2]
+    assert re.search(r"error: cannot be read or written: \S+\.parquet; .*No space left on device", found.stderr), found.stderr
+    assert first[1].startswith(" 2") and "going on after" in first[1] and second.startswith(" 0"), found.stdout
+    assert night(tmp_path / "large" / "dt=2026-11-23") == undisturbed
+
+
+def test_storage_is_away_for_twenty_seconds(
+    arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], catalogue: Path, trained: Path, s3: S3
+) -> None:
+    """Input, model and output lie there; documents are half read."""
+    settings = on_storage(arguments, catalogue, trained, s3, "away")
+    with running(lambda: tagging.run(parse(settings))) as outcome:
+        wait_for(lambda: len(done_on_storage(s3, "away")) >= 3, outcome)
+        s3.stop()
+        time.sleep(20)
+        s3.start()
+    assert without_places(night(outcome["result"])) == without_places(undisturbed)
+
+
+def test_storage_answers_503_for_a_while(
+    arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], catalogue: Path, trained: Path, s3: S3
+) -> None:
+    settings = on_storage(arguments, catalogue, trained, s3, "overloaded")
+    with overloaded(s3) as (endpoint, busy):
+        job = submit("tag", settings, AWS_ENDPOINT_URL=endpoint)
+        wait_for(lambda: len(done_on_storage(s3, "overloaded")) >= 3 or job.poll() is not None)
+        busy.set()
+        time.sleep(20)
+        busy.clear()
+        output = job.communicate(timeout=SECONDS)[0]
+    assert job.returncode == 0, output
+    assert without_places(night(s3.uri("overloaded/out/dt=2026-11-23"))) == without_places(undisturbed)
+
+
+def on_storage(arguments: Callable[[object], list[str]], catalogue: Path, trained: Path, s3: S3, name: str) -> list[str]:
+    """The options of a job that has everything on S3, below ``name``."""
+    storage.upload(catalogue, s3.uri(f"{name}/in"))
+    storage.upload(trained / "bundle", s3.uri(f"{name}/bundle"), last="config.json")
+    places = [f"--documents.uri={s3.uri(f'{name}/in')}", f"--bundle={s3.uri(f'{name}/bundle')}"]
+    return [*arguments(s3.uri(f"{name}/out")), *places]
+
+
+def done_on_storage(s3: S3, name: str) -> list[str]:
+    return [file.uri for file in storage.all_files(s3.uri(f"{name}/out")) if "/_work/pieces/" in file.uri]
+
+
+def without_places(found: dict[str, Any]) -> dict[str, Any]:
+    """A night, without the addresses of its input."""
+    rejects = [(Path(row["file"]).name, row["row"], row["id"]) for row in found["rejects"]]
+    return {"tags": found["tags"], "rejects": sorted(rejects)}
+
+
+@contextmanager
+def overloaded(s3: S3) -> Iterator[tuple[str, threading.Event]]:
+    """The endpoint of a server that hands all on to the real one, and the switch that makes it answer 503 to everything."""
+    busy = threading.Event()
+    host = s3.endpoint.removeprefix("http://")
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_request(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if busy.is_set():
+                status, headers, content = 503, [], b"<Error><Code>SlowDown</Code></Error>"
+            else:
+                connection = HTTPConnection(host, timeout=60)
+                connection.request(self.command, self.path, body, dict(self.headers))
+                answer = connection.getresponse()
+                status, headers, content = answer.status, answer.getheaders(), answer.read()
+                connection.close()
+            self.send_response(status)
+            for name, value in headers:
+                if name.lower() not in ("content-length", "transfer-encoding", "connection", "server", "date"):
+                    self.send_header(name, value)
+            is_head = self.command == "HEAD"
+            length = dict(headers).get("Content-Length", len(content)) if is_head else len(content)
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+            if not is_head:
+                self.wfile.write(content)
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_request
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", busy
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -7,6 +7,7 @@ Only files exist: a folder is a prefix that some files share, because that is al
 """
 
 import atexit
+import errno
 import hashlib
 import json
 import os
@@ -364,13 +365,16 @@ def _remove_unused(home: Path) -> None:
 
 
 def patiently(act: Callable[[], T], seconds: float) -> T:
-    """The result of ``act``, which is tried again for ``seconds`` while storage does not answer as it should."""
+    """The result of ``act``, which is tried again for ``seconds`` while storage does not answer as it should.
+
+    A full disk is not waited for.
+    """
     give_up = time.monotonic() + seconds
     while True:
         try:
             return act()
-        except (XmcError, OSError):
-            if time.monotonic() > give_up:
+        except (XmcError, OSError) as error:
+            if time.monotonic() > give_up or os.strerror(errno.ENOSPC) in str(error):
                 raise
             time.sleep(_PAUSE)
 
