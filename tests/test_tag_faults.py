@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
@@ -25,6 +26,7 @@ from faults import SECONDS, children, kill, running, submit, wait_for
 from fruit import document, read_night
 
 from xmc_ray import command, storage, tagging
+from xmc_ray.pieces import TagPieces
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(900)]
 
@@ -105,10 +107,32 @@ def test_a_write_is_killed_between_its_two_files(
     assert night(outcome["result"]) == undisturbed
 
 
-def test_the_driver_is_killed_and_a_kill_costs_no_more_than_it_may(
+def test_a_kill_costs_an_actor_no_more_than_it_may(
+    arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All actors and all writers at once: rows that are tagged a second time."""
+    begun = tmp_path / "begun"
+
+    class Watched(TagPieces):
+        def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+            with begun.open("a") as file:
+                file.writelines(f"{number}\n" for number in table["piece"].to_pylist())
+            return super().__call__(table)
+
+    monkeypatch.setattr(tagging, "TagPieces", Watched)
+    with running(lambda: tagging.run(parse(arguments(tmp_path)))) as outcome:
+        wait_for(lambda: len(pieces(tmp_path)) >= 8, outcome)
+        kill(processes("Watched") + processes("WritePieces"))
+    assert night(outcome["result"]) == undisturbed
+    tagged = Counter(begun.read_text().split())
+    again = sum(tagged.values()) - len(tagged)
+    assert again >= 1 and again * COMMIT_ROWS / 2 <= 2 * COMMIT_ROWS, "of two actors"
+
+
+def test_the_driver_is_killed_and_the_same_command_goes_on(
     arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The same command goes on; what was done stays, to the byte, and rows done again are bounded."""
+    """What was done stays, to the byte."""
     first = submit("tag", arguments(tmp_path))
     wait_for(lambda: len(pieces(tmp_path)) >= 6)
     orphans = children("ray::", of=first.pid)

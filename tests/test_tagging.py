@@ -287,23 +287,28 @@ def test_an_ensemble(tag: Callable[..., str], bundles: list[str], tmp_path: Path
 
 
 def test_on_object_storage(tag: Callable[..., str], trained: Path, s3: S3, tmp_path: Path) -> None:
-    """Ten thousand objects in, a night and the next one out, files in several parts of an upload."""
+    """Ten thousand objects are listed, of which some are the catalogue; a night, the next one, and that one again."""
     storage.upload(trained / "bundle", s3.uri("bundles/fruit"), last="config.json")
-    lines = [json.dumps(document(n)) + "\n" for n in range(10_000)]
+    filesystem, path = storage.arrow_filesystem(s3.uri("catalogue"))
+
+    def put(number: int) -> None:
+        folder = f"{number % 7}" if number < 200 else "_others"
+        with filesystem.open_output_stream(f"{path}/{folder}/{number:05}.jsonl") as stream:
+            stream.write("".join(json.dumps(document(n)) + "\n" for n in range(3 * number, 3 * number + 3)).encode())
+
     with ThreadPoolExecutor(16) as pool:
-        uris = [s3.uri(f"catalogue/{number % 7}/{number:05}.jsonl") for number in range(len(lines))]
-        list(pool.map(storage.write_bytes, uris, [line.encode() for line in lines]))
+        list(pool.map(put, range(10_000)))
     settings = {"bundle": s3.uri("bundles/fruit"), "output": s3.uri("tags")}
     first = tag(s3.uri("catalogue"), date="2026-01-02", **settings)
-    assert manifest_of(first)["tagged"] == manifest_of(first)["in"] == len(manifest_of(first)["input"]) == 10_000
-    assert sorted(read_night(first)[0]["id"].to_pylist()) == sorted(f"d{n}" for n in range(10_000))
+    assert manifest_of(first)["tagged"] == manifest_of(first)["in"] == 3 * len(manifest_of(first)["input"]) == 600
+    assert sorted(read_night(first)[0]["id"].to_pylist()) == sorted(f"d{n}" for n in range(600))
     storage.write_bytes(s3.uri("catalogue/0/00000.jsonl"), json.dumps({"id": "d0", "text": "a green plum"}).encode())
     second = tag(s3.uri("catalogue"), "--previous=last", date="2026-01-03", **settings)
-    assert [manifest_of(second)[name] for name in ("tagged", "reused")] == [1, 9_999]
+    assert [manifest_of(second)[name] for name in ("tagged", "reused")] == [1, 597]
     assert tag(s3.uri("catalogue"), date="2026-01-03", previous="last", **settings) == second
     replaced = tag(s3.uri("catalogue"), "--overwrite", date="2026-01-03", **settings)
     names = {file.uri.rpartition("/")[2] for file in storage.all_files(replaced)}
-    assert names == {*manifest_of(replaced)["files"], *OTHERS} and manifest_of(replaced)["tagged"] == 10_000
+    assert names == {*manifest_of(replaced)["files"], *OTHERS} and manifest_of(replaced)["tagged"] == 598
 
 
 OTHERS = {"manifest.json", "report.html", "run.json", "label-counts.parquet", "_SUCCESS"}
@@ -362,3 +367,35 @@ def test_bad_settings_are_one_clear_line(case: str, tag: Callable[..., str], fru
     with pytest.raises(XmcError, match=told):
         tag(fruit / "test.parquet", *further)
     assert not (tmp_path / "out").exists()
+
+
+def test_addresses_may_be_spelt_in_several_ways(
+    tag: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept and what is removed at the end goes by address."""
+    write(tmp_path / "in" / "a.parquet", [document(n) for n in range(10)])
+    monkeypatch.chdir(tmp_path)
+    folder = tag(f"file://{tmp_path}/in/", "--documents.id=null", output=f"file://{tmp_path}/out/", date="2026-11-22")
+    assert read_night(folder)[0]["id"].to_pylist() == [f"a.parquet:{n}" for n in range(10)]
+    again = tag("in", "--documents.id=null", "--previous=last", output="./out")
+    assert [manifest_of(again)[name] for name in ("tagged", "reused")] == [0, 10]
+
+
+def test_pieces_that_are_not_those_of_the_plan_are_no_night(
+    tag: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when another run has finished the night meanwhile, and tidied up."""
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(40)])
+    publish = night.Night.publish
+
+    def meddle(self: Any, *arguments: Any) -> Any:
+        (tmp_path / "out" / "dt=2026-11-23" / "_work" / "pieces" / "t000001.parquet").unlink()
+        return publish(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(night.Night, "publish", meddle)
+        with pytest.raises(DataError, match=r"not those of the plan.*found 3 of them.*expected 4"):
+            tag(catalogue, commit_rows=20)
+    assert not (tmp_path / "out" / "dt=2026-11-23" / "_SUCCESS").exists()
+    (tmp_path / "out" / "dt=2026-11-23" / "_work" / "pieces" / "t000002.parquet").write_bytes(b"")
+    assert len(read_night(tag(catalogue, commit_rows=20))[0]) == 40

@@ -5,7 +5,7 @@ the night before has tagged already. What is left to do is cut into pieces, each
 
 Rows are compared by a 16-byte hash of their ids in tasks that each take the ids of one share of all hashes (a hash join):
 neither night has to fit in memory, and no text is kept. A row of either night costs 40 bytes of Ray's object store, which
-spills to disk; the driver keeps one bit a row.
+spills to disk; the driver keeps a byte a row.
 """
 
 import hashlib
@@ -17,14 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 
 from xmc_ray import storage
 from xmc_ray.corpus import from_row, parts
 from xmc_ray.documents import Rules, text_digest
 from xmc_ray.labels import IntArray
-from xmc_ray.reading import CHUNK, read_file
+from xmc_ray.reading import CHUNK, read_all
 from xmc_ray.storage import FileInfo
 
 Mask = npt.NDArray[np.bool_]
@@ -59,13 +58,21 @@ class Plan:
 
     ``reused`` (`REUSED`): files of the night before and a bit for each of their rows, set where it is taken over.
 
-    ``rows`` is the number of all documents, ``lost_bytes`` the size of the files that could not be read to their end.
+    ``rows`` is the number of all documents; of files that hold nobody knows how many, one row stands for those not read, and
+    ``lost_bytes`` is their size. ``previous`` is the folder of the night that tags are taken from.
     """
 
     pieces: pa.Table
     reused: pa.Table
     rows: int
     lost_bytes: int
+    previous: str | None = None
+
+    @property
+    def numbers(self) -> list[tuple[str, int]]:
+        """The pieces, as letter (t: tagged, r: reused) and number."""
+        tagged, reused = (table["number"].to_pylist() for table in (self.pieces, self.reused))
+        return [*(("t", number) for number in tagged), *(("r", number) for number in reused)]
 
 
 def take_census(files: Sequence[FileInfo], rules: Rules, before: Sequence[str], piece_rows: int, n_pieces: int) -> Plan:
@@ -124,31 +131,28 @@ def _tasks(files: Sequence[FileInfo]) -> Iterator[list[dict[str, Any]]]:
 
 @ray.remote
 def _scan(task: list[dict[str, Any]], rules: Rules, shares: int, chunk: int, with_texts: bool) -> list[Any]:
-    """Segments of the parts of a task (file, start, row, rows, reason), and the records of each share of the ids."""
+    """Segments of the parts of a task, and the records of each share of the ids."""
     segments: list[list[Any]] = []
     records = [np.empty(0, _RECORD)]
-    for part in task:
-        file, segment = from_row(part)
-        fresh = True
-        for start, _, table, reason in read_file(file, rules, segment, chunk):
-            row = table["row"][0].as_py()
-            if fresh or reason or segments[-1][4] or segments[-1][3] + len(table) > chunk:
-                segments.append([part["file"], start, row, 0, reason])
-            segments[-1][3] += len(table)
-            fresh = False
-            records.append(_records(table.filter(pc.is_null(table["reason"])), part["file"], with_texts))
+    last = None
+    for place, (start, end, table, reason) in read_all(map(from_row, task), rules, chunk):
+        file, row = task[place]["file"], table["row"][0].as_py()
+        if place != last or reason or segments[-1][4] or segments[-1][3] + len(table) > chunk:
+            segments.append([file, start, row, 0, reason, start == end])
+        segments[-1][3] += len(table)
+        last = place
+        records.append(_records(table.filter(pc.is_null(table["reason"])), file, with_texts))
     names = ["file", "start", "row", "rows"]
     columns = {name: pa.array([row[place] for row in segments], pa.int64()) for place, name in enumerate(names)}
     columns["reason"] = pa.array([row[4] for row in segments], pa.string())
+    columns["uncounted"] = pa.array([row[5] for row in segments], pa.bool_())
     return [pa.table(columns), *_shared(np.concatenate(records), shares)]
 
 
 @ray.remote
 def _scan_tags(number: int, uri: str, shares: int) -> list[Any]:
     """The number of rows of a file of tags, and the records of each share of the ids."""
-    filesystem, path = storage.arrow_filesystem(uri)
-    with storage.explained(uri):
-        table = pq.read_table(path, columns=["id", "text_digest"], filesystem=filesystem, partitioning=None)
+    table = storage.read_parquet(uri, ["id", "text_digest"])
     record = np.empty(len(table), _RECORD)
     record["id"] = _hashes(table["id"])
     record["text"] = _from_hex(table["text_digest"])
@@ -243,8 +247,7 @@ def _pack(
     """Consecutive segments in pieces; those of which nothing is left to do are left out."""
     file_S, row_S, rows_S = (segments[name].to_numpy() for name in ("file", "row", "rows"))
     first_S = base_F[file_S] + row_S
-    done = np.concatenate([[0], np.cumsum(kept)])
-    todo_S = rows_S - (done[first_S + rows_S] - done[first_S])
+    todo_S = rows_S - np.add.reduceat(kept, first_S, dtype=np.int64)  # segments follow each other without a gap
     rows = segments.to_pylist()
     pieces: list[dict[str, Any]] = []
     for group in _groups(todo_S.tolist(), rows_S.tolist(), piece_rows):
@@ -315,5 +318,5 @@ def _reused(files: Sequence[str], base_T: IntArray, taken: Mask) -> pa.Table:
 
 
 def _lost_bytes(segments: pa.Table, files: Sequence[FileInfo]) -> int:
-    lost = pc.unique(segments.filter(pc.is_valid(segments["reason"]))["file"]).to_pylist()
+    lost = pc.unique(segments.filter(segments["uncounted"])["file"]).to_pylist()
     return sum(files[file].size for file in lost)

@@ -15,7 +15,7 @@ from xmc_ray.ensemble import Members
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.labels import LabelIndex
 from xmc_ray.metrics import Metrics, table
-from xmc_ray.predictor import PoolConfig, matrix, predictions
+from xmc_ray.predictor import PoolConfig, ScoringConfig, matrix, predictions
 from xmc_ray.preparation import tokenise
 from xmc_ray.session import arrow_batches, connect, own_errors
 
@@ -54,7 +54,11 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def measure(
-    documents: DocumentsConfig, bundle: str | list[str], pool: PoolConfig, ks: tuple[int, ...] = (1, 3, 5, 10)
+    documents: DocumentsConfig,
+    bundle: str | list[str],
+    pool: PoolConfig,
+    model: ScoringConfig | None = None,
+    ks: tuple[int, ...] = (1, 3, 5, 10),
 ) -> dict[str, Any]:
     """The metrics of `run`, of any labelled documents."""
     members = Members.read(bundle)
@@ -64,7 +68,7 @@ def measure(
     connect()
     with own_errors():
         tokenised = tokenise(read_documents(documents, labelled=True), *tokenizers)
-        counts = _score(predictions(tokenised, members.uris, max(ks), pool), labels, metrics)
+        counts = _score(predictions(tokenised, members.uris, max(ks), pool, model), labels, metrics)
     result = metrics.result()
     if not result["total"]["documents"]:
         raise DataError("no document has a label that the bundle knows", where=documents.uri, found=counts)

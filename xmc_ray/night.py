@@ -16,7 +16,7 @@ sees the old night or the new one, never a part of either.
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,13 @@ class Night:
             raise ConfigError(
                 "the folder of the day holds something else", where=folder, found="no run.json", way_out="choose another output"
             )
-        if begun is not None and begun["run"] != marked_run(folder) and _same(begun, identity):
+        marker = _read(join(folder, SUCCESS))
+        finished = marker is not None and done is not None and done["run"] == marker["run"] and _same(done, identity)
+        if marker is not None and finished and not overwrite:
+            if begun is None or begun["run"] == marker["run"]:
+                cls(folder, marker["run"], identity)._tidy([*marker["files"], *marker["rejects"]])
+            return None
+        if begun is not None and _same(begun, identity) and (marker is None or begun["run"] != marker["run"]):
             return cls(folder, begun["run"], identity)
         if overwrite:
             return cls(folder, uuid.uuid4().hex[:8], identity)
@@ -72,10 +78,7 @@ class Night:
                     found=f"other {', '.join(name for name in identity if known.get(name) != identity[name])}",
                     way_out="choose another output or date, or give --overwrite",
                 )
-        finished = done is not None and done["run"] == marked_run(folder)
-        if finished:
-            storage.remove(join(folder, WORK), last=IDENTITY)
-        return None if finished else cls(folder, uuid.uuid4().hex[:8], identity)
+        return cls(folder, uuid.uuid4().hex[:8], identity)
 
     def begin(self) -> Plan | None:
         """Make the folder this night's; its plan, if it was taken before."""
@@ -94,17 +97,21 @@ class Night:
         for name, table in (("pieces-to-do", plan.pieces), ("reused", plan.reused)):
             with storage.new_file(join(self.work, f"{name}.parquet")) as file:
                 pq.write_table(table, file)
-        storage.write_json(join(self.work, "plan.json"), {"rows": plan.rows, "lost_bytes": plan.lost_bytes})
+        counts = {"rows": plan.rows, "lost_bytes": plan.lost_bytes, "previous": plan.previous}
+        _patiently(storage.write_json, join(self.work, "plan.json"), counts)
 
     def _table(self, name: str, schema: pa.Schema) -> pa.Table:
-        filesystem, path = storage.arrow_filesystem(join(self.work, f"{name}.parquet"))
-        return pq.read_table(path, filesystem=filesystem).cast(schema)
+        return storage.read_parquet(join(self.work, f"{name}.parquet")).cast(schema)
 
-    def publish(self, target_bytes: int, manifest: Mapping[str, Any], others: Mapping[str, bytes]) -> dict[str, Any]:
+    def publish(
+        self, plan: Plan, target_bytes: int, manifest: Mapping[str, Any], others: Mapping[str, bytes]
+    ) -> dict[str, Any]:
         """Join the pieces to files of about ``target_bytes`` and finish the night; the manifest with their names.
 
-        ``others`` are further files by name. Every step may be repeated: names and contents follow from the pieces.
+        ``others`` are further files by name. Every step may be repeated: names and contents follow from the pieces. Raises
+        DataError unless there are the pieces of the plan and no others.
         """
+        self._check_pieces(plan)
         replaces = marked_run(self.folder) is not None
         stage = join(self.work, "final") if replaces else self.folder
         merges, names = [], {}
@@ -116,15 +123,27 @@ class Night:
         files = names["pieces"] + names["rejects"]
         if replaces:
             for name in files:
-                storage.move(join(stage, name), join(self.folder, name))
+                _patiently(storage.move, join(stage, name), join(self.folder, name))
         for name, content in others.items():
-            storage.write_bytes(join(self.folder, name), content)
+            _patiently(storage.write_bytes, join(self.folder, name), content)
         marker = {"run": self.run, "files": names["pieces"], "rejects": names["rejects"]}
-        storage.write_json(join(self.folder, MANIFEST), {**manifest, **marker, "run": manifest["run"]})
-        storage.write_json(join(self.folder, IDENTITY), {"run": self.run, **self.identity})
-        storage.write_json(join(self.folder, SUCCESS), marker)
+        _patiently(storage.write_json, join(self.folder, MANIFEST), {**manifest, **marker, "run": manifest["run"]})
+        _patiently(storage.write_json, join(self.folder, IDENTITY), {"run": self.run, **self.identity})
+        _patiently(storage.write_json, join(self.folder, SUCCESS), marker)
         self._tidy(files)
         return {**manifest, **marker}
+
+    def _check_pieces(self, plan: Plan) -> None:
+        expected = {f"{letter}{number:06}" for letter, number in plan.numbers}
+        found = {piece_name(file.uri) for file in storage.all_files(join(self.work, "pieces")) if "/." not in file.uri}
+        if found != expected:
+            raise DataError(
+                "the pieces are not those of the plan",
+                where=self.work,
+                found=f"{len(found & expected)} of them and {len(found - expected)} others",
+                expected=f"{len(expected)} pieces",
+                way_out="let one run at a time work on a night, and start it again",
+            )
 
     def _tidy(self, files: Sequence[str]) -> None:
         """Remove what no reader needs: a replaced night, halves of killed tasks, the work."""
@@ -135,6 +154,11 @@ class Night:
             if ours and file.uri not in kept and f"/{WORK}/" not in file.uri:
                 storage.remove(file.uri)
         storage.remove(self.work, last=IDENTITY)
+
+
+def piece_name(uri: str) -> str:
+    """``t`` (tagged) or ``r`` (reused) and number, such as t000017, of a piece's file."""
+    return uri.rpartition("/")[2].removesuffix(".parquet")
 
 
 def marked_run(folder: str) -> str | None:
@@ -171,6 +195,10 @@ def _read(uri: str) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and "run" in content else None
 
 
+def _patiently(act: Callable[..., None], *arguments: Any) -> None:
+    storage.patiently(lambda: act(*arguments), storage.PATIENCE)
+
+
 def _same(known: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
     return all(known.get(name) == value for name, value in identity.items())
 
@@ -201,8 +229,7 @@ def _write_merged(sources: Sequence[str], target: str) -> None:
         waiting: list[pa.Table] = []
         for source in [*sources, None]:
             if source is not None:
-                filesystem, path = storage.arrow_filesystem(source)
-                waiting.append(pq.read_table(path, filesystem=filesystem, partitioning=None).replace_schema_metadata(None))
+                waiting.append(storage.read_parquet(source).replace_schema_metadata(None))
             if waiting and (source is None or sum(map(len, waiting)) >= _ROWS):
                 writer = writer or pq.ParquetWriter(file, waiting[0].schema, compression="zstd")
                 writer.write_table(pa.concat_tables(waiting))

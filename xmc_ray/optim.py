@@ -26,7 +26,7 @@ class OptimConfig:
     """Peak learning rate of the encoder."""
     head_lr: float = 1e-3
     """Peak learning rate of the bottleneck."""
-    rows_lr: float = 0.02
+    rows_lr: float = 0.08
     """Peak learning rate of recall head and label table: about the length of a number's first step (row-wise Adagrad)."""
     weight_decay: float = 0.01
     """Decoupled weight decay; biases and normalisation layers have none."""

@@ -7,6 +7,7 @@ from the plan alone: whoever does a piece again, after a kill or beside a stragg
 
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from xmc_ray.documents import Rules, text_digest
 from xmc_ray.labels import lists_from_rows
 from xmc_ray.predictor import PoolConfig, Predictor, ScoringConfig, matrix
 from xmc_ray.preparation import tokenise_table
-from xmc_ray.reading import Segment, read_file
+from xmc_ray.reading import Segment, read_all
 from xmc_ray.storage import FileInfo
 from xmc_ray.text import Tokenizer
 
@@ -37,6 +38,7 @@ _SAMPLES, _EXCERPT = 2, 240  # documents of a piece, and letters of them, that t
 _READERS = 16  # threads that look at what is done
 _STRINGS = pa.list_(pa.string())
 _REJECTS = pa.schema([("file", pa.string()), ("row", pa.int64()), ("id", pa.string()), ("reason", pa.string())])
+_PLACE = re.compile(", first at |: |; ")  # what follows is of this row only
 _NO_TEXT = pa.scalar(None, pa.string())
 
 Summary = dict[str, Any]
@@ -74,15 +76,8 @@ class _Stream:
     """The rows of segments, one after the other."""
 
     def __init__(self, segments: list[dict[str, Any]], rules: Rules) -> None:
-        self._tables = self._read(segments, rules)
+        self._tables = (chunk.table for _, chunk in read_all(map(_part, segments), rules))
         self._rest = rules.unreadable(0, "", "", 0)
-
-    @staticmethod
-    def _read(segments: list[dict[str, Any]], rules: Rules) -> Iterator[pa.Table]:
-        for segment in segments:
-            file = FileInfo(uri=segment["uri"], size=segment["size"], version=segment["version"])
-            whole = Segment(file, segment["start"], segment["row"], segment["rows"], segment["reason"])
-            yield from (chunk.table for chunk in read_file(file, rules, whole))
 
     def take(self, rows: int) -> Iterator[pa.Table]:
         """The next ``rows`` rows."""
@@ -92,6 +87,11 @@ class _Stream:
             table = table.slice(0, rows)
             rows -= len(table)
             yield table
+
+
+def _part(segment: Mapping[str, Any]) -> tuple[FileInfo, Segment]:
+    file = FileInfo(uri=segment["uri"], size=segment["size"], version=segment["version"])
+    return file, Segment(file, segment["start"], segment["row"], segment["rows"], segment["reason"])
 
 
 def left_to_do(piece: Mapping[str, Any], stream: _Stream) -> Iterator[pa.Table]:
@@ -114,9 +114,9 @@ def left_to_do(piece: Mapping[str, Any], stream: _Stream) -> Iterator[pa.Table]:
         place += len(table)
 
 
-def some_texts(piece: Mapping[str, Any], rules: Rules, limit: int) -> list[str]:
-    """Texts of the first rows of a piece that can be tagged."""
-    tables = left_to_do(piece, _Stream(piece["segments"], rules))
+def some_texts(pieces: pa.Table, rules: Rules, limit: int) -> list[str]:
+    """Texts of the first rows that can be tagged."""
+    tables = chain.from_iterable(left_to_do(piece, _Stream(piece["segments"], rules)) for piece in pieces.to_pylist())
     texts = chain.from_iterable(table.filter(pc.is_null(table["reason"]))["text"].to_pylist() for table in tables)
     return list(islice(texts, limit))
 
@@ -184,7 +184,7 @@ class WritePieces:
             is_good = pc.is_null(table["reason"])
             good, bad = table.filter(is_good), table.filter(pc.invert(is_good))
             tags, summary = self.columns(good)
-            reasons = Counter(reason.partition(", first at")[0] for reason in bad["reason"].to_pylist())
+            reasons = Counter(_PLACE.split(reason, 1)[0] for reason in bad["reason"].to_pylist())
             summary |= {"tagged": len(good), "reused": 0, "rejected": len(bad), "reasons": dict(reasons)}
             summary |= {"truncated": pc.sum(good["truncated"]).as_py() or 0, "samples": _samples(good, tags)}
             if len(bad):
@@ -203,9 +203,7 @@ class CopyPieces:
         """Whole columns are filtered; no row is looked at."""
         labels = self.columns.labels
         for piece in pieces.to_pylist():
-            filesystem, path = storage.arrow_filesystem(piece["uri"])
-            with storage.explained(piece["uri"]):
-                table = pq.read_table(path, filesystem=filesystem, partitioning=None)
+            table = storage.read_parquet(piece["uri"])
             tags = table.filter(pa.array(unpacked(piece["keep"], len(table)))).select(self.columns.schema.names)
             tags = tags.cast(self.columns.schema)
             ids = pc.index_in(pc.list_flatten(tags["labels"]), value_set=labels).drop_null().to_numpy()
@@ -217,11 +215,14 @@ class CopyPieces:
 
 
 def finished(work: str) -> dict[str, Summary]:
-    """The summaries of the pieces that are done, by ``t`` or ``r`` and number, such as ``t000017``."""
+    """The summaries of the pieces that are done, by name; one that a power failure has left in part is not done."""
     files = [file.uri for file in storage.all_files(storage.join(work, "pieces")) if "/." not in file.uri]
     with ThreadPoolExecutor(_READERS) as pool:
         summaries = pool.map(_read_summary, files)
-        return {uri.rpartition("/")[2].removesuffix(".parquet"): summary for uri, summary in zip(files, summaries, strict=True)}
+        named = {
+            uri.rpartition("/")[2].removesuffix(".parquet"): summary for uri, summary in zip(files, summaries, strict=True)
+        }
+    return {name: summary for name, summary in named.items() if summary is not None}
 
 
 def piece_uri(work: str, kind: str, letter: str, number: int) -> str:
@@ -242,10 +243,13 @@ def _finish(work: str, letter: str, number: int, tags: pa.Table, summary: Summar
     _count(summary)
 
 
-def _read_summary(uri: str) -> Summary:
+def _read_summary(uri: str) -> Summary | None:
     filesystem, path = storage.arrow_filesystem(uri)
     with storage.explained(uri):
-        return dict(json.loads(pq.read_metadata(path, filesystem=filesystem).metadata[_SUMMARY]))
+        try:
+            return dict(json.loads(pq.read_metadata(path, filesystem=filesystem).metadata[_SUMMARY]))
+        except pa.ArrowInvalid:
+            return None
 
 
 def _samples(good: pa.Table, tags: pa.Table) -> list[dict[str, Any]]:

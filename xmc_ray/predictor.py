@@ -120,11 +120,13 @@ class _Meters:
             self._padding.inc(padded - tokens)
 
 
-def predictions(tokenised: ray.data.Dataset, bundles: list[str], k: int, pool: PoolConfig) -> ray.data.Dataset:
+def predictions(
+    tokenised: ray.data.Dataset, bundles: list[str], k: int, pool: PoolConfig, model: ScoringConfig | None = None
+) -> ray.data.Dataset:
     """``ids`` (fixed list<int64>[k], -1 pads) and ``probabilities`` (list<float32>[k]) in the place of a stream's tokens."""
     return tokenised.map_batches(
         Predictor,
-        fn_constructor_args=(bundles, k, pool, ScoringConfig()),
+        fn_constructor_args=(bundles, k, pool, model or ScoringConfig()),
         batch_format="pyarrow",
         batch_size=pool.batch_rows,
         **pool.resources,
@@ -142,7 +144,7 @@ def settle_scoring(config: ScoringConfig, bundles: list[str], texts: list[str], 
 
     Prints what was chosen, and what int8 costs.
     """
-    if config.scoring != "auto" and not config.int8:
+    if not texts or (config.scoring != "auto" and not config.int8):
         return config
     resources = {"num_cpus": pool.cpus, "num_gpus": 1 if pool.gpu else 0}
     scoring, told = ray.get(_measure.options(**resources).remote(config, bundles, texts, k, pool))
@@ -163,7 +165,7 @@ def _measure(
     if scoring == "auto":
         scoring = ensemble.fastest_scoring(tokens, k, loop)
         told.append(f"scoring: {scoring}, measured on {len(texts):,} documents")
-    if config.int8:
+    if config.int8 and texts:
         found = agreement(ensemble.predict(tokens, k, loop, scoring), ensemble.quantised().predict(tokens, k, loop, scoring))
         told.append(
             f"int8: the best label stays the same for {found.best:.1%} of {len(texts):,} documents, "

@@ -5,7 +5,9 @@ A chunk says where it starts, so that its rows can be read again without those b
 """
 
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -22,6 +24,7 @@ PARQUET, JSON_LINES = (".parquet",), (".jsonl", ".jsonl.gz", ".json")
 CHUNK = 1024  # most rows of a chunk
 _BYTES = 4 << 20  # of JSON lines, read at a time; one bad line takes its chunk from the fast parser to the slow one
 _LINE = 256 << 20  # longest line; a longer one is no JSON line but a file of another kind
+_SMALL, _AHEAD = 1 << 20, 16  # bytes of a file that is read ahead, and how many are
 _PAUSE, _LOOKS = 2.0, 3  # a file is missing, or damaged, when it is so several times, some seconds apart
 
 
@@ -93,6 +96,28 @@ def read_file(file: FileInfo, rules: Rules, segment: Segment | None = None, chun
         rows = left.rows if known else 1
         yield Chunk(left.start, left.start, rules.unreadable(rows, reason, file.uri, left.row), reason)
         return
+
+
+def read_all(parts: Iterable[tuple[FileInfo, Segment | None]], rules: Rules, chunk: int = CHUNK) -> Iterator[tuple[int, Chunk]]:
+    """The chunks of files, or of segments of them, one after the other, with the place of each in ``parts``.
+
+    Small files are read ahead, several at a time: on object storage most of their time is waiting.
+    """
+    waiting: deque[tuple[int, Iterator[Chunk] | Future[list[Chunk]]]] = deque()
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        for place, (file, segment) in enumerate(parts):
+            chunks = read_file(file, rules, segment, chunk)
+            waiting.append((place, pool.submit(list, chunks) if file.size <= _SMALL else chunks))
+            while len(waiting) > _AHEAD:
+                yield from _next(waiting)
+        while waiting:
+            yield from _next(waiting)
+
+
+def _next(waiting: "deque[tuple[int, Iterator[Chunk] | Future[list[Chunk]]]]") -> Iterator[tuple[int, Chunk]]:
+    place, chunks = waiting.popleft()
+    for part in chunks.result() if isinstance(chunks, Future) else chunks:
+        yield place, part
 
 
 def columns(file: FileInfo) -> dict[str, pa.DataType | None]:

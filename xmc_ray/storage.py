@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
+import pyarrow as pa
 import pyarrow.fs
+import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError
 
 from xmc_ray.errors import ConfigError, DataError, XmcError
@@ -143,8 +145,9 @@ def join(uri: Uri, *parts: str) -> str:
 
 
 def absolute(uri: Uri) -> str:
-    """The same address for processes that run in another folder: a local path in full, others as they are."""
-    return os.path.abspath(uri) if "://" not in os.fspath(uri) and _is_local(uri) else os.fspath(uri)
+    """The same address as listings spell it, for processes that run in another folder: a local path in full, or s3://."""
+    scheme, path = _split(uri)
+    return path if scheme == "file" else f"s3://{path}"
 
 
 def exists(uri: Uri) -> bool:
@@ -239,6 +242,17 @@ def read_json(uri: Uri) -> Any:
         return json.loads(read_bytes(uri))
     except ValueError as error:
         raise DataError("not a JSON file", where=uri, found=error) from None
+
+
+def read_parquet(uri: Uri, columns: Sequence[str] | None = None) -> pa.Table:
+    """A whole Parquet file, or some of its columns; a storage that is away is waited for."""
+    fs, path = arrow_filesystem(uri)
+
+    def read() -> pa.Table:
+        with explained(uri):
+            return pq.read_table(path, columns=columns, filesystem=fs, partitioning=None)
+
+    return patiently(read, PATIENCE)
 
 
 def write_json(uri: Uri, value: object) -> None:

@@ -96,6 +96,8 @@ class TagConfig:
                 raise ConfigError(f"{name} does not fit", found=getattr(self, name), expected="0 to 1")
         if self.commit_rows < 2 or self.target_bytes < 1:
             raise ConfigError("commit_rows or target_bytes is too small", found=f"{self.commit_rows}, {self.target_bytes}")
+        if self.model.int8 and self.pool.gpu:
+            raise ConfigError("model.int8 is for CPUs", found="pool.gpu", way_out="leave one of them out")
         if self.date is not None:
             try:
                 date.fromisoformat(self.date)
@@ -147,6 +149,7 @@ class _Making:
         """Whatever is left to do; the manifest."""
         clock = time.monotonic()
         plan = self.night.begin() or self._plan()
+        self.previous = plan.previous
         model, done = self._model(plan), finished(self.night.work)
         for summary in done.values():
             self.account.add(summary)
@@ -169,16 +172,18 @@ class _Making:
             "documents_per_second": round((self.account.documents - before) / (time.monotonic() - clock), 1),
             **self.account.manifest(),
         }
-        page, warnings = self.account.close(manifest, self.previous, self.config.drift)
+        before_this = self.previous or night.latest_before(*_output_and_day(self.night.folder))
+        page, warnings = self.account.close(manifest, before_this, self.config.drift)
         for warning in warnings:
             print(f"warning: {warning}", flush=True)
         texts = {night.REPORT: page.encode(), night.COUNTS: self.account.label_table()}
-        return self.night.publish(self.config.target_bytes, manifest, texts)
+        return self.night.publish(plan, self.config.target_bytes, manifest, texts)
 
     def _plan(self) -> Plan:
         tags = night.tag_files(self.previous) if self.previous else []
         pieces = _PIECES_AN_ACTOR * self.config.pool.max
         plan = take_census(self.files, self.rules, tags, max(1, self.config.commit_rows // 2), pieces)
+        plan = replace(plan, previous=self.previous)
         self.night.keep_plan(plan)
         return plan
 
@@ -209,7 +214,7 @@ class _Making:
         if self.previous:
             model = replace(model, scoring=storage.read_json(storage.join(self.previous, night.MANIFEST))["scoring"])
         elif plan.pieces:
-            texts = some_texts(plan.pieces.slice(0, 1).to_pylist()[0], self.rules, _MEASURED)
+            texts = some_texts(plan.pieces.slice(0, _PIECES_A_TASK), self.rules, _MEASURED)
             model = settle_scoring(model, self.members.uris, texts, self.config.k, self.config.pool)
         storage.write_json(where, model.scoring)
         return model
@@ -229,6 +234,11 @@ class _Making:
             )
 
 
+def _output_and_day(folder: str) -> tuple[str, str]:
+    output, _, name = folder.rpartition("/")
+    return output, name.removeprefix("dt=")
+
+
 def _previous(config: TagConfig, day: str, fingerprint: str) -> str | None:
     """The night to take tags from, if its tags are what this one would give; says so if not."""
     if config.previous is None:
@@ -240,6 +250,10 @@ def _previous(config: TagConfig, day: str, fingerprint: str) -> str | None:
         return None
     night.tag_files(folder)
     known, settings = storage.read_json(storage.join(folder, night.MANIFEST)), asdict(config)
+    if not known["run"].endswith(str(night.marked_run(folder))):
+        raise DataError(
+            "a night that another is just about to replace", where=folder, way_out="run the job that replaces it again, first"
+        )
     different = [name for name in ("k", "min_score", "model") if known["config"].get(name) != settings[name]]
     different += ["bundle"] if known["bundle"] != fingerprint else []
     if different:
@@ -253,7 +267,7 @@ def _pass_gate(config: TagConfig) -> None:
     gate = config.gate
     if gate.documents is None:
         return
-    total = evaluation.measure(gate.documents, config.bundle, config.pool)["total"]
+    total = evaluation.measure(gate.documents, config.bundle, config.pool, config.model)["total"]
     for name, least in gate.at_least.items():
         if name not in total:
             raise ConfigError("no such metric", where="gate.at_least", found=name, expected=", ".join(total))
