@@ -394,7 +394,7 @@ def test_pieces_that_are_not_those_of_the_plan_are_no_night(
 
     with monkeypatch.context() as patch:
         patch.setattr(night.Night, "publish", meddle)
-        with pytest.raises(DataError, match=r"not those of the plan.*found 3 of them.*expected 4"):
+        with pytest.raises(DataError, match=r"not those of the plan.*found \d+ of them and 0 others"):
             tag(catalogue, commit_rows=20)
     assert not (tmp_path / "out" / "dt=2026-11-23" / "_SUCCESS").exists()
     (tmp_path / "out" / "dt=2026-11-23" / "_work" / "pieces" / "t000002.parquet").write_bytes(b"")
