@@ -37,10 +37,11 @@ REPEATED = 30  # further rows, whose ids were there before
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("catalogue")
-    rows = [document(n) for n in range(ROWS)]
-    rows += [{"id": f"d{n}", "text": "a red plum"} for n in range(REPEATED)]
     for part in range(3):
-        pq.write_table(pa.Table.from_pylist(rows[part::3]), folder / f"{part}.parquet", row_group_size=700)
+        rows = [document(n) for n in range(part, ROWS, 3)]
+        for number in range(REPEATED // 3):  # so that most pieces have rejects
+            rows.insert(201 * (number + 1) - 1, {"id": rows[number]["id"], "text": "a red plum"})
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{part}.parquet", row_group_size=700)
     return folder
 
 
@@ -164,7 +165,7 @@ def test_kills_at_random(arguments: Callable[[object], list[str]], undisturbed: 
     with running(lambda: tagging.run(parse(arguments(tmp_path)))) as outcome:
         wait_for(lambda: pieces(tmp_path), outcome)
         while killed < 10 and "result" not in outcome and "error" not in outcome:
-            time.sleep(rng.uniform(0.2, 1.0))
+            time.sleep(rng.uniform(0.05, 0.5))
             found = [pid for stage in ("ReadPieces", "TagPieces", "WritePieces") for pid in processes(stage)]
             killed += kill(rng.sample(found, 1)) if found else 0
     assert killed == 10, "the night was over too soon"
