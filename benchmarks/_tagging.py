@@ -430,7 +430,12 @@ def ray_workers() -> list[int]:
     below, level = list[int](), {os.getpid()}
     while level := {process for process, parent in parents.items() if parent in level}:
         below += level
-    return [process for process in below if titles.get(process, "").startswith("ray::") or "default_worker" in titles[process]]
+    return [process for process in below if _is_worker(titles.get(process, ""))]
+
+
+def _is_worker(title: str) -> bool:
+    """Not the agents of the node, which Ray misses when they are stopped."""
+    return "default_worker.py" in title or (title.startswith("ray::") and "Agent" not in title)
 
 
 @contextmanager
