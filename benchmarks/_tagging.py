@@ -348,7 +348,7 @@ def options(description: str | None, documents: int, rounds: int | None = None, 
     parser.add_argument("--data", type=Path, default=DATA / "tate", help="folder with train.parquet and test.parquet")
     parser.add_argument("--documents", type=int, default=documents, help="the first ones")
     parser.add_argument("--layers", type=int, default=layers, help="of MiniLM")
-    parser.add_argument("--token-budget", type=int, default=PoolConfig().token_budget, help="of a batch; else the library's")
+    parser.add_argument("--token-budget", type=int, default=PoolConfig().tokens_at_once, help="of a batch; else the library's")
     if rounds is not None:
         parser.add_argument("--rounds", type=int, default=rounds)
     arguments = parser.parse_args()

@@ -110,7 +110,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA / "git-paths", help="folder with train.parquet and test.parquet")
     parser.add_argument("--documents", type=int, default=2_000_000)
-    parser.add_argument("--token-budget", type=int, default=PoolConfig().token_budget, help="of a batch; else the library's")
+    parser.add_argument("--token-budget", type=int, default=PoolConfig().tokens_at_once, help="of a batch; else the library's")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, diary() as book:
         apart(write_catalogue, arguments.data, f"{folder}/documents", arguments.documents)

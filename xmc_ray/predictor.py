@@ -43,12 +43,17 @@ class PoolConfig:
     """Threads of an actor on a CPU; 0 shares the machine's cores among ``max`` actors."""
     batch_rows: int = 2048
     """Documents that an actor takes at a time and sorts by length; in tagging it takes a whole piece."""
-    token_budget: int = 8192
-    """Most tokens, padding included, that go through the encoder at once."""
+    token_budget: int = 0
+    """Most tokens, padding included, that go through the encoder at once; 0 is 8,192 on a GPU and 2,048 on a CPU."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.max:
             raise ConfigError("pool sizes do not fit", found=f"min {self.min}, max {self.max}", expected="1 <= min <= max")
+
+    @property
+    def tokens_at_once(self) -> int:
+        """The token budget. On CPUs a large one is slower, by caches and by padding: there are few batches in a piece."""
+        return self.token_budget or (8192 if self.gpu else 2048)
 
     @property
     def resources(self) -> dict[str, Any]:
@@ -73,7 +78,7 @@ class Predictor:
     def __init__(self, bundles: list[str], k: int, pool: PoolConfig, scoring: ScoringConfig) -> None:
         torch.set_num_threads(pool.threads or max(1, (os.cpu_count() or 1) // pool.max))
         self.k = k
-        self.loop = LoopConfig(token_budget=pool.token_budget)
+        self.loop = LoopConfig(token_budget=pool.tokens_at_once)
         self.scoring: Scoring = "grouped" if scoring.scoring == "auto" else scoring.scoring
         self.ensemble = Ensemble.load(bundles).to("cuda" if pool.gpu else "cpu")
         if scoring.int8:
@@ -158,7 +163,7 @@ def _measure(
     config: ScoringConfig, bundles: list[str], texts: list[str], k: int, pool: PoolConfig
 ) -> tuple[Literal["grouped", "exact"], list[str]]:
     torch.set_num_threads(pool.threads or max(1, (os.cpu_count() or 1) // pool.max))
-    loop, told = LoopConfig(token_budget=pool.token_budget), []
+    loop, told = LoopConfig(token_budget=pool.tokens_at_once), []
     ensemble = Ensemble.load(bundles).to("cuda" if pool.gpu else "cpu")
     tokens = ensemble.encode(pa.array(texts, pa.string()))
     scoring = config.scoring
