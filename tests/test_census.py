@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xmc_ray import census, storage
-from xmc_ray.census import take_census, unpacked
+from xmc_ray.census import take_census
 from xmc_ray.documents import DocumentsConfig, Rules, text_digest
+from xmc_ray.plan import unpacked
 
 IDS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 2)), max_size=30)  # (id, text)
 

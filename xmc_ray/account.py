@@ -97,7 +97,7 @@ class Account:
         counts[place.drop_null().to_numpy()] = np.rint(before["scores"].to_numpy()[known]).astype(np.int64)
         return psi(counts, self.expected_counts)
 
-    def close(self, manifest: dict[str, Any], previous: str | None, config: DriftConfig) -> tuple[str, list[str]]:
+    def close(self, title: str, manifest: dict[str, Any], previous: str | None, config: DriftConfig) -> tuple[str, list[str]]:
         """The report as a page, and warnings. ``manifest`` gets the drift; DataError if it is more than the config allows."""
         drifts = {"training": self.drift_from_training(), "previous": self.drift_from_night(previous) if previous else None}
         manifest["drift"] = {name: drift and drift.total for name, drift in drifts.items()}
@@ -118,10 +118,11 @@ class Account:
                 warnings.append(f"the labels have moved from those of {name}: PSI {drift.total:.3f}, more than {config.warn}")
         before = storage.join(previous, MANIFEST) if previous else None
         scores = storage.read_json(before)["scores"] if before and storage.exists(before) else None
-        return report(self._night(manifest, parts, scores, warnings)), warnings
+        return report(self._night(title, manifest, parts, scores, warnings)), warnings
 
     def _night(
         self,
+        title: str,
         manifest: Mapping[str, Any],
         drifts: Mapping[str, LabelDrift],
         scores: list[int] | None,
@@ -129,7 +130,7 @@ class Account:
     ) -> Night:
         most = np.argsort(-self.label_counts, kind="stable")[:_FREQUENT]
         return Night(
-            title=manifest["run"],
+            title=title,
             started=datetime.fromisoformat(manifest["started"]),
             ended=datetime.fromisoformat(manifest["ended"]),
             documents=self.documents,

@@ -9,8 +9,7 @@ spills to disk; the driver keeps a byte a row.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,56 +22,13 @@ from xmc_ray import storage
 from xmc_ray.corpus import from_row, parts
 from xmc_ray.documents import Rules, text_digest
 from xmc_ray.labels import IntArray
+from xmc_ray.plan import Duplicates, Mask, Plan, pack, reused
 from xmc_ray.reading import CHUNK, read_all
 from xmc_ray.storage import FileInfo
 
-Mask = npt.NDArray[np.bool_]
-
 _TASK_BYTES, _TASK_FILES = 64 << 20, 256  # of input that one task looks at
 _SHARE_BYTES = 2 << 30  # of input for one share of the hash join
-_READ_PER_PIECE = 32  # rows read for one that is tagged, at most: bounds the rows that a piece passes over
 _RECORD = np.dtype([("id", "<u8", 2), ("text", "<u8", 2), ("file", "<i4"), ("row", "<i8")])
-_SEGMENT = pa.struct(
-    [
-        *(("uri", pa.string()), ("size", pa.int64()), ("version", pa.string())),
-        *(("start", pa.int64()), ("row", pa.int64()), ("rows", pa.int64()), ("reason", pa.string())),
-    ]
-)
-_DUPLICATE = pa.struct([("place", pa.int64()), ("file", pa.string()), ("row", pa.int64())])
-PIECES = pa.schema(
-    [
-        *(("number", pa.int64()), ("rows", pa.int64()), ("segments", pa.list_(_SEGMENT))),
-        *(("skip", pa.binary()), ("duplicates", pa.list_(_DUPLICATE))),
-    ]
-)
-REUSED = pa.schema([("number", pa.int64()), ("uri", pa.string()), ("rows", pa.int64()), ("keep", pa.binary())])
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a night has to do.
-
-    ``pieces`` (`PIECES`): rows to read and tag, in the order of the input. ``skip`` has a bit for each row of the segments, set
-    where the night before is good for it (empty: nowhere); ``duplicates`` are places among these rows, with the first row of
-    the same id. ``rows`` counts those that are not skipped.
-
-    ``reused`` (`REUSED`): files of the night before and a bit for each of their rows, set where it is taken over.
-
-    ``rows`` is the number of all documents; of files that hold nobody knows how many, one row stands for those not read, and
-    ``lost_bytes`` is their size. ``previous`` is the folder of the night that tags are taken from.
-    """
-
-    pieces: pa.Table
-    reused: pa.Table
-    rows: int
-    lost_bytes: int
-    previous: str | None = None
-
-    @property
-    def numbers(self) -> list[tuple[str, int]]:
-        """The pieces, as letter (t: tagged, r: reused) and number."""
-        tagged, reused = (table["number"].to_pylist() for table in (self.pieces, self.reused))
-        return [*(("t", number) for number in tagged), *(("r", number) for number in reused)]
 
 
 def take_census(files: Sequence[FileInfo], rules: Rules, before: Sequence[str], piece_rows: int, n_pieces: int) -> Plan:
@@ -100,22 +56,14 @@ def take_census(files: Sequence[FileInfo], rules: Rules, before: Sequence[str], 
         taken |= _unpacked(same_before, len(taken))
         repeated.append(double)
         firsts.append(first)
-    doubles = _Duplicates.sort(np.concatenate(repeated), np.concatenate(firsts))
+    doubles = Duplicates.sort(np.concatenate(repeated), np.concatenate(firsts))
     piece_rows = min(piece_rows, max(chunk, int(len(kept) - kept.sum()) // n_pieces))
     return Plan(
-        pieces=_pack(segments, files, base_F, kept, doubles, piece_rows),
-        reused=_reused(before, base_T, taken),
+        pieces=pack(segments, files, base_F, kept, doubles, piece_rows),
+        reused=reused(before, base_T, taken),
         rows=int(base_F[-1]),
         lost_bytes=_lost_bytes(segments, files),
     )
-
-
-def unpacked(bits: bytes, rows: int) -> Mask:
-    """bool[rows] of a column ``skip`` or ``keep``; all False if it is empty."""
-    return _unpacked(np.frombuffer(bits, np.uint8), rows) if bits else np.zeros(rows, bool)
-
-
-# -- tasks ---------------------------------------------------------------------------------------------------------------
 
 
 def _tasks(files: Sequence[FileInfo]) -> Iterator[list[dict[str, Any]]]:
@@ -220,101 +168,9 @@ def _unpacked(bits: npt.NDArray[np.uint8], rows: int) -> Mask:
     return np.unpackbits(bits, count=rows).view(bool)
 
 
-# -- the plan ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Duplicates:
-    """Rows that repeat an id, rising, and the first row of each such id; both count through all files."""
-
-    row: IntArray
-    first: IntArray
-
-    @classmethod
-    def sort(cls, row: IntArray, first: IntArray) -> "_Duplicates":
-        order = np.argsort(row)
-        return cls(row[order], first[order])
-
-
 def _bases(file_S: IntArray, rows_S: IntArray, n_files: int) -> IntArray:
     """Where the rows of each file begin, counted through all files; the last entry is their number."""
     return np.concatenate([[0], np.cumsum(np.bincount(file_S, rows_S, minlength=n_files).astype(np.int64))])
-
-
-def _pack(
-    segments: pa.Table, files: Sequence[FileInfo], base_F: IntArray, kept: Mask, doubles: _Duplicates, piece_rows: int
-) -> pa.Table:
-    """Consecutive segments in pieces; those of which nothing is left to do are left out."""
-    file_S, row_S, rows_S = (segments[name].to_numpy() for name in ("file", "row", "rows"))
-    first_S = base_F[file_S] + row_S
-    todo_S = rows_S - np.add.reduceat(kept, first_S, dtype=np.int64)  # segments follow each other without a gap
-    rows = segments.to_pylist()
-    pieces: list[dict[str, Any]] = []
-    for group in _groups(todo_S.tolist(), rows_S.tolist(), piece_rows):
-        where = np.concatenate([np.arange(first_S[s], first_S[s] + rows_S[s]) for s in group])
-        skip = kept[where]
-        pieces.append(
-            {
-                "number": len(pieces),
-                "rows": int(todo_S[group].sum()),
-                "segments": merged([rows[s] | vars(files[file_S[s]]) for s in group]),
-                "skip": np.packbits(skip).tobytes() if skip.any() else b"",
-                "duplicates": _duplicates(doubles, where, files, base_F),
-            }
-        )
-    return pa.Table.from_pylist(pieces, PIECES)
-
-
-def _groups(todo_S: list[int], rows_S: list[int], piece_rows: int) -> Iterable[list[int]]:
-    group: list[int] = []
-    todo = read = 0
-    for segment, (more, rows) in enumerate(zip(todo_S, rows_S, strict=True)):
-        if not more:
-            continue
-        if group and (todo + more > piece_rows or read + rows > _READ_PER_PIECE * piece_rows):
-            yield group
-            group, todo, read = [], 0, 0
-        group.append(segment)
-        todo, read = todo + more, read + rows
-    if group:
-        yield group
-
-
-def merged(segments: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Segments of pieces, of which neighbours in one file are made one."""
-    whole: list[dict[str, Any]] = []
-    for segment in segments:
-        last = whole[-1] if whole else None
-        if (
-            last
-            and last["uri"] == segment["uri"]
-            and last["row"] + last["rows"] == segment["row"]
-            and not (last["reason"] or segment["reason"])
-        ):
-            last["rows"] += segment["rows"]
-        else:
-            whole.append(dict(segment))
-    return whole
-
-
-def _duplicates(doubles: _Duplicates, where: IntArray, files: Sequence[FileInfo], base_F: IntArray) -> list[dict[str, Any]]:
-    places = np.searchsorted(where, doubles.row[slice(*np.searchsorted(doubles.row, [where[0], where[-1] + 1]))])
-    inside = slice(*np.searchsorted(doubles.row, [where[0], where[-1] + 1]))
-    first = doubles.first[inside]
-    file = np.searchsorted(base_F, first, side="right") - 1
-    return [
-        {"place": place, "file": files[number].uri, "row": row}
-        for place, number, row in zip(places.tolist(), file.tolist(), (first - base_F[file]).tolist(), strict=True)
-    ]
-
-
-def _reused(files: Sequence[str], base_T: IntArray, taken: Mask) -> pa.Table:
-    rows = [
-        {"uri": uri, "rows": int(taken[first:last].sum()), "keep": np.packbits(taken[first:last]).tobytes()}
-        for uri, first, last in zip(files, base_T[:-1].tolist(), base_T[1:].tolist(), strict=True)
-    ]
-    rows = [row for row in rows if row["rows"]]
-    return pa.Table.from_pylist([{"number": number, **row} for number, row in enumerate(rows)], REUSED)
 
 
 def _lost_bytes(segments: pa.Table, files: Sequence[FileInfo]) -> int:

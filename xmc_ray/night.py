@@ -25,8 +25,9 @@ import pyarrow.parquet as pq
 import ray
 
 from xmc_ray import storage
-from xmc_ray.census import PIECES, REUSED, Plan
 from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.pieces import written
+from xmc_ray.plan import PIECES, REUSED, Plan
 from xmc_ray.storage import FileInfo, join
 
 SUCCESS, MANIFEST, IDENTITY, WORK, COUNTS = "_SUCCESS", "manifest.json", "run.json", "_work", "label-counts.parquet"
@@ -80,17 +81,22 @@ class Night:
                 )
         return cls(folder, uuid.uuid4().hex[:8], identity)
 
-    def begin(self) -> Plan | None:
-        """Make the folder this night's; its plan, if it was taken before."""
-        begun = _read(join(self.work, IDENTITY))
-        if begun is None or begun["run"] != self.run:
+    def plan(self) -> Plan | None:
+        """What an earlier attempt has planned, if one came so far."""
+        where = join(self.work, "plan.json")
+        if not self._is_begun() or not storage.exists(where):
+            return None
+        return Plan(self._table("pieces-to-do", PIECES), self._table("reused", REUSED), **storage.read_json(where))
+
+    def begin(self) -> None:
+        """Make the folder this night's, unless it is."""
+        if not self._is_begun():
             storage.remove(self.work, last=IDENTITY)
             storage.write_json(join(self.work, IDENTITY), {"run": self.run, **self.identity})
-        where = join(self.work, "plan.json")
-        if not storage.exists(where):
-            return None
-        counts = storage.read_json(where)
-        return Plan(self._table("pieces-to-do", PIECES), self._table("reused", REUSED), **counts)
+
+    def _is_begun(self) -> bool:
+        begun = _read(join(self.work, IDENTITY))
+        return begun is not None and begun["run"] == self.run
 
     def keep_plan(self, plan: Plan) -> None:
         """So that whoever goes on does the same pieces, whatever the input has become by then."""
@@ -116,7 +122,7 @@ class Night:
         stage = join(self.work, "final") if replaces else self.folder
         merges, names = [], {}
         for kind, below in (("pieces", ""), ("rejects", "rejects/")):
-            groups = _groups(storage.all_files(join(self.work, kind)), target_bytes)
+            groups = _groups(list(written(self.work, kind).values()), target_bytes)
             names[kind] = [f"{below}part-{self.run}-{number:05}.parquet" for number in range(len(groups))]
             merges += [_merge.remote(group, join(stage, name)) for group, name in zip(groups, names[kind], strict=True)]
         ray.get(merges)
@@ -127,15 +133,14 @@ class Night:
         for name, content in others.items():
             _patiently(storage.write_bytes, join(self.folder, name), content)
         marker = {"run": self.run, "files": names["pieces"], "rejects": names["rejects"]}
-        _patiently(storage.write_json, join(self.folder, MANIFEST), {**manifest, **marker, "run": manifest["run"]})
+        _patiently(storage.write_json, join(self.folder, MANIFEST), {**manifest, **marker})
         _patiently(storage.write_json, join(self.folder, IDENTITY), {"run": self.run, **self.identity})
         _patiently(storage.write_json, join(self.folder, SUCCESS), marker)
         self._tidy(files)
         return {**manifest, **marker}
 
     def _check_pieces(self, plan: Plan) -> None:
-        expected = {f"{letter}{number:06}" for letter, number in plan.numbers}
-        found = {piece_name(file.uri) for file in storage.all_files(join(self.work, "pieces")) if "/." not in file.uri}
+        expected, found = plan.names, set(written(self.work))
         if found != expected:
             raise DataError(
                 "the pieces are not those of the plan",
@@ -156,11 +161,6 @@ class Night:
         storage.remove(self.work, last=IDENTITY)
 
 
-def piece_name(uri: str) -> str:
-    """``t`` (tagged) or ``r`` (reused) and number, such as t000017, of a piece's file."""
-    return uri.rpartition("/")[2].removesuffix(".parquet")
-
-
 def marked_run(folder: str) -> str | None:
     """The run that a folder's ``_SUCCESS`` names, if there is one."""
     marker = _read(join(folder, SUCCESS))
@@ -175,10 +175,11 @@ def tag_files(folder: str) -> list[str]:
     return [join(folder, name) for name in marker["files"]]
 
 
-def latest_before(output: str, day: str) -> str | None:
-    """The folder of the last finished night before ``day`` (YYYY-MM-DD), if there is one."""
-    names = {file.uri.removeprefix(f"{output.rstrip('/')}/").partition("/")[0] for file in storage.all_files(output)}
-    for name in sorted((name for name in names if name.startswith("dt=") and name < f"dt={day}"), reverse=True):
+def latest_before(folder: str) -> str | None:
+    """The last finished night before the one in ``folder``, beside it, if there is one."""
+    output, _, this = folder.rpartition("/")
+    names = {file.uri.removeprefix(f"{output}/").partition("/")[0] for file in storage.all_files(output)}
+    for name in sorted((name for name in names if name.startswith("dt=") and name < this), reverse=True):
         if marked_run(join(output, name)) is not None:
             return join(output, name)
     return None
@@ -204,13 +205,11 @@ def _same(known: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
 
 
 def _groups(files: Sequence[FileInfo], target_bytes: int) -> list[list[str]]:
-    """Consecutive files of together about ``target_bytes``: tagged pieces in the order of the input, then reused ones."""
+    """Consecutive files of together about ``target_bytes``."""
     groups: list[list[str]] = []
-    size = target_bytes
-    for file in sorted(files, key=lambda file: (file.uri.rpartition("/")[2][0] != "t", file.uri)):
-        if "/." in file.uri:
-            continue
-        if size + file.size > target_bytes and (size > 0 or not groups):
+    size = 0
+    for file in files:
+        if not groups or size + file.size > target_bytes:
             groups.append([])
             size = 0
         groups[-1].append(file.uri)

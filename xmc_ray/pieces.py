@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 from ray.util import metrics
 
 from xmc_ray import storage
-from xmc_ray.census import merged, unpacked
 from xmc_ray.documents import Rules, text_digest
 from xmc_ray.labels import lists_from_rows
+from xmc_ray.plan import merged, piece_name, unpacked
 from xmc_ray.predictor import PoolConfig, Predictor, ScoringConfig, matrix
 from xmc_ray.preparation import tokenise_table
 from xmc_ray.reading import Segment, read_all
@@ -50,7 +50,7 @@ Summary = dict[str, Any]
 class ReadPieces:
     """A task that reads and tokenises pieces, one after the other.
 
-    Takes rows of `census.PIECES`, gives ``piece`` (its number) and ``data``: a table, as bytes, of ``id``, ``file``, ``row``,
+    Takes rows of `plan.PIECES`, gives ``piece`` (its number) and ``data``: a table, as bytes, of ``id``, ``file``, ``row``,
     ``reason``, ``text_digest``, ``excerpt``, ``truncated`` and the tokens. One row a piece: so no stage cuts a piece in two.
     """
 
@@ -181,6 +181,7 @@ class WritePieces:
     def __call__(self, pieces: pa.Table) -> Iterator[pa.Table]:
         """Rejects first; the file of tags completes the piece."""
         for number, table in _tables(pieces):
+            name = piece_name("t", number)
             is_good = pc.is_null(table["reason"])
             good, bad = table.filter(is_good), table.filter(pc.invert(is_good))
             tags, summary = self.columns(good)
@@ -188,13 +189,13 @@ class WritePieces:
             summary |= {"tagged": len(good), "reused": 0, "rejected": len(bad), "reasons": dict(reasons)}
             summary |= {"truncated": pc.sum(good["truncated"]).as_py() or 0, "samples": _samples(good, tags)}
             if len(bad):
-                write_parquet(piece_uri(self.work, "rejects", "t", number), bad.select(_REJECTS.names).cast(_REJECTS))
-            _finish(self.work, "t", number, tags, summary)
+                write_parquet(_uri(self.work, "rejects", name), bad.select(_REJECTS.names).cast(_REJECTS))
+            _finish(self.work, name, tags, summary)
             yield pa.table({"summary": [json.dumps(summary)]})
 
 
 class CopyPieces:
-    """A task that takes over tags of the night before: rows of `census.REUSED` in, summaries out."""
+    """A task that takes over tags of the night before: rows of `plan.REUSED` in, summaries out."""
 
     def __init__(self, work: str, columns: TagColumns) -> None:
         self.work, self.columns = work, columns
@@ -210,24 +211,27 @@ class CopyPieces:
             untagged = pc.sum(pc.equal(pc.list_value_length(tags["labels"]), 0)).as_py() or 0
             summary = summarise(ids, pc.list_flatten(tags["scores"]).to_numpy(), untagged)
             summary |= {"tagged": 0, "reused": len(tags), "rejected": 0, "reasons": {}, "truncated": 0, "samples": []}
-            _finish(self.work, "r", piece["number"], tags, summary)
+            _finish(self.work, piece_name("r", piece["number"]), tags, summary)
             yield pa.table({"summary": [json.dumps(summary)]})
 
 
 def finished(work: str) -> dict[str, Summary]:
     """The summaries of the pieces that are done, by name; one that a power failure has left in part is not done."""
-    files = [file.uri for file in storage.all_files(storage.join(work, "pieces")) if "/." not in file.uri]
+    files = written(work)
     with ThreadPoolExecutor(_READERS) as pool:
-        summaries = pool.map(_read_summary, files)
-        named = {
-            uri.rpartition("/")[2].removesuffix(".parquet"): summary for uri, summary in zip(files, summaries, strict=True)
-        }
-    return {name: summary for name, summary in named.items() if summary is not None}
+        summaries = pool.map(_read_summary, files.values())
+        return {name: summary for name, summary in zip(files, summaries, strict=True) if summary is not None}
 
 
-def piece_uri(work: str, kind: str, letter: str, number: int) -> str:
-    """Where a piece's tags (``kind`` pieces) or rejects lie."""
-    return storage.join(work, kind, f"{letter}{number:06}.parquet")
+def written(work: str, what: str = "pieces") -> dict[str, FileInfo]:
+    """The files of ``pieces`` or ``rejects``, by the names of their pieces: tagged ones first, each in order."""
+    files = [file for file in storage.all_files(storage.join(work, what)) if "/." not in file.uri]
+    named = {file.uri.rpartition("/")[2].removesuffix(".parquet"): file for file in files}
+    return dict(sorted(named.items(), key=lambda one: (one[0][0] != "t", one[0])))
+
+
+def _uri(work: str, what: str, name: str) -> str:
+    return storage.join(work, what, f"{name}.parquet")
 
 
 def write_parquet(uri: str, table: pa.Table) -> None:
@@ -237,9 +241,9 @@ def write_parquet(uri: str, table: pa.Table) -> None:
     storage.patiently(lambda: storage.write_bytes(uri, buffer.getvalue()), storage.PATIENCE)
 
 
-def _finish(work: str, letter: str, number: int, tags: pa.Table, summary: Summary) -> None:
+def _finish(work: str, name: str, tags: pa.Table, summary: Summary) -> None:
     metadata = {**(tags.schema.metadata or {}), _SUMMARY: json.dumps(summary).encode()}
-    write_parquet(piece_uri(work, "pieces", letter, number), tags.replace_schema_metadata(metadata))
+    write_parquet(_uri(work, "pieces", name), tags.replace_schema_metadata(metadata))
     _count(summary)
 
 

@@ -22,7 +22,7 @@ import ray.data
 
 from xmc_ray import evaluation, night, storage
 from xmc_ray.account import Account, watched
-from xmc_ray.census import Plan, take_census
+from xmc_ray.census import take_census
 from xmc_ray.corpus import check_columns, list_inputs
 from xmc_ray.documents import DocumentsConfig, Rules
 from xmc_ray.drift import DriftConfig
@@ -30,6 +30,7 @@ from xmc_ray.ensemble import Members
 from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.night import Night
 from xmc_ray.pieces import CopyPieces, ReadPieces, Summary, TagColumns, TagPieces, WritePieces, finished, some_texts
+from xmc_ray.plan import Plan, piece_name
 from xmc_ray.predictor import PoolConfig, ScoringConfig, settle_scoring
 from xmc_ray.session import arrow_batches, connect, own_errors
 from xmc_ray.storage import FileInfo
@@ -113,8 +114,7 @@ def run(config: TagConfig) -> str:
     and the bundle have been looked at; what is written stays for the next attempt.
     """
     started = datetime.now(timezone.utc)
-    day = config.date or str(started.date())
-    folder = storage.join(storage.absolute(config.output), f"dt={day}")
+    folder = storage.join(storage.absolute(config.output), f"dt={config.date or started.date()}")
     members, files = Members.read(config.bundle), list_inputs(config.documents)
     identity = {
         "bundle": members.fingerprint,
@@ -129,7 +129,9 @@ def run(config: TagConfig) -> str:
     connect()
     with own_errors():
         _pass_gate(config)
-        manifest = _Making(config, this, members, files, _previous(config, day, members.fingerprint)).finish(started)
+        plan = this.plan()
+        previous = plan.previous if plan else _previous(config, folder, members.fingerprint)
+        manifest = _Making(config, this, members, files, previous).finish(plan, started)
     print(_report(manifest, folder), flush=True)
     return folder
 
@@ -145,11 +147,11 @@ class _Making:
         self.columns = TagColumns(labels, members.fingerprint, config.min_score)
         self.account = Account(labels)
 
-    def finish(self, started: datetime) -> dict[str, Any]:
-        """Whatever is left to do; the manifest."""
+    def finish(self, plan: Plan | None, started: datetime) -> dict[str, Any]:
+        """Whatever is left to do; the manifest. ``plan``: that of an earlier attempt."""
         clock = time.monotonic()
-        plan = self.night.begin() or self._plan()
-        self.previous = plan.previous
+        self.night.begin()
+        plan = plan or self._plan()
         model, done = self._model(plan), finished(self.night.work)
         for summary in done.values():
             self.account.add(summary)
@@ -163,7 +165,7 @@ class _Making:
         if self.account.documents != plan.rows:
             raise DataError("rows were lost", where=self.night.folder, found=self.account.documents, expected=plan.rows)
         manifest = {
-            "run": f"{self.night.folder.rsplit('/', 1)[-1]}-{self.night.run}",
+            "run": self.night.run,
             **self.night.identity,
             "previous": self.previous,
             "scoring": model.scoring,
@@ -172,8 +174,8 @@ class _Making:
             "documents_per_second": round((self.account.documents - before) / (time.monotonic() - clock), 1),
             **self.account.manifest(),
         }
-        before_this = self.previous or night.latest_before(*_output_and_day(self.night.folder))
-        page, warnings = self.account.close(manifest, before_this, self.config.drift)
+        before_this = self.previous or night.latest_before(self.night.folder)
+        page, warnings = self.account.close(self.night.folder.rpartition("/")[2], manifest, before_this, self.config.drift)
         for warning in warnings:
             print(f"warning: {warning}", flush=True)
         texts = {night.REPORT: page.encode(), night.COUNTS: self.account.label_table()}
@@ -189,11 +191,11 @@ class _Making:
 
     def _left(self, plan: Plan, done: Container[str], model: ScoringConfig) -> Iterator[Summary]:
         """Do the pieces that are not done; the summary of each."""
-        copies = [row for row, number in enumerate(plan.reused["number"].to_pylist()) if f"r{number:06}" not in done]
+        copies = [row for row, number in enumerate(plan.reused["number"].to_pylist()) if piece_name("r", number) not in done]
         if copies:
             copy = CopyPieces(self.night.work, self.columns)
             yield from _summaries(_dataset(plan.reused, copies, 1).map_batches(copy.__call__, **_BY_ROW))
-        pieces = [row for row, number in enumerate(plan.pieces["number"].to_pylist()) if f"t{number:06}" not in done]
+        pieces = [row for row, number in enumerate(plan.pieces["number"].to_pylist()) if piece_name("t", number) not in done]
         if pieces:
             with _piece_by_piece():
                 yield from _summaries(self._tagged(_dataset(plan.pieces, pieces, _PIECES_A_TASK), model))
@@ -234,23 +236,18 @@ class _Making:
             )
 
 
-def _output_and_day(folder: str) -> tuple[str, str]:
-    output, _, name = folder.rpartition("/")
-    return output, name.removeprefix("dt=")
-
-
-def _previous(config: TagConfig, day: str, fingerprint: str) -> str | None:
+def _previous(config: TagConfig, this: str, fingerprint: str) -> str | None:
     """The night to take tags from, if its tags are what this one would give; says so if not."""
     if config.previous is None:
         return None
     last = config.previous == "last"
-    folder = night.latest_before(storage.absolute(config.output), day) if last else storage.absolute(config.previous)
+    folder = night.latest_before(this) if last else storage.absolute(config.previous)
     if folder is None:
         print("nothing is taken over: there is no finished night before this", flush=True)
         return None
     night.tag_files(folder)
     known, settings = storage.read_json(storage.join(folder, night.MANIFEST)), asdict(config)
-    if not known["run"].endswith(str(night.marked_run(folder))):
+    if known["run"] != night.marked_run(folder):
         raise DataError(
             "a night that another is just about to replace", where=folder, way_out="run the job that replaces it again, first"
         )

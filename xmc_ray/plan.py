@@ -1,0 +1,167 @@
+"""The plan of a night: which rows are tagged in which piece, and which rows of the night before are taken over.
+
+It is made once, of what the census has found, and kept: whoever goes on with a night does the same pieces.
+
+Letters: S segments, F files of the input, T files of tags of the night before.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from xmc_ray.labels import IntArray
+from xmc_ray.storage import FileInfo
+
+Mask = npt.NDArray[np.bool_]
+
+_READ_PER_PIECE = 32  # rows read for one that is tagged, at most: bounds the rows that a piece passes over
+_SEGMENT = pa.struct(
+    [
+        *(("uri", pa.string()), ("size", pa.int64()), ("version", pa.string())),
+        *(("start", pa.int64()), ("row", pa.int64()), ("rows", pa.int64()), ("reason", pa.string())),
+    ]
+)
+_DUPLICATE = pa.struct([("place", pa.int64()), ("file", pa.string()), ("row", pa.int64())])
+PIECES = pa.schema(
+    [
+        *(("number", pa.int64()), ("rows", pa.int64()), ("segments", pa.list_(_SEGMENT))),
+        *(("skip", pa.binary()), ("duplicates", pa.list_(_DUPLICATE))),
+    ]
+)
+REUSED = pa.schema([("number", pa.int64()), ("uri", pa.string()), ("rows", pa.int64()), ("keep", pa.binary())])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a night has to do.
+
+    ``pieces`` (`PIECES`): rows to read and tag, in the order of the input. ``skip`` has a bit for each row of the segments, set
+    where the night before is good for it (empty: nowhere); ``duplicates`` are places among these rows, with the first row of
+    the same id. ``rows`` counts those that are not skipped.
+
+    ``reused`` (`REUSED`): files of the night before and a bit for each of their rows, set where it is taken over.
+
+    ``rows`` is the number of all documents; of files that hold nobody knows how many, one row stands for those not read, and
+    ``lost_bytes`` is their size. ``previous`` is the folder of the night that tags are taken from.
+    """
+
+    pieces: pa.Table
+    reused: pa.Table
+    rows: int
+    lost_bytes: int
+    previous: str | None = None
+
+    @property
+    def names(self) -> set[str]:
+        """The names of all pieces."""
+        tables = {"t": self.pieces, "r": self.reused}
+        return {piece_name(kind, number) for kind, table in tables.items() for number in table["number"].to_pylist()}
+
+
+def piece_name(kind: str, number: int) -> str:
+    """Of a piece: ``t`` for rows to tag or ``r`` for reused ones, and its number, such as t000017."""
+    return f"{kind}{number:06}"
+
+
+def unpacked(bits: bytes, rows: int) -> Mask:
+    """bool[rows] of a column ``skip`` or ``keep``; all False if it is empty."""
+    return np.unpackbits(np.frombuffer(bits, np.uint8), count=rows).view(bool) if bits else np.zeros(rows, bool)
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Rows that repeat an id, rising, and the first row of each such id; both count through all files."""
+
+    row: IntArray
+    first: IntArray
+
+    @classmethod
+    def sort(cls, row: IntArray, first: IntArray) -> "Duplicates":
+        """Of rows in any order."""
+        order = np.argsort(row)
+        return cls(row[order], first[order])
+
+
+def pack(
+    segments: pa.Table, files: Sequence[FileInfo], base_F: IntArray, kept: Mask, doubles: Duplicates, piece_rows: int
+) -> pa.Table:
+    """`PIECES`: consecutive segments; those of which nothing is left to do are left out.
+
+    ``segments``: file, row, rows, start and reason of each, in order and without a gap; ``base_F``: rows before each file;
+    ``kept``: bool, of all rows, those that are taken over.
+    """
+    file_S, row_S, rows_S = (segments[name].to_numpy() for name in ("file", "row", "rows"))
+    first_S = base_F[file_S] + row_S
+    todo_S = rows_S - np.add.reduceat(kept, first_S, dtype=np.int64)  # segments follow each other without a gap
+    rows = segments.to_pylist()
+    pieces: list[dict[str, Any]] = []
+    for group in _groups(todo_S.tolist(), rows_S.tolist(), piece_rows):
+        where = np.concatenate([np.arange(first_S[s], first_S[s] + rows_S[s]) for s in group])
+        skip = kept[where]
+        pieces.append(
+            {
+                "number": len(pieces),
+                "rows": int(todo_S[group].sum()),
+                "segments": merged([rows[s] | vars(files[file_S[s]]) for s in group]),
+                "skip": np.packbits(skip).tobytes() if skip.any() else b"",
+                "duplicates": _duplicates(doubles, where, files, base_F),
+            }
+        )
+    return pa.Table.from_pylist(pieces, PIECES)
+
+
+def _groups(todo_S: list[int], rows_S: list[int], piece_rows: int) -> Iterator[list[int]]:
+    """The segments of each piece."""
+    group: list[int] = []
+    todo = read = 0
+    for segment, (more, rows) in enumerate(zip(todo_S, rows_S, strict=True)):
+        if not more:
+            continue
+        if group and (todo + more > piece_rows or read + rows > _READ_PER_PIECE * piece_rows):
+            yield group
+            group, todo, read = [], 0, 0
+        group.append(segment)
+        todo, read = todo + more, read + rows
+    if group:
+        yield group
+
+
+def merged(segments: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Segments of pieces, of which neighbours in one file are made one."""
+    whole: list[dict[str, Any]] = []
+    for segment in segments:
+        last = whole[-1] if whole else None
+        if (
+            last
+            and last["uri"] == segment["uri"]
+            and last["row"] + last["rows"] == segment["row"]
+            and not (last["reason"] or segment["reason"])
+        ):
+            last["rows"] += segment["rows"]
+        else:
+            whole.append(dict(segment))
+    return whole
+
+
+def _duplicates(doubles: Duplicates, where: IntArray, files: Sequence[FileInfo], base_F: IntArray) -> list[dict[str, Any]]:
+    inside = slice(*np.searchsorted(doubles.row, [where[0], where[-1] + 1]))
+    places, first = np.searchsorted(where, doubles.row[inside]), doubles.first[inside]
+    file = np.searchsorted(base_F, first, side="right") - 1
+    return [
+        {"place": place, "file": files[number].uri, "row": row}
+        for place, number, row in zip(places.tolist(), file.tolist(), (first - base_F[file]).tolist(), strict=True)
+    ]
+
+
+def reused(files: Sequence[str], base_T: IntArray, taken: Mask) -> pa.Table:
+    """`REUSED`: the files of which rows are taken over; ``taken`` is of the rows of all, ``base_T`` says where each begins."""
+    rows = [
+        {"uri": uri, "rows": int(taken[first:last].sum()), "keep": np.packbits(taken[first:last]).tobytes()}
+        for uri, first, last in zip(files, base_T[:-1].tolist(), base_T[1:].tolist(), strict=True)
+    ]
+    rows = [row for row in rows if row["rows"]]
+    return pa.Table.from_pylist([{"number": number, **row} for number, row in enumerate(rows)], REUSED)
