@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import S3
 
-from xmc_ray import storage
+from xmc_ray import copies, storage
 from xmc_ray.bundle import Bundle, load_bundle, read_settings, save_bundle
 from xmc_ray.encoder import EncoderConfig, build_encoder
 from xmc_ray.errors import ConfigError, ModelError, XmcError
@@ -79,16 +79,16 @@ def test_weights_are_the_mapped_file_until_they_change(tiny_encoder: Path, tmp_p
     weights, maps = str(tmp_path / "bundle" / "model.safetensors"), Path("/proc/self/maps")
     if maps.exists():  # on Linux; all of a model's weights lie in one mapping
         assert maps.read_text().count(weights) == 2
-    digest = storage.digest(weights)
+    digest = copies.digest(weights)
     with torch.no_grad():
         for parameter in one.parameters():
             parameter.add_(1)
     for changed, kept in zip(one.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(changed, kept + 1)
-    assert storage.digest(weights) == digest
+    assert copies.digest(weights) == digest
 
 
-def copies(folder: Path) -> list[str]:
+def copied(folder: Path) -> list[str]:
     """The finished and unfinished copies in a temporary folder."""
     return sorted(path.name for home in folder.glob("xmc_ray-*") for path in home.iterdir() if path.is_dir())
 
@@ -119,13 +119,13 @@ def test_processes_share_one_copy_of_a_bundle_on_s3(tiny_encoder: Path, s3: S3, 
     killed.start()
     killed.join(60)
     assert killed.exitcode == -signal.SIGKILL
-    assert copies(temporary) == [f"{fingerprint}.part"]
+    assert copied(temporary) == [f"{fingerprint}.part"]
 
     with spawn.Pool(2) as pool:
         (one, mapped), (other, same) = pool.map(open_bundle, [(uri, False)] * 2, chunksize=1)
     assert sorted([one, other]) == [0, len(storage.all_files(uri))], "downloaded by one of them"
     assert mapped == same != "set()"
-    assert copies(temporary) == [fingerprint]
+    assert copied(temporary) == [fingerprint]
 
 
 def test_a_copy_that_lost_a_file_is_made_again_and_one_that_is_not_used_makes_room(
@@ -135,15 +135,15 @@ def test_a_copy_that_lost_a_file_is_made_again_and_one_that_is_not_used_makes_ro
     first = save_bundle(bundle, uris[0])
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         pool.map(open_bundle, [(uris[0], False)])
-    assert copies(temporary) == [first]
+    assert copied(temporary) == [first]
     with torch.no_grad():
         bundle.model.recall.bias[0] += 1
     second = save_bundle(bundle, uris[1])
-    (storage.node_copy(uris[1], second) / "labels.parquet").unlink()
-    assert copies(temporary) == [second]
+    (copies.node_copy(uris[1], second) / "labels.parquet").unlink()
+    assert copied(temporary) == [second]
     load_bundle(uris[1])
     load_bundle(uris[0])
-    assert copies(temporary) == sorted([first, second]), "this process holds both"
+    assert copied(temporary) == sorted([first, second]), "this process holds both"
 
 
 def test_a_bundle_is_files_that_others_can_open(tiny_encoder: Path, tmp_path: Path) -> None:

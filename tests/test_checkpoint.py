@@ -10,7 +10,7 @@ import pytest
 import torch
 from toys import OPTIM, documents, on_workers, toy_model, whole_parameters
 
-from xmc_ray import checkpoint, storage
+from xmc_ray import checkpoint, copies, storage
 from xmc_ray.checkpoint import MARKER, Checkpoints, CheckpointsConfig, best, find, restore
 from xmc_ray.classifier import epoch_plan
 from xmc_ray.errors import ConfigError, ModelError, XmcError
@@ -164,8 +164,8 @@ def test_due_by_steps_and_by_the_shared_clock() -> None:
 def test_training_goes_on_while_the_copy_is_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
-    upload, may_go_on = storage.upload, threading.Event()
-    monkeypatch.setattr(storage, "upload", lambda *args: (may_go_on.wait(30), upload(*args)))
+    upload, may_go_on = copies.upload, threading.Event()
+    monkeypatch.setattr(copies, "upload", lambda *args: (may_go_on.wait(30), upload(*args)))
     state, checkpoints = fresh(), Checkpoints(str(tmp_path), STEPS, IDENTITY)
     advance(state, 3)
     saved = {name: tensor.detach().clone() for name, tensor in state.model.named_parameters()}
@@ -183,7 +183,7 @@ def test_training_goes_on_while_the_copy_is_on_its_way(tmp_path: Path, monkeypat
 def test_a_storage_that_comes_back_is_waited_for_and_one_that_does_not_fails_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upload, calls = storage.upload, []
+    upload, calls = copies.upload, []
 
     def away(*arguments: Any) -> None:
         calls.append(arguments)
@@ -191,14 +191,14 @@ def test_a_storage_that_comes_back_is_waited_for_and_one_that_does_not_fails_the
             raise ConfigError("cannot be read or written", where="there")
         upload(*arguments)
 
-    monkeypatch.setattr(storage, "upload", away)
+    monkeypatch.setattr(copies, "upload", away)
     state = fresh()
     advance(state, 1)
     patient = Checkpoints(str(tmp_path), CheckpointsConfig(patience=20), IDENTITY)
     patient.save(state)
     patient.wait()
     assert len(find(str(tmp_path), pytest.fail)) == 1 and len(calls) == 3
-    monkeypatch.setattr(storage, "upload", lambda *arguments: away())
+    monkeypatch.setattr(copies, "upload", lambda *arguments: away())
     calls.clear()
     impatient = Checkpoints(str(tmp_path), CheckpointsConfig(patience=0), IDENTITY)
     impatient.save(state)

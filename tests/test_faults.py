@@ -17,7 +17,7 @@ from faults import SECONDS, children, kill, running, submit, wait_for
 from fruit import options
 from safetensors.torch import load_file
 
-from xmc_ray import command, storage, training
+from xmc_ray import command, copies, storage, training
 from xmc_ray.checkpoint import MARKER, find
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(900)]
@@ -149,7 +149,7 @@ def kill_in_a_write(place: Path) -> bool:
 
 
 def weights(bundle: str) -> dict[str, torch.Tensor]:
-    return dict(load_file(storage.local_copy(bundle) / "model.safetensors"))
+    return dict(load_file(copies.local_copy(bundle) / "model.safetensors"))
 
 
 def equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import S3, free_ports
 
-from xmc_ray import storage
+from xmc_ray import copies, storage
 from xmc_ray.errors import ConfigError, DataError, XmcError
 
 SECRET = "a-secret-that-nobody-may-see"
@@ -164,34 +164,34 @@ def test_remove_spares_buckets_and_top_folders(uri: str, s3: S3) -> None:
 
 def test_upload_and_local_copy_are_inverse(place: str, tmp_path: Path) -> None:
     source = make_folder(tmp_path / "source", "a", "b/c", ".hidden")
-    storage.upload(source, place)
-    copy = storage.local_copy(place, tmp_path / "copy")
+    copies.upload(source, place)
+    copy = copies.local_copy(place, tmp_path / "copy")
     assert content(copy) == content(source)
-    assert storage.local_copy(storage.join(place, "b", "c"), tmp_path / "copy2").read_bytes() == b"b/c"
+    assert copies.local_copy(storage.join(place, "b", "c"), tmp_path / "copy2").read_bytes() == b"b/c"
 
 
 def test_upload_writes_the_marker_last(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = make_folder(tmp_path / "source", "a", "marker", "z/a")
-    storage.upload(source, place, last="marker")
+    copies.upload(source, place, last="marker")
     order = []
-    copy_file = storage._copy_file
+    copy_file = copies.copy_file
 
     def copy_and_look(path: Path, uri: str) -> None:
         order.append(path.name)
         assert not storage.exists(storage.join(place, "marker")), "the old marker vouches for a mixture"
         copy_file(path, uri)
 
-    monkeypatch.setattr(storage, "_copy_file", copy_and_look)
-    storage.upload(source, place, last="marker")
+    monkeypatch.setattr(copies, "copy_file", copy_and_look)
+    copies.upload(source, place, last="marker")
     assert order == ["a", "a", "marker"]
     assert storage.exists(storage.join(place, "marker"))
 
 
 def test_upload_of_an_incomplete_folder_is_an_error(place: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing to copy"):
-        storage.upload(tmp_path / "none", place)
+        copies.upload(tmp_path / "none", place)
     with pytest.raises(DataError, match=r"missing: .*marker"):
-        storage.upload(make_folder(tmp_path / "source", "a"), place, last="marker")
+        copies.upload(make_folder(tmp_path / "source", "a"), place, last="marker")
     assert storage.is_empty(place)
 
 
@@ -236,7 +236,7 @@ def test_local_addresses_have_three_spellings(tmp_path: Path, monkeypatch: pytes
     storage.write_bytes("folder/file", b"text")
     for uri in (tmp_path / "folder/file", f"{tmp_path}/folder/file", f"file://{tmp_path}/folder/file", "folder/file"):
         assert storage.read_bytes(uri) == b"text"
-        assert storage.local_copy(uri) == tmp_path / "folder/file"
+        assert copies.local_copy(uri) == tmp_path / "folder/file"
     assert storage.list_files("folder")[0].uri == str(tmp_path / "folder/file")
 
 
@@ -267,8 +267,8 @@ def test_credentials_in_an_address_are_refused_without_a_word_of_them() -> None:
 def test_temporary_copies_are_removed_at_exit(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     storage.write_bytes(s3.uri("storage/exit/file"), b"text")
     at_exit = []
-    monkeypatch.setattr(storage.atexit, "register", lambda *call, **options: at_exit.append((call, options)))
-    folder = storage.local_copy(s3.uri("storage/exit"))
+    monkeypatch.setattr(copies.atexit, "register", lambda *call, **options: at_exit.append((call, options)))
+    folder = copies.local_copy(s3.uri("storage/exit"))
     assert content(folder) == {"file": b"text"}
     for (function, *values), options in at_exit:
         function(*values, **options)
@@ -277,9 +277,9 @@ def test_temporary_copies_are_removed_at_exit(s3: S3, monkeypatch: pytest.Monkey
 
 def test_digest(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
-    assert storage.digest(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert copies.digest(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     with pytest.raises(DataError, match="no such file"):
-        storage.digest(tmp_path / "none")
+        copies.digest(tmp_path / "none")
 
 
 ATTEMPTS = {
@@ -288,7 +288,7 @@ ATTEMPTS = {
     "read": storage.read_bytes,
     "write": lambda uri: storage.write_bytes(uri, b""),
     "remove": storage.remove,
-    "copy": storage.local_copy,
+    "copy": copies.local_copy,
     "arrow": lambda uri: arrow_write(uri),
 }
 

@@ -25,7 +25,7 @@ from conftest import ROOT, S3
 from faults import SECONDS, children, kill, running, submit, wait_for
 from fruit import document, read_night
 
-from xmc_ray import command, storage, tagging
+from xmc_ray import command, copies, storage, tagging
 from xmc_ray.pieces import TagPieces
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(900)]
@@ -238,8 +238,8 @@ def test_storage_answers_503_for_a_while(
 
 def on_storage(arguments: Callable[[object], list[str]], catalogue: Path, trained: Path, s3: S3, name: str) -> list[str]:
     """The options of a job that has everything on S3, below ``name``."""
-    storage.upload(catalogue, s3.uri(f"{name}/in"))
-    storage.upload(trained / "bundle", s3.uri(f"{name}/bundle"), last="config.json")
+    copies.upload(catalogue, s3.uri(f"{name}/in"))
+    copies.upload(trained / "bundle", s3.uri(f"{name}/bundle"), last="config.json")
     places = [f"--documents.uri={s3.uri(f'{name}/in')}", f"--bundle={s3.uri(f'{name}/bundle')}"]
     return [*arguments(s3.uri(f"{name}/out")), *places]
 

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 import safetensors.torch
 import torch
 
-from xmc_ray import storage
+from xmc_ray import copies, storage
 from xmc_ray.encoder import load_empty_encoder
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.groups import LabelGroups
@@ -63,7 +63,7 @@ def save_bundle(bundle: Bundle, uri: str) -> str:
         folder = Path(temporary)
         _write_parts(bundle, folder)
         files = {
-            str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": storage.digest(path)}
+            str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": copies.digest(path)}
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         }
@@ -71,7 +71,7 @@ def save_bundle(bundle: Bundle, uri: str) -> str:
         content = json.dumps([settings, files], sort_keys=True).encode()
         settings |= {"fingerprint": hashlib.sha256(content).hexdigest()[:16], "files": files}
         (folder / MARKER).write_text(json.dumps(settings, indent=2) + "\n")
-        storage.upload(folder, uri, last=MARKER)
+        copies.upload(folder, uri, last=MARKER)
     bundle.fingerprint = str(settings["fingerprint"])
     return bundle.fingerprint
 
@@ -80,10 +80,10 @@ def load_bundle(uri: str) -> Bundle:
     """Open a bundle on the CPU. Raises ModelError when it is not one, is incomplete, or is of a newer format.
 
     The weights are the mapped file: all processes of a machine share its pages, and one that changes a weight gets a page of
-    its own. One on S3 is downloaded once a machine; see `storage.node_copy`.
+    its own. One on S3 is downloaded once a machine; see `copies.node_copy`.
     """
     settings = read_settings(uri)
-    folder = storage.node_copy(uri, settings["fingerprint"])
+    folder = copies.node_copy(uri, settings["fingerprint"])
     table = pq.read_table(folder / LABELS_FILE)
     groups = LabelGroups(table["group"].to_numpy().astype(np.int64))
     encoder = load_empty_encoder(folder / "encoder", settings["encoder"]["feature_layers"], settings["encoder"]["pooling"])

@@ -26,7 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from xmc_ray import storage
+from xmc_ray import copies, storage
 from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.exchange import part_of
 from xmc_ray.loop import TrainState
@@ -181,7 +181,7 @@ class Checkpoints:
         step, workers = marker["counters"]["step"], marker["workers"]
         uri = storage.join(self.place, _name(step))
         with folder:
-            storage.patiently(lambda: storage.upload(folder.name, uri), self.config.patience)
+            storage.patiently(lambda: copies.upload(folder.name, uri), self.config.patience)
         if rank == 0:
             names = {DENSE, *(_rows_file(part, workers) for part in range(workers))}
             sizes = storage.patiently(lambda: _sizes(uri, names), 2 * self.config.patience)  # others may be waiting themselves
@@ -310,7 +310,7 @@ def _sizes(uri: str, names: set[str]) -> dict[str, int]:
 def _fetched(uri: str) -> Iterator[Any]:
     """A safetensors file, wherever it lies; a copy on this machine is removed afterwards."""
     copy = tempfile.TemporaryDirectory(prefix="xmc_ray-checkpoint-")
-    with copy as folder, safe_open(storage.local_copy(uri, folder), framework="pt") as file:
+    with copy as folder, safe_open(copies.local_copy(uri, folder), framework="pt") as file:
         yield file
 
 

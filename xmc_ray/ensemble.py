@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from xmc_ray import storage
+from xmc_ray import copies, storage
 from xmc_ray.bundle import LABELS_FILE, Bundle, load_bundle, read_settings
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.labels import IntArray, LabelIndex
@@ -63,7 +63,7 @@ class Members:
 
     def fetch(self) -> tuple[Path, list[Tokenizer]]:
         """The file of the labels and the distinct tokenizers, on this machine; see `Ensemble.tokenizers`."""
-        folders = [storage.node_copy(*member) for member in zip(self.uris, self.fingerprints, strict=True)]
+        folders = [copies.node_copy(*member) for member in zip(self.uris, self.fingerprints, strict=True)]
         tokenizers = [Tokenizer.load(*member) for member in zip(folders, self.max_tokens, strict=True)]
         return folders[0] / LABELS_FILE, _distinct(tokenizers)[0]
 

@@ -12,7 +12,7 @@ import ray
 from ray.util.queue import Empty, Queue
 from tensorboardX import SummaryWriter
 
-from xmc_ray import storage
+from xmc_ray import copies, storage
 from xmc_ray.errors import XmcError
 
 _EVERY = 60.0  # seconds from one copy of the journal to the next: what a killed driver loses
@@ -58,7 +58,7 @@ def journal(output: str) -> Iterator[Queue]:
                     copied = time.monotonic()
                     writer.flush()
                     with suppress(XmcError):  # a storage that is away now gets it all at the end
-                        storage.upload(folder, output)
+                        copies.upload(folder, output)
 
         reader = threading.Thread(target=read, name="journal")
         reader.start()
@@ -68,5 +68,5 @@ def journal(output: str) -> Iterator[Queue]:
             done.set()
             reader.join()
             writer.close()
-            storage.patiently(lambda: storage.upload(folder, output), _PATIENCE)
+            storage.patiently(lambda: copies.upload(folder, output), _PATIENCE)
             mailbox.shutdown()

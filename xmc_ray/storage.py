@@ -6,9 +6,7 @@ credentials that ``S3Access.from_environment`` finds, so that a job never reads 
 Only files exist: a folder is a prefix that some files share, because that is all that S3 knows.
 """
 
-import atexit
 import errno
-import hashlib
 import json
 import os
 import posixpath
@@ -83,7 +81,7 @@ class FileInfo:
 
 def filesystem(uri: Uri) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec file system of ``uri`` and the path in it, never with cached listings; ConfigError for an unknown scheme."""
-    scheme, path = _split(uri)
+    scheme, path = split(uri)
     if scheme == "file":
         return fsspec.filesystem("file"), path
     access = S3Access.from_environment()
@@ -105,7 +103,7 @@ def filesystem(uri: Uri) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def arrow_filesystem(uri: Uri) -> tuple[pyarrow.fs.FileSystem, str]:
     """The pyarrow file system of ``uri`` and the path in it; ConfigError for an unknown scheme."""
-    scheme, path = _split(uri)
+    scheme, path = split(uri)
     if scheme == "file":
         return pyarrow.fs.LocalFileSystem(), path
     access = S3Access.from_environment()
@@ -134,7 +132,7 @@ def explained(uri: Uri, *, missing: type[XmcError] = DataError) -> Iterator[None
     except FileNotFoundError as error:
         raise missing("no such file, folder or bucket", where=uri, found=_without_secrets(error)) from None
     except (OSError, BotoCoreError) as error:
-        is_s3 = _split(uri)[0] == "s3"
+        is_s3 = split(uri)[0] == "s3"
         way_out = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL" if is_s3 else None
         raise ConfigError("cannot be read or written", where=uri, found=_without_secrets(error), way_out=way_out) from None
 
@@ -146,7 +144,7 @@ def join(uri: Uri, *parts: str) -> str:
 
 def absolute(uri: Uri) -> str:
     """The same address as listings spell it, for processes that run in another folder: a local path in full, or s3://."""
-    scheme, path = _split(uri)
+    scheme, path = split(uri)
     return path if scheme == "file" else f"s3://{path}"
 
 
@@ -165,7 +163,7 @@ def is_empty(uri: Uri) -> bool:
 def all_files(uri: Uri) -> list[FileInfo]:
     """All files below ``uri``, hidden ones included, in the order of their addresses; none where there is no such folder."""
     with explained(uri):
-        files = _local_files(_split(uri)[1]) if _is_local(uri) else _s3_files(uri)
+        files = _local_files(split(uri)[1]) if is_local(uri) else _s3_files(uri)
         return sorted(files, key=lambda file: file.uri)
 
 
@@ -175,10 +173,10 @@ def list_files(uri: Uri, suffixes: Sequence[str] = ()) -> list[FileInfo]:
     Names that begin with ``_`` or ``.``, and whatever lies below such a folder, are left out. The address of a file gives
     that file alone, whatever its name. DataError if there is none.
     """
-    root, files = _split(uri)[1], all_files(uri)
-    if [_split(file.uri)[1] for file in files] == [root]:
+    root, files = split(uri)[1], all_files(uri)
+    if [split(file.uri)[1] for file in files] == [root]:
         return files
-    visible = [file for file in files if not re.search("/[_.]", _split(file.uri)[1][len(root) :])]
+    visible = [file for file in files if not re.search("/[_.]", split(file.uri)[1][len(root) :])]
     wanted = [file for file in visible if file.uri.endswith(tuple(suffixes) or "")]
     if not wanted:
         found = f"{len(files)} other files" if files else "nothing"
@@ -189,7 +187,7 @@ def list_files(uri: Uri, suffixes: Sequence[str] = ()) -> list[FileInfo]:
 def stat(uri: Uri) -> FileInfo:
     """Size and version of one file, as it is now; FileNotFoundError if there is none."""
     fs, path = filesystem(uri)
-    if _is_local(uri):
+    if is_local(uri):
         status = os.stat(path)
         return FileInfo(uri=os.fspath(uri), size=status.st_size, version=str(status.st_mtime_ns))
     try:
@@ -213,7 +211,7 @@ def write_bytes(uri: Uri, data: bytes) -> None:
     """Write a whole file at once: a reader sees the old one or the new one, never a part. Folders are made as needed."""
     fs, path = filesystem(uri)
     with explained(uri, missing=ConfigError):
-        if _is_local(uri):
+        if is_local(uri):
             with _replacing(path) as temporary:
                 temporary.write_bytes(data)
         else:
@@ -226,14 +224,14 @@ def new_file(uri: Uri) -> Iterator[Path]:
 
     On the way to S3 the whole file lies in this machine's temporary folder.
     """
-    if _is_local(uri):
-        with explained(uri, missing=ConfigError), _replacing(_split(uri)[1]) as temporary:
+    if is_local(uri):
+        with explained(uri, missing=ConfigError), _replacing(split(uri)[1]) as temporary:
             yield temporary
     else:
         with tempfile.TemporaryDirectory(prefix="xmc_ray-") as folder:
             temporary = Path(folder, "file")
             yield temporary
-            _copy_file(temporary, os.fspath(uri))
+            copy_file(temporary, os.fspath(uri))
 
 
 def read_json(uri: Uri) -> Any:
@@ -269,7 +267,7 @@ def remove(uri: Uri, *, last: str | None = None) -> None:
     fs, path = filesystem(uri)
     if "/" not in path.strip("/"):
         raise ConfigError("a whole bucket or top folder is never removed", where=uri, expected="a folder inside it")
-    names = [_split(file.uri)[1] for file in all_files(uri)]
+    names = [split(file.uri)[1] for file in all_files(uri)]
     with explained(uri), suppress(FileNotFoundError):
         # One by one: the recursive form takes [, * and ? for patterns and keeps silent on files that it may not remove.
         marker = f"{path}/{last}"
@@ -277,105 +275,23 @@ def remove(uri: Uri, *, last: str | None = None) -> None:
             list(pool.map(fs.rm_file, [name for name in names if name != marker]))
         if marker in names:
             fs.rm_file(marker)
-        if _is_local(uri) and os.path.isdir(path):
+        if is_local(uri) and os.path.isdir(path):
             shutil.rmtree(path)
 
 
 def move(uri: Uri, target: Uri) -> None:
     """Give a file another address on the same storage, in place of what is there; nothing is done if that was done before."""
     fs, source = filesystem(uri)
-    destination = _split(target)[1]
+    destination = split(target)[1]
     with explained(uri):
         if not fs.exists(source) and fs.exists(destination):
             return
-        if _is_local(uri):
+        if is_local(uri):
             os.makedirs(os.path.dirname(destination), exist_ok=True)
             os.replace(source, destination)
         else:
             fs.cp_file(source, destination)
             fs.rm_file(source)
-
-
-def upload(folder: Uri, uri: Uri, *, last: str | None = None) -> None:
-    """Copy a local folder with all its files to ``uri``.
-
-    ``last`` names the file that makes the copy valid: an old one is removed first and the new one written at the very end,
-    so that whoever finds it finds everything else as well. DataError if the folder is empty or lacks it.
-    """
-    sources = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-    if last is not None:
-        marker = Path(folder, last)
-        if marker not in sources:
-            raise DataError("the file that completes a folder is missing", where=marker)
-        sources.remove(marker)
-        sources.append(marker)
-        remove(join(uri, last))
-    if not sources:
-        raise DataError("nothing to copy", where=folder, found="no files")
-    for source in sources:
-        _copy_file(source, join(uri, source.relative_to(folder).as_posix()))
-
-
-def local_copy(uri: Uri, folder: Uri | None = None) -> Path:
-    """Where the file or folder ``uri`` lies on this machine: a local one stays, one on S3 is downloaded to ``folder``.
-
-    Without ``folder`` it goes to a temporary one that is removed when the process ends. DataError if S3 has nothing there.
-    """
-    fs, path = filesystem(uri)
-    if _is_local(uri):
-        return Path(path)
-    names = [_split(file.uri)[1] for file in all_files(uri)]
-    if not names:
-        raise DataError("no such file or folder", where=uri)
-    base = posixpath.dirname(path) if names == [path] else path
-    target = Path(_temporary_folder() if folder is None else folder)
-    with explained(uri):
-        for name in names:
-            copy = target / posixpath.relpath(name, base)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            fs.get_file(name, str(copy))
-    return target / posixpath.relpath(path, base)
-
-
-def node_copy(uri: Uri, key: str) -> Path:
-    """Like ``local_copy``, but one copy for all processes of this user on this machine, named by what is in it: ``key``.
-
-    The first one downloads while the others wait; one that is killed on the way leaves nothing that counts. The copy outlives
-    the process, until another is downloaded and nobody uses this one. Its files are to be read only.
-    """
-    if _is_local(uri):
-        return local_copy(uri)
-    import fcntl  # not on Windows
-
-    home = Path(tempfile.gettempdir(), f"xmc_ray-{os.getuid()}")
-    home.mkdir(mode=0o700, exist_ok=True)
-    if home.lstat().st_uid != os.getuid():
-        raise ConfigError("the folder for copies is somebody else's", where=home, way_out="set TMPDIR")
-    copy, part = home / key, home / f"{key}.part"
-    # The kernel lets go of a lock when its file is closed: the first at the end of this call, the other with the process.
-    with open(home / f"{key}.download", "w") as downloading:
-        fcntl.flock(downloading, fcntl.LOCK_EX)
-        fcntl.flock(os.open(home / f"{key}.use", os.O_CREAT | os.O_RDWR), fcntl.LOCK_SH)
-        root = _split(uri)[1]
-        expected = {posixpath.relpath(_split(file.uri)[1], root): file.size for file in all_files(uri)}
-        found = {str(path.relative_to(copy)): path.stat().st_size for path in copy.rglob("*") if path.is_file()}
-        if found != expected or not expected:
-            _remove_unused(home)
-            shutil.rmtree(part, ignore_errors=True)
-            shutil.rmtree(copy, ignore_errors=True)
-            local_copy(uri, part).rename(copy)
-    return copy
-
-
-def _remove_unused(home: Path) -> None:
-    """Make room: away with the copies that no process holds."""
-    import fcntl
-
-    for lock in home.glob("*.use"):
-        with open(lock) as held, suppress(BlockingIOError):
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for left in (lock.with_suffix(""), lock.with_suffix(".part")):
-                shutil.rmtree(left, ignore_errors=True)
 
 
 def patiently(act: Callable[[], T], seconds: float) -> T:
@@ -393,20 +309,11 @@ def patiently(act: Callable[[], T], seconds: float) -> T:
             time.sleep(_PAUSE)
 
 
-def digest(path: Uri) -> str:
-    """SHA-256 of a local file in hexadecimal; memory use does not depend on its size."""
-    sha = hashlib.sha256()
-    with explained(path), open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            sha.update(block)
-    return sha.hexdigest()
-
-
 def _variable(*names: str) -> str | None:
     return next((os.environ[name] for name in names if os.environ.get(name)), None)
 
 
-def _split(uri: Uri) -> tuple[str, str]:
+def split(uri: Uri) -> tuple[str, str]:
     """Scheme (``file`` or ``s3``) and path: absolute for a file, ``bucket/key`` for S3, without a slash at the end."""
     text = os.fspath(uri)
     # One slash will do, since pathlib makes s3:/bucket of s3://bucket, and a local folder called "s3:" helps nobody.
@@ -423,8 +330,9 @@ def _split(uri: Uri) -> tuple[str, str]:
     return "s3", rest
 
 
-def _is_local(uri: Uri) -> bool:
-    return _split(uri)[0] == "file"
+def is_local(uri: Uri) -> bool:
+    """Whether it lies on this machine, or on a file system that is mounted here."""
+    return split(uri)[0] == "file"
 
 
 def _without_secrets(error: BaseException) -> str:
@@ -470,17 +378,12 @@ def _replacing(path: str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _copy_file(source: Path, uri: str) -> None:
+def copy_file(source: Path, uri: str) -> None:
+    """Copy a local file to ``uri``, where it appears at once."""
     fs, path = filesystem(uri)
     with explained(uri, missing=ConfigError):
-        if _is_local(uri):
+        if is_local(uri):
             with _replacing(path) as temporary:
                 shutil.copyfile(source, temporary)
         else:
             fs.put_file(str(source), path)
-
-
-def _temporary_folder() -> str:
-    folder = tempfile.mkdtemp(prefix="xmc_ray-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder

@@ -16,7 +16,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 
-from xmc_ray import storage
+from xmc_ray import copies, storage
 from xmc_ray.bundle import MARKER, Bundle, read_settings, save_bundle
 from xmc_ray.checkpoint import CheckpointsConfig, Identity, Saved, best, find, restore
 from xmc_ray.classifier import FitConfig, build_model, epoch_plan
@@ -139,7 +139,7 @@ def _is_finished(config: TrainConfig, bundle: str) -> bool:
         if foreign:
             raise ConfigError("the run folder is not empty", where=config.output, found=foreign[0], way_out=other_place)
         return False
-    before = _what_counts(parse(TrainConfig, [f"--config={storage.local_copy(written)}"]))
+    before = _what_counts(parse(TrainConfig, [f"--config={copies.local_copy(written)}"]))
     now = _what_counts(config)
     for line, other in zip_longest(before, now):
         if line != other:
