@@ -55,16 +55,16 @@ def contents(folder: object) -> dict[str, int]:
 def test_a_night_has_every_row_once_and_is_made_once(tag: Callable[..., str], trained: Path, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"id": f"{n}", "text": f"a {COLOURS[n % 3]} {KINDS[n % 4]}"} for n in range(30)]
     rows += [{"id": "null", "text": None}, {"id": "empty", "text": "  "}, {"id": "number", "text": 7}, {"text": "no id"}]
-    rows += [{"id": "long", "text": "red apple " * 200}]
+    rows += [{"id": "long", "text": "red apple " * 200}, {"id": "null", "text": "a red plum"}]
     (tmp_path / "in.jsonl").write_text("\n".join([*map(json.dumps, rows), "{broken"]) + "\n")
     again = {"max_reject_share": 0.2, "commit_rows": 10}
     folder = tag(tmp_path / "in.jsonl", **again)
     assert Path(folder).name == "dt=2026-11-23"
     tags, rejects = read_night(folder)
     manifest = manifest_of(folder)
-    assert tags["id"].to_pylist() == [*(f"{n}" for n in range(30)), "long"]
-    assert [manifest[name] for name in ("in", "tagged", "rejected", "truncated", "reused")] == [36, 31, 5, 1, 0]
-    assert rejects["row"].to_pylist() == [30, 31, 32, 33, 35] and all(rejects["reason"].to_pylist())
+    assert tags["id"].to_pylist() == [*(f"{n}" for n in range(30)), "long", "null"], "the first row of an id that can be tagged"
+    assert [manifest[name] for name in ("in", "tagged", "rejected", "truncated", "reused")] == [37, 32, 5, 1, 0]
+    assert rejects["row"].to_pylist() == [30, 31, 32, 33, 36] and all(rejects["reason"].to_pylist())
     assert set(rejects["file"].to_pylist()) == {str(tmp_path / "in.jsonl")}
     assert rejects["id"].to_pylist() == ["null", "empty", "number", None, None]
     for row in tags.to_pylist():
@@ -76,7 +76,7 @@ def test_a_night_has_every_row_once_and_is_made_once(tag: Callable[..., str], tr
     classifier = XMCClassifier.load(str(trained / "bundle"))
     for row in tags.slice(0, 5).to_pylist():
         assert row["labels"] == [label for label, _ in classifier.predict([text[row["id"]]], k=3)[0]]
-    assert sum(manifest["labels"].values()) == sum(manifest["scores"]) == 3 * 31
+    assert sum(manifest["labels"].values()) == sum(manifest["scores"]) == 3 * 32
     assert json.loads(Path(folder, "_SUCCESS").read_text())["files"] == manifest["files"]
     assert "2026-11-23" in Path(folder, "report.html").read_text()
     counts = pq.read_table(join(folder, "label-counts.parquet")).to_pylist()

@@ -219,7 +219,7 @@ def finished(work: str) -> dict[str, Summary]:
     """The summaries of the pieces that are done, by name; one that a power failure has left in part is not done."""
     files = written(work)
     with ThreadPoolExecutor(_READERS) as pool:
-        summaries = pool.map(_read_summary, files.values())
+        summaries = pool.map(_read_summary, [file.uri for file in files.values()])
         return {name: summary for name, summary in zip(files, summaries, strict=True) if summary is not None}
 
 
