@@ -22,6 +22,7 @@ class PlainModel(nn.Module):
     def __init__(self, model: LightXML) -> None:
         super().__init__()
         assert model.table is not None
+        assert model.encoder is not None
         self.encoder, self.bottleneck = copy.deepcopy(model.encoder), copy.deepcopy(model.bottleneck)
         self.encoder.transformer.get_input_embeddings().sparse = False
         self.dropout, self.shortlist = nn.Dropout(model.dropout.p), model.shortlist

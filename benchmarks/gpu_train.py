@@ -45,6 +45,7 @@ def bert(tiny: bool) -> Any:
 
 
 def flop_a_document(model: LightXML, tokens: int) -> float:
+    assert model.encoder is not None
     settings, n_groups, features = model.encoder.transformer.config, model.recall.n_groups, model.encoder.width
     matrices = sum(weight.numel() for weight in model.encoder.transformer.encoder.parameters() if weight.ndim == 2)
     attention = 12 * settings.num_hidden_layers * settings.hidden_size * tokens**2

@@ -76,7 +76,7 @@ def main() -> None:
             yield batch
 
     def encode(batch: Batch) -> None:
-        model.encoder(batch.tokens_BT, batch.mask_BT).sum().backward()
+        model.features(batch).sum().backward()
 
     steps = train(state, model, lambda _: batches(), arguments.steps, config.loop)
     optimizer = state.optimizer

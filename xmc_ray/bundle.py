@@ -34,6 +34,7 @@ from xmc_ray.encoder import load_empty_encoder
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.groups import LabelGroups
 from xmc_ray.labels import LabelIndex
+from xmc_ray.lexical import LexicalBranch
 from xmc_ray.model import LightXML, ModelConfig
 from xmc_ray.text import Tokenizer
 
@@ -86,9 +87,10 @@ def load_bundle(uri: str) -> Bundle:
     folder = copies.node_copy(uri, settings["fingerprint"])
     table = pq.read_table(folder / LABELS_FILE)
     groups = LabelGroups(table["group"].to_numpy().astype(np.int64))
-    encoder = load_empty_encoder(folder / "encoder", settings["encoder"]["feature_layers"], settings["encoder"]["pooling"])
+    encoder = load_empty_encoder(folder / "encoder", **settings["encoder"]) if settings["encoder"] else None
     with torch.device("meta"):  # shapes without memory
-        model = LightXML(encoder, groups, ModelConfig(**settings["model"]))
+        lexical = LexicalBranch(**settings["lexical"]) if settings.get("lexical") else None
+        model = LightXML(encoder, groups, ModelConfig(**settings["model"]), lexical=lexical)
     model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"), assign=True)
     return Bundle(
         model=model.eval(),
@@ -126,7 +128,8 @@ def read_settings(uri: str) -> dict[str, Any]:
 
 def _write_parts(bundle: Bundle, folder: Path) -> None:
     safetensors.torch.save_file(_tensors(bundle.model.state_dict()), folder / "model.safetensors")
-    bundle.model.encoder.transformer.config.save_pretrained(folder / "encoder")
+    if bundle.model.encoder is not None:
+        bundle.model.encoder.transformer.config.save_pretrained(folder / "encoder")
     bundle.tokenizer.save(folder)
     table = bundle.labels.to_table()
     table = table.append_column("group", pa.array(bundle.groups.group_L))
@@ -138,14 +141,16 @@ def _write_parts(bundle: Bundle, folder: Path) -> None:
 
 
 def _settings(bundle: Bundle) -> dict[str, Any]:
-    encoder = bundle.model.encoder
+    encoder, lexical = bundle.model.encoder, bundle.model.lexical
+    read = ("feature_layers", "pooling", "max_tokens")
     return {
         "xmc_ray_format": FORMAT,
         "labels": len(bundle.labels),
         "groups": len(bundle.groups),
         "label_fingerprint": bundle.labels.fingerprint,
         "max_tokens": bundle.tokenizer.max_tokens,
-        "encoder": {"feature_layers": encoder.feature_layers, "pooling": encoder.pooling},
+        "encoder": None if encoder is None else {name: getattr(encoder, name) for name in read},
+        "lexical": None if lexical is None else {"columns": len(lexical.weight_F), "width": lexical.width},
         "model": dataclasses.asdict(bundle.model.config),
     }
 
@@ -169,16 +174,13 @@ def _tensors(state: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def _card(bundle: Bundle) -> str:
-    encoder = bundle.model.encoder
     stage = "flat (recall scores the labels themselves)" if bundle.groups.flat else f"{len(bundle.groups):,} label groups"
-    settings = encoder.transformer.config
     figures = "\n".join(f"- {name}: {value}" for name, value in bundle.metrics.items() if not isinstance(value, dict))
     return f"""# A LightXML model
 
 Tags text with the right few of {len(bundle.labels):,} labels; {stage}.
 
-- encoder: {settings.model_type}, {settings.num_hidden_layers} layers, width {settings.hidden_size}, at most \
-{bundle.tokenizer.max_tokens} tokens, last {encoder.feature_layers} hidden states, pooling `{encoder.pooling}`
+{_reading(bundle)}
 - weights: {sum(parameter.numel() for parameter in bundle.model.parameters()):,} parameters
 {figures}
 
@@ -189,3 +191,19 @@ XMCClassifier.load("this/folder").predict(["some text"], k=5)
 
 `run.toml` holds the settings that made it, `metrics.json` what it reached in validation.
 """
+
+
+def _reading(bundle: Bundle) -> str:
+    """What the model reads documents with, as lines of a list."""
+    encoder, lexical, longest = bundle.model.encoder, bundle.model.lexical, bundle.tokenizer.max_tokens
+    lines = []
+    if encoder is not None:
+        settings, tokens = encoder.transformer.config, min(encoder.max_tokens or longest, longest)
+        lines.append(
+            f"- encoder: {settings.model_type}, {settings.num_hidden_layers} layers, width {settings.hidden_size}, at most "
+            f"{tokens} tokens, last {encoder.feature_layers} hidden states, pooling `{encoder.pooling}`"
+        )
+    if lexical is not None:
+        columns = len(lexical.weight_F)
+        lines.append(f"- lexical branch: width {lexical.width}, {columns:,} columns, at most {longest} tokens")
+    return "\n".join(lines)

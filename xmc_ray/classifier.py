@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -24,6 +25,7 @@ from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.exchange import Exchange
 from xmc_ray.groups import GroupsConfig, LabelGroups, group_labels
 from xmc_ray.labels import IntArray, LabelIndex, list_lengths
+from xmc_ray.lexical import LexicalConfig, build_lexical, term_weights
 from xmc_ray.loop import LoopConfig, Step, TrainState, predict, share_of_batches, train
 from xmc_ray.metrics import Metrics
 from xmc_ray.model import LightXML, ModelConfig
@@ -39,6 +41,7 @@ class FitConfig:
     text: TextConfig = field(default_factory=TextConfig)
     groups: GroupsConfig = field(default_factory=GroupsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    lexical: LexicalConfig = field(default_factory=LexicalConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
@@ -93,7 +96,8 @@ class XMCClassifier:
 
         plan = epoch_plan(config.loop, len(documents))
         plan.check(config.loop.accumulate)
-        model = build_model(config, tokenizer, index, groups, device=device or _best_device())
+        weight_F = term_weights([columns[0]], config.lexical) if config.lexical.width else None
+        model = build_model(config, tokenizer, index, groups, weight_F=weight_F, device=device or _best_device())
         state = TrainState.start(model, config.optim)
         for step in train(
             state,
@@ -150,16 +154,20 @@ def build_model(
     groups: LabelGroups,
     exchange: Exchange | None = None,
     device: str | torch.device = "cpu",
+    weight_F: npt.NDArray[np.float32] | None = None,
 ) -> LightXML:
     """An untrained model on ``device``: pretrained encoder, fresh heads with biases from the label counts.
 
-    The same weights in every process of the same seed.
+    ``weight_F`` are the `lexical.term_weights` of the training documents, where the model has a lexical branch. The same
+    weights in every process of the same seed.
     """
     torch.manual_seed(config.loop.seed)
     heads = config.model
     if heads.table == "auto":
         heads = replace(heads, table="bfloat16" if torch.device(device).type == "cuda" else "float32")
-    model = LightXML(build_encoder(config.encoder, tokenizer.summary_position), groups, heads, exchange, config.loop.seed)
+    encoder = None if config.encoder.layers == 0 else build_encoder(config.encoder, tokenizer.summary_position)
+    lexical = build_lexical(config.lexical, weight_F)
+    model = LightXML(encoder, groups, heads, exchange, config.loop.seed, lexical)
     model.start_from_counts(labels.counts, labels.n_documents)
     return model.to(device)
 

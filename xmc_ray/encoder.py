@@ -26,7 +26,9 @@ class EncoderConfig:
     name: str = "bert-base-uncased"
     """Hub name or folder of any encoder that AutoModel loads from safetensors."""
     layers: int | None = None
-    """Keep only the first n layers of the pretrained encoder; None keeps all."""
+    """Keep only the first n layers of the pretrained encoder; None keeps all, 0 leaves all to the lexical branch."""
+    max_tokens: int | None = None
+    """Read only the first n tokens of a document; None reads all that the tokenizer has kept."""
     feature_layers: int = 5
     """How many of the last hidden states make the features; the embeddings count as one, the cut encoder's layers follow."""
     pooling: Literal["auto", "first", "last", "mean"] = "auto"
@@ -42,11 +44,12 @@ class EncoderConfig:
 class TextEncoder(nn.Module):
     """A transformer and the way its hidden states become features. ``pooling`` is first, last or mean."""
 
-    def __init__(self, transformer: Any, feature_layers: int, pooling: str) -> None:
+    def __init__(self, transformer: Any, feature_layers: int, pooling: str, max_tokens: int | None = None) -> None:
         super().__init__()
         self.transformer = transformer
         self.feature_layers = feature_layers
         self.pooling = pooling
+        self.max_tokens = max_tokens
 
     @property
     def width(self) -> int:
@@ -55,6 +58,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """float[B, F]: the features of padded documents."""
+        tokens_BT, mask_BT = tokens_BT[:, : self.max_tokens], mask_BT[:, : self.max_tokens]
         output = self.transformer(input_ids=tokens_BT, attention_mask=mask_BT.long(), output_hidden_states=True)
         states = output.hidden_states[-self.feature_layers :]
         return torch.cat([self._summary(state_BTH, mask_BT) for state_BTH in states], dim=-1)
@@ -136,15 +140,17 @@ def quantise(encoder: TextEncoder) -> None:
 
 
 def check_encoder(config: EncoderConfig, max_tokens: int | None = None) -> Any:
-    """The transformer's own settings, cut to ``config.layers``, without loading weights.
+    """The transformer's own settings, cut to ``config.layers``, without loading weights; None where it has no layers.
 
     Raises ModelError when there is no such encoder, ConfigError when ``config`` or ``max_tokens`` do not fit it.
     """
+    if config.layers == 0:
+        return None
     settings = _load_settings(config.name)
     depth = settings.num_hidden_layers
     if config.layers is not None:
-        if not 1 <= config.layers <= depth:
-            raise _out_of_range("encoder.layers", config.layers, 1, depth)
+        if not 0 <= config.layers <= depth:
+            raise _out_of_range("encoder.layers", config.layers, 0, depth)
         settings.num_hidden_layers = depth = config.layers
         if getattr(settings, "layer_types", None):
             settings.layer_types = settings.layer_types[:depth]
@@ -152,19 +158,22 @@ def check_encoder(config: EncoderConfig, max_tokens: int | None = None) -> Any:
         raise _out_of_range("encoder.feature_layers (layers and embeddings)", config.feature_layers, 1, depth + 1)
     if not 0 <= config.freeze <= depth:
         raise _out_of_range("encoder.freeze", config.freeze, 0, depth)
-    limit = getattr(settings, "max_position_embeddings", None)
-    if max_tokens is not None and limit is not None and max_tokens > limit:
-        raise _out_of_range("text.max_tokens", max_tokens, 3, limit)
+    if config.max_tokens is not None and config.max_tokens < 1:
+        raise ConfigError("encoder.max_tokens does not fit", found=config.max_tokens, expected="at least 1, or nothing at all")
+    limit, read = getattr(settings, "max_position_embeddings", None), config.max_tokens or max_tokens
+    if read is not None and limit is not None and min(read, max_tokens or read) > limit:
+        raise _out_of_range("encoder.max_tokens" if config.max_tokens else "text.max_tokens", read, 3, limit)
     return settings
 
 
 def build_encoder(config: EncoderConfig, summary_position: str | None) -> TextEncoder:
-    """A pretrained encoder, cut, with dropout set and frozen as ``config`` says.
+    """A pretrained encoder, cut to one layer at least, with dropout set and frozen as ``config`` says.
 
     ``summary_position`` is the tokenizer's (`Tokenizer.summary_position`); without one, ``auto`` takes the mean.
     Raises ModelError when the encoder is not there or lacks weights, ConfigError when the config does not fit it.
     """
     settings = check_encoder(config)
+    assert settings is not None
     transformer = _from_settings(settings) if config.random else _load_pretrained(config.name, settings)
     if config.dropout is not None:
         for module in transformer.modules():
@@ -172,15 +181,15 @@ def build_encoder(config: EncoderConfig, summary_position: str | None) -> TextEn
                 module.p = config.dropout
     pooling = (summary_position or "mean") if config.pooling == "auto" else config.pooling
     transformer.get_input_embeddings().sparse = True  # a step sees few words: see optim.Optimizer
-    encoder = TextEncoder(transformer, config.feature_layers, pooling)
+    encoder = TextEncoder(transformer, config.feature_layers, pooling, config.max_tokens)
     encoder.freeze_unused()
     encoder.freeze_lowest(config.freeze)
     return encoder
 
 
-def load_empty_encoder(folder: Path, feature_layers: int, pooling: str) -> TextEncoder:
+def load_empty_encoder(folder: Path, feature_layers: int, pooling: str, max_tokens: int | None = None) -> TextEncoder:
     """An encoder of the shape that ``folder``'s ``config.json`` states; its weights are to be loaded by the caller."""
-    return TextEncoder(_from_settings(_load_settings(str(folder))), feature_layers, pooling)
+    return TextEncoder(_from_settings(_load_settings(str(folder))), feature_layers, pooling, max_tokens)
 
 
 def _load_settings(name: str) -> Any:

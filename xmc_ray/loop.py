@@ -21,7 +21,7 @@ from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.exchange import Exchange
 from xmc_ray.labels import IntArray, list_lengths
 from xmc_ray.model import LightXML, Losses, Scoring
-from xmc_ray.optim import Averager, OptimConfig, Optimizer, word_vectors
+from xmc_ray.optim import Averager, OptimConfig, Optimizer, term_vectors, word_vectors
 from xmc_ray.text import Batch, budget_batches, make_batch
 
 
@@ -223,7 +223,7 @@ def data_parallel(model: LightXML) -> nn.Module:
     to share, word vectors have sparse ones, which the optimiser gathers.
     """
     exchange = model.exchange
-    words = {id(parameter) for parameter in word_vectors(model.encoder)}
+    words = {id(parameter) for parameter in (*word_vectors(model), *term_vectors(model))}
     ours = [name for name, parameter in model.named_parameters() if id(parameter) in words or not parameter.requires_grad]
     if exchange.world == 1 or len(ours) == len(list(model.parameters())):
         return model

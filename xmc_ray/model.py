@@ -1,6 +1,6 @@
 """LightXML: one transformer, label-group recall, label ranking with dynamic negatives, trained jointly.
 
-    features = dropout(encoder(text))                 the last n hidden states' summaries
+    features = dropout(encoder(text), lexical(text))  the last n hidden states' summaries; vectors of words, if wanted
     recall   = linear(features)                       one logit a group (Jiang et al. 2021, section 3.2, "generator")
     ranking  = bottleneck(features) . label vectors   of the labels in the K best groups (section 3.4, "discriminator")
     loss     = BCE(recall) + BCE(ranking)             negatives change as recall learns (section 3.3)
@@ -25,6 +25,7 @@ from xmc_ray.errors import ConfigError
 from xmc_ray.exchange import Exchange
 from xmc_ray.groups import LabelGroups
 from xmc_ray.labels import IntArray
+from xmc_ray.lexical import LexicalBranch
 from xmc_ray.ranking import ALIGNMENT, LabelTable
 from xmc_ray.recall import RecallHead
 from xmc_ray.rows import OwnedRows
@@ -73,7 +74,7 @@ class Ranked(NamedTuple):
 
 
 class LightXML(nn.Module):
-    """Encoder, recall head, bottleneck and label table; ``forward`` is the loss.
+    """Encoder, lexical branch (one of the two may be missing), recall head, bottleneck, label table; ``forward`` is the loss.
 
     In a process group every worker has the whole encoder and bottleneck, but of recall head and table the rows of its own
     groups only (`exchange.Exchange.share`). The model that is used alone has all rows, by the same code.
@@ -83,17 +84,33 @@ class LightXML(nn.Module):
     label_GM: Tensor
 
     def __init__(
-        self, encoder: TextEncoder, groups: LabelGroups, config: ModelConfig, exchange: Exchange | None = None, seed: int = 0
+        self,
+        encoder: TextEncoder | None,
+        groups: LabelGroups,
+        config: ModelConfig,
+        exchange: Exchange | None = None,
+        seed: int = 0,
+        lexical: LexicalBranch | None = None,
     ) -> None:
-        """``seed`` makes the rows of recall head and table, the same ones on any number of workers."""
+        """``seed`` makes the rows of recall head and table, the same ones on any number of workers.
+
+        Raises ConfigError when there is neither an encoder nor a lexical branch.
+        """
         super().__init__()
         self.config = config
         self.exchange = exchange or Exchange()
         self.shortlist = min(config.shortlist, len(groups))
-        self.encoder = encoder
+        self.encoder, self.lexical = encoder, lexical
+        self.width = sum(part.width for part in (encoder, lexical) if part is not None)
+        if not self.width:
+            raise ConfigError(
+                "the model has nothing to read with",
+                found="encoder.layers = 0 and lexical.width = 0",
+                way_out="give one of them a number above 0",
+            )
         self.dropout = nn.Dropout(config.dropout)
-        self.recall = RecallHead(encoder.width, len(groups), self.exchange, 2 * seed)
-        self.bottleneck = None if groups.flat else nn.Linear(encoder.width, config.bottleneck)
+        self.recall = RecallHead(self.width, len(groups), self.exchange, 2 * seed)
+        self.bottleneck = None if groups.flat else nn.Linear(self.width, config.bottleneck)
         dtype = torch.bfloat16 if config.table == "bfloat16" else torch.float32
         self.table = None if groups.flat else LabelTable(groups, config.bottleneck, self.exchange, 2 * seed + 1, dtype)
         self.register_buffer("group_L", torch.from_numpy(groups.group_L), persistent=False)
@@ -126,7 +143,7 @@ class LightXML(nn.Module):
 
         With several workers it is this worker's part of the loss of everybody's documents; ``documents`` counts them all.
         """
-        features_bF = self.dropout(self.encoder(batch.tokens_BT, batch.mask_BT))
+        features_bF = self.dropout(self.features(batch))
         documents = len(batch) if documents is None else documents
         features_BF, row_P, label_P = self._gathered(features_bF, batch)
 
@@ -140,6 +157,11 @@ class LightXML(nn.Module):
         vectors_BH = self.bottleneck(features_BF)
         return Losses(recall_loss, self.table.loss(vectors_BH, shortlist_BK, row_P, label_P, documents))
 
+    def features(self, batch: Batch) -> Tensor:
+        """float[B, F]: what encoder and lexical branch make of the documents, side by side."""
+        parts = [part(batch.tokens_BT, batch.mask_BT) for part in (self.encoder, self.lexical) if part is not None]
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
     def predict(self, batch: Batch, k: int, scoring: Scoring = "grouped") -> Ranked:
         """The ``k`` best labels of each document; call in eval mode, without gradients.
 
@@ -149,8 +171,7 @@ class LightXML(nn.Module):
 
         With several workers all must call it; each gets the results of everybody's documents, in the order of the ranks.
         """
-        no_features = self.recall.weight.new_zeros(0, self.encoder.width)
-        features_bF = self.encoder(batch.tokens_BT, batch.mask_BT) if len(batch) else no_features
+        features_bF = self.features(batch) if len(batch) else self.recall.weight.new_zeros(0, self.width)
         features_BF, _, _ = self._gathered(features_bF, batch)
         recall_Bg = self.recall.logits(features_BF)
         if self.table is None or self.bottleneck is None:
@@ -171,7 +192,8 @@ class LightXML(nn.Module):
         """A copy for prediction on this CPU whose encoder computes in int8 (`encoder.Int8Linear`); all else is shared."""
         shared = {id(tensor): tensor for tensor in [*self.parameters(), *self.buffers()]}
         model = copy.deepcopy(self, shared)
-        quantise(model.encoder)
+        if model.encoder is not None:
+            quantise(model.encoder)
         return model.eval()
 
     def _ranked(self, table: LabelTable, vectors_BH: Tensor, recall_Bg: Tensor, shortlist_BK: Tensor, k: int) -> Ranked:

@@ -25,9 +25,11 @@ class OptimConfig:
     encoder_lr: float = 5e-5
     """Peak learning rate of the encoder."""
     head_lr: float = 1e-3
-    """Peak learning rate of the bottleneck."""
+    """Peak learning rate of the bottleneck and of the lexical branch's layer."""
     rows_lr: float = 0.08
     """Peak learning rate of recall head and label table: about the length of a number's first step (row-wise Adagrad)."""
+    lexical_lr: float = 0.1
+    """Peak learning rate of the lexical branch's vectors (row-wise Adagrad as well)."""
     weight_decay: float = 0.01
     """Decoupled weight decay; biases and normalisation layers have none."""
     warmup: float = 0.05
@@ -43,22 +45,24 @@ class OptimConfig:
 
 
 class Optimizer:
-    """Three rules for three kinds of weights, driven by progress and by one pair of learning rates.
+    """A rule for each kind of weights, all driven by progress.
 
     - AdamW for what is dense: the transformer and the bottleneck, the same on all workers;
-    - lazy Adam for word vectors (`torch.optim.SparseAdam`): a step moves those of the words it has seen;
+    - lazy Adam for the transformer's word vectors (`torch.optim.SparseAdam`): a step moves those of the words it has seen;
+    - row-wise Adagrad for the lexical branch's vectors, the same on all workers, as lazily;
     - row-wise Adagrad for recall head and label table, each worker for the rows it owns.
     """
 
-    def __init__(self, model: nn.Module, encoder: nn.Module, config: OptimConfig) -> None:
+    def __init__(self, model: nn.Module, encoder: nn.Module | None, config: OptimConfig) -> None:
         """``encoder`` is the part of ``model`` that has the encoder's learning rate; the rest are heads."""
         self.config = config
         self.exchange: Exchange = getattr(model, "exchange", None) or Exchange()
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-        self.words = word_vectors(encoder)
-        of_encoder, seen = _trained(encoder), {id(parameter) for parameter in self.words}
-        inside = {id(parameter) for parameter in of_encoder}
-        heads = [parameter for parameter in _trained(model) if id(parameter) not in inside]
+        self.words = [] if encoder is None else word_vectors(encoder)
+        self.terms = VectorAdagrad(term_vectors(model))
+        of_encoder, seen = [] if encoder is None else _trained(encoder), {id(parameter) for parameter in self.words}
+        elsewhere = {id(parameter) for parameter in (*of_encoder, *self.terms.vectors)}
+        heads = [parameter for parameter in _trained(model) if id(parameter) not in elsewhere]
         self.parts = [part for part in (of_encoder, heads) if part]
         dense = [parameter for parameter in of_encoder if id(parameter) not in seen]
         groups = [
@@ -76,7 +80,7 @@ class Optimizer:
     def step(self, progress: float) -> None:
         """Clip, update with the learning rates that belong to ``progress``, and clear the gradients."""
         self.factor = learning_rate_factor(progress, self.config)
-        for parameter in self.words:
+        for parameter in (*self.words, *self.terms.vectors):
             if parameter.grad is not None:
                 parameter.grad = gathered_sparse(parameter.grad, self.exchange)
         for part in self.parts:
@@ -87,11 +91,13 @@ class Optimizer:
                     group["lr"] = group["peak"] * self.factor
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+        self.terms.step(self.config.lexical_lr * self.factor)
         self.rows.step(self.config.rows_lr * self.factor)
 
     def dense_state(self) -> dict[str, Tensor]:
-        """What AdamW and lazy Adam remember, by ``optimizer.<parameter>.<quantity>``; the same on all workers."""
-        return {
+        """What is remembered of replicated weights, by ``optimizer.<parameter>.<quantity>``; the same on all workers."""
+        squares = zip(self.terms.vectors, self.terms.square, strict=True)
+        return {f"optimizer.{self.names[parameter]}.square": square for parameter, square in squares} | {
             f"optimizer.{self.names[parameter]}.{quantity}": torch.as_tensor(value)
             for optimizer in (self.adamw, self.lazy_adam)
             if optimizer is not None
@@ -106,7 +112,9 @@ class Optimizer:
         for name, tensor in tensors.items():
             name, _, quantity = name.removeprefix("optimizer.").rpartition(".")
             parameter = parameters[name]
-            if id(parameter) in words:
+            if quantity == "square":
+                self.terms.square[[*map(id, self.terms.vectors)].index(id(parameter))].copy_(tensor)
+            elif id(parameter) in words:
                 assert self.lazy_adam is not None
                 self.lazy_adam.state[parameter][quantity] = int(tensor) if quantity == "step" else tensor.to(parameter.device)
             else:
@@ -143,6 +151,33 @@ class RowAdagrad:
                 rate = lr / square.sqrt_().add_(_TINY)
                 part.descend(head.weight, 1 - lr * self.decay, rate)
                 head.bias[part.groups] -= bias * rate
+
+
+class VectorAdagrad:
+    """`RowAdagrad` for vectors with sparse gradients; ``square``: float32[V] for each of ``vectors`` [V, H]."""
+
+    def __init__(self, vectors: list[nn.Parameter]) -> None:
+        self.vectors = vectors
+        self.square = [torch.zeros(len(parameter), device=parameter.device) for parameter in vectors]
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """Update the vectors that have a gradient (coalesced), and forget it. There is no decay."""
+        for parameter, square_V in zip(self.vectors, self.square, strict=True):
+            if parameter.grad is None:
+                continue
+            index_N, gradient_NH = parameter.grad._indices()[0], parameter.grad._values()
+            square_N = gradient_NH.square().mean(1).add_(square_V[index_N])
+            square_V[index_N] = square_N
+            rate_N = lr / square_N.sqrt_().add_(_TINY)
+            parameter.data.index_add_(0, index_N, gradient_NH * rate_N[:, None], alpha=-1)
+            parameter.grad = None
+
+
+def term_vectors(model: nn.Module) -> list[nn.Parameter]:
+    """The vectors of the lexical branch, if there is one."""
+    bags = [module for module in model.modules() if isinstance(module, nn.EmbeddingBag)]
+    return [parameter for module in bags for parameter in module.parameters() if parameter.requires_grad]
 
 
 def word_vectors(encoder: nn.Module) -> list[nn.Parameter]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial, reduce
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ from xmc_ray.documents import DocumentsConfig
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.groups import GroupsConfig, LabelGroups, group_labels
 from xmc_ray.labels import LabelIndex
+from xmc_ray.lexical import LexicalConfig, term_weights
 from xmc_ray.metrics import Metrics
 from xmc_ray.session import arrow_batches
 from xmc_ray.text import Tokenizer
@@ -50,15 +52,13 @@ class ValidationConfig:
 
 @dataclass
 class Prepared:
-    """``tokens``: documents as tokens and label ids, on storage.
-
-    ``counts`` says what became of the documents read: train, validation, unlabelled, truncated, and rejects by reason.
-    """
+    """``tokens``: documents as tokens and label ids, on storage; ``term_weights``: of the lexical branch, if there is one."""
 
     tokens: TokenCache
     tokenizer: Tokenizer
     labels: LabelIndex
     groups: LabelGroups
+    term_weights: npt.NDArray[np.float32] | None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -82,7 +82,7 @@ def prepare(
         _tokenise_all(documents, tokenizer, validation.share, fit.loop.seed, place)
     tokens = TokenCache.open(place)
     labels = tokens.labels if names is None else tokens.labels.with_names(names)
-    return Prepared(tokens, tokenizer, labels, _groups(tokens, fit.groups))
+    return Prepared(tokens, tokenizer, labels, _groups(tokens, fit.groups), _term_weights(tokens, fit.lexical))
 
 
 def _fingerprint(documents: DocumentsConfig, tokenizer: Tokenizer, share: float, seed: int) -> str:
@@ -121,6 +121,18 @@ def _groups(tokens: TokenCache, config: GroupsConfig) -> LabelGroups:
     with storage.new_file(uri) as file:
         pq.write_table(pa.table({"group": groups.group_L}), file)
     return groups
+
+
+def _term_weights(tokens: TokenCache, config: LexicalConfig) -> npt.NDArray[np.float32] | None:
+    """The weights of the lexical branch's terms; they lie beside the tokens, too."""
+    if not config.width:
+        return None
+    uri = storage.join(tokens.place, tokens.attempt, f"terms-{config.columns}-{config.rarest}.parquet")
+    if not storage.exists(uri):
+        with storage.new_file(uri) as file:
+            pq.write_table(pa.table({"weight": term_weights(tokens.column("train", "tokens"), config)}), file)
+    filesystem, path = storage.arrow_filesystem(uri)
+    return np.asarray(pq.read_table(path, filesystem=filesystem)["weight"], np.float32)
 
 
 def tokenise(

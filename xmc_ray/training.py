@@ -200,14 +200,17 @@ def _check_workers(config: TrainConfig, prepared: Prepared) -> None:
 
 
 def _identity(config: TrainConfig, prepared: Prepared) -> Identity:
-    encoder = check_encoder(config.encoder)
+    encoder, shape = check_encoder(config.encoder), None
+    if encoder is not None:
+        shape = [encoder.model_type, encoder.num_hidden_layers, encoder.hidden_size, config.encoder.feature_layers]
+        shape += [config.encoder.max_tokens]
     plan = epoch_plan(config.loop, prepared.counts["train"])
     return {
         "labels": prepared.labels.fingerprint,
         "groups": hashlib.sha256(prepared.groups.group_L.tobytes()).hexdigest()[:16],
         "model": asdict(config.model)
-        | {"encoder": [encoder.model_type, encoder.num_hidden_layers, encoder.hidden_size, config.encoder.feature_layers]}
-        | {"pooling": config.encoder.pooling, "freeze": config.encoder.freeze},
+        | {"encoder": shape, "pooling": config.encoder.pooling, "freeze": config.encoder.freeze}
+        | {"lexical": [config.lexical.width, config.lexical.columns, config.lexical.rarest]},
         "documents": asdict(plan) | {"tokens": prepared.tokens.place.rpartition("/")[2]},
         "order of documents": prepared.tokens.attempt,
     }
@@ -258,6 +261,7 @@ def _trainer(config: TrainConfig, prepared: Prepared, identity: Identity, start:
         tokenizer=ray.put(prepared.tokenizer),
         labels=ray.put(prepared.labels),
         groups=ray.put(prepared.groups),
+        term_weights=ray.put(prepared.term_weights),
         mailbox=mailbox,
     )
     return TorchTrainer(
@@ -301,7 +305,8 @@ def _model_of(saved: Saved, config: TrainConfig, prepared: Prepared) -> Any:
     heads = config.model
     if heads.table == "auto":  # as it was on the workers
         heads = replace(heads, table="bfloat16" if config.workers.gpu else "float32")
-    model = build_model(replace(config, model=heads), prepared.tokenizer, prepared.labels, prepared.groups)
+    parts = prepared.tokenizer, prepared.labels, prepared.groups
+    model = build_model(replace(config, model=heads), *parts, weight_F=prepared.term_weights)
     state = TrainState.start(model, config.optim)
     restore(state, saved)
     state.averager.keep(model)

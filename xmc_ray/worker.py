@@ -6,6 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import ray
 import ray.train
 import torch
@@ -43,6 +45,7 @@ class Job:
     tokenizer: ray.ObjectRef[Tokenizer]
     labels: ray.ObjectRef[LabelIndex]
     groups: ray.ObjectRef[LabelGroups]
+    term_weights: ray.ObjectRef[npt.NDArray[np.float32] | None]
     mailbox: Queue
 
 
@@ -67,8 +70,8 @@ class _Worker:
         torch.set_num_threads(job.threads or max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
         self.exchange = Exchange.of_process_group()
         self.labels = ray.get(job.labels)
-        tokenizer, groups = ray.get(job.tokenizer), ray.get(job.groups)
-        model = build_model(job.fit, tokenizer, self.labels, groups, self.exchange, get_device())
+        tokenizer, groups, weight_F = ray.get(job.tokenizer), ray.get(job.groups), ray.get(job.term_weights)
+        model = build_model(job.fit, tokenizer, self.labels, groups, self.exchange, get_device(), weight_F)
         self.state = TrainState.start(model, job.fit.optim)
         self.checkpoints = Checkpoints(job.place, job.checkpoints, job.identity)
         self.validated = 0  # step of the last validation
