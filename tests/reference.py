@@ -7,7 +7,7 @@ Metrics
 import json
 from collections.abc import Collection, Sequence
 from itertools import pairwise
-from math import log2
+from math import log, log2, sqrt
 from typing import Any, NamedTuple
 
 import torch
@@ -274,3 +274,38 @@ def joined(now: list[tuple[int, int]], before: list[tuple[int, int]]) -> Joined:
             same.append(row)
             same_before.append(before.index((identifier, text)))
     return Joined(same, sorted(same_before), first_of)
+
+
+# -- lexical branch ------------------------------------------------------------------------------------------------------
+
+
+def terms(rows: list[list[int]], columns: int) -> dict[tuple[int, int], int]:
+    """How often each column occurs in each document: its tokens and its pairs of neighbours."""
+    counts: dict[tuple[int, int], int] = {}
+    for row, tokens in enumerate(rows):
+        singles = [token + 1 for token in tokens]
+        for term in [*singles, *(one * 0x14057B7EF767814F + other for one, other in pairwise(singles))]:
+            place = row, (term * 0x5851F42D4C957F2D >> 32 & 0xFFFFFFFF) % columns
+            counts[place] = counts.get(place, 0) + 1
+    return counts
+
+
+def term_weights(rows: list[list[int]], columns: int, rarest: int) -> list[float]:
+    """The inverse document frequency of each column, 0 where too few documents have it."""
+    frequency = [sum(column == found for _, found in terms(rows, columns)) for column in range(columns)]
+    return [1 + log((1 + len(rows)) / (1 + found)) if found >= rarest else 0.0 for found in frequency]
+
+
+def lexical_features(
+    rows: list[list[int]], weights: Sequence[float], vectors_FH: Tensor, mix_HH: Tensor, bias_H: Tensor
+) -> Tensor:
+    """float32[B, H]: one document and one term at a time."""
+    features = []
+    for row in range(len(rows)):
+        own = {
+            column: (1 + log(n)) * weights[column] for (place, column), n in terms(rows, len(weights)).items() if place == row
+        }
+        length = sqrt(sum(weight**2 for weight in own.values())) or 1.0
+        x_H = sum((weight / length * vectors_FH[column] for column, weight in own.items()), torch.zeros(vectors_FH.shape[1]))
+        features.append(x_H + (mix_HH @ x_H.relu() + bias_H).relu())
+    return torch.stack(features)

@@ -26,7 +26,7 @@ STEPS = CheckpointsConfig(steps=3, keep_last=2, patience=20)
 
 
 def fresh(exchange: Exchange | None = None, **settings: Any) -> TrainState:
-    return TrainState.start(toy_model(exchange=exchange, **settings), AVERAGED)
+    return TrainState.start(toy_model(exchange=exchange, lexical=True, **settings), AVERAGED)
 
 
 def advance(state: TrainState, until: int, checkpoints: Checkpoints | None = None) -> list[float]:

@@ -71,6 +71,12 @@ def test_auto_asks_the_tokenizer(tiny_encoder: Path, summary: str | None, poolin
 
 
 @pytest.mark.parametrize("pooling", ["first", "last", "mean"])
+def test_the_rest_of_a_document_is_not_read(tiny_encoder: Path) -> None:
+    encoder = build(tiny_encoder, max_tokens=2, pooling="mean")
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(TOKENS, MASK), build(tiny_encoder, pooling="mean")(TOKENS[:, :2], MASK[:, :2]))
+
+
 def test_more_padding_changes_nothing(folder: Path, pooling: str) -> None:
     encoder = build(folder, pooling=pooling)
     wider = torch.nn.functional.pad(TOKENS, (0, 3)), torch.nn.functional.pad(MASK, (0, 3))
@@ -152,7 +158,9 @@ def test_an_empty_encoder_has_the_same_shape(tiny_encoder: Path, tmp_path: Path)
     ("settings", "max_tokens", "kind", "told"),
     [
         ({"name": "/nowhere/at-all"}, 8, ModelError, "encoder not found: /nowhere/at-all"),
-        ({"layers": 0}, 8, ConfigError, "encoder.layers is out of range; found 0; expected 1 to 2"),
+        ({"layers": -1}, 8, ConfigError, "encoder.layers is out of range; found -1; expected 0 to 2"),
+        ({"max_tokens": 0, "feature_layers": 1}, 8, ConfigError, "encoder.max_tokens does not fit"),
+        ({"max_tokens": 200, "feature_layers": 1}, 300, ConfigError, "encoder.max_tokens is out of range; found 200"),
         ({"layers": 3}, 8, ConfigError, "encoder.layers"),
         ({"layers": 1, "feature_layers": 3}, 8, ConfigError, "expected 1 to 2"),
         ({"feature_layers": 0}, 8, ConfigError, "encoder.feature_layers"),

@@ -33,6 +33,7 @@ class Case:
     accumulate: int = 1
     frozen: bool = False
     transformer: bool = False
+    lexical: bool = False
 
 
 CASES = {
@@ -43,6 +44,7 @@ CASES = {
     "rows alone": Case(n_groups=12, frozen=True),
     "many labels": Case(n_labels=3000, n_groups=700),
     "transformer": Case(transformer=True),
+    "lexical": Case(lexical=True, accumulate=2),
 }
 
 
@@ -55,7 +57,7 @@ def global_batches() -> list[list[int]]:
 def build(case: Case, exchange: Exchange, encoder: Path) -> LightXML:
     groups = LabelGroups(np.arange(case.n_labels) % case.n_groups)
     if not case.transformer:
-        model = toy_model(groups, exchange=exchange)
+        model = toy_model(groups, exchange=exchange, lexical=case.lexical)
     else:
         torch.manual_seed(0)
         pretrained = build_encoder(EncoderConfig(name=str(encoder), feature_layers=2, dropout=0.0), "first")

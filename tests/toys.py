@@ -13,6 +13,7 @@ from torch import Tensor, multiprocessing, nn
 
 from xmc_ray.exchange import Exchange
 from xmc_ray.groups import LabelGroups
+from xmc_ray.lexical import LexicalBranch
 from xmc_ray.model import LightXML, ModelConfig
 from xmc_ray.optim import OptimConfig
 from xmc_ray.rows import OwnedRows, RowGradients
@@ -37,13 +38,19 @@ class BagOfTokens(nn.Module):
 
 
 def toy_model(
-    groups: LabelGroups | None = None, *, exchange: Exchange | None = None, seed: int = 0, **settings: Any
+    groups: LabelGroups | None = None,
+    *,
+    exchange: Exchange | None = None,
+    seed: int = 0,
+    lexical: bool = False,
+    **settings: Any,
 ) -> LightXML:
-    """A model over ``groups``, or over 12 labels in 7 groups; ``settings`` are those of `ModelConfig`."""
+    """A model over ``groups``, or over 12 labels in 7 groups, maybe with a lexical branch; ``settings`` of `ModelConfig`."""
     torch.manual_seed(seed)
     groups = groups or LabelGroups(np.arange(12) % 7)
     config = ModelConfig(**{"shortlist": 2, "bottleneck": 8, "dropout": 0.0, **settings})
-    return LightXML(BagOfTokens(), groups, config, exchange, seed)  # type: ignore[arg-type]
+    branch = LexicalBranch(columns=32, width=8) if lexical else None
+    return LightXML(BagOfTokens(), groups, config, exchange, seed, branch)  # type: ignore[arg-type]
 
 
 def documents(n_rows: int = 64, n_labels: int = 12) -> pa.Table:

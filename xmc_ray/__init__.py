@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from xmc_ray.errors import ModelError as ModelError
     from xmc_ray.errors import XmcError as XmcError
     from xmc_ray.groups import GroupsConfig as GroupsConfig
+    from xmc_ray.lexical import LexicalConfig as LexicalConfig
     from xmc_ray.loop import LoopConfig as LoopConfig
     from xmc_ray.model import ModelConfig as ModelConfig
     from xmc_ray.optim import OptimConfig as OptimConfig
@@ -26,6 +27,7 @@ _HOMES = {
     "EncoderConfig": "encoder",
     "FitConfig": "classifier",
     "GroupsConfig": "groups",
+    "LexicalConfig": "lexical",
     "LoopConfig": "loop",
     "ModelConfig": "model",
     "ModelError": "errors",
