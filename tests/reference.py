@@ -191,6 +191,18 @@ def row_adagrad(
     return moved, bias - scale * bias_gradient, square
 
 
+def vector_adagrad(
+    vectors: list[list[float]], squares: list[float], gradients: dict[int, list[float]], lr: float, power: float
+) -> None:
+    """One step, in place, of the vectors that have a gradient."""
+    for place, gradient in gradients.items():
+        squares[place] += sum(value * value for value in gradient) / len(gradient)
+    mean = sum(squares[place] for place in gradients) / len(gradients)
+    for place, gradient in gradients.items():
+        rate = lr / (squares[place] ** power * mean ** (0.5 - power) + 1e-10)
+        vectors[place] = [value - rate * towards for value, towards in zip(vectors[place], gradient, strict=True)]
+
+
 # -- groups --------------------------------------------------------------------------------------------------------------
 
 

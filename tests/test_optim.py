@@ -13,10 +13,20 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from toys import OPTIM, batch_of, toy_model
 
+from xmc_ray.errors import ConfigError
 from xmc_ray.exchange import Exchange
 from xmc_ray.groups import LabelGroups
 from xmc_ray.model import LightXML
-from xmc_ray.optim import Averager, OptimConfig, Optimizer, RowAdagrad, clip, gathered_sparse, learning_rate_factor
+from xmc_ray.optim import (
+    Averager,
+    OptimConfig,
+    Optimizer,
+    RowAdagrad,
+    VectorAdagrad,
+    clip,
+    gathered_sparse,
+    learning_rate_factor,
+)
 from xmc_ray.rows import OwnedRows, RowGradients, rounded
 
 STEADY = OptimConfig(encoder_lr=0.05, head_lr=0.05, rows_lr=0.05, warmup=0, decay=False, weight_decay=0.0)
@@ -167,6 +177,30 @@ def test_a_word_seen_twice_has_one_gradient() -> None:
     gathered = gathered_sparse(gradient, Exchange())
     assert gathered.indices().tolist() == [[1, 4]]
     assert gathered.values().tolist() == [[2.0], [4.0]]
+
+
+# -- vectors with sparse gradients ---------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.25, 0.5]))
+@settings(max_examples=30, deadline=None)
+def test_vectors_that_were_seen_move_as_the_twin_says(seed: int, power: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    vectors = nn.Parameter(torch.randn(6, 3, generator=generator))
+    adagrad = VectorAdagrad([vectors], power)
+    slow, squares = vectors.tolist(), [0.0] * 6
+    for _ in range(3):
+        places = torch.randperm(6, generator=generator)[:4].sort().values
+        gradient = torch.randn(4, 3, generator=generator)
+        vectors.grad = torch.sparse_coo_tensor(places[None], gradient, vectors.shape).coalesce()
+        adagrad.step(0.3)
+        reference.vector_adagrad(slow, squares, dict(zip(places.tolist(), gradient.tolist(), strict=True)), 0.3, power)
+        assert vectors.grad is None
+    torch.testing.assert_close(vectors.detach(), torch.tensor(slow), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(adagrad.square[0], torch.tensor(squares), rtol=1e-4, atol=1e-6)
+    adagrad.step(0.3)  # nothing is due
+    with pytest.raises(ConfigError, match="lexical_power does not fit"):
+        OptimConfig(lexical_power=0.7)
 
 
 # -- row-wise Adagrad ----------------------------------------------------------------------------------------------------

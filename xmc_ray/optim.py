@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from xmc_ray.errors import ConfigError
 from xmc_ray.exchange import Exchange
 from xmc_ray.rows import OwnedRows
 
@@ -28,8 +29,10 @@ class OptimConfig:
     """Peak learning rate of the bottleneck and of the lexical branch's layer."""
     rows_lr: float = 0.08
     """Peak learning rate of recall head and label table: about the length of a number's first step (row-wise Adagrad)."""
-    lexical_lr: float = 0.1
-    """Peak learning rate of the lexical branch's vectors (row-wise Adagrad as well)."""
+    lexical_lr: float = 0.2
+    """Peak learning rate of the lexical branch's vectors."""
+    lexical_power: float = 0.25
+    """How far a term's own gradients decide on its steps: 0.5 is row-wise Adagrad, 0 gives rare and frequent terms one rate."""
     weight_decay: float = 0.01
     """Decoupled weight decay; biases and normalisation layers have none."""
     warmup: float = 0.05
@@ -43,13 +46,17 @@ class OptimConfig:
     swa_every: int = 50
     """Steps from one averaged set of weights to the next."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.lexical_power <= 0.5:
+            raise ConfigError("optim.lexical_power does not fit", found=self.lexical_power, expected="0 to 0.5")
+
 
 class Optimizer:
     """A rule for each kind of weights, all driven by progress.
 
     - AdamW for what is dense: the transformer and the bottleneck, the same on all workers;
     - lazy Adam for the transformer's word vectors (`torch.optim.SparseAdam`): a step moves those of the words it has seen;
-    - row-wise Adagrad for the lexical branch's vectors, the same on all workers, as lazily;
+    - partially row-wise Adagrad for the lexical branch's vectors, the same on all workers, as lazily (decision 0012);
     - row-wise Adagrad for recall head and label table, each worker for the rows it owns.
     """
 
@@ -59,7 +66,7 @@ class Optimizer:
         self.exchange: Exchange = getattr(model, "exchange", None) or Exchange()
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         self.words = [] if encoder is None else word_vectors(encoder)
-        self.terms = VectorAdagrad(term_vectors(model))
+        self.terms = VectorAdagrad(term_vectors(model), config.lexical_power)
         of_encoder, seen = [] if encoder is None else _trained(encoder), {id(parameter) for parameter in self.words}
         elsewhere = {id(parameter) for parameter in (*of_encoder, *self.terms.vectors)}
         heads = [parameter for parameter in _trained(model) if id(parameter) not in elsewhere]
@@ -154,10 +161,17 @@ class RowAdagrad:
 
 
 class VectorAdagrad:
-    """`RowAdagrad` for vectors with sparse gradients; ``square``: float32[V] for each of ``vectors`` [V, H]."""
+    """Adagrad with one accumulator a vector, for vectors with sparse gradients, adaptive as far as ``power`` says.
 
-    def __init__(self, vectors: list[nn.Parameter]) -> None:
-        self.vectors = vectors
+    The rate of a vector whose gradients' mean squares add up to s is lr s^-p m^(p - 1/2), m being the mean of s over the
+    vectors of the step: p = 1/2 is Adagrad, and p = 0 gives all the same rate. (The exponent is that of Padam, Chen et al.
+    2018.) Adagrad moves a vector by the whole rate when it is seen first, however rare: terms of one document learn it by heart.
+
+    ``square``: float32[V], the s, for each of ``vectors`` [V, H].
+    """
+
+    def __init__(self, vectors: list[nn.Parameter], power: float) -> None:
+        self.vectors, self.power = vectors, power
         self.square = [torch.zeros(len(parameter), device=parameter.device) for parameter in vectors]
 
     @torch.no_grad()
@@ -169,7 +183,7 @@ class VectorAdagrad:
             index_N, gradient_NH = parameter.grad._indices()[0], parameter.grad._values()
             square_N = gradient_NH.square().mean(1).add_(square_V[index_N])
             square_V[index_N] = square_N
-            rate_N = lr / square_N.sqrt_().add_(_TINY)
+            rate_N = lr / (square_N.pow(self.power) * square_N.mean().pow(0.5 - self.power)).add_(_TINY)
             parameter.data.index_add_(0, index_N, gradient_NH * rate_N[:, None], alpha=-1)
             parameter.grad = None
 
