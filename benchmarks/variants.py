@@ -3,8 +3,8 @@
     make bench NAME=variants ARGS="--data tate --recipe jobs/configs/small-cpu.toml --variants '' '--lexical.width 0'"
 
 A variant is a line of settings, as the training job takes them, on top of the recipe; it is named by that line. All documents
-are trained on. Finished runs are kept in a log with their predictions, so that several of them can be averaged: a variant of the
-form ``A + B`` is the ensemble of the runs A and B. Nothing is held to a bar: figures are for decisions.
+are trained on. Finished runs are kept with their predictions, so that several of them can be averaged: a variant ``A + B`` is
+the ensemble of the runs A and B. Nothing is held to a bar: figures are for decisions.
 """
 
 import argparse
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from _setup import DATA, held_out, minilm, require, training_split
 

@@ -165,7 +165,7 @@ class VectorAdagrad:
 
     The rate of a vector whose gradients' mean squares add up to s is lr s^-p m^(p - 1/2), m being the mean of s over the
     vectors of the step: p = 1/2 is Adagrad, and p = 0 gives all the same rate. (The exponent is that of Padam, Chen et al.
-    2018.) Adagrad moves a vector by the whole rate when it is seen first, however rare: terms of one document learn it by heart.
+    2018.) Adagrad moves a vector by the whole rate when it is first seen, however rare it is: rare terms learn by heart.
 
     ``square``: float32[V], the s, for each of ``vectors`` [V, H].
     """
