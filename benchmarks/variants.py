@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from xmc_ray.labels import list_lengths
 from xmc_ray.lexical import term_weights
 from xmc_ray.loop import TrainState, predict, train
 from xmc_ray.metrics import Metrics
+from xmc_ray.model import LightXML
 
 SHOWN = ("P@1", "P@3", "P@5", "PSP@1", "PSP@5")
 K = 100  # labels kept of each document, so that averages see more than the first ten
@@ -36,19 +38,22 @@ def settings_of(recipe: Path, variant: str) -> FitConfig:
     return parse(FitConfig, [f"--config={recipe}", f"--encoder.name={minilm()}", *variant.split()])
 
 
-def trained(folder: Path, config: FitConfig, documents: int | None) -> tuple[Listed, dict[str, float]]:
-    """Predictions for the test split, and seconds of training."""
+def trained(
+    folder: Path, config: FitConfig, documents: int | None, kind: type[LightXML] = LightXML
+) -> tuple[Listed, dict[str, float]]:
+    """Predictions for the test split, and seconds of training; ``kind`` is what the model is made into."""
     split = training_split(folder, config, documents)
     test = held_out(folder, split)
     tokens = split.table["tokens"].combine_chunks()
     weight_F = term_weights([tokens], config.lexical) if config.lexical.width else None
     model = build_model(config, split.tokenizer, split.index, split.groups, weight_F=weight_F)
+    model.__class__ = kind
     state = TrainState.start(model, config.optim)
     plan = epoch_plan(config.loop, len(split.table))
     started = time.monotonic()
     for step in train(state, model, lambda first: split.batches(config.loop, first=first), plan.steps, config.loop):
         if step.number % plan.steps == 0:
-            print(f"  epoch {step.epoch + 1}: loss {step.loss:.3f}, {time.monotonic() - started:.0f} s", flush=True)
+            print(f"  epoch {step.epoch + 1}: loss {step.loss:.3f}, {time.monotonic() - started:.0f} s", file=sys.stderr)
     seconds = time.monotonic() - started
     state.averager.keep(model)
     listed = predict(model, test["tokens"].combine_chunks(), min(K, len(split.index)), config.loop)
