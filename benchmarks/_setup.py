@@ -39,8 +39,8 @@ class Split:
         return build_model(config, self.tokenizer, self.index, self.groups, exchange)
 
 
-def small_cpu(layers: int = 1) -> FitConfig:
-    """The settings of jobs/configs/small-cpu.toml, for one epoch; with ``layers`` layers of MiniLM."""
+def small_transformer(layers: int = 1) -> FitConfig:
+    """``layers`` layers of MiniLM and grouped labels, one epoch: what the benchmarks of speed train."""
     return FitConfig(
         encoder=EncoderConfig(name=minilm(), layers=layers, feature_layers=2, pooling="mean", dropout=0.0),
         text=TextConfig(max_tokens=96),
@@ -66,14 +66,22 @@ def require(folder: Path) -> Path:
     return folder
 
 
-def training_split(folder: Path, config: FitConfig, documents: int | None = None) -> Split:
-    """The first ``documents`` training documents of a data set (all unless told) and the groups of their labels."""
+def training_split(folder: Path, config: FitConfig, documents: int | None = None, names: bool = False) -> Split:
+    """The first ``documents`` training documents of a data set (all unless told) and the groups of their labels.
+
+    With ``names``, the name of each label is a document of its own, which counts do not count.
+    """
     rows = pq.read_table(require(folder) / "train.parquet", columns=["text", "labels"]).slice(0, documents)
     lists, tokenizer = rows["labels"].combine_chunks(), Tokenizer.load(config.encoder.name, config.text.max_tokens)
     index = LabelIndex.count([lists])
     table = pa.table({"tokens": tokenizer.encode(rows["text"].combine_chunks())[0], "labels": index.encode(lists)})
     table = table.filter(pa.array(list_lengths(table["labels"].combine_chunks()) > 0)).combine_chunks()
     columns = [table[name].combine_chunks() for name in ("tokens", "labels")]
+    if names:
+        called = index.with_names(pq.read_table(folder / "labels.parquet", columns=["label", "name"])).names
+        own = pa.ListArray.from_arrays(pa.array(range(len(index) + 1), pa.int32()), pa.array(range(len(index)), pa.int32()))
+        own = pa.table({"tokens": tokenizer.encode(called.fill_null(""))[0], "labels": own})
+        table = pa.concat_tables([table, own.filter(called.is_valid())]).combine_chunks()
     return Split(table, index, group_labels(config.groups, columns[:1], columns[1:], len(index)), tokenizer)
 
 

@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 import ray
-from _setup import DATA, even_groups, require, small_cpu
+from _setup import DATA, even_groups, require, small_transformer
 
 from xmc_ray import tagging
 from xmc_ray.bundle import Bundle, save_bundle
@@ -57,7 +57,7 @@ _T = TypeVar("_T")
 
 def tagger(layers: int) -> FitConfig:
     """MiniLM cut to ``layers`` layers, with the heads of jobs/configs/small-cpu.toml and the library's longest document."""
-    config = small_cpu(layers)
+    config = small_transformer(layers)
     return replace(config, text=TextConfig(max_tokens=MAX_TOKENS), model=ModelConfig(shortlist=16, bottleneck=256))
 
 

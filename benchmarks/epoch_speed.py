@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from _frame import verdict
 from _plain import PlainModel, PlainTrainer
-from _setup import DATA, small_cpu, training_split
+from _setup import DATA, small_transformer, training_split
 
 from xmc_ray.classifier import epoch_plan
 from xmc_ray.loop import Step, TrainState, train
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, help="only the first documents, for a quick look")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
-    config = small_cpu()
+    config = small_transformer()
     split = training_split(arguments.data, config, arguments.documents)
     plan, model = epoch_plan(config.loop, len(split.table)), split.model(config)
     plain = PlainTrainer(PlainModel(model), config.optim, config.text.max_tokens)

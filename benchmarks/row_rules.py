@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 from _frame import verdict
-from _setup import DATA, Split, held_out, require, small_cpu, training_split
+from _setup import DATA, Split, held_out, require, small_transformer, training_split
 
 from xmc_ray.classifier import epoch_plan, update_metrics
 from xmc_ray.loop import TrainState, train
@@ -111,7 +111,7 @@ RULES = {"adagrad": RowAdagrad, "sgd": Sgd, "lazy-adam": LazyAdam, "adamw": Dens
 
 def quality(split: Split, test: pa.Table, rule: str, rate: float) -> dict[str, float]:
     """Metrics in percent after one epoch, and the seconds it took."""
-    config = small_cpu()
+    config = small_transformer()
     model = split.model(config)
     state = TrainState.start(model, config.optim)
     state.optimizer.rows = AtRate(RULES[rule](model.heads, config.optim.weight_decay), rate / config.optim.rows_lr)
@@ -128,7 +128,7 @@ def quality(split: Split, test: pa.Table, rule: str, rate: float) -> dict[str, f
 def run_all(folder: Path, documents: int | None, rates_a_rule: int, log: Path) -> None:
     torch.set_num_threads(1)
     done = {key(run) for run in runs_of(log)}
-    split = training_split(folder, small_cpu(), documents)
+    split = training_split(folder, small_transformer(), documents)
     test = held_out(folder, split)
     for place in range(rates_a_rule):
         for rule, rates in RATES.items():

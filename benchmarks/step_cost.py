@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from _frame import verdict
-from _setup import even_groups, small_cpu, synthetic_batches
+from _setup import even_groups, small_transformer, synthetic_batches
 
 from xmc_ray.encoder import TextEncoder, build_encoder
 from xmc_ray.model import LightXML, ModelConfig
@@ -67,7 +67,7 @@ class Trainer:
 
 
 def encoder() -> TextEncoder:
-    return build_encoder(small_cpu(layers=2).encoder, None)
+    return build_encoder(small_transformer(layers=2).encoder, None)
 
 
 def memory(line: str) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from _frame import verdict
-from _setup import DATA, even_groups, small_cpu, synthetic_batches, training_split
+from _setup import DATA, even_groups, small_transformer, synthetic_batches, training_split
 
 from xmc_ray.classifier import FitConfig
 from xmc_ray.encoder import build_encoder
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="steps that are timed")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
-    config, timers = small_cpu(layers=6), Timers()
+    config, timers = small_transformer(layers=6), Timers()
     model, made, source = setting(arguments.data, config, arguments.steps)
     state, seen = TrainState.start(model, config.optim), []
 

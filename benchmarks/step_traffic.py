@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from _frame import verdict
-from _setup import even_groups, small_cpu, synthetic_batches
+from _setup import even_groups, small_transformer, synthetic_batches
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
@@ -34,7 +34,7 @@ def work(rank: int, folder: str, n_labels: int) -> None:
     """In a process of its own: train, and leave the bytes of a step in ``folder``."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{n_labels}", rank=rank, world_size=WORLD)
-    encoder, groups = build_encoder(small_cpu().encoder, None), even_groups(n_labels, -(-n_labels // GROUP))
+    encoder, groups = build_encoder(small_transformer().encoder, None), even_groups(n_labels, -(-n_labels // GROUP))
     model = LightXML(encoder, groups, ModelConfig(bottleneck=WIDTH), Exchange.of_process_group())
     state, module = TrainState.start(model, OptimConfig()), data_parallel(model)
     model.exchange.sent.clear()

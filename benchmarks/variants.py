@@ -39,10 +39,10 @@ def settings_of(recipe: Path, variant: str) -> FitConfig:
 
 
 def trained(
-    folder: Path, config: FitConfig, documents: int | None, kind: type[LightXML] = LightXML
+    folder: Path, config: FitConfig, documents: int | None, kind: type[LightXML] = LightXML, names: bool = False
 ) -> tuple[Listed, dict[str, float]]:
     """Predictions for the test split, and seconds of training; ``kind`` is what the model is made into."""
-    split = training_split(folder, config, documents)
+    split = training_split(folder, config, documents, names)
     test = held_out(folder, split)
     tokens = split.table["tokens"].combine_chunks()
     weight_F = term_weights([tokens], config.lexical) if config.lexical.width else None
@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, default=Path("jobs/configs/small-cpu.toml"), help="settings to start from")
     parser.add_argument("--variants", nargs="+", default=[""], help="lines of settings on top of the recipe")
     parser.add_argument("--documents", type=int, help="the first training documents alone")
+    parser.add_argument("--names", action="store_true", help="names of labels are documents, too")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/variants"), help="where finished runs are kept")
     arguments = parser.parse_args()
@@ -86,11 +87,11 @@ def main() -> None:
 
     def run(variant: str) -> tuple[Listed, dict[str, Any]]:
         config = settings_of(arguments.recipe, variant)
-        key = hashlib.sha256(repr((folder.name, arguments.documents, config)).encode()).hexdigest()[:16]
+        key = hashlib.sha256(repr((folder.name, arguments.documents, arguments.names, config)).encode()).hexdigest()[:16]
         place = arguments.runs / f"{key}.npz"
         if not place.exists():
             print(f"{folder.name}: {variant or 'the recipe itself'}", flush=True)
-            (scores, ids), cost = trained(folder, config, arguments.documents)
+            (scores, ids), cost = trained(folder, config, arguments.documents, names=arguments.names)
             found = {
                 "data": folder.name,
                 "variant": variant,

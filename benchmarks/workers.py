@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from _frame import verdict
-from _setup import even_groups, small_cpu, synthetic_batches
+from _setup import even_groups, small_transformer, synthetic_batches
 from torch.multiprocessing.spawn import spawn
 
 from xmc_ray.encoder import build_encoder
@@ -34,7 +34,7 @@ def work(rank: int, world: int, layers: int, steps: int, folder: str) -> None:
     torch.set_num_threads(THREADS // world)
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    config, groups = small_cpu(layers), even_groups(LABELS, -(-LABELS // GROUP))
+    config, groups = small_transformer(layers), even_groups(LABELS, -(-LABELS // GROUP))
     model = LightXML(build_encoder(config.encoder, None), groups, config.model, Exchange.of_process_group())
     batches = synthetic_batches(LABELS, WARM_UP + steps, DOCUMENTS, TOKENS, TRUE)
     shares = [batch.split(world)[rank] for batch in batches]
