@@ -23,6 +23,7 @@ from xmc_ray.ensemble import Ensemble
 from xmc_ray.epochs import EpochPlan
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.exchange import Exchange
+from xmc_ray.explanation import Explanation, explain
 from xmc_ray.groups import GroupsConfig, LabelGroups, group_labels
 from xmc_ray.labels import IntArray, LabelIndex, list_lengths
 from xmc_ray.lexical import LexicalConfig, build_lexical, term_weights
@@ -121,6 +122,19 @@ class XMCClassifier:
             [(label, float(score)) for label, score in zip(*row, strict=True) if score > 0]
             for row in zip(labels, scores, strict=True)
         ]
+
+    def explain(
+        self, text: str, label: str, documents: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None
+    ) -> Explanation:
+        """Why ``text`` gets its score for ``label``; ``documents`` are texts and their labels, of which the nearest are shown.
+
+        Raises ConfigError for a label that is not known; see `explanation.explain`.
+        """
+        chunks = None
+        if documents is not None:
+            lists = pa.array([list(row) for row in documents[1]], pa.list_(pa.string()))
+            chunks = [(pa.array(documents[0], pa.string()), lists)]
+        return explain(self.ensemble, text, label, self.loop, chunks)
 
     def evaluate(self, texts: Sequence[str], labels: Sequence[Sequence[str]]) -> dict[str, Any]:
         """Metrics of the predictions for ``texts`` against their true ``labels``; see `metrics.Metrics.result`."""
