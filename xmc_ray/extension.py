@@ -171,8 +171,7 @@ def _placed(bundle: Bundle, new: Extension, config: RowsConfig) -> LabelGroups:
     assert bundle.model.table is not None
     bare_N = new.y_DN.sum(axis=0) == 0
     evidence_DF = torch.cat([new.x_DF, new.name_NF[torch.from_numpy(bare_N)]])
-    of_names = sparse.coo_array((np.ones(bare_N.sum()), (np.arange(bare_N.sum()), np.flatnonzero(bare_N))))
-    of_names.resize(int(bare_N.sum()), len(bare_N))
+    of_names = sparse.eye_array(len(bare_N), format="csr")[np.flatnonzero(bare_N)]
     share_ND = sparse.vstack([new.y_DN, of_names]).T.tocsr()
     share_ND = sparse.diags_array(1 / share_ND.sum(axis=1)) @ share_ND
 
