@@ -129,7 +129,7 @@ def main() -> None:
         figures[name] = row(name, extended, test, hidden, seconds)
         print(f"    old labels' scores moved by {moved(base, extended, test['text'].combine_chunks()):.1e} at most")
     share = figures["extended by all documents"]["R@5"] / retrained["R@5"]
-    verdict("extend", f"{share:.1%}", f"{BAR:.0%}", share >= BAR)
+    verdict("extension", f"{share:.1%}", f"{BAR:.0%}", share >= BAR)
 
 
 if __name__ == "__main__":
