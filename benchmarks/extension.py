@@ -70,9 +70,9 @@ def row(name: str, classifier: XMCClassifier, test: pa.Table, hidden: set[str], 
     ids_DL, _ = scores_of(classifier, test["text"].combine_chunks())
     is_hidden = np.array([*(label in hidden for label in classifier.ensemble.labels.labels.to_pylist()), False])
     first = np.argsort(~is_hidden[ids_DL], axis=1, kind="stable")
-    alone_DL = np.where(is_hidden[ids := np.take_along_axis(ids_DL, first, 1)], ids, -1)
+    alone_DL = np.take_along_axis(np.where(is_hidden[ids_DL], ids_DL, -1), first, 1)
     new, old = (restricted(test["labels"].combine_chunks(), hidden, inside) for inside in (True, False))
-    among, alone, kept = (fractions(*pair, classifier) for pair in ((ids_DL, new), (alone_DL, new), (ids_DL, old)))
+    among, alone, kept = (fractions(ids, true, classifier) for ids, true in ((ids_DL, new), (alone_DL, new), (ids_DL, old)))
     figures = (among["R@5"], among["R@10"], alone["P@1"], alone["P@5"], kept["P@1"], kept["P@5"])
     print(f"{name:34}" + "".join(f"{figure:9.2f}" for figure in figures) + f"{seconds:9.1f}", flush=True)
     return among
