@@ -6,7 +6,8 @@ only a name gets its row from that.
 
 In group mode a label joins the group that recall gives its documents, if it has a free place and is given them with at least
 `join`; the others go to new groups, with rows in the recall head of their own. A label's row learns from the documents that
-shortlist its group, as in training. A deprecated label keeps its id and gets a bias of -inf: no score but 0, which is no tag.
+shortlist its group, as in training. New groups take part in recall: by grouped scoring, one can keep an old group from being
+shortlisted. A deprecated label keeps its id and gets a bias of -inf: no score but 0, which is no tag.
 
 Letters: D documents, F features or bottleneck, G groups, K shortlisted groups, L labels, N new labels or outputs, P pairs.
 """
