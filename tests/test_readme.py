@@ -73,7 +73,7 @@ def test_pipeline_commands(encoder: Path, fruit: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("job", "config"), [("explain", ExplainConfig), ("extend", ExtendConfig)])
 def test_commands_on_a_finished_bundle_can_be_parsed(job: str, config: type) -> None:
     (command,) = (block for block in blocks("bash") if f"jobs/{job}.py" in block)
-    program, script, *arguments = shlex.split(command)
+    program, script, *arguments = shlex.split(command.replace("\\\n", " "))
     assert (program, script) == ("python", f"jobs/{job}.py")
     assert parse(config, arguments).bundle == "runs/mine/bundle"
 
