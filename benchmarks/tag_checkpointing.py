@@ -40,9 +40,9 @@ from _tagging import (
 
 from xmc_ray import tagging
 from xmc_ray.census import take_census
-from xmc_ray.corpus import list_inputs
 from xmc_ray.documents import Rules
 from xmc_ray.ensemble import Members
+from xmc_ray.inputs import list_inputs
 from xmc_ray.pieces import TagColumns, _tables
 from xmc_ray.plan import Plan
 from xmc_ray.session import arrow_batches

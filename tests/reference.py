@@ -5,7 +5,7 @@ Metrics
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
 from math import log, log2, sqrt
 from typing import Any, NamedTuple
@@ -321,3 +321,54 @@ def lexical_features(
         x_H = sum((weight / length * vectors_FH[column] for column, weight in own.items()), torch.zeros(vectors_FH.shape[1]))
         features.append(x_H + (mix_HH @ x_H.relu() + bias_H).relu())
     return torch.stack(features)
+
+
+# -- explaining and extending --------------------------------------------------------------------------------------------
+
+
+def contributions(words: list[str], around: str, score: Callable[[str], float]) -> dict[str, tuple[int, float]]:
+    """How often each word occurs and what it adds to the log-odds: the text is scored again without it, word by word."""
+
+    def log_odds(kept: list[str]) -> float:
+        probability = score(" ".join(kept))
+        return log(probability / (1 - probability))
+
+    bare = [(word.strip(around) or word).casefold() for word in words]
+    found = {}
+    for form in dict.fromkeys(bare):
+        kept = [word for word, its_form in zip(words, bare, strict=True) if its_form != form]
+        found[form] = bare.count(form), log_odds(words) - log_odds(kept)
+    return found
+
+
+def cosines(rows: list[list[float]]) -> list[float]:
+    """Of the first row with each of the others."""
+    first, *others = rows
+    length = sqrt(sum(x * x for x in first))
+    return [
+        sum(x * y for x, y in zip(first, other, strict=True)) / (length * sqrt(sum(y * y for y in other))) for other in others
+    ]
+
+
+def regression_loss(
+    x_DF: Tensor, y_D: list[int], used_D: list[bool], population: int, penalty: float, row_F: Tensor, bias: Tensor
+) -> Tensor:
+    """What a row from documents minimises, document by document; the last document is the one that says nothing."""
+    documents = [(x_F, y, used) for x_F, y, used in zip(x_DF, y_D, used_D, strict=True)]
+    documents.append((torch.zeros_like(row_F), 0, True))
+    positives = sum(y_D)
+    rarity = max(1.0, (population - positives + 1) / (len(documents) - positives))
+    loss = torch.zeros((), dtype=torch.double)
+    for x_F, y, used in documents:
+        weight = 1.0 if y else rarity * used
+        loss = loss + weight * _cross_entropy(x_F @ row_F + bias, bool(y))
+    square = sum(float(x) ** 2 for x_F, _, _ in documents for x in x_F) / (len(documents) * len(row_F))
+    return loss + penalty * square / 2 * (row_F @ row_F)
+
+
+def name_loss(name_EF: Tensor, rows_EI: Tensor, penalty: float, map_II: Tensor) -> Tensor:
+    """What the map from names to rows minimises: squared differences, and a penalty on all but the constant."""
+    loss = torch.zeros((), dtype=torch.double)
+    for name_F, row_I in zip(name_EF, rows_EI, strict=True):
+        loss = loss + (torch.cat([name_F, name_F.new_ones(1)]) @ map_II - row_I).square().sum()
+    return loss + penalty * name_EF.square().mean() * map_II[:-1].square().sum()

@@ -12,9 +12,10 @@ import pytest
 from conftest import S3
 
 from xmc_ray import storage
-from xmc_ray.corpus import list_inputs, read_documents
+from xmc_ray.corpus import read_documents
 from xmc_ray.documents import DocumentsConfig
 from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.inputs import list_inputs
 from xmc_ray.session import own_errors
 from xmc_ray.storage import join
 

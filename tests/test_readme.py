@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from xmc_ray.command import parse
+from xmc_ray.explanation import ExplainConfig
+from xmc_ray.extension import ExtendConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -63,6 +68,14 @@ def test_pipeline_commands(encoder: Path, fruit: Path, tmp_path: Path) -> None:
     (success,) = (tmp_path / "runs/mine/tags").glob("dt=*/_SUCCESS")
     tagged = pq.read_table(sorted(success.parent.glob("part-*.parquet")), partitioning=None)
     assert sorted(tagged["id"].to_pylist()) == sorted(pq.read_table(fruit / "test.parquet")["id"].to_pylist())
+
+
+@pytest.mark.parametrize(("job", "config"), [("explain", ExplainConfig), ("extend", ExtendConfig)])
+def test_commands_on_a_finished_bundle_can_be_parsed(job: str, config: type) -> None:
+    (command,) = (block for block in blocks("bash") if f"jobs/{job}.py" in block)
+    program, script, *arguments = shlex.split(command.replace("\\\n", " "))
+    assert (program, script) == ("python", f"jobs/{job}.py")
+    assert parse(config, arguments).bundle == "runs/mine/bundle"
 
 
 def test_make_targets_and_files_exist() -> None:

@@ -23,6 +23,8 @@ from xmc_ray.ensemble import Ensemble
 from xmc_ray.epochs import EpochPlan
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.exchange import Exchange
+from xmc_ray.explanation import Explanation, explain
+from xmc_ray.extension import extend
 from xmc_ray.groups import GroupsConfig, LabelGroups, group_labels
 from xmc_ray.labels import IntArray, LabelIndex, list_lengths
 from xmc_ray.lexical import LexicalConfig, build_lexical, term_weights
@@ -30,6 +32,7 @@ from xmc_ray.loop import LoopConfig, Step, TrainState, predict, share_of_batches
 from xmc_ray.metrics import Metrics
 from xmc_ray.model import LightXML, ModelConfig
 from xmc_ray.optim import OptimConfig
+from xmc_ray.regression import RowsConfig
 from xmc_ray.text import TextConfig, Tokenizer
 
 
@@ -121,6 +124,40 @@ class XMCClassifier:
             [(label, float(score)) for label, score in zip(*row, strict=True) if score > 0]
             for row in zip(labels, scores, strict=True)
         ]
+
+    def explain(
+        self, text: str, label: str, documents: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None
+    ) -> Explanation:
+        """Why ``text`` gets its score for ``label``; ``documents`` are texts and their labels, of which the nearest are shown.
+
+        Raises ConfigError for a label that is not known; see `explanation.explain`.
+        """
+        chunks = None
+        if documents is not None:
+            lists = pa.array([list(row) for row in documents[1]], pa.list_(pa.string()))
+            chunks = [(pa.array(documents[0], pa.string()), lists)]
+        return explain(self.ensemble, text, label, self.loop, chunks)
+
+    def extend(
+        self,
+        texts: Sequence[str] = (),
+        labels: Sequence[Sequence[str]] = (),
+        *,
+        names: dict[str, str] | None = None,
+        deprecate: Sequence[str] = (),
+        rows: RowsConfig | None = None,
+    ) -> "XMCClassifier":
+        """Another classifier that knows the labels that are new in ``labels`` or ``names``, without training; see `extension`.
+
+        This one stays as it is. Labels of ``deprecate`` are never predicted again. Raises ConfigError for an ensemble and for a
+        deprecated label that is not known, DataError when nothing is new or the two lists differ in length.
+        """
+        if len(texts) != len(labels):
+            raise DataError("texts and labels differ in length", found=f"{len(texts)} texts, {len(labels)} label lists")
+        lists = pa.array([list(row) for row in labels], pa.list_(pa.string()))
+        table = None if names is None else pa.table({"label": list(names), "name": list(names.values())})
+        parts = pa.array(texts, pa.string()), lists, table
+        return XMCClassifier(extend(self.bundle, *parts, deprecate=deprecate, config=rows, loop=self.loop), self.loop)
 
     def evaluate(self, texts: Sequence[str], labels: Sequence[Sequence[str]]) -> dict[str, Any]:
         """Metrics of the predictions for ``texts`` against their true ``labels``; see `metrics.Metrics.result`."""

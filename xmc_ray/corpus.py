@@ -4,7 +4,6 @@ Row by row, what does not fit is told in the column ``reason``. A file that cann
 is trained or measured; a night of tagging passes over it (`census`).
 """
 
-import posixpath
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,49 +15,14 @@ import ray.data
 from xmc_ray import storage
 from xmc_ray.documents import DocumentsConfig, Rules
 from xmc_ray.errors import DataError
-from xmc_ray.reading import JSON_LINES, PARQUET, Segment, columns, read_file
+from xmc_ray.inputs import check_columns, list_inputs
+from xmc_ray.reading import PARQUET, Segment, read_file
 from xmc_ray.storage import FileInfo
 
-_LOOKS = 10  # files whose columns are looked at before anything runs
 _LARGE = 64 << 20  # bytes of a Parquet file that is read by several tasks
 _PARTS = pa.schema(
     [("uri", pa.string()), ("size", pa.int64()), ("version", pa.string()), *((n, pa.int64()) for n in ("file", "row", "rows"))]
 )
-
-
-def list_inputs(config: DocumentsConfig) -> list[FileInfo]:
-    """The files to read, by address; DataError if there are none or if they are of two kinds."""
-    files = storage.list_files(config.uri, (*PARQUET, *JSON_LINES))
-    if any(all(file.uri.endswith(suffixes) for file in files) for suffixes in (PARQUET, JSON_LINES)):
-        return files
-    found = " and ".join(sorted({f"*{posixpath.splitext(file.uri)[1]}" for file in files}))
-    expected = f"either *{PARQUET[0]} or *{', *'.join(JSON_LINES)}"
-    raise DataError("documents of unknown or different kinds", where=config.uri, found=found, expected=expected)
-
-
-def check_columns(files: list[FileInfo], config: DocumentsConfig, *, labelled: bool) -> None:
-    """Raises DataError unless one of the first files that have rows has the columns that are asked for.
-
-    So a wrong setting is told before anything runs, while one odd file among many is not taken for it.
-    """
-    rules, first = Rules.of(config, labelled=labelled), None
-    for looked, file in enumerate(files):
-        if looked >= _LOOKS and first is not None:
-            break
-        try:
-            found = columns(file)
-            problem = rules.problem(found) if found else None
-        except (OSError, pa.ArrowException) as error:
-            found, problem = {}, DataError("cannot be read", found=error)
-        if found and problem is None:
-            return
-        if problem is not None and first is None:
-            first = DataError(
-                problem.what, where=file.uri, found=problem.found, expected=problem.expected, way_out=problem.way_out
-            )
-    raise first or DataError(
-        "no documents", where=config.uri, found=f"{len(files)} files without rows", expected="at least one row"
-    )
 
 
 def read_documents(config: DocumentsConfig, *, labelled: bool) -> ray.data.Dataset:

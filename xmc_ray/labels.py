@@ -4,6 +4,7 @@ A label's *id* is its place in the index, 0 to L-1, most frequent first. Documen
 strings outside and of int32 ids inside, so that a million rows are encoded by one call.
 """
 
+import difflib
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from xmc_ray.errors import DataError
+from xmc_ray.errors import ConfigError, DataError
 
 IntArray = npt.NDArray[np.int64]
 _TABLES = 64  # counts of so many chunks are kept before they are added up
@@ -79,6 +80,15 @@ class LabelIndex:
         rows = pc.list_parent_indices(lists).to_numpy()
         known = ids.is_valid().to_numpy(zero_copy_only=False)
         return lists_from_rows(rows[known], pc.drop_null(ids).cast(pa.int32()), len(lists))
+
+    def find(self, label: str) -> int:
+        """The id of a label. Raises ConfigError, with the labels that are spelt most like it, where the index has none such."""
+        place = int(pc.index(self.labels, label).as_py())
+        if place < 0:
+            near = difflib.get_close_matches(label, self.labels.to_pylist(), n=3, cutoff=0.4)
+            hint = f"perhaps one of: {', '.join(near)}" if near else "no label is spelt like it"
+            raise ConfigError("the bundle does not know this label", found=label, way_out=hint)
+        return place
 
     @cached_property
     def has_names(self) -> bool:

@@ -216,6 +216,19 @@ def predict(
     return scores, labels
 
 
+def features(model: LightXML, tokens: pa.ListArray, config: LoopConfig) -> torch.Tensor:
+    """float32[D, F], on the CPU: what the model reads in documents ``tokens`` (list<int32>[D]), in their order; one process."""
+    device, training = next(model.parameters()).device, model.training
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=_bfloat16(config, device))
+    features_DF = torch.zeros(len(tokens), model.width)
+    model.eval()
+    with torch.inference_mode(), autocast:
+        for rows in budget_batches(list_lengths(tokens), config.token_budget):
+            features_DF[rows] = model.features(make_batch(tokens.take(pa.array(rows))).to(device)).float().cpu()
+    model.train(training)
+    return features_DF
+
+
 def data_parallel(model: LightXML) -> nn.Module:
     """``model`` with the gradients of its dense part summed over the process group; itself where either is missing.
 

@@ -204,8 +204,7 @@ class LightXML(nn.Module):
         label_BKM = F.pad(self.label_GM, (0, score_BKM.shape[2] - self.label_GM.shape[1]), value=-1)[shortlist_BK]
         best = score_BKM.flatten(1).topk(min(k, score_BKM.shape[1] * score_BKM.shape[2]))
         own_label_Bk = label_BKM.flatten(1).gather(1, best.indices)
-        score_Bk, label_Bk = self.exchange.best_of_all(best.values, own_label_Bk, best.values.shape[1])
-        return _padded(score_Bk, torch.where(score_Bk < 0, -1, label_Bk), k)
+        return _padded(*self.exchange.best_of_all(best.values, own_label_Bk, best.values.shape[1]), k)
 
     def _gathered(self, features_bF: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """All workers' features and true pairs; rows count through all workers' documents."""
@@ -220,5 +219,7 @@ class LightXML(nn.Module):
 
 
 def _padded(score_Bk: Tensor, label_Bk: Tensor, k: int) -> Ranked:
+    """Up to ``k`` columns. A score of 0 is no tag: such is that of a label whose bias is -inf (`extension`)."""
+    label_Bk = label_Bk.masked_fill(score_Bk <= 0, -1)
     missing = max(0, k - score_Bk.shape[1])
     return Ranked(F.pad(score_Bk, (0, missing)).clamp(min=0), F.pad(label_Bk, (0, missing), value=-1))

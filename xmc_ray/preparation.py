@@ -17,10 +17,11 @@ import ray.data
 
 from xmc_ray import storage
 from xmc_ray.classifier import FitConfig
-from xmc_ray.corpus import list_inputs, read_documents
+from xmc_ray.corpus import read_documents
 from xmc_ray.documents import DocumentsConfig
-from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.errors import ConfigError
 from xmc_ray.groups import GroupsConfig, LabelGroups, group_labels
+from xmc_ray.inputs import list_inputs, read_names
 from xmc_ray.labels import LabelIndex
 from xmc_ray.lexical import LexicalConfig, term_weights
 from xmc_ray.metrics import Metrics
@@ -150,15 +151,6 @@ def tokenise(
 def token_columns(n_tokenizers: int) -> list[str]:
     """The columns of several tokenizers' tokens: ``tokens``, ``tokens_1``, and so on."""
     return ["tokens", *(f"tokens_{number}" for number in range(1, n_tokenizers))]
-
-
-def read_names(uri: str) -> pa.Table:
-    """Columns ``label``, ``name`` of a Parquet file."""
-    filesystem, path = storage.arrow_filesystem(uri)
-    try:
-        return pq.read_table(path, filesystem=filesystem)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError("cannot read label names", where=uri, found=error, expected="a Parquet file: label, name") from error
 
 
 def tokenise_table(

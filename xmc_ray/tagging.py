@@ -23,11 +23,11 @@ import ray.data
 from xmc_ray import evaluation, night, storage
 from xmc_ray.account import Account, watched
 from xmc_ray.census import take_census
-from xmc_ray.corpus import check_columns, list_inputs
 from xmc_ray.documents import DocumentsConfig, Rules
 from xmc_ray.drift import DriftConfig
 from xmc_ray.ensemble import Members
 from xmc_ray.errors import ConfigError, DataError, ModelError
+from xmc_ray.inputs import check_columns, list_inputs
 from xmc_ray.night import Night
 from xmc_ray.pieces import CopyPieces, ReadPieces, Summary, TagColumns, TagPieces, WritePieces, finished, some_texts
 from xmc_ray.plan import Plan, piece_name

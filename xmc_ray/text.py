@@ -74,6 +74,10 @@ class Tokenizer:
             [bool(encoding.overflowing) for encoding in encodings], pa.bool_()
         )
 
+    def offsets(self, text: str) -> IntArray:
+        """int64[T, 2]: first character of each token that `encode` gives and the one behind its last; 0, 0 for special ones."""
+        return np.array(self._backend.encode(text).offsets, np.int64).reshape(-1, 2)
+
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits that change with what `encode` gives: vocabulary, rules and length."""

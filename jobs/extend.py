@@ -1,0 +1,11 @@
+"""Extend a bundle: a bundle and documents of new labels in, a bundle that knows them out, without training.
+
+python jobs/extend.py --bundle FOLDER --documents.uri FILE --output FOLDER        --help lists every setting
+"""
+
+from xmc_ray.command import run
+from xmc_ray.extension import ExtendConfig
+from xmc_ray.extension import run as extend
+
+if __name__ == "__main__":
+    raise SystemExit(run(extend, ExtendConfig))
