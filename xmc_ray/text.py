@@ -7,7 +7,7 @@ Letters: B documents, T tokens.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -73,6 +73,10 @@ class Tokenizer:
         return pa.array(tokens, pa.list_(pa.int32())), pa.array(
             [bool(encoding.overflowing) for encoding in encodings], pa.bool_()
         )
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """A text with these tokens: what was encoded, but for what the rules change, such as case and white space."""
+        return str(self._backend.decode(list(tokens), skip_special_tokens=True))
 
     @cached_property
     def fingerprint(self) -> str:
