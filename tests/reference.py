@@ -309,3 +309,32 @@ def lexical_features(
         x_H = sum((weight / length * vectors_FH[column] for column, weight in own.items()), torch.zeros(vectors_FH.shape[1]))
         features.append(x_H + (mix_HH @ x_H.relu() + bias_H).relu())
     return torch.stack(features)
+
+
+# -- a training run ------------------------------------------------------------------------------------------------------
+
+
+def reliability(pairs: Sequence[tuple[float, bool]], bins: int) -> list[tuple[int, int, float]]:
+    """For each bin of scores: how many there are, how many are right, and their sum."""
+    rows = []
+    for place in range(bins):
+        inside = [(score, right) for score, right in pairs if min(int(score * bins), bins - 1) == place]
+        rows.append((len(inside), sum(right for _, right in inside), sum(score for score, _ in inside)))
+    return rows
+
+
+def mistaken(predicted: Sequence[Sequence[int]], truth: Sequence[Collection[int]]) -> dict[tuple[int, int], int]:
+    """Documents with the first label among their wrong tags and the second missed, given as many tags as are true."""
+    counts: dict[tuple[int, int], int] = {}
+    for row, true in zip(predicted, truth, strict=True):
+        given = row[: len(true)]
+        for wrong in given:
+            for missed in true:
+                if wrong not in true and missed not in given:
+                    counts[wrong, missed] = counts.get((wrong, missed), 0) + 1
+    return counts
+
+
+def curve(steps: Sequence[int]) -> list[int]:
+    """Places of the entries that count: those after which no entry is of the same or an earlier step."""
+    return [place for place, step in enumerate(steps) if all(later > step for later in steps[place + 1 :])]

@@ -68,7 +68,8 @@ def write_report(
         run = _account(output, config, machine, loop, prepared, settings)
         storage.write_bytes(uri, training_report(run).encode())
     except Exception as error:  # whatever it is: the run has its bundle, and its worth does not depend on a page
-        say(f"warning: no {uri}: {type(error).__name__}: {error}")
+        reason = (str(error).strip().splitlines() or [""])[-1]  # Ray says first where it came from
+        say(f"warning: no {uri}: {type(error).__name__}: {reason}")
         return False
     say(f"report: {uri}")
     return True

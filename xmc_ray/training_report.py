@@ -117,7 +117,7 @@ def training_report(run: TrainingRun) -> str:
         section("Right", _EXAMPLES.format("right"), *map(_document, held_out.right if held_out else ())),
         section("Wrong", _EXAMPLES.format("wrong"), *map(_document, held_out.wrong if held_out else ())),
         section("Labels", _label_words(run), _labels(run)),
-        section("Settings", "Every setting as it was used, as in run.toml.", settings(run.settings)),
+        section("Settings", "Every setting as it was used; run.toml has them for --config.", settings(run.settings)),
     )
     return page(f"{run.title} · training report", body)
 
@@ -179,7 +179,9 @@ def _or_dash(value: float | None) -> float | str:
 
 
 def _loss(told: Curves) -> Html:
-    return curves({name.replace("_", " "): told.points.get(name, []) for name in ("loss", "recall_loss", "rank_loss")})
+    # A flat model ranks nothing: its recall loss is the loss.
+    stages = ("recall_loss", "rank_loss") if any(value for _, value in told.points.get("rank_loss", [])) else ()
+    return curves({name.replace("_", " "): told.points.get(name, []) for name in ("loss", *stages)})
 
 
 def _rates(told: Curves) -> Html:
