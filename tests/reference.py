@@ -372,3 +372,32 @@ def name_loss(name_EF: Tensor, rows_EI: Tensor, penalty: float, map_II: Tensor) 
     for name_F, row_I in zip(name_EF, rows_EI, strict=True):
         loss = loss + (torch.cat([name_F, name_F.new_ones(1)]) @ map_II - row_I).square().sum()
     return loss + penalty * name_EF.square().mean() * map_II[:-1].square().sum()
+
+
+# -- a training run ------------------------------------------------------------------------------------------------------
+
+
+def reliability(pairs: Sequence[tuple[float, bool]], bins: int) -> list[tuple[int, int, float]]:
+    """For each bin of scores: how many there are, how many are right, and their sum."""
+    rows = []
+    for place in range(bins):
+        inside = [(score, right) for score, right in pairs if min(int(score * bins), bins - 1) == place]
+        rows.append((len(inside), sum(right for _, right in inside), sum(score for score, _ in inside)))
+    return rows
+
+
+def mistaken(predicted: Sequence[Sequence[int]], truth: Sequence[Collection[int]]) -> dict[tuple[int, int], int]:
+    """Documents with the first label among their wrong tags and the second missed, given as many tags as are true."""
+    counts: dict[tuple[int, int], int] = {}
+    for row, true in zip(predicted, truth, strict=True):
+        given = row[: len(true)]
+        for wrong in given:
+            for missed in true:
+                if wrong not in true and missed not in given:
+                    counts[wrong, missed] = counts.get((wrong, missed), 0) + 1
+    return counts
+
+
+def curve(steps: Sequence[int]) -> list[int]:
+    """Places of the entries that count: those after which no entry is of the same or an earlier step."""
+    return [place for place, step in enumerate(steps) if all(later > step for later in steps[place + 1 :])]

@@ -8,9 +8,11 @@ Notable features
 
 import html
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
+from typing import Any
 
+_EXCERPT = 600  # letters of a document
 # Neither HTML nor UTF-8 can hold these.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
@@ -51,6 +53,62 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], **attributes: o
         element("tbody", *(element("tr", *(element("td", cell) for cell in row)) for row in rows)),
         **attributes,
     )
+
+
+def section(title: str, lead: str, *children: object) -> Html:
+    """A part of the page under its heading; says that there is none where no child is anything."""
+    shown = [child for child in children if child] or [element("p", "None.", class_="none")]
+    return element("section", element("h2", title), element("p", lead, class_="lead"), *shown)
+
+
+def label(identifier: str, name: str | None) -> Html:
+    """What people call a label, and what it is called in the data where that differs."""
+    if not name or name == identifier:
+        return isolated(identifier, class_="name")
+    return Html(isolated(name, class_="name") + " " + isolated(identifier, class_="code"))
+
+
+def card(name: str, value: float | str, note: str, class_: str = "") -> Html:
+    """A figure in large print, for a ``dl``."""
+    big = value if isinstance(value, str) else number(value)
+    return element(
+        "div",
+        element("dt", name),
+        element("dd", big, class_="big"),
+        element("dd", note),
+        class_=f"card {class_}".rstrip(),
+    )
+
+
+def warnings(lines: Sequence[str]) -> Html:
+    """What the reader has to know first, if anything."""
+    if not lines:
+        return Html()
+    told = element("ul", *(element("li", isolated(line)) for line in lines))
+    return element("aside", element("h2", count(len(lines), "warning")), told)
+
+
+def settings(values: Mapping[str, Any]) -> Html:
+    """A table of settings; mappings inside are spelt with dots."""
+    rows = [[isolated(name, class_="code"), isolated(_words(value))] for name, value in _flat(values)]
+    return table(["Setting", "Value"], rows, class_="words") if rows else Html()
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
+def _words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def excerpt(text: str) -> Html:
+    """The beginning of a document; more is read by nobody."""
+    return element("p", text if len(text) <= _EXCERPT else text[:_EXCERPT] + "…", dir="auto")
 
 
 def svg(spoken: str, *shapes: Html, box: str = "0 0 1 1", class_: str = "line") -> Html:
@@ -130,11 +188,21 @@ svg.histogram .before { fill: none; stroke: var(--ink); stroke-width: 1.5; vecto
 .now, .tagged { fill: var(--now); } .before { fill: var(--before); } .reused { fill: var(--reused); }
 .rejected, rect.fail { fill: var(--bad); } rect.steady { fill: var(--good); } rect.warn { fill: var(--warn); }
 .mark { fill: var(--ink); }
+svg.chart { height: clamp(9rem, 26vw, 13rem); border-radius: 0; border-bottom: 1px solid var(--line); background: none; }
+svg.chart path { fill: none; stroke-width: 2; stroke-linecap: round; vector-effect: non-scaling-stroke; }
+.wide { overflow-x: auto; }
+svg.square { height: auto; aspect-ratio: 1; border: 1px solid var(--line); } .square { max-width: 26rem; }
+path.first { stroke: var(--now); } path.second { stroke: var(--good); } path.third { stroke: var(--warn); }
+path.fourth { stroke: var(--bad); } path.ideal { stroke: var(--soft); stroke-dasharray: 4 4; }
 figure, .axis, figcaption { margin: 0; } .axis { display: flex; justify-content: space-between; }
 figcaption { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; }
 .key.now::before, .key.before::before { content: ""; display: inline-block; width: .8rem; height: .8rem; margin-right: .4rem;
   border-radius: 3px; background: var(--now); vertical-align: -.06rem; }
 .key.before::before { height: 0; border-top: 2px solid var(--ink); border-radius: 0; background: none; vertical-align: .25rem; }
+:is(.first, .second, .third, .fourth).key::before { content: ""; display: inline-block; width: .8rem; height: .2rem;
+  margin-right: .4rem; vertical-align: .2rem; background: var(--now); }
+.second.key::before { background: var(--good); } .third.key::before { background: var(--warn); }
+.fourth.key::before { background: var(--bad); }
 :is(.tagged, .reused, .rejected) dt::before { content: ""; display: inline-block; width: .65rem; height: .65rem;
   margin-right: .4rem; border-radius: 50%; background: var(--now); }
 .reused dt::before { background: var(--reused); } .rejected dt::before { background: var(--bad); }
@@ -147,6 +215,7 @@ table:not(.words) :is(th, td):not(:first-child) { width: 1%; text-align: right; 
 .words td:first-child { width: 40%; } article p { margin: .25rem 0 .6rem; } .psi { margin-top: .25rem; }
 .tags { display: flex; flex-wrap: wrap; gap: .4rem; padding: 0; list-style: none; }
 .tags li { padding: .15rem .65rem; border-radius: 99px; background: var(--track); font-size: .85rem; }
+.tags li.right { outline: 1.5px solid var(--good); } .tags li.wrong { outline: 1.5px dashed var(--bad); }
 .tags b { margin-left: .25rem; color: var(--now); font-weight: 600; }
 @media (max-width: 30rem) { th, td { padding-left: .6rem; } .big { font-size: 1.4rem; } .card { padding: .9rem 1rem; } }
 """

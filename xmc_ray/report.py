@@ -3,7 +3,7 @@
 It opens from a mail, from object storage and offline, and a catalogue's texts can do nothing in it: see `page`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import accumulate
@@ -12,12 +12,27 @@ from typing import Any, NamedTuple
 
 from xmc_ray.drift import DriftConfig
 from xmc_ray.errors import DataError
-from xmc_ray.page import Html, count, duration, isolated, number, page, percent, rect, svg, table
+from xmc_ray.page import (
+    Html,
+    card,
+    count,
+    duration,
+    excerpt,
+    isolated,
+    label,
+    page,
+    percent,
+    rect,
+    section,
+    settings,
+    svg,
+    table,
+    warnings,
+)
 from xmc_ray.page import element as e
 
 BINS = 20
 _BIN_NAMES = [f"{place / BINS:.2f} – {(place + 1) / BINS:.2f}" for place in range(BINS)]
-_EXCERPT = 600  # letters of a sample that are shown; more is read by nobody
 _VERDICTS = {"fail": "Failed", "warn": "Worth a look", "unknown": "Too few tags to tell", "steady": "Steady"}
 
 
@@ -111,32 +126,21 @@ def report(night: Night) -> str:
     body = e(
         "main",
         _header(night),
-        _warnings(night.warnings),
+        warnings(night.warnings),
         _figures(night),
-        _section("Scores", "How sure the model was, over all tags of the night.", _scores(night)),
-        _section(
+        section("Scores", "How sure the model was, over all tags of the night.", _scores(night)),
+        section(
             "Label drift",
             "How far the labels’ shares of all tags have moved: the population stability index, rare labels pooled.",
             _drift("Against the night before", "Before", night.drift_previous),
             _drift("Against training", "Training", night.drift_training),
         ),
-        _section("Most frequent labels", f"Of {count(night.distinct_labels, 'label')} in use.", _frequent(night)),
-        _section("Rejected", "Documents that could not be tagged, by reason.", _rejects(night)),
-        _section("Samples", "Documents of the night with their tags.", *map(_sample, night.samples)),
-        _section("Settings", "What the night was run with.", _settings(night)),
+        section("Most frequent labels", f"Of {count(night.distinct_labels, 'label')} in use.", _frequent(night)),
+        section("Rejected", "Documents that could not be tagged, by reason.", _rejects(night)),
+        section("Samples", "Documents of the night with their tags.", *map(_sample, night.samples)),
+        section("Settings", "What the night was run with.", settings(night.settings)),
     )
     return page(f"{night.title} · tagging report", body)
-
-
-def _label(label: str, name: str | None) -> Html:
-    if not name or name == label:
-        return isolated(label, class_="name")
-    return Html(isolated(name, class_="name") + " " + isolated(label, class_="code"))
-
-
-def _section(title: str, lead: str, *children: object) -> Html:
-    shown = [child for child in children if child] or [e("p", "None.", class_="none")]
-    return e("section", e("h2", title), e("p", lead, class_="lead"), *shown)
 
 
 def _header(night: Night) -> Html:
@@ -158,16 +162,6 @@ def _pill(verdict: str, **other_words: str) -> Html:
     return e("span", (_VERDICTS | other_words)[verdict], class_=f"pill {verdict}")
 
 
-def _warnings(warnings: Sequence[str]) -> Html:
-    if not warnings:
-        return Html()
-    return e(
-        "aside",
-        e("h2", count(len(warnings), "warning")),
-        e("ul", *(e("li", isolated(line)) for line in warnings)),
-    )
-
-
 def _figures(night: Night) -> Html:
     shares = [_share(count, night.documents) for count in (night.tagged, night.reused, night.rejected)]
     names = ("tagged", "reused", "rejected")
@@ -185,16 +179,7 @@ def _figures(night: Night) -> Html:
         ("Speed", night.documents_per_second, "documents a second"),
         ("Labels in use", night.distinct_labels, "different ones among the tags"),
     ]
-    cards = [
-        e(
-            "div",
-            e("dt", name),
-            e("dd", number(value), class_="big"),
-            e("dd", note),
-            class_=f"card {name.lower()}",
-        )
-        for name, value, note in figures
-    ]
+    cards = [card(name, value, note, name.lower()) for name, value, note in figures]
     return e(
         "section",
         svg(f"Of {count(night.documents, 'document')}: {spoken}", *bar, class_="stack"),
@@ -263,11 +248,11 @@ def _shift(row: LabelShift, rows: Sequence[LabelShift]) -> Html:
     top = max(max(other.expected, other.actual) for other in rows) or 1
     spoken = f"from {percent(row.expected)} to {percent(row.actual)} of all tags"
     shapes = [rect(0, 0, row.expected / top, 0.4, "before"), rect(0, 0.6, row.actual / top, 0.4, "now")]
-    return Html(_label(row.label, row.name) + svg(spoken, *shapes, class_="pair"))
+    return Html(label(row.label, row.name) + svg(spoken, *shapes, class_="pair"))
 
 
 def _frequent(night: Night) -> Html:
-    rows = [(_label(row.label, row.name), row.documents) for row in night.frequent]
+    rows = [(label(row.label, row.name), row.documents) for row in night.frequent]
     return _ranked("Label", rows, night.tagged + night.reused)
 
 
@@ -287,33 +272,15 @@ def _ranked(what: str, rows: Sequence[tuple[Html, int]], whole: int) -> Html:
 
 
 def _sample(sample: Sample) -> Html:
-    text = sample.text if len(sample.text) <= _EXCERPT else sample.text[:_EXCERPT] + "…"
     tags = [e("li", isolated(name), " ", e("b", f"{score:.2f}")) for name, score in sample.tags]
     shown = e("ul", *tags, class_="tags") if tags else e("p", "No tag above the least score.", class_="none")
     return e(
         "article",
         e("h3", isolated(sample.id, class_="code")),
-        e("p", text, dir="auto"),
+        excerpt(sample.text),
         shown,
         class_="card",
     )
-
-
-def _settings(night: Night) -> Html:
-    rows = [[isolated(name, class_="code"), isolated(_words(value))] for name, value in _flat(night.settings)]
-    return table(["Setting", "Value"], rows, class_="words") if rows else Html()
-
-
-def _flat(settings: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
-    for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
-
-
-def _words(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _share(part: float, whole: float) -> float:

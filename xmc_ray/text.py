@@ -7,7 +7,7 @@ Letters: B documents, T tokens.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -77,6 +77,10 @@ class Tokenizer:
     def offsets(self, text: str) -> IntArray:
         """int64[T, 2]: first character of each token that `encode` gives and the one behind its last; 0, 0 for special ones."""
         return np.array(self._backend.encode(text).offsets, np.int64).reshape(-1, 2)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """A text with these tokens: what was encoded, but for what the rules change, such as case and white space."""
+        return str(self._backend.decode(list(tokens), skip_special_tokens=True))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,8 +1,8 @@
 """The training job: prepare, train data-parallel on Ray Train, keep the best model as a bundle.
 
 A run folder: ``run.toml`` (settings as resolved), ``metrics.jsonl``, ``tensorboard/``, ``tokens/`` (unless there is a
-cache elsewhere), ``checkpoints/`` (best and last), ``bundle/`` when it is finished. The same command, given again, goes on
-where it was.
+cache elsewhere), ``checkpoints/`` (best and last), ``bundle/`` and ``report.html`` when it is finished. The same command,
+given again, goes on where it was.
 """
 
 import hashlib
@@ -27,6 +27,7 @@ from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.journal import journal, say
 from xmc_ray.loop import TrainState
 from xmc_ray.preparation import Prepared, ValidationConfig, prepare
+from xmc_ray.review import Machine, ReportConfig, write_report
 from xmc_ray.session import connect, own_errors
 from xmc_ray.worker import Job, work
 
@@ -72,6 +73,7 @@ class TrainConfig(FitConfig):
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     report_seconds: float = 10.0
     """Seconds from one line of progress to the next."""
 
@@ -99,6 +101,8 @@ def run(config: TrainConfig) -> str:
         storage.write_bytes(storage.join(config.output, "run.toml"), to_toml(config).encode())
         _train(config, prepared, identity, start)
         fingerprint = _keep_best(config, prepared, bundle)
+        machine = Machine(cpus=config.workers.cpus, gpu=config.workers.gpu, threads=config.workers.threads)
+        write_report(config.output, config.report, machine, config.loop, prepared, asdict(config))
         if config.cache is None:
             storage.remove(own_tokens)
     say(f"bundle {fingerprint}: {bundle}")
@@ -161,6 +165,7 @@ def _what_counts(config: TrainConfig) -> list[str]:
     free = {
         "workers": WorkersConfig(),
         "checkpoints": CheckpointsConfig(),
+        "report": ReportConfig(),
         "report_seconds": 0.0,
         "resume": "auto",
         "cache": None,

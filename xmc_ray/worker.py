@@ -1,6 +1,7 @@
 """What runs on every training worker: its share of every step, validation, checkpoints, a line of progress now and then."""
 
 import os
+import resource
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -120,7 +121,17 @@ class _Worker:
         ray.train.report(figures | {"step": step, "epoch": step / steps_per_epoch})
         shown = ", ".join(f"{name} {100 * figures[name]:.2f}" for name in ("P@1", "P@3", "P@5", "nDCG@5") if name in figures)
         line = f"step {step:,}: validation {shown or 'skipped, no documents are held out'}"
-        self._say({f"validation/{name}": value for name, value in figures.items()} | {"line": line, "step": step})
+        told = {f"validation/{name}": value for name, value in figures.items()} | self._cost()
+        self._say(told | {"line": line, "step": step})
+
+    def _cost(self) -> dict[str, float]:
+        """What training has taken so far, all workers together; the memory is this worker's, the GPU's where it has one."""
+        state, device = self.state, next(self.state.model.parameters()).device
+        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(device)
+        counts = {"documents": state.documents, "tokens": state.tokens, "seconds": state.seconds}
+        return counts | {"workers": self.exchange.world, "peak_bytes": peak}
 
     def _validate(self) -> dict[str, float]:
         """Metrics over the whole held-out split, by the averaged weights once there are some."""
