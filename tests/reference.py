@@ -401,3 +401,47 @@ def mistaken(predicted: Sequence[Sequence[int]], truth: Sequence[Collection[int]
 def curve(steps: Sequence[int]) -> list[int]:
     """Places of the entries that count: those after which no entry is of the same or an earlier step."""
     return [place for place, step in enumerate(steps) if all(later > step for later in steps[place + 1 :])]
+
+
+# -- calibration ---------------------------------------------------------------------------------------------------------
+
+
+def rising_steps(scores: Sequence[float], hits: Sequence[bool]) -> list[tuple[float, float]]:
+    """Pool adjacent violators, one pair at a time: (mean score, share of hits) of each step of the isotonic regression."""
+    by_score: dict[float, list[bool]] = {}
+    for score, hit in sorted(zip(scores, hits, strict=True)):
+        by_score.setdefault(score, []).append(hit)
+    steps = [([score] * len(own), own) for score, own in by_score.items()]
+    while True:
+        shares = [sum(own) / len(own) for _, own in steps]
+        wrong = [place for place in range(len(steps) - 1) if shares[place] >= shares[place + 1]]
+        if not wrong:
+            return [(sum(xs) / len(xs), share) for (xs, _), share in zip(steps, shares, strict=True)]
+        first = wrong[0]
+        (xs, own), (other_xs, other_own) = steps[first], steps[first + 1]
+        steps[first : first + 2] = [(xs + other_xs, own + other_own)]
+
+
+def lowest_threshold(chances: Sequence[float], hits: Sequence[bool], precision: float) -> float:
+    """The lowest of ``chances`` from which up right / (all + 1) reaches ``precision``; infinite where none does."""
+    reached = []
+    for least in chances:
+        kept = [hit for chance, hit in zip(chances, hits, strict=True) if chance >= least]
+        if sum(kept) >= precision * (len(kept) + 1):
+            reached.append(least)
+    return min(reached, default=float("inf"))
+
+
+def expected_calibration_error(chances: Sequence[float], hits: Sequence[bool], n_bins: int) -> float:
+    """The gap between mean chance and share of hits in bins of equal width, weighted by their size."""
+    error = 0.0
+    for number in range(n_bins):
+        inside = [
+            (chance, hit)
+            for chance, hit in zip(chances, hits, strict=True)
+            if number / n_bins <= chance < (number + 1) / n_bins or (number == n_bins - 1 and chance == 1)
+        ]
+        if inside:
+            told, right = (sum(pair[side] for pair in inside) / len(inside) for side in (0, 1))
+            error += abs(told - right) * len(inside) / len(chances)
+    return error

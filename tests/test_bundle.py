@@ -12,12 +12,14 @@ from unittest import mock
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import S3
 
 from xmc_ray import copies, storage
 from xmc_ray.bundle import Bundle, load_bundle, read_settings, save_bundle
+from xmc_ray.calibration import Calibration
 from xmc_ray.encoder import EncoderConfig, build_encoder
 from xmc_ray.errors import ConfigError, ModelError, XmcError
 from xmc_ray.groups import LabelGroups
@@ -68,6 +70,21 @@ def test_round_trip(tiny_encoder: Path, place: str, n_groups: int) -> None:
     results = [predict(part.model, part.tokenizer.encode(TEXTS)[0], 4, LoopConfig()) for part in (bundle, again)]
     for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_the_calibration_of_a_bundle_comes_back(tiny_encoder: Path, tmp_path: Path) -> None:
+    plain, bundle = make_bundle(tiny_encoder), make_bundle(tiny_encoder)
+    rng = np.random.default_rng(0)
+    scores, labels = rng.random((200, 3)).astype(np.float32), np.argsort(rng.random((200, 7)), axis=1)[:, :3]
+    bundle.calibration = Calibration.of(scores, labels, rng.random(scores.shape) < scores, bundle.labels.counts)
+    places = [str(tmp_path / name) for name in ("plain", "calibrated")]
+    assert save_bundle(plain, places[0]) != save_bundle(bundle, places[1])
+    assert load_bundle(places[0]).calibration is None and "calibration.parquet" not in read_settings(places[0])["files"]
+    again = load_bundle(places[1]).calibration
+    assert again is not None and "calibration.parquet" in read_settings(places[1])["files"]
+    np.testing.assert_array_equal(again.calibrated(scores, labels), bundle.calibration.calibrated(scores, labels))
+    column = [pq.read_table(f"{place}/labels.parquet")["threshold"] for place in places]
+    assert column[0].null_count == 7 and np.array_equal(column[1].to_numpy(), again.thresholds(0.5))
 
 
 def test_weights_are_the_mapped_file_until_they_change(tiny_encoder: Path, tmp_path: Path) -> None:

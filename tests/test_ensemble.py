@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xmc_ray.bundle import Bundle, load_bundle, save_bundle
+from xmc_ray.calibration import Calibration
 from xmc_ray.classifier import XMCClassifier
 from xmc_ray.encoder import EncoderConfig, build_encoder
 from xmc_ray.ensemble import Ensemble, Listed, Members, agreement, average, n_listed
@@ -112,6 +113,21 @@ def test_an_ensemble_averages_its_classifiers(places: list[str]) -> None:
     for row, expected in zip(scored(places, 5), reference.mean_scores(listed, 5), strict=True):
         assert [ids[label] for label in row] == [label for label, _ in expected]
         np.testing.assert_allclose(list(row.values()), [score for _, score in expected], rtol=1e-5)
+
+
+def test_members_are_calibrated_before_the_mean(places: list[str]) -> None:
+    texts = pa.array(TEXTS)
+    one, two = (Ensemble.load(place) for place in places[:2])
+    raw = [part.predict(part.encode(texts), N_LABELS, LoopConfig()) for part in (one, two)]
+    for part, (scores, labels), wish in zip((one, two), raw, (0.3, 0.7), strict=True):
+        hits = np.random.default_rng(0).random(scores.shape) < wish
+        part.bundles[0].calibration = Calibration.of(scores, labels, hits, part.labels.counts)
+    both = Ensemble([*one.bundles, *two.bundles])
+    maps = [part.bundles[0].calibration for part in (one, two)]
+    expected = average([(known.calibrated(*listed), listed[1]) for known, listed in zip(maps, raw, strict=True) if known], 4)
+    np.testing.assert_array_equal(both.predict(both.encode(texts), 4, LoopConfig())[0], expected[0])
+    one.bundles[0].calibration = None  # one without: the scores are the models' own again
+    np.testing.assert_array_equal(both.predict(both.encode(texts), 4, LoopConfig())[0], average(raw, 4)[0])
 
 
 def test_neither_order_nor_repetition_matters(places: list[str]) -> None:

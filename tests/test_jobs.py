@@ -38,7 +38,10 @@ def test_one_worker_learns_and_leaves_a_run_folder(trained: Path) -> None:
     bundle = XMCClassifier.load(str(trained / "bundle"))
     (tags,) = bundle.predict(["a green plum"], k=3)
     assert {label for label, _ in tags} == {"fruit", "green", "plum"}
-    assert bundle.bundle.metrics["P@1"] == max(scores)
+    metrics, calibration = bundle.bundle.metrics, bundle.bundle.calibration
+    assert metrics["P@1"] == max(scores)
+    assert calibration is not None and metrics["calibration"]["predictions"] == len(calibration) > 0
+    assert metrics["calibration"]["ECE@5"] < 0.3 and set(metrics["calibration"]["thresholds"]) == {"0.5", "0.8", "0.9"}
 
 
 def test_two_workers_on_object_storage(fruit: Path, tiny_encoder: Path, s3: S3, trained: Path) -> None:
@@ -67,6 +70,22 @@ def test_evaluate_without_a_known_label(trained: Path, tmp_path: Path) -> None:
     arguments = [f"--documents.uri={tmp_path / 'test.parquet'}", f"--bundle={trained / 'bundle'}", "--pool.threads=1"]
     with pytest.raises(DataError, match="no document has a label that the bundle knows"):
         evaluation.run(command.parse(evaluation.EvaluateConfig, arguments))
+
+
+def test_evaluate_with_thresholds(fruit: Path, trained: Path, bundles: list[str]) -> None:
+    arguments = [f"--documents.uri={fruit / 'test.parquet'}", "--pool.threads=1", "--min_precision=0.5"]
+    parsed = command.parse(evaluation.EvaluateConfig, [*arguments, f"--bundle={trained / 'bundle'}"])
+    told = evaluation.run(parsed)["calibration"]
+    assert told["calibrated"] and told["min_precision"] == 0.5
+    assert told["precision"] > 0.5 and told["coverage"] > 0.9 and told["ECE@5"] < 0.3
+    with pytest.raises(ConfigError, match=r"needs a calibrated bundle: .*/other; found no calibration"):
+        evaluation.run(command.parse(evaluation.EvaluateConfig, [*arguments, f"--bundle={bundles[1]}"]))
+
+
+def test_without_held_out_documents_there_is_no_calibration(fruit: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+    bundle = train(fruit, tiny_encoder, tmp_path / "run", "--validation.share=0", "--loop.epochs=1")
+    opened = XMCClassifier.load(bundle).bundle
+    assert opened.calibration is None and opened.metrics["calibration"] == {"documents": 0, "predictions": 0}
 
 
 def test_evaluate_an_ensemble(fruit: Path, bundles: list[str]) -> None:

@@ -99,6 +99,31 @@ def test_a_night_has_every_row_once_and_is_made_once(tag: Callable[..., str], tr
     assert len(list(Path(folder).rglob("part-*.parquet"))) == 2
 
 
+def test_labels_below_their_threshold_are_left_out(
+    tag: Callable[..., str], trained: Path, bundles: list[str], tmp_path: Path
+) -> None:
+    rows = [{"id": f"{n}", "text": f"a {COLOURS[n % 3]} {KINDS[n % 4]}"} for n in range(24)]
+    given = {"k": 8, "commit_rows": 10}
+    where = write(tmp_path / "in.parquet", rows)
+    with pytest.raises(ConfigError, match=r"min_precision needs a calibrated bundle: .*/other; found .*validation.calibrate"):
+        tag(where, bundle=bundles[1], min_precision=0.5, **given)
+    assert not (tmp_path / "out").exists()
+    every, few = tag(where, **given), tag(where, date="2026-11-24", min_precision=0.5, previous="last", **given)
+    manifest = manifest_of(few)
+    assert manifest["calibrated"] and manifest["min_precision"] == 0.5 and manifest["reused"] == 0
+    members = Members.read(str(trained / "bundle"))
+    labels = pq.read_table(members.fetch()[0], columns=["label"])["label"].to_pylist()
+    least = dict(zip(labels, members.thresholds(0.5).tolist(), strict=True))
+    n_all = n_kept = 0
+    for row, kept in zip(read_night(every)[0].to_pylist(), read_night(few)[0].to_pylist(), strict=True):
+        tags = list(zip(row["labels"], row["scores"], strict=True))
+        assert kept["labels"] == [label for label, score in tags if score >= least[label]]
+        n_all, n_kept = n_all + len(tags), n_kept + len(kept["labels"])
+    assert 24 <= n_kept < n_all
+    with pytest.raises(ConfigError, match="min_precision does not fit"):
+        tag(where, min_precision=2)
+
+
 def test_what_cannot_be_read_is_rejected_with_its_place(tag: Callable[..., str], tmp_path: Path) -> None:
     """Files cut short, of another schema, of garbage; bytes that are no text; a text of 100 MB; ids that come twice."""
     folder = tmp_path / "in"

@@ -8,6 +8,7 @@ A bundle is a folder (local or on object storage):
     encoder/config.json  the transformer's own config
     tokenizer.json ...   the tokenizer
     labels.parquet       label, name, count, group, threshold; row = id
+    calibration.parquet  held-out predictions: label (id), score, hit; missing where nothing was held out for it
     metrics.json         what the model reached in validation
     run.toml             the settings of the run that made it
     README.md            model card
@@ -30,6 +31,7 @@ import safetensors.torch
 import torch
 
 from xmc_ray import copies, storage
+from xmc_ray.calibration import DEFAULT_PRECISION, Calibration
 from xmc_ray.encoder import load_empty_encoder
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.groups import LabelGroups
@@ -41,11 +43,15 @@ from xmc_ray.text import Tokenizer
 FORMAT = 1
 MARKER = "config.json"
 LABELS_FILE = "labels.parquet"
+CALIBRATION_FILE = "calibration.parquet"
 
 
 @dataclass
 class Bundle:
-    """A model with everything it needs to tag text. ``fingerprint`` is 16 hex digits of all its files."""
+    """A model with everything it needs to tag text. ``fingerprint`` is 16 hex digits of all its files.
+
+    Without a ``calibration`` scores are the model's own.
+    """
 
     model: LightXML
     tokenizer: Tokenizer
@@ -54,6 +60,7 @@ class Bundle:
     metrics: dict[str, Any]
     run_toml: str = ""
     fingerprint: str = ""
+    calibration: Calibration | None = None
 
 
 def save_bundle(bundle: Bundle, uri: str) -> str:
@@ -92,15 +99,23 @@ def load_bundle(uri: str) -> Bundle:
         lexical = LexicalBranch(**settings["lexical"]) if settings.get("lexical") else None
         model = LightXML(encoder, groups, ModelConfig(**settings["model"]), lexical=lexical)
     model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"), assign=True)
+    labels = LabelIndex.from_table(table)
     return Bundle(
         model=model.eval(),
         tokenizer=Tokenizer.load(folder, settings["max_tokens"]),
-        labels=LabelIndex.from_table(table),
+        labels=labels,
         groups=groups,
         metrics=json.loads((folder / "metrics.json").read_text()),
         run_toml=(folder / "run.toml").read_text(),
         fingerprint=settings["fingerprint"],
+        calibration=read_calibration(folder, labels),
     )
+
+
+def read_calibration(folder: Path, labels: LabelIndex) -> Calibration | None:
+    """The calibration of a bundle on this machine; None where it has none."""
+    path = folder / CALIBRATION_FILE
+    return Calibration.from_table(pq.read_table(path), labels.counts) if path.exists() else None
 
 
 def read_settings(uri: str) -> dict[str, Any]:
@@ -133,7 +148,11 @@ def _write_parts(bundle: Bundle, folder: Path) -> None:
     bundle.tokenizer.save(folder)
     table = bundle.labels.to_table()
     table = table.append_column("group", pa.array(bundle.groups.group_L))
-    table = table.append_column("threshold", pa.nulls(len(table), pa.float32()))
+    calibration, thresholds = bundle.calibration, pa.nulls(len(table), pa.float32())
+    if calibration is not None:
+        thresholds = pa.array(calibration.thresholds(DEFAULT_PRECISION))
+        pq.write_table(calibration.to_table(), folder / CALIBRATION_FILE)
+    table = table.append_column("threshold", thresholds)
     pq.write_table(table, folder / LABELS_FILE)
     (folder / "metrics.json").write_text(json.dumps(bundle.metrics, indent=2) + "\n")
     (folder / "run.toml").write_text(bundle.run_toml)

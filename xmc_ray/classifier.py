@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import torch
 
 from xmc_ray.bundle import Bundle, save_bundle
+from xmc_ray.calibration import DEPTH, Calibration
 from xmc_ray.encoder import EncoderConfig, build_encoder
 from xmc_ray.ensemble import Ensemble
 from xmc_ray.epochs import EpochPlan
@@ -29,7 +30,7 @@ from xmc_ray.groups import GroupsConfig, LabelGroups, group_labels
 from xmc_ray.labels import IntArray, LabelIndex, list_lengths
 from xmc_ray.lexical import LexicalConfig, build_lexical, term_weights
 from xmc_ray.loop import LoopConfig, Step, TrainState, predict, share_of_batches, train
-from xmc_ray.metrics import Metrics
+from xmc_ray.metrics import Metrics, find_hits
 from xmc_ray.model import LightXML, ModelConfig
 from xmc_ray.optim import OptimConfig
 from xmc_ray.regression import RowsConfig
@@ -121,8 +122,8 @@ class XMCClassifier:
         scores, ids = self.ensemble.predict(self.ensemble.encode(pa.array(texts, pa.string())), k, self.loop)
         labels = np.asarray(self.ensemble.labels.labels.to_pylist(), object)[ids]
         return [
-            [(label, float(score)) for label, score in zip(*row, strict=True) if score > 0]
-            for row in zip(labels, scores, strict=True)
+            [(label, float(score)) for label, score, place in zip(*row, strict=True) if place >= 0]
+            for row in zip(labels, scores, ids, strict=True)
         ]
 
     def explain(
@@ -167,6 +168,18 @@ class XMCClassifier:
         tokens = self.ensemble.encode(pa.array(texts, pa.string()))
         _add_hits(metrics, self.ensemble.predict(tokens, max(metrics.ks), self.loop)[1], truth)
         return metrics.result()
+
+    def calibrate(self, texts: Sequence[str], labels: Sequence[Sequence[str]]) -> "XMCClassifier":
+        """Itself, with scores that are chances, fitted on documents that training has not seen.
+
+        Raises ConfigError for an ensemble, whose bundles are calibrated each by itself.
+        """
+        bundle = self.bundle
+        truth = bundle.labels.encode(pa.array([list(row) for row in labels], pa.list_(pa.string())))
+        tokens = bundle.tokenizer.encode(pa.array(texts, pa.string()))[0]
+        scores, ids, hits = predictions_and_hits(bundle.model, tokens, truth, len(bundle.labels), self.loop)
+        bundle.calibration = Calibration.of(scores, ids, hits, bundle.labels.counts)
+        return self
 
     def save(self, uri: str) -> str:
         """Write a bundle (folder or ``s3://``), return its fingerprint.
@@ -219,9 +232,22 @@ def update_metrics(metrics: Metrics, model: LightXML, tokens: pa.ListArray, trut
     _add_hits(metrics, predict(model, tokens, max(metrics.ks), config)[1], truth)
 
 
+def predictions_and_hits(
+    model: LightXML, tokens: pa.ListArray, truth: pa.ListArray, n_labels: int, config: LoopConfig, k: int = DEPTH
+) -> tuple[npt.NDArray[np.float32], IntArray, npt.NDArray[np.bool_]]:
+    """Of documents (list<int32>[D]): the model's own scores [D, k], label ids [D, k] and which are right, by ``truth``."""
+    scores, ids = predict(model, tokens, k, config)
+    return scores, ids, find_hits(ids, *_flat(truth), n_labels)
+
+
 def _add_hits(metrics: Metrics, predicted: IntArray, truth: pa.ListArray) -> None:
+    metrics.update(predicted, *_flat(truth))
+
+
+def _flat(truth: pa.ListArray) -> tuple[IntArray, IntArray]:
+    """Offsets and values, from 0 on."""
     offsets = np.concatenate([[0], np.cumsum(list_lengths(truth))])
-    metrics.update(predicted, offsets, pc.list_flatten(truth).to_numpy().astype(np.int64))
+    return offsets, pc.list_flatten(truth).to_numpy().astype(np.int64)
 
 
 def _best_device() -> str:

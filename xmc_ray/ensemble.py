@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from xmc_ray import copies, storage
-from xmc_ray.bundle import LABELS_FILE, Bundle, load_bundle, read_settings
+from xmc_ray.bundle import CALIBRATION_FILE, LABELS_FILE, Bundle, load_bundle, read_calibration, read_settings
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.labels import IntArray, LabelIndex
 from xmc_ray.loop import LoopConfig, predict
@@ -40,12 +40,14 @@ class Members:
     """The bundles of an ensemble as their ``config.json`` tell them, before any weights are read.
 
     ``fingerprint``: the bundle's own if it is the only one, else 16 hex digits of all bundles' (``fingerprints``) in order.
+    ``calibrated``: which of them have a calibration.
     """
 
     uris: list[str]
     max_tokens: list[int]
     fingerprints: list[str]
     fingerprint: str
+    calibrated: list[bool]
 
     @classmethod
     def read(cls, uris: storage.Uri | Sequence[storage.Uri]) -> "Members":
@@ -59,7 +61,28 @@ class Members:
         fingerprints = [part["fingerprint"] for part in settings]
         together = hashlib.sha256("".join(fingerprints).encode()).hexdigest()[:16]
         fingerprint = fingerprints[0] if len(places) == 1 else together
-        return cls(places, [part["max_tokens"] for part in settings], fingerprints, fingerprint)
+        calibrated = [CALIBRATION_FILE in part["files"] for part in settings]
+        return cls(places, [part["max_tokens"] for part in settings], fingerprints, fingerprint, calibrated)
+
+    def check_precision(self) -> None:
+        """Raises ConfigError where thresholds are asked of a bundle that has no calibration."""
+        for uri, calibrated in zip(self.uris, self.calibrated, strict=True):
+            if not calibrated:
+                raise ConfigError(
+                    "min_precision needs a calibrated bundle",
+                    where=uri,
+                    found=f"no {CALIBRATION_FILE}",
+                    way_out="train with validation.calibrate and a validation.share above 0, or give min_score",
+                )
+
+    def thresholds(self, precision: float) -> npt.NDArray[np.float32]:
+        """float32[L]: `Calibration.thresholds`; of several bundles their mean. Raises ConfigError as `check_precision`."""
+        self.check_precision()
+        folders = [copies.node_copy(*member) for member in zip(self.uris, self.fingerprints, strict=True)]
+        labels = LabelIndex.load(folders[0] / LABELS_FILE)
+        parts = [read_calibration(folder, labels) for folder in folders]
+        thresholds = [part.thresholds(precision) for part in parts if part is not None]
+        return np.asarray(np.mean(thresholds, axis=0), np.float32)
 
     def fetch(self) -> tuple[Path, list[Tokenizer]]:
         """The file of the labels and the distinct tokenizers, on this machine; see `Ensemble.tokenizers`."""
@@ -105,16 +128,18 @@ class Ensemble:
     def predict(self, tokens: Sequence[pa.ListArray], k: int, config: LoopConfig, scoring: Scoring = "grouped") -> Listed:
         """The ``k`` labels with the highest mean score, of documents as `encode` gives them, one model after the other.
 
+        Scores are calibrated before the mean where all models have a calibration, else none is: chances and scores do not mix.
         Exact for one model. With several, a label that a model does not list among its best (`n_listed`) counts 0 there.
         """
         n_listed_here = k if len(self.bundles) == 1 else n_listed(k, len(self.labels))
-        return average(
-            [
-                predict(bundle.model, tokens[place], n_listed_here, config, scoring)
-                for bundle, place in zip(self.bundles, self._reads, strict=True)
-            ],
-            k,
-        )
+        listed = [
+            predict(bundle.model, tokens[place], n_listed_here, config, scoring)
+            for bundle, place in zip(self.bundles, self._reads, strict=True)
+        ]
+        calibrations = [bundle.calibration for bundle in self.bundles if bundle.calibration is not None]
+        if len(calibrations) == len(self.bundles):
+            listed = [(part.calibrated(*one), one[1]) for part, one in zip(calibrations, listed, strict=True)]
+        return average(listed, k)
 
     def fastest_scoring(self, tokens: Sequence[pa.ListArray], k: int, config: LoopConfig) -> Scoring:
         """``exact`` where it takes at most 1.1 times as long as ``grouped``, measured on documents as `encode` gives them.

@@ -1,6 +1,7 @@
 """The evaluation job: P, R, nDCG, PSP at k and coverage of a bundle on labelled documents, in total and by frequency."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,12 +10,13 @@ import pyarrow.compute as pc
 import ray.data
 
 from xmc_ray import storage
+from xmc_ray.calibration import Reliability, Selection, check_precision
 from xmc_ray.corpus import read_documents
 from xmc_ray.documents import DocumentsConfig
 from xmc_ray.ensemble import Members
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.labels import LabelIndex
-from xmc_ray.metrics import Metrics, table
+from xmc_ray.metrics import Metrics, find_hits, table
 from xmc_ray.predictor import PoolConfig, ScoringConfig, matrix, predictions
 from xmc_ray.preparation import tokenise
 from xmc_ray.session import arrow_batches, connect, own_errors
@@ -32,7 +34,13 @@ class EvaluateConfig:
     """Folder for metrics.json, empty or not there yet; without it the table is only printed."""
     ks: list[int] = field(default_factory=lambda: [1, 3, 5, 10])
     """Depths at which metrics are taken."""
+    min_precision: float | None = None
+    """Also measure the tags that thresholds for this precision leave; needs calibrated bundles."""
     pool: PoolConfig = field(default_factory=PoolConfig)
+
+    def __post_init__(self) -> None:
+        if self.min_precision is not None:
+            check_precision(self.min_precision)
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
@@ -44,8 +52,11 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     if config.output is not None and storage.exists(storage.join(config.output, "metrics.json")):
         raise ConfigError("metrics.json is there already", where=config.output, way_out="choose another output or remove it")
     started = time.monotonic()
-    result = measure(config.documents, config.bundle, config.pool, ks=tuple(sorted(config.ks)))
+    result = measure(
+        config.documents, config.bundle, config.pool, ks=tuple(sorted(config.ks)), min_precision=config.min_precision
+    )
     print(table(result))
+    print(_shown(result["calibration"]))
     rate = result["documents"] / (time.monotonic() - started)
     print(f"{result['documents']:,} documents, {result['rejected']:,} rejected, {rate:,.0f} documents/s with start-up")
     if config.output is not None:
@@ -59,31 +70,54 @@ def measure(
     pool: PoolConfig,
     model: ScoringConfig | None = None,
     ks: tuple[int, ...] = (1, 3, 5, 10),
+    min_precision: float | None = None,
 ) -> dict[str, Any]:
-    """The metrics of `run`, of any labelled documents."""
+    """The metrics of `run`, of any labelled documents; ``calibration`` has ECE@5 and what thresholds leave."""
     members = Members.read(bundle)
+    selection = None if min_precision is None else Selection(members.thresholds(min_precision))
     labels_file, tokenizers = members.fetch()
     labels = LabelIndex.load(labels_file)
     metrics = Metrics.empty(labels.counts, labels.n_documents, ks=ks)
     connect()
     with own_errors():
         tokenised = tokenise(read_documents(documents, labelled=True), *tokenizers)
-        counts = _score(predictions(tokenised, members.uris, max(ks), pool, model), labels, metrics)
+        reliability = Reliability()
+        predicted = predictions(tokenised, members.uris, max(ks), pool, model)
+        counts = _score(predicted, labels, metrics, [reliability] if selection is None else [reliability, selection])
     result = metrics.result()
     if not result["total"]["documents"]:
         raise DataError("no document has a label that the bundle knows", where=documents.uri, found=counts)
-    return result | counts | {"bundle": members.fingerprint}
+    told = {"calibrated": all(members.calibrated), "ECE@5": reliability.result()}
+    if selection is not None:
+        told |= {"min_precision": min_precision} | selection.result()
+    return result | counts | {"calibration": told, "bundle": members.fingerprint}
 
 
-def _score(predicted: ray.data.Dataset, labels: LabelIndex, metrics: Metrics) -> dict[str, int]:
-    """Add the stream's hits to ``metrics``; metrics are sums, so neither order nor batches matter."""
+def _shown(calibration: dict[str, Any]) -> str:
+    kind = "calibrated" if calibration["calibrated"] else "not calibrated"
+    shares = {name: calibration.get(name) for name in ("ECE@5", "precision", "coverage", "abstention")}
+    known = ", ".join(f"{name} {100 * share:.2f}" for name, share in shares.items() if share is not None)
+    return f"Scores are {kind}; {known}"
+
+
+def _score(
+    predicted: ray.data.Dataset, labels: LabelIndex, metrics: Metrics, counted: Sequence[Reliability | Selection]
+) -> dict[str, int]:
+    """Add the stream's hits to ``metrics`` and ``counted``; all are sums, so neither order nor batches matter.
+
+    ``counted`` leaves out documents without a label that the bundle knows, as metrics do.
+    """
     counts = {"documents": 0, "rejected": 0, "truncated": 0, "unknown_labels": 0}
     for batch in arrow_batches(predicted):
         good = batch.filter(pc.is_null(batch["reason"]))
         lists = good["labels"].combine_chunks()
         truth = labels.encode(lists)
         offsets, true_ids = (np.asarray(part, np.int64) for part in (truth.offsets, truth.values))
-        metrics.update(matrix(good, "ids"), offsets, true_ids)
+        ids = matrix(good, "ids")
+        metrics.update(ids, offsets, true_ids)
+        labelled, hits = np.diff(offsets) > 0, find_hits(ids, offsets, true_ids, len(labels))
+        for part in counted:
+            part.update(matrix(good, "probabilities")[labelled], ids[labelled], hits[labelled])
         counts["documents"] += len(good)
         counts["rejected"] += len(batch) - len(good)
         counts["truncated"] += pc.sum(good["truncated"]).as_py() or 0

@@ -44,6 +44,17 @@ def propensities(counts_L: IntArray, n_documents: int, a: float = PROPENSITY_A, 
     return np.asarray(1 / (1 + c * np.exp(-a * np.log(counts_L + b))), np.float64)
 
 
+def band_rows(counts_L: IntArray, bands: Sequence[int] = BANDS) -> SmallArray:
+    """int8[L]: the number of each label's band, from 1 on in rising order of ``bands`` (the smallest count of each)."""
+    return np.searchsorted(sorted(set(bands)), counts_L, side="right").astype(np.int8)
+
+
+def find_hits(predicted_BK: IntArray, offsets: IntArray, labels: IntArray, n_labels: int) -> BoolArray:
+    """bool[B, K]: which predictions are right; arguments as in `Metrics.update`."""
+    documents_P = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+    return _find_hits(predicted_BK, documents_P, labels[offsets[0] : offsets[-1]], n_labels)
+
+
 @dataclass(kw_only=True, eq=False)
 class Metrics:
     """Running sums of all metrics; made by ``Metrics.empty``.
@@ -85,8 +96,8 @@ class Metrics:
         n_rows, n_ks = 1 + len(edges), len(set(ks))
         return cls(
             ks=tuple(sorted(set(ks))),
-            bands=_band_names(edges),
-            row_L=np.searchsorted(edges, counts_L, side="right").astype(np.int8),
+            bands=band_names(edges),
+            row_L=band_rows(counts_L, edges),
             weight_L=1 / propensities(counts_L, n_documents, a, b),
             unlabelled=0,
             documents_R=np.zeros(n_rows, np.int64),
@@ -224,7 +235,8 @@ def _cell(value: float | None) -> str:
     return str(value) if isinstance(value, int) else f"{100 * value:.2f}"
 
 
-def _band_names(edges: Sequence[int]) -> tuple[str, ...]:
+def band_names(edges: Sequence[int]) -> tuple[str, ...]:
+    """What bands with these smallest counts, rising, are called: ``2-9``, ``10+``."""
     closed = [str(low) if low + 1 == high else f"{low}-{high - 1}" for low, high in pairwise(edges)]
     return (*closed, *(f"{edge}+" for edge in edges[-1:]))
 

@@ -16,6 +16,7 @@ from itertools import chain, islice
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -136,11 +137,14 @@ class TagPieces:
 class TagColumns:
     """From predicted ids to the columns of the contract: labels, scores, names, model."""
 
-    def __init__(self, labels: pa.Table, fingerprint: str, min_score: float) -> None:
+    def __init__(
+        self, labels: pa.Table, fingerprint: str, min_score: float, thresholds_L: npt.NDArray[np.float32] | None = None
+    ) -> None:
+        """``thresholds_L``: the least score of each label, besides the minimum of all."""
         self.labels = labels["label"].combine_chunks()
         self.names = labels["name"].combine_chunks() if labels["name"].null_count < len(labels) else None
         self.fingerprint = fingerprint
-        self.min_score = min_score
+        self.min_score, self.thresholds_L = min_score, thresholds_L
 
     @property
     def schema(self) -> pa.Schema:
@@ -150,9 +154,11 @@ class TagColumns:
         return pa.schema([("id", pa.string()), *lists, ("model", pa.string()), ("text_digest", pa.string())])
 
     def __call__(self, table: pa.Table) -> tuple[pa.Table, Summary]:
-        """Tags without pads and without scores below the minimum, and what they add up to."""
+        """Tags without pads and without scores below the minimum or the label's threshold, and what they add up to."""
         ids, scores = matrix(table, "ids"), matrix(table, "probabilities")
         kept = (ids >= 0) & (scores >= self.min_score)
+        if self.thresholds_L is not None:
+            kept &= scores >= self.thresholds_L[ids]
         rows, places = np.nonzero(kept)[0], pa.array(ids[kept])
         columns = {"labels": self.labels.take(places), "scores": pa.array(scores[kept])}
         if self.names is not None:

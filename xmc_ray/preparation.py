@@ -22,7 +22,7 @@ from xmc_ray.documents import DocumentsConfig
 from xmc_ray.errors import ConfigError
 from xmc_ray.groups import GroupsConfig, LabelGroups, group_labels
 from xmc_ray.inputs import list_inputs, read_names
-from xmc_ray.labels import LabelIndex
+from xmc_ray.labels import IntArray, LabelIndex
 from xmc_ray.lexical import LexicalConfig, term_weights
 from xmc_ray.metrics import Metrics
 from xmc_ray.session import arrow_batches
@@ -40,6 +40,8 @@ class ValidationConfig:
     """Epochs from one validation (and checkpoint) to the next; the end of training always has one."""
     metric: str = "nDCG@5"
     """The metric that the best checkpoint is best in."""
+    calibrate: bool = True
+    """Put half of the held-out documents by, by the same hash, to calibrate the scores on; false chooses by all of them."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
@@ -78,34 +80,37 @@ def prepare(
     """
     names = read_names(label_names) if label_names else None
     tokenizer = Tokenizer.load(fit.encoder.name, fit.text.max_tokens)
-    place = storage.join(cache, _fingerprint(documents, tokenizer, validation.share, fit.loop.seed))
+    place = storage.join(cache, _fingerprint(documents, tokenizer, validation, fit.loop.seed))
     if not storage.exists(storage.join(place, MARKER)):
-        _tokenise_all(documents, tokenizer, validation.share, fit.loop.seed, place)
+        _tokenise_all(documents, tokenizer, validation, fit.loop.seed, place)
     tokens = TokenCache.open(place)
     labels = tokens.labels if names is None else tokens.labels.with_names(names)
     return Prepared(tokens, tokenizer, labels, _groups(tokens, fit.groups), _term_weights(tokens, fit.lexical))
 
 
-def _fingerprint(documents: DocumentsConfig, tokenizer: Tokenizer, share: float, seed: int) -> str:
+def _fingerprint(documents: DocumentsConfig, tokenizer: Tokenizer, validation: ValidationConfig, seed: int) -> str:
     files = [[file.uri, file.size, file.version] for file in list_inputs(documents)]
     columns = [documents.id, documents.text, documents.separator, documents.labels, documents.max_bytes]
-    content = json.dumps([FORMAT, files, columns, tokenizer.fingerprint, share, seed])
+    content = json.dumps([FORMAT, files, columns, tokenizer.fingerprint, validation.share, validation.calibrate, seed])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _tokenise_all(documents: DocumentsConfig, tokenizer: Tokenizer, share: float, seed: int, place: str) -> None:
+def _tokenise_all(
+    documents: DocumentsConfig, tokenizer: Tokenizer, validation: ValidationConfig, seed: int, place: str
+) -> None:
     """Through Ray's object store, which spills to disk, once for the labels and once, shuffled, for the tokens."""
-    tokenised = tokenise(read_documents(documents, labelled=True), tokenizer, held_out=share).materialize()
+    tokenised = tokenise(read_documents(documents, labelled=True), tokenizer, held_out=validation).materialize()
     counts: Counter[str] = Counter()
     labels = LabelIndex.count(_labels_and_counts(tokenised, counts))
     shared = ray.put(labels)
-    train, held_out = (
+    train, chooses, calibrates = (
         tokenised.map_batches(partial(_usable, part=part, labels=shared), batch_format="pyarrow", batch_size=None)
-        for part in (0, 1)
+        for part in (0, 1, 2)
     )
     splits: dict[Split, Iterator[pa.Table]] = {
         "train": arrow_batches(train.random_shuffle(seed=seed)),
-        "validation": arrow_batches(held_out),
+        "validation": arrow_batches(chooses),
+        "calibration": arrow_batches(calibrates),
     }
     write_tokens(place, labels, counts, splits, documents.uri)
 
@@ -137,12 +142,13 @@ def _term_weights(tokens: TokenCache, config: LexicalConfig) -> npt.NDArray[np.f
 
 
 def tokenise(
-    documents: ray.data.Dataset, *tokenizers: Tokenizer, held_out: float = 0.0, keep_text: bool = False
+    documents: ray.data.Dataset, *tokenizers: Tokenizer, held_out: ValidationConfig | None = None, keep_text: bool = False
 ) -> ray.data.Dataset:
     """``text`` becomes ``tokens`` (list<int32>, empty for rejects), ``truncated`` and ``held_out`` (int8), on CPU tasks.
 
-    Each tokenizer has its own `token_columns`; ``truncated`` is what any of them cuts off. ``held_out`` marks that share of
-    the rows, by id; other columns stay as they are, ``text`` only if asked for.
+    Each tokenizer has its own `token_columns`; ``truncated`` is what any of them cuts off. ``held_out`` is 0, 1 for
+    documents that choose the best epoch, 2 for those that calibrate;
+    other columns stay as they are, ``text`` only if asked for.
     """
     task = partial(tokenise_table, tokenizers=tokenizers, held_out=held_out, keep_text=keep_text)
     return documents.map_batches(task, batch_format="pyarrow", batch_size=2048)
@@ -154,7 +160,7 @@ def token_columns(n_tokenizers: int) -> list[str]:
 
 
 def tokenise_table(
-    table: pa.Table, tokenizers: Sequence[Tokenizer], held_out: float = 0.0, keep_text: bool = False
+    table: pa.Table, tokenizers: Sequence[Tokenizer], held_out: ValidationConfig | None = None, keep_text: bool = False
 ) -> pa.Table:
     """What `tokenise` does with a batch."""
     good = pc.is_null(table["reason"]).combine_chunks()
@@ -164,17 +170,19 @@ def tokenise_table(
         table = table.append_column(name, pc.if_else(good, tokens, pa.scalar([], tokens.type)))
     truncated = reduce(pc.or_, (cut_off for _, cut_off in encoded))
     table = table.append_column("truncated", pc.and_(good, truncated).cast(pa.int8()))
-    table = table.append_column("held_out", pa.array(_chosen(table["id"], held_out)).cast(pa.int8()))
+    table = table.append_column("held_out", pa.array(_dealt(table["id"], held_out), pa.int8()))
     return table if keep_text else table.drop_columns(["text"])
 
 
-def _chosen(ids: pa.ChunkedArray, share: float) -> list[bool]:
-    """Which ids fall into a share of all, by their own hash: the same ones in every run and on every machine."""
-    limit = int(share * 2**32)
-    return [
-        identifier is not None and int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:4], "big") < limit
-        for identifier in (ids.to_pylist() if limit else [None] * len(ids))
-    ]
+def _dealt(ids: pa.ChunkedArray, validation: ValidationConfig | None) -> IntArray:
+    """The use of each id by its own hash, 0, 1 or 2: the same one in every run and on every machine."""
+    limit = 0 if validation is None else int(validation.share * 2**32)
+    if validation is None or not limit:
+        return np.zeros(len(ids), np.int64)
+    digests = b"".join(hashlib.sha256(identifier.encode()).digest()[:8] for identifier in ids.fill_null("").to_pylist())
+    first_D, second_D = np.frombuffer(digests, ">u4").reshape(-1, 2).T
+    calibrates_D = second_D % 2 == 1 if validation.calibrate else np.zeros(len(ids), bool)  # further bits: not the share's
+    return np.where((first_D < limit) & ids.is_valid().to_numpy(), 1 + calibrates_D, 0)
 
 
 def _labels_and_counts(tokenised: ray.data.Dataset, counts: Counter[str]) -> Iterator[pa.ListArray]:
@@ -191,7 +199,7 @@ def _labels_and_counts(tokenised: ray.data.Dataset, counts: Counter[str]) -> Ite
 
 
 def _usable(table: pa.Table, part: int, labels: ray.ObjectRef[LabelIndex]) -> pa.Table:
-    """The good, labelled rows of a part (``held_out`` 0 or 1); labels as ids."""
+    """The good, labelled rows of a part (``held_out`` 0, 1 or 2); labels as ids."""
     table = table.filter(pc.and_(pc.is_null(table["reason"]), pc.equal(table["held_out"], part)))
     ids = ray.get(labels).encode(_list(table, "labels"))
     return pa.table({"tokens": table["tokens"], "labels": ids}).filter(pa.array(np.diff(ids.offsets) > 0))

@@ -22,6 +22,7 @@ import ray.data
 
 from xmc_ray import evaluation, night, storage
 from xmc_ray.account import Account, watched
+from xmc_ray.calibration import check_precision
 from xmc_ray.census import take_census
 from xmc_ray.documents import DocumentsConfig, Rules
 from xmc_ray.drift import DriftConfig
@@ -76,6 +77,8 @@ class TagConfig:
     """Most tags a document gets."""
     min_score: float = 0.0
     """Tags with a lower score are left out."""
+    min_precision: float | None = None
+    """Tags below the threshold with which their label reaches this precision are left out; needs calibrated bundles."""
     max_reject_share: float = 0.01
     """Share of rejected documents above which the night fails."""
     overwrite: bool = False
@@ -95,6 +98,8 @@ class TagConfig:
         for name in ("min_score", "max_reject_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} does not fit", found=getattr(self, name), expected="0 to 1")
+        if self.min_precision is not None:
+            check_precision(self.min_precision)
         if self.commit_rows < 2 or self.target_bytes < 1:
             raise ConfigError("commit_rows or target_bytes is too small", found=f"{self.commit_rows}, {self.target_bytes}")
         if self.model.int8 and self.pool.gpu:
@@ -116,6 +121,8 @@ def run(config: TagConfig) -> str:
     started = datetime.now(timezone.utc)
     folder = storage.join(storage.absolute(config.output), f"dt={config.date or started.date()}")
     members, files = Members.read(config.bundle), list_inputs(config.documents)
+    if config.min_precision is not None:
+        members.check_precision()
     identity = {
         "bundle": members.fingerprint,
         "input": [asdict(file) for file in files],
@@ -144,7 +151,8 @@ class _Making:
         self.rules = Rules.of(config.documents, labelled=False)
         labels_file, self.tokenizers = members.fetch()
         labels = pq.read_table(labels_file, columns=["label", "name", "count"])
-        self.columns = TagColumns(labels, members.fingerprint, config.min_score)
+        thresholds_L = None if config.min_precision is None else members.thresholds(config.min_precision)
+        self.columns = TagColumns(labels, members.fingerprint, config.min_score, thresholds_L)
         self.account = Account(labels)
 
     def finish(self, plan: Plan | None, started: datetime) -> dict[str, Any]:
@@ -169,6 +177,8 @@ class _Making:
             **self.night.identity,
             "previous": self.previous,
             "scoring": model.scoring,
+            "calibrated": all(self.members.calibrated),
+            "min_precision": self.config.min_precision,
             "started": started.isoformat(timespec="seconds"),
             "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "documents_per_second": round((self.account.documents - before) / (time.monotonic() - clock), 1),
@@ -251,7 +261,7 @@ def _previous(config: TagConfig, this: str, fingerprint: str) -> str | None:
         raise DataError(
             "a night that another is just about to replace", where=folder, way_out="run the job that replaces it again, first"
         )
-    different = [name for name in ("k", "min_score", "model") if known["config"].get(name) != settings[name]]
+    different = [name for name in ("k", "min_score", "min_precision", "model") if known["config"].get(name) != settings[name]]
     different += ["bundle"] if known["bundle"] != fingerprint else []
     if different:
         print(f"nothing is taken over: the night before had another {', '.join(different)}: {folder}", flush=True)

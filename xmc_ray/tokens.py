@@ -5,6 +5,7 @@
         <attempt>/labels.parquet            the label index
         <attempt>/train/part-00000.parquet  tokens, labels; a row group is a chunk of `epochs.CHUNK` documents, in an order
         <attempt>/validation/...            drawn once
+        <attempt>/calibration/...
 
 A file holds `epochs.POOL` chunks, the last one fewer. Every attempt writes to a folder of its own, so two runs that make the
 same tokens at the same time, or one that was killed on the way, never mix.
@@ -28,7 +29,7 @@ from xmc_ray.labels import IntArray, LabelIndex
 FORMAT = 1
 MARKER = "tokens.json"
 _PATIENCE = 120.0  # seconds for which a storage that is away is asked again
-Split = Literal["train", "validation"]
+Split = Literal["train", "validation", "calibration"]
 Column = Literal["tokens", "labels"]
 
 
@@ -56,13 +57,16 @@ class TokenCache:
         """Without the labels: every task is sent a cache, and can open them again."""
         return {name: value for name, value in vars(self).items() if name != "labels"}
 
+    def n_chunks(self, split: Split) -> int:
+        """How many `chunks` a split has."""
+        return -(-self.counts[split] // CHUNK)
+
     def chunks(self, split: Split, numbers: IntArray | None = None, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """``tokens`` list<int32>, ``labels`` list<int32>: the chunks ``numbers``, or all in order, one table each.
 
         A storage that does not answer is asked again for a while.
         """
-        n_chunks = -(-self.counts[split] // CHUNK)
-        for number in np.arange(n_chunks) if numbers is None else numbers:
+        for number in np.arange(self.n_chunks(split)) if numbers is None else numbers:
             uri = storage.join(self.place, self.attempt, split, _part(int(number) // POOL))
             yield storage.patiently(partial(_row_group, uri, int(number) % POOL, columns), _PATIENCE)
 

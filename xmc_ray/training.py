@@ -17,15 +17,15 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 
 from xmc_ray import copies, storage
-from xmc_ray.bundle import MARKER, Bundle, read_settings, save_bundle
-from xmc_ray.checkpoint import CheckpointsConfig, Identity, Saved, best, find, restore
-from xmc_ray.classifier import FitConfig, build_model, epoch_plan
+from xmc_ray.bundle import MARKER, read_settings
+from xmc_ray.checkpoint import CheckpointsConfig, Identity, find
+from xmc_ray.classifier import FitConfig, epoch_plan
 from xmc_ray.command import parse, to_toml
 from xmc_ray.documents import DocumentsConfig
 from xmc_ray.encoder import check_encoder
 from xmc_ray.errors import ConfigError, ModelError
+from xmc_ray.finish import keep_best
 from xmc_ray.journal import journal, say
-from xmc_ray.loop import TrainState
 from xmc_ray.preparation import Prepared, ValidationConfig, prepare
 from xmc_ray.review import Machine, ReportConfig, write_report
 from xmc_ray.session import connect, own_errors
@@ -100,7 +100,8 @@ def run(config: TrainConfig) -> str:
         start = _check_start(config, identity)
         storage.write_bytes(storage.join(config.output, "run.toml"), to_toml(config).encode())
         _train(config, prepared, identity, start)
-        fingerprint = _keep_best(config, prepared, bundle)
+        saved = storage.join(config.output, "checkpoints")
+        fingerprint = keep_best(config, config.workers.gpu, prepared, saved, bundle, to_toml(config))
         machine = Machine(cpus=config.workers.cpus, gpu=config.workers.gpu, threads=config.workers.threads)
         write_report(config.output, config.report, machine, config.loop, prepared, asdict(config))
         if config.cache is None:
@@ -285,34 +286,3 @@ def _trainer(config: TrainConfig, prepared: Prepared, identity: Identity, start:
             failure_config=FailureConfig(max_failures=workers.max_failures),
         ),
     )
-
-
-# -- after training ------------------------------------------------------------------------------------------------------
-
-
-def _keep_best(config: TrainConfig, prepared: Prepared, uri: str) -> str:
-    """Make the best checkpoint, or the last where nothing is held out, a bundle; its fingerprint."""
-    saved = find(storage.join(config.output, "checkpoints"), say)
-    if not saved:
-        raise ModelError("training has left no checkpoint", where=config.output)
-    chosen = (best(saved) or saved)[0]
-    model = _model_of(chosen, config, prepared)
-    figures: dict[str, Any] = dict(chosen.metrics) | {"step": chosen.step}
-    bundle = Bundle(
-        model.eval(), prepared.tokenizer, prepared.labels, prepared.groups, metrics=figures, run_toml=to_toml(config)
-    )
-    if not storage.is_empty(uri):
-        storage.remove(uri, last=MARKER)  # begun by this run, never finished
-    return save_bundle(bundle, uri)
-
-
-def _model_of(saved: Saved, config: TrainConfig, prepared: Prepared) -> Any:
-    heads = config.model
-    if heads.table == "auto":  # as it was on the workers
-        heads = replace(heads, table="bfloat16" if config.workers.gpu else "float32")
-    parts = prepared.tokenizer, prepared.labels, prepared.groups
-    model = build_model(replace(config, model=heads), *parts, weight_F=prepared.term_weights)
-    state = TrainState.start(model, config.optim)
-    restore(state, saved)
-    state.averager.keep(model)
-    return model
