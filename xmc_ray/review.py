@@ -152,7 +152,10 @@ def _find(bundle: str, tokens: TokenCache, chunks: list[int], machine: Machine, 
     for chunk in tokens.chunks("validation", np.asarray(chunks)):
         texts, truth = (chunk[name].combine_chunks() for name in ("tokens", "labels"))
         score_Dk, label_Dk = predict(model, texts, max(findings.metrics.ks), loop)
-        findings.update(texts, truth, label_Dk, {"raw": score_Dk})
+        scores = {"raw": score_Dk}
+        if opened.calibration is not None:
+            scores["calibrated"] = opened.calibration.calibrated(score_Dk, label_Dk)
+        findings.update(texts, truth, label_Dk, scores)
     return findings
 
 
