@@ -83,12 +83,12 @@ def run(method: Method, data: Path, out: Path, environments: Path = ENVIRONMENTS
     print(f"{data.name}: {method.name}", flush=True)
     with (out / "log.txt").open("w") as log:
         process = subprocess.Popen([python, method.script, data, out, *method.options], stdout=log, stderr=log)
-        peak = _watch(process, None if minutes is None else 60 * minutes)
+        watched = _watch(process, None if minutes is None else 60 * minutes)
     if process.returncode:
         print(f"{data.name}: {method.name} ended with {process.returncode}, see {out / 'log.txt'}", flush=True)
         return False
     costs = json.loads((out / "costs.json").read_text())
-    finished.write_text(json.dumps({"command": command, **costs, "peak_bytes": peak}, indent=1) + "\n")
+    finished.write_text(json.dumps({"command": command, **costs, **watched}, indent=1) + "\n")
     return True
 
 
@@ -112,17 +112,19 @@ def ranking(lists: pa.ListArray, index: LabelIndex) -> IntArray:
     return ids_DK
 
 
-def _watch(process: "subprocess.Popen[bytes]", seconds: float | None) -> int:
-    """The largest sum of bytes that the process and all its descendants held at one time; stopped after ``seconds``."""
+def _watch(process: "subprocess.Popen[bytes]", seconds: float | None) -> dict[str, float]:
+    """What the process and its descendants took: ``peak_bytes`` at one time, ``cpu_seconds``. Stopped after ``seconds``."""
     started, peak = time.monotonic(), 0
+    ticks: dict[int, int] = {}
     while process.poll() is None:
         family = list(_family(process.pid))
         peak = max(peak, sum(_held(pid) for pid in family))
+        ticks |= {pid: _ticks(pid) or ticks.get(pid, 0) for pid in family}
         if seconds is not None and time.monotonic() - started > seconds:
             for pid in reversed(family):
                 _end(pid)
         time.sleep(_LOOKS)
-    return peak
+    return {"peak_bytes": peak, "cpu_seconds": sum(ticks.values()) / os.sysconf("SC_CLK_TCK")}
 
 
 def _family(pid: int) -> Iterator[int]:
@@ -130,8 +132,8 @@ def _family(pid: int) -> Iterator[int]:
     children = defaultdict(list)
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
+            parent = int(_fields(stat)[1])
+        except OSError:
             continue  # it has ended
         children[parent].append(int(stat.parent.name))
     waiting = [pid]
@@ -139,6 +141,19 @@ def _family(pid: int) -> Iterator[int]:
         one = waiting.pop()
         yield one
         waiting += children[one]
+
+
+def _fields(stat: Path) -> list[str]:
+    """What /proc/<pid>/stat tells after the name of the process, which may hold anything; the state comes first."""
+    return stat.read_text().rpartition(")")[2].split()
+
+
+def _ticks(pid: int) -> int:
+    """Processor time so far, 0 if the process has ended."""
+    try:
+        return sum(map(int, _fields(Path(f"/proc/{pid}/stat"))[11:13]))
+    except OSError:
+        return 0
 
 
 def _held(pid: int) -> int:

@@ -6,8 +6,10 @@ is none; with several ``--seeds``, also their ensemble. One run after the other,
 below ``--results`` and not repeated unless ``--again`` says so.
 
 All predictions are scored by `xmc_ray.metrics`, with the frequencies of the whole training split; true labels that it lacks are
-left out. The tables go to ``--output``, and after each the figures in which ours is ahead of the best peer, or behind it. Ours
-is one row a recipe, the one with the best P@1. Bar: ahead of every peer in P@1, P@3 and P@5 on every data set.
+left out. Seconds depend on what else the machine does; CPU s, of all processes in training and prediction, hardly do.
+
+The tables go to ``--output``, and after each the figures in which ours is ahead of the best peer, or behind it. "Ours" is the
+recipe with the best P@1. Bar: ahead of every peer in P@1, P@3 and P@5 on every data set.
 """
 
 import argparse
@@ -51,12 +53,12 @@ def suffix(seeds: list[int]) -> str:
 def table(runs: Runs) -> str:
     """Markdown: metrics in percent, then P@5 by how often a label was seen in training, then what a run cost."""
     bands = list(next(iter(runs.values()))["bands"])
-    head = ["method", *TOTAL, *(f"P@5 of {band}" for band in bands), "train s", "predict s", "MB", "peak MB"]
+    head = ["method", *TOTAL, *(f"P@5 of {band}" for band in bands), "train s", "predict s", "CPU s", "MB", "peak MB"]
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     for name, one in sorted(runs.items(), key=lambda item: -item[1]["total"]["P@1"]):
         costs = one["costs"]
         cells = [percent(one["total"][metric]) for metric in TOTAL] + [percent(one["bands"][band]["P@5"]) for band in bands]
-        cells += [f"{costs['train_seconds']:.0f}", f"{costs['predict_seconds']:.1f}"]
+        cells += [f"{costs['train_seconds']:.0f}", f"{costs['predict_seconds']:.1f}", f"{costs['cpu_seconds']:.0f}"]
         cells += [f"{costs[part] / 1e6:.0f}" for part in ("model_bytes", "peak_bytes")]
         lines.append("| " + " | ".join([name, *cells]) + " |")
     return "\n".join(lines)
