@@ -8,11 +8,13 @@ with that of all its children. ``run.json`` is written last: a folder that has i
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +75,7 @@ def interpreter(name: str, environments: Path) -> Path:
 
 def run(method: Method, data: Path, out: Path, environments: Path = ENVIRONMENTS, minutes: float | None = None) -> bool:
     """Run ``method`` unless ``out`` holds a finished run of the same command; False if it failed or took too long."""
-    command = [str(method.script.relative_to(ROOT)), *method.options]
+    command = [part.replace(f"{ROOT}/", "") for part in (str(method.script), *method.options)]  # the same in any checkout
     finished = out / "run.json"
     if finished.exists() and json.loads(finished.read_text())["command"] == command:
         return True
@@ -116,14 +118,16 @@ def _watch(process: "subprocess.Popen[bytes]", seconds: float | None) -> dict[st
     """What the process and its descendants took: ``peak_bytes`` at one time, ``cpu_seconds``. Stopped after ``seconds``."""
     started, peak = time.monotonic(), 0
     ticks: dict[int, int] = {}
-    while process.poll() is None:
-        family = list(_family(process.pid))
-        peak = max(peak, sum(_held(pid) for pid in family))
-        ticks |= {pid: _ticks(pid) or ticks.get(pid, 0) for pid in family}
-        if seconds is not None and time.monotonic() - started > seconds:
-            for pid in reversed(family):
-                _end(pid)
-        time.sleep(_LOOKS)
+    try:
+        while process.poll() is None:
+            family = list(_family(process.pid))
+            peak = max(peak, sum(_held(pid) for pid in family))
+            ticks |= {pid: _ticks(pid) or ticks.get(pid, 0) for pid in family}
+            if seconds is not None and time.monotonic() - started > seconds:
+                _end(family)
+            time.sleep(_LOOKS)
+    finally:
+        _end(_family(process.pid) if process.poll() is None else ())
     return {"peak_bytes": peak, "cpu_seconds": sum(ticks.values()) / os.sysconf("SC_CLK_TCK")}
 
 
@@ -165,11 +169,10 @@ def _held(pid: int) -> int:
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
-def _end(pid: int) -> None:
-    try:
-        os.kill(pid, 15)
-    except ProcessLookupError:
-        return
+def _end(family: Iterable[int]) -> None:
+    for pid in reversed(list(family)):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
 
 
 def collect(data: Path, results: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
