@@ -16,12 +16,12 @@ export TOKENIZERS_PARALLELISM  ?= false
 
 # These start a Ray of their own, on this machine and for this run only. Unset, the mode would be `token`: it leaves a token
 # in the home folder, which a later `ray start` there demands. A cluster that others can reach wants `token`, set on purpose.
-demo test bench: export RAY_AUTH_MODE ?= disabled
+demo test bench bench-quality: export RAY_AUTH_MODE ?= disabled
 
-.PHONY: help demo test check bench bench-name format clean
+.PHONY: help demo test check bench bench-name bench-quality format clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: $(READY)  ## make the data, train, evaluate and tag; DATA=hpo, or a folder with train/test/labels.parquet
 	@$(BIN)/python examples/demo.py --data $(DATA) $(ARGS)
@@ -37,6 +37,9 @@ check: $(READY)  ## hold the code to its format, lint, types and floors
 
 bench: bench-name $(READY)  ## run one benchmark alone; NAME=clustering
 	@$(BIN)/python benchmarks/$(subst -,_,$(NAME)).py $(ARGS)
+
+bench-quality: $(READY)  ## our recipes against every peer; ARGS="--sets tate --methods omikuji xmc_ray"
+	@$(BIN)/python benchmarks/quality.py $(ARGS)
 
 bench-name:
 	@$(if $(filter $(BENCHMARKS),$(NAME)),:,$(error $(if $(NAME),no benchmark is called $(NAME),NAME is missing); \
