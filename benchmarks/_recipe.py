@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def train(data: Path, run: Path, config: str, seed: int, settings: list[str]) -> Path:
-    """The bundle of a run of the training job; the encoder is the small one unless ``settings`` name another."""
+    """The bundle of a run of the training job; the encoder is the small one unless ``settings`` name another; names of labels are used."""
     options: list[str | Path] = [
         "--config",
         config,
@@ -66,6 +66,8 @@ def train(data: Path, run: Path, config: str, seed: int, settings: list[str]) ->
         "--loop.seed",
         str(seed),
     ]
+    if (data / "labels.parquet").exists():
+        options += ["--label_names", data / "labels.parquet"]
     if not any(setting.startswith("--encoder.name") for setting in settings):
         options += ["--encoder.name", minilm()]
     subprocess.run([sys.executable, ROOT / "jobs" / "train.py", *options, *settings], check=True)
