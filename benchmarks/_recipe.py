@@ -55,19 +55,13 @@ def main() -> None:
 
 
 def train(data: Path, run: Path, config: str, seed: int, settings: list[str]) -> Path:
-    """The bundle of a run of the training job; the encoder is the small one unless ``settings`` name another."""
-    options: list[str | Path] = [
-        "--config",
-        config,
-        "--documents.uri",
-        data / "train.parquet",
-        "--output",
-        run,
-        "--loop.seed",
-        str(seed),
-    ]
+    """The bundle of a run of the training job; labels have their names, the encoder is the small one unless told otherwise."""
+    places = {"config": config, "documents.uri": data / "train.parquet", "output": run, "loop.seed": seed}
+    if (data / "labels.parquet").exists():
+        places["label_names"] = data / "labels.parquet"
     if not any(setting.startswith("--encoder.name") for setting in settings):
-        options += ["--encoder.name", minilm()]
+        places["encoder.name"] = minilm()
+    options = [f"--{name}={value}" for name, value in places.items()]
     subprocess.run([sys.executable, ROOT / "jobs" / "train.py", *options, *settings], check=True)
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
     return run / "bundle"

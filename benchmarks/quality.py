@@ -124,7 +124,8 @@ def main() -> None:
     print("\n".join(parts))
     least = min((margin[name] for margin in points.values() for name in JUDGED), default=float("-inf"))
     compared = len(points) == len(arguments.sets)
-    verdict("quality", f"{least:+.2f} points at the worst of P@1, P@3, P@5", "above 0 on every set", compared and least > 0)
+    figure = f"{least:+.2f} points at the worst of P@1, P@3, P@5" if points else "nothing to compare yet"
+    verdict("quality", figure, "above 0 on every set", compared and least > 0)
 
 
 if __name__ == "__main__":
