@@ -44,10 +44,10 @@ class Data:
 
 
 class Tfidf:
-    """TF-IDF of words and word pairs that at least two documents have, with logarithmic counts and rows of length one."""
+    """TF-IDF of words and word pairs, with logarithmic counts and rows of length one."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self.vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, dtype=np.float32)
+        self.vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, dtype=np.float32)
         self.train_DF: csr_matrix = self.vectorizer.fit_transform(texts)
 
     def __call__(self, texts: Sequence[str]) -> csr_matrix:
