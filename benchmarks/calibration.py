@@ -52,8 +52,8 @@ def by_band(calibration: Calibration, predicted: Predictions) -> Predictions:
             knots = fit_map(calibration.score_N[own_N], calibration.hit_N[own_N])
             chances_Dk = np.where(row_Dk == row, apply_map(knots, scores_Dk), chances_Dk)
     order_Dk = np.argsort(-chances_Dk, axis=1, kind="stable")
-    chances_Dk, labels_Dk, hit_Dk = (np.take_along_axis(part, order_Dk, 1) for part in (chances_Dk, labels_Dk, hit_Dk))
-    return chances_Dk, labels_Dk, hit_Dk
+    chances_Dk, labels_Dk = np.take_along_axis(chances_Dk, order_Dk, 1), np.take_along_axis(labels_Dk, order_Dk, 1)
+    return chances_Dk, labels_Dk, np.take_along_axis(hit_Dk, order_Dk, 1)
 
 
 def row_of(name: str, predicted: Predictions) -> str:
@@ -71,8 +71,10 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = require(arguments.data)
     rows = {name: pq.read_table(folder / f"{name}.parquet", columns=["text", "labels"]) for name in ("train", "test")}
-    train = rows["train"].slice(0, arguments.documents).take(
-        np.random.default_rng(0).permutation(min(len(rows["train"]), arguments.documents or len(rows["train"])))
+    train = (
+        rows["train"]
+        .slice(0, arguments.documents)
+        .take(np.random.default_rng(0).permutation(min(len(rows["train"]), arguments.documents or len(rows["train"]))))
     )
     held = max(1, round(arguments.share * len(train)))
     parts = [train.slice(held), train.slice(0, held), rows["test"]]
