@@ -52,8 +52,8 @@ def by_band(calibration: Calibration, predicted: Predictions) -> Predictions:
             knots = fit_map(calibration.score_N[own_N], calibration.hit_N[own_N])
             chances_Dk = np.where(row_Dk == row, apply_map(knots, scores_Dk), chances_Dk)
     order_Dk = np.argsort(-chances_Dk, axis=1, kind="stable")
-    chances_Dk, labels_Dk, hit_Dk = (np.take_along_axis(part, order_Dk, 1) for part in (chances_Dk, labels_Dk, hit_Dk))
-    return chances_Dk, labels_Dk, hit_Dk
+    chances_Dk, labels_Dk = np.take_along_axis(chances_Dk, order_Dk, 1), np.take_along_axis(labels_Dk, order_Dk, 1)
+    return chances_Dk, labels_Dk, np.take_along_axis(hit_Dk, order_Dk, 1)
 
 
 def row_of(name: str, predicted: Predictions) -> str:

@@ -7,7 +7,7 @@
     ECE@k      the mean gap between the chance that was told and the share that was right, over 15 bins of equal width
                (Guo et al. 2017, section 2)
 
-One map serves all labels: it rises, so it reorders nothing (decision 0012). Thresholds are those of the label where it has
+One map serves all labels: it rises, so it reorders nothing (decision 0013). Thresholds are those of the label where it has
 enough held-out predictions, else of its frequency band, else of all labels.
 
 Letters: D documents, k predictions of each, N held-out predictions, L labels, R rows (none, then each band), Q knots.
