@@ -34,6 +34,12 @@ def test_truncation_is_counted_exactly(tiny_encoder: Path, words: int, is_cut: b
     assert len(tokens[0]) == min(words + 2, 16)
 
 
+def test_tokens_become_text_again(tiny_encoder: Path) -> None:
+    tokenizer = Tokenizer.load(tiny_encoder, 8)
+    tokens, _ = tokenizer.encode(pa.array(["A Red  apple", "", "the pear and the plum and the grape"]))
+    assert [tokenizer.decode(row) for row in tokens.to_pylist()] == ["a red apple", "", "the pear an ##d the plum"]
+
+
 def test_a_tokenizer_travels_to_other_processes(tiny_encoder: Path) -> None:
     tokenizer = Tokenizer.load(tiny_encoder, 8)
     again = copy.deepcopy(tokenizer)  # by the same protocol as pickling
