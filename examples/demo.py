@@ -160,13 +160,13 @@ def show(data: Path, run: Path, result: dict[str, Any], folder: Path) -> None:
         print(f"{method:26}" + "".join(f"{figures[name]:8.2f}" for name in SHOWN))
 
     step("where things are", "")
-    print(f"model (bundle)   {run / 'train' / 'bundle'}\ntraining log     {run / 'train' / 'metrics.jsonl'}")
+    print(f"model (bundle)   {run / 'train' / 'bundle'}\ntraining report  {run / 'train' / 'report.html'}")
     print(f"metrics          {run / 'evaluation' / 'metrics.json'}\ntags             {folder}")
     print(f"report           {folder / 'report.html'}")
     step("what to try next", "")
     print("your own data    README.md, 'Your own data'")
     print("another set      make demo DATA=<folder with train.parquet and test.parquet>")
-    print("longer training  edit loop.epochs and loop.minutes in examples/hpo/config.toml, then make demo")
+    print("longer training  edit loop.epochs in examples/hpo/config.toml, then make demo")
 
 
 def popular(data: Path) -> dict[str, float]:
