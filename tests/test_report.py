@@ -279,7 +279,7 @@ def night_of(text: str) -> Night:
         night(),
         title=text,
         bundle=text,
-        settings={text: text, "documents": {"text": [text]}},
+        settings={text: text, 4 * "documents": {"text": [text]}},  # longer than any text: two settings, always
         rejects={text: 5},
         frequent=[LabelCount(text, text + "!", 7), LabelCount(text, None, 5)],
         drift_previous=LabelDrift(total=0.143, worst=shifts),
