@@ -173,18 +173,18 @@ def test_the_share_of_waiting_is_told_and_the_callers_time_is_not_training(monke
     state = TrainState.start(toy_model(), OPTIM)
     steps = Clock(monkeypatch).train(state, LoopConfig(epochs=1, batch_size=8), reading=1.0, computing=3.0, pause=100.0)
     # a step's seconds are those when its batch has come: its own computing counts in the next
-    assert [step.seconds for step in steps] == [4.0 * number + 1 for number in range(8)]
-    assert [step.waiting for step in steps] == [1.0 * number for number in range(1, 9)]
-    assert steps[-1].waiting_share == pytest.approx(8 / 29)
-    assert steps[-1].seconds_left == pytest.approx(29 * (1 / 8) / (7 / 8))
+    assert [step.seconds for step in steps] == [4.0 * number for number in range(8)]  # it begins with the first batch
+    assert [step.waiting for step in steps] == [1.0 * number for number in range(8)]
+    assert steps[-1].waiting_share == pytest.approx(7 / 28)
+    assert steps[-1].seconds_left == pytest.approx(28 * (1 / 8) / (7 / 8))
 
 
 def test_time_limit_ends_training_and_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
     state, config = TrainState.start(toy_model(), OPTIM), LoopConfig(epochs=1000, batch_size=8, minutes=1.0)
     steps = Clock(monkeypatch).train(state, config, reading=1.0, computing=3.0, pause=100.0)
-    assert len(steps) == state.step == 15  # 4 seconds each; the sixteenth would begin at 61
-    assert [step.progress for step in steps] == pytest.approx([(4 * number + 1) / 60 for number in range(15)])
-    assert state.optimizer.learning_rates[0] == pytest.approx(OPTIM.encoder_lr * (1 - 57 / 60) / (1 - OPTIM.warmup))
+    assert len(steps) == state.step == 15  # 4 seconds each; the sixteenth would begin at 60
+    assert [step.progress for step in steps] == pytest.approx([4 * number / 60 for number in range(15)])
+    assert state.optimizer.learning_rates[0] == pytest.approx(OPTIM.encoder_lr * (1 - 56 / 60) / (1 - OPTIM.warmup))
 
 
 # -- prediction ----------------------------------------------------------------------------------------------------------

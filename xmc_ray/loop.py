@@ -134,12 +134,13 @@ def train(
     device = next(model.parameters()).device
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=_bfloat16(config, device))
     n_steps = config.epochs * steps_per_epoch
-    batches = iter(batches_from(state.step))
-    started = time.monotonic() - state.seconds
+    batches, started = iter(batches_from(state.step)), None
     while state.step < n_steps:
         asked = time.monotonic()
         batch = next(batches)
         now = time.monotonic()
+        if started is None:  # the clock begins with the first batch: waiting for it must not use up the warm-up
+            started, asked = now - state.seconds, now
         shared = _shared(exchange, batch, now - asked, now - started, device)
         progress = max(state.step / n_steps, shared.seconds / (60 * config.minutes) if config.minutes else 0.0)
         if progress >= 1:

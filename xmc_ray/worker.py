@@ -150,7 +150,7 @@ class _Worker:
 
 
 def _progress(step: Step, state: TrainState, fit: FitConfig) -> dict[str, Any]:
-    rate = step.documents / max(step.seconds, 1e-9)
+    rate = step.documents / step.seconds if step.seconds else 0.0  # nothing is known of the first step
     encoder_lr, head_lr = state.optimizer.learning_rates
     left = time.strftime("%H:%M:%S", time.gmtime(step.seconds_left)) if step.progress > 0 else "?"
     line = (
