@@ -13,6 +13,7 @@ import json
 import resource
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,12 @@ K = 100  # labels kept of each document, so that averages see more than the firs
 def settings_of(recipe: Path, variant: str) -> FitConfig:
     """The recipe with the variant's settings on top."""
     return parse(FitConfig, [f"--config={recipe}", f"--encoder.name={minilm()}", *variant.split()])
+
+
+def key_of(folder: Path, documents: int | None, names: bool, config: FitConfig) -> str:
+    """What a run is kept by; where the encoder lies makes no difference."""
+    config = replace(config, encoder=replace(config.encoder, name=Path(config.encoder.name).name))
+    return hashlib.sha256(repr((folder.name, documents, names, config)).encode()).hexdigest()[:16]
 
 
 def trained(
@@ -87,8 +94,7 @@ def main() -> None:
 
     def run(variant: str) -> tuple[Listed, dict[str, Any]]:
         config = settings_of(arguments.recipe, variant)
-        key = hashlib.sha256(repr((folder.name, arguments.documents, arguments.names, config)).encode()).hexdigest()[:16]
-        place = arguments.runs / f"{key}.npz"
+        place = arguments.runs / f"{key_of(folder, arguments.documents, arguments.names, config)}.npz"
         if not place.exists():
             print(f"{folder.name}: {variant or 'the recipe itself'}", flush=True)
             (scores, ids), cost = trained(folder, config, arguments.documents, names=arguments.names)
