@@ -1,5 +1,6 @@
 """New labels are found, old ones are scored as before, deprecated ones are gone; ids, counts, names, bundles and bad input."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,22 @@ def test_documents_of_the_new_labels_alone_are_enough(before: XMCClassifier) -> 
     for text, row in zip(TEXTS[:12], LABELS[:12], strict=True):
         score = dict(after.predict([text], k=99)[0])
         assert not NEW & set(row) or {max(NEW, key=score.__getitem__)} == NEW & set(row)
+
+
+def test_a_calibrated_bundle_stays_calibrated(flat: XMCClassifier, tmp_path: Path) -> None:
+    calibrated = XMCClassifier(replace(flat.bundle), flat.loop).calibrate(TEXTS, OLD)
+    calibrated.extend(TEXTS, LABELS, deprecate=["red"]).save(str(tmp_path / "after"))  # with thresholds, one a label
+    after = XMCClassifier.load(str(tmp_path / "after"))
+    n_old = len(flat.bundle.labels)
+    expected = scores(calibrated, UNUSUAL, n_old)
+    kept = np.array(flat.bundle.labels.labels.to_pylist()) != "red"
+    np.testing.assert_allclose(scores(after, UNUSUAL, n_old)[:, kept], expected[:, kept], rtol=1e-5)
+    calibration = after.bundle.calibration
+    assert calibration is not None and len(calibration.thresholds(0.5)) == n_old + len(NEW)
+    found = after.explain("a green plum", "plum")
+    assert found.chance == pytest.approx(dict(after.predict(["a green plum"], k=99)[0])["plum"], rel=1e-5)
+    assert f"as a tag {found.chance:.4f}" in str(found)
+    assert flat.explain("a green pear", "pear").chance is None
 
 
 def test_a_label_without_any_negative(flat: XMCClassifier) -> None:

@@ -40,7 +40,7 @@ from xmc_ray.lexical import LexicalBranch
 from xmc_ray.model import LightXML, ModelConfig
 from xmc_ray.text import Tokenizer
 
-FORMAT = 1
+FORMAT = 2  # 1 had a transformer always, and no lexical branch
 MARKER = "config.json"
 LABELS_FILE = "labels.parquet"
 CALIBRATION_FILE = "calibration.parquet"

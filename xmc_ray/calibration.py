@@ -13,7 +13,7 @@ enough held-out predictions, else of its frequency band, else of all labels.
 Letters: D documents, k predictions of each, N held-out predictions, L labels, R rows (none, then each band), Q knots.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -55,6 +55,10 @@ class Calibration:
         """Of predictions with -1 for labels where there are no more; ``counts_L``: training documents a label."""
         real_Dk = labels_Dk >= 0
         return cls(labels_Dk[real_Dk], scores_Dk[real_Dk], hit_Dk[real_Dk], band_rows(counts_L))
+
+    def over(self, counts_L: IntArray) -> "Calibration":
+        """The same evidence over more labels, the first of which are the own ones: new ones take thresholds of their band."""
+        return replace(self, band_L=band_rows(counts_L))
 
     def __len__(self) -> int:
         return len(self.label_N)

@@ -102,6 +102,8 @@ class Neighbour(NamedTuple):
 class Explanation:
     """``words``: in the text's order. ``log_odds``: of the score, mean over the models; ``without_words``: of nothing read.
 
+    ``score`` is the models' own; ``chance`` is what a tag has in its place, where all models are calibrated.
+
     ``notes``: what keeps the label from being predicted, or the words from being told. ``str()`` is fit for a terminal.
     """
 
@@ -109,6 +111,7 @@ class Explanation:
     label: str
     name: str | None
     score: float
+    chance: float | None
     n_labels: int
     log_odds: float
     without_words: float
@@ -120,7 +123,8 @@ class Explanation:
     def __str__(self) -> str:
         title = self.label if self.name in (None, self.label) else f"{self.label} ({self.name})"
         odds = f"log-odds {self.log_odds:+.2f}, without any word {self.without_words:+.2f}"
-        parts = [[f"{title}: score {self.score:.4f}, {odds}", *(f"note: {note}" for note in self.notes)]]
+        chance = "" if self.chance is None else f", as a tag {self.chance:.4f}"
+        parts = [[f"{title}: score {self.score:.4f}{chance}, {odds}", *(f"note: {note}" for note in self.notes)]]
         parts += [[_told(path, self.n_labels) for path in self.paths], self._words(), self._neighbours()]
         return "\n\n".join("\n".join(part) for part in parts if part)
 
@@ -199,6 +203,7 @@ def explain(
         label=label,
         name=ensemble.labels.names[label_id].as_py(),
         score=float(np.mean([path.score for path in paths])),
+        chance=_chance(ensemble, paths),
         n_labels=len(ensemble.labels),
         log_odds=float(odds_W[0]),
         without_words=float(odds_W[-1]),
@@ -209,6 +214,17 @@ def explain(
     if documents is None:
         return explanation
     return replace(explanation, neighbours=_nearest(ensemble, _side_by_side(queries), label, config, documents, nearest))
+
+
+def _chance(ensemble: Ensemble, paths: Sequence[Path]) -> float | None:
+    """The mean of the calibrated scores, as `Ensemble.predict` takes it; None where a model has no calibration."""
+    calibrations = [bundle.calibration for bundle in ensemble.bundles if bundle.calibration is not None]
+    if len(calibrations) < len(paths):
+        return None
+    scores = [np.array([path.score], np.float32) for path in paths]
+    return float(
+        np.mean([part.calibrated(score, np.zeros(1, np.int64)) for part, score in zip(calibrations, scores, strict=True)])
+    )
 
 
 def log_odds(model: LightXML, features_BF: Tensor, label: int) -> Tensor:

@@ -122,7 +122,9 @@ def extend(
     counts = {"labels from documents": int((labels.counts[n_old:] > 0).sum()), "deprecated": len(hidden)}
     counts["labels from names alone"] = n_new - counts["labels from documents"]
     metrics = bundle.metrics | {"extension": {"of": bundle.fingerprint, **counts}}
-    return replace(bundle, model=model, labels=labels, groups=groups, metrics=metrics, fingerprint="")
+    calibration = None if bundle.calibration is None else bundle.calibration.over(labels.counts)
+    grown = replace(bundle, model=model, labels=labels, groups=groups, calibration=calibration)
+    return replace(grown, metrics=metrics, fingerprint="")
 
 
 # -- labels --------------------------------------------------------------------------------------------------------------
