@@ -377,15 +377,6 @@ def name_loss(name_EF: Tensor, rows_EI: Tensor, penalty: float, map_II: Tensor) 
 # -- a training run ------------------------------------------------------------------------------------------------------
 
 
-def reliability(pairs: Sequence[tuple[float, bool]], bins: int) -> list[tuple[int, int, float]]:
-    """For each bin of scores: how many there are, how many are right, and their sum."""
-    rows = []
-    for place in range(bins):
-        inside = [(score, right) for score, right in pairs if min(int(score * bins), bins - 1) == place]
-        rows.append((len(inside), sum(right for _, right in inside), sum(score for score, _ in inside)))
-    return rows
-
-
 def mistaken(predicted: Sequence[Sequence[int]], truth: Sequence[Collection[int]]) -> dict[tuple[int, int], int]:
     """Documents with the first label among their wrong tags and the second missed, given as many tags as are true."""
     counts: dict[tuple[int, int], int] = {}

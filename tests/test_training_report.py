@@ -21,7 +21,7 @@ from xmc_ray.charts import thinned
 from xmc_ray.curves import Curves
 from xmc_ray.epochs import CHUNK
 from xmc_ray.errors import ConfigError
-from xmc_ray.findings import BINS, EXAMPLES, Findings, Reliability
+from xmc_ray.findings import EXAMPLES, Findings
 from xmc_ray.labels import LabelIndex
 from xmc_ray.training_report import Document, HeldOut, Label, LabelBand, Mistake, TrainingRun, training_report
 
@@ -32,21 +32,6 @@ Documents = list[tuple[list[int], list[int]]]
 
 
 # -- what predictions show -----------------------------------------------------------------------------------------------
-
-
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.floats(0, 1), st.booleans())), st.integers(0, 50))
-def test_reliability_is_that_of_a_loop_and_adds_up(pairs: list[tuple[float, bool]], cut: int) -> None:
-    parts = [
-        Reliability.of(np.array([s for s, _ in part]), np.array([r for _, r in part], bool))
-        for part in (pairs[:cut], pairs[cut:])
-    ]
-    found = parts[0] + parts[1]
-    expected = reference.reliability(pairs, BINS)
-    assert list(zip(found.tags_W, found.hits_W, strict=True)) == [row[:2] for row in expected]
-    assert found.score_W.tolist() == pytest.approx([row[2] for row in expected])
-    gaps = [abs(total - hits) for _, hits, total in expected]
-    assert found.error == (pytest.approx(sum(gaps) / len(pairs)) if pairs else None)
 
 
 @settings(deadline=None)
@@ -84,9 +69,9 @@ def test_scores_of_two_kinds_are_held_against_the_same_truth() -> None:
     findings = Findings(index(), seed=0)
     label_Dk, score_Dk = np.array([[0, 1, -1]]), np.array([[0.9, 0.2, 0.0]], np.float32)
     findings.update(lists([[7]]), lists([[0]]), label_Dk, {"raw": score_Dk, "calibrated": score_Dk**2})
-    assert [found.tags_W.sum() for found in findings.reliability.values()] == [2, 2]
-    assert findings.reliability["raw"].error == pytest.approx((0.1 + 0.2) / 2)
-    assert findings.reliability["calibrated"].error == pytest.approx((0.19 + 0.04) / 2)
+    assert [found.sums[0].sum() for found in findings.reliability.values()] == [2, 2]
+    assert findings.reliability["raw"].result() == pytest.approx((0.1 + 0.2) / 2)
+    assert findings.reliability["calibrated"].result() == pytest.approx((0.19 + 0.04) / 2)
     assert findings.examples(right=True)[0].tags == [(0, pytest.approx(0.9)), (1, pytest.approx(0.2))]
 
 

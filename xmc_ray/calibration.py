@@ -34,7 +34,7 @@ DEPTH = 10  # predictions of a document that a calibration is fitted on
 PRECISIONS = (0.5, 0.8, 0.9)  # for which metrics.json states coverage
 DEFAULT_PRECISION = 0.5  # of the thresholds in labels.parquet
 ENOUGH_OF_LABEL, ENOUGH_OF_BAND = 50, 500  # held-out predictions for thresholds of one's own
-_BINS = 15
+BINS = 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,14 +153,14 @@ class Reliability:
     """Sums for ECE@k; ``sums``: float64[3, 15], predictions, chances told, right ones, by the chance's bin."""
 
     def __init__(self, k: int = 5) -> None:
-        self.k, self.sums = k, np.zeros((3, _BINS))
+        self.k, self.sums = k, np.zeros((3, BINS))
 
     def update(self, scores_Dk: ScoreArray, labels_Dk: IntArray, hit_Dk: BoolArray) -> None:
         """Count the k best predictions of each document, scores falling; -1 for labels where there are no more."""
         real_Dk = labels_Dk[:, : self.k] >= 0
         score_N, hit_N = (values[:, : self.k][real_Dk].astype(np.float64) for values in (scores_Dk, hit_Dk))
-        bin_N = np.minimum((score_N * _BINS).astype(np.int64), _BINS - 1)
-        self.sums += [np.bincount(bin_N, weights, _BINS) for weights in (np.ones_like(score_N), score_N, hit_N)]
+        bin_N = np.minimum((score_N * BINS).astype(np.int64), BINS - 1)
+        self.sums += [np.bincount(bin_N, weights, BINS) for weights in (np.ones_like(score_N), score_N, hit_N)]
 
     def result(self) -> float | None:
         """ECE@k, 0..1; None where nothing was counted."""

@@ -5,8 +5,8 @@ Each has its words for those who do not see it, and a table of its figures.
 
 from collections.abc import Mapping, Sequence
 
+from xmc_ray.calibration import BINS, Reliability
 from xmc_ray.curves import Points
-from xmc_ray.findings import BINS, Reliability
 from xmc_ray.page import Html, percent, svg, table
 from xmc_ray.page import element as e
 
@@ -43,25 +43,26 @@ def curves(series: Mapping[str, Points]) -> Html:
 
 def reliability(kinds: Mapping[str, Reliability]) -> Html:
     """The mean score of a bin across, the share of its tags that are right upwards; the dashed line is where both agree."""
-    told = {name: found for name, found in kinds.items() if found.error is not None}
+    told = {name: found for name, found in kinds.items() if found.result() is not None}
     if not told:
         return Html()
     paths, rows = [], []
     for (name, found), kind in zip(told.items(), _KINDS, strict=False):
-        bins = [place for place in range(BINS) if found.tags_W[place]]
-        means = [float(found.score_W[place] / found.tags_W[place]) for place in bins]
-        shares = [float(found.hits_W[place] / found.tags_W[place]) for place in bins]
+        tags, told_by, right = found.sums.tolist()
+        bins = [place for place in range(BINS) if tags[place]]
+        means = [told_by[place] / tags[place] for place in bins]
+        shares = [right[place] / tags[place] for place in bins]
         paths.append(_path([(mean, 1 - share) for mean, share in zip(means, shares, strict=True)], kind))
         rows += [
             [
-                f"{name}, {place / BINS:.1f} – {(place + 1) / BINS:.1f}",
-                f"{found.tags_W[place]:,}",
+                f"{name}, {place / BINS:.2f} – {(place + 1) / BINS:.2f}",
+                f"{tags[place]:,.0f}",
                 f"{mean:.3f}",
                 percent(share),
             ]
             for place, mean, share in zip(bins, means, shares, strict=True)
         ]
-    errors = ", ".join(f"{name} {found.error:.4f}" for name, found in told.items())
+    errors = ", ".join(f"{name} {found.result():.4f}" for name, found in told.items())
     return e(
         "figure",
         _keys(list(told), f"Expected calibration error: {errors}"),

@@ -9,7 +9,6 @@ Letters: D documents of a chunk, k tags, L labels, P true (document, label) pair
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,44 +16,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from xmc_ray.calibration import Reliability
 from xmc_ray.labels import IntArray, LabelIndex, list_lengths
-from xmc_ray.metrics import Metrics
+from xmc_ray.metrics import Metrics, find_hits
 
 Scores = npt.NDArray[np.floating]
 BoolArray = npt.NDArray[np.bool_]
 
-BINS = 10
 TAGS = 5  # of a document, whose scores are held against the truth
 EXAMPLES = 20  # of each kind
-
-
-@dataclass(frozen=True, eq=False)
-class Reliability:
-    """Scores against the share of them that are right, in ``BINS`` equal bins of [0, 1] (Guo et al. 2017, section 2).
-
-    ``tags_W``: scores in each bin; ``hits_W``: those of them that are right; ``score_W``: their sum.
-    """
-
-    tags_W: IntArray
-    hits_W: IntArray
-    score_W: npt.NDArray[np.float64]
-
-    @classmethod
-    def of(cls, scores: Scores, hits: BoolArray) -> "Reliability":
-        """Of ``scores`` in 0..1 and whether each is ``hits``, a right one; both of any one shape."""
-        flat = scores.astype(np.float64).ravel()
-        bins = np.clip((flat * BINS).astype(np.int64), 0, BINS - 1)
-        tags_W, hits_W = np.bincount(bins, minlength=BINS), np.bincount(bins[hits.ravel()], minlength=BINS)
-        return cls(tags_W, hits_W, np.bincount(bins, flat, minlength=BINS).astype(np.float64))
-
-    def __add__(self, other: "Reliability") -> "Reliability":
-        """Both together."""
-        return Reliability(self.tags_W + other.tags_W, self.hits_W + other.hits_W, self.score_W + other.score_W)
-
-    @property
-    def error(self) -> float | None:
-        """Expected calibration error: the mean distance of a bin's mean score from its share of hits, by tags. None of none."""
-        return float(np.abs(self.score_W - self.hits_W).sum() / self.tags_W.sum()) if self.tags_W.any() else None
 
 
 class Confusion(NamedTuple):
@@ -94,17 +64,13 @@ class Findings:
         offsets = np.concatenate([[0], np.cumsum(list_lengths(truth))])
         label_P = pc.list_flatten(truth).to_numpy().astype(np.int64)
         document_P = np.repeat(np.arange(len(truth)), list_lengths(truth))
-        key_P = document_P * len(self.truth_L) + label_P
-        key_Dk = np.arange(len(label_Dk))[:, None] * len(self.truth_L) + label_Dk
-        hit_Dk = np.isin(key_Dk, key_P) & (label_Dk >= 0)
+        hit_Dk = find_hits(label_Dk, offsets, label_P, len(self.truth_L))
 
         self.documents += len(label_Dk)
         self.metrics.update(label_Dk, offsets, label_P)
         self.truth_L += np.bincount(label_P, minlength=len(self.truth_L))
-        seen_Dk, top_Dk = label_Dk[:, :TAGS] >= 0, hit_Dk[:, :TAGS]
         for name, score_Dk in scores.items():
-            found = Reliability.of(score_Dk[:, :TAGS][seen_Dk], top_Dk[seen_Dk])
-            self.reliability[name] = self.reliability[name] + found if name in self.reliability else found
+            self.reliability.setdefault(name, Reliability(TAGS)).update(score_Dk, label_Dk, hit_Dk)
         self._count(mistaken(label_Dk, hit_Dk, document_P, label_P, len(self.truth_L)))
         self._draw(tokens, truth, label_Dk, next(iter(scores.values())), hit_Dk[:, 0])
 

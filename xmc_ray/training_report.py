@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+from xmc_ray.calibration import Reliability
 from xmc_ray.charts import curves, reliability
 from xmc_ray.curves import Curves, Points
-from xmc_ray.findings import Reliability
 from xmc_ray.page import Html, card, count, duration, excerpt, isolated, label, number, page, percent, section, settings, table
 from xmc_ray.page import element as e
 from xmc_ray.page import warnings as shown_warnings
