@@ -26,6 +26,7 @@ import ray
 
 from xmc_ray import storage
 from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.lease import is_free
 from xmc_ray.pieces import written
 from xmc_ray.plan import PIECES, REUSED, Plan
 from xmc_ray.storage import FileInfo, join
@@ -54,7 +55,7 @@ class Night:
 
         Raises ConfigError when the folder holds something else, or another night without ``overwrite``.
         """
-        if storage.is_empty(folder):
+        if is_free(folder):
             return cls(folder, uuid.uuid4().hex[:8], identity)
         done, begun = (_read(join(place, IDENTITY)) for place in (folder, join(folder, WORK)))
         if done is None and begun is None:
