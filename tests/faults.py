@@ -46,12 +46,12 @@ def submit(job: str, arguments: list[str], **environment: str) -> "subprocess.Po
     return subprocess.Popen(command, cwd=ROOT, env=inherited | environment, **pipes)  # type: ignore[call-overload,no-any-return]
 
 
-def wait_for(moment: Callable[[], object], outcome: Mapping[str, Any] | None = None) -> None:
+def wait_for(moment: Callable[[], object], outcome: Mapping[str, Any] | None = None, every: float = 0.002) -> None:
     """``outcome``: of a run that the moment has to come in; once it is over there is nothing to wait for."""
     deadline = time.monotonic() + SECONDS
     while not moment():
         assert time.monotonic() < deadline and not outcome, f"the moment has not come: {outcome}"
-        time.sleep(0.002)
+        time.sleep(every)
 
 
 def children(name: str, of: int | None = None) -> list[int]:

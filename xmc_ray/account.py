@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from ray.util import metrics
 
 from xmc_ray import storage
 from xmc_ray.drift import Drift, DriftConfig, psi, worst
@@ -23,6 +24,7 @@ from xmc_ray.pieces import OUTCOMES, SCORE_BINS, Summary
 from xmc_ray.report import LabelCount, LabelDrift, LabelShift, Night, Sample, report
 
 _SHOWN_LABELS = 1000  # in the manifest, the most frequent ones; a million lines are read by nobody
+_NO_DRIFT = 1e-9  # counters refuse to count nothing
 _FREQUENT, _SAMPLES = 20, 20  # in the report
 
 
@@ -155,6 +157,19 @@ class Account:
 
     def _named(self, place: int) -> tuple[str, str | None]:
         return self.labels["label"][place].as_py(), self.labels["name"][place].as_py()
+
+
+def announce(drift: Mapping[str, float | None]) -> None:
+    """Tell Prometheus of a night that is finished: when, and how far its labels have moved.
+
+    As counters, though they only ever get one value: a node goes on exporting the counters of a process that has ended, but
+    forgets its gauges within seconds.
+    """
+    moved = metrics.Counter("xmc_ray_drift", "Drift (PSI) of a finished night's labels", tag_keys=("against",))
+    for name, value in drift.items():
+        if value is not None:
+            moved.inc(max(value, _NO_DRIFT), {"against": name})
+    metrics.Counter("xmc_ray_finished_seconds", "Unix time at which a night was finished").inc(time.time())
 
 
 def _sample(sample: Mapping[str, Any]) -> Sample:

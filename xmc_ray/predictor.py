@@ -13,7 +13,7 @@ import pyarrow as pa
 import ray
 import ray.data
 import torch
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
 from ray.util.metrics import Counter, Histogram
 
 from xmc_ray.ensemble import Ensemble, agreement
@@ -45,6 +45,8 @@ class PoolConfig:
     """Documents that an actor takes at a time and sorts by length; in tagging it takes a whole piece."""
     token_budget: int = 0
     """Most tokens, padding included, that go through the encoder at once; 0 is 8,192 on a GPU and 2,048 on a CPU."""
+    patience: float = 30.0
+    """Minutes to wait for a cluster that has no room for ``min`` actors yet."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.max:
@@ -56,10 +58,23 @@ class PoolConfig:
         return self.token_budget or (8192 if self.gpu else 2048)
 
     @property
+    def needs(self) -> dict[str, float]:
+        """What an actor takes of the cluster."""
+        return {"CPU": float(self.cpus)} | ({"GPU": 1.0} if self.gpu else {})
+
+    @property
     def resources(self) -> dict[str, Any]:
         """What Ray is asked for: actors, and CPUs and GPUs of each."""
         strategy = ActorPoolStrategy(min_size=self.min, max_size=self.max)
         return {"compute": strategy, "num_cpus": self.cpus, "num_gpus": 1 if self.gpu else 0}
+
+    def beside(self, cpus: float) -> dict[str, Any]:
+        """What Ray is asked for by tasks that take ``cpus`` and feed the actors, or take away what they have done.
+
+        Ray Data gives each stage an equal share of a cluster's CPUs, whatever it needs, and a pool on CPUs does not grow beyond
+        its own. So there its neighbours have at most a task for each actor, and the rest is for the actors.
+        """
+        return {} if self.gpu else {"compute": TaskPoolStrategy(size=max(2, self.max)), "num_cpus": cpus}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,9 @@
 import logging
 import os
 import sys
-from collections.abc import Iterator
+import time
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
@@ -11,8 +13,9 @@ from typing import cast
 import pyarrow as pa
 import ray
 import ray.data
+from ray.util.placement_group import placement_group, remove_placement_group
 
-from xmc_ray.errors import XmcError
+from xmc_ray.errors import ConfigError, XmcError
 
 _LOCAL_VARIABLES = {
     "PYTHONPATH": str(Path(__file__).parent.parent),  # workers find the library uninstalled, too
@@ -20,6 +23,7 @@ _LOCAL_VARIABLES = {
     # 89 documents a second with the default and at 150 with this, on idle cores at 238 and 249.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
+_TOLD = 30.0  # seconds between two lines while a cluster has no room
 _LOCAL_CPUS = 6  # logical ones: a streaming plan of read, map, actor and write tasks stalls when it gets fewer
 
 
@@ -32,8 +36,8 @@ def connect() -> None:
     _hush()
     if ray.is_initialized():
         return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init()
+    if is_cluster():
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)  # what workers print stands in the dashboard
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA_VISIBLE_DEVICES for tasks without a GPU
     ray.init(
@@ -46,8 +50,64 @@ def connect() -> None:
     )
 
 
+def is_cluster() -> bool:
+    """Whether the job runs on a Ray that was there before it, which may grow."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def check_room(what: str, count: int, needs: Mapping[str, float]) -> None:
+    """A Ray that was started here does not grow: ConfigError where it is too small for ``count`` times ``needs``."""
+    if is_cluster():
+        return
+    there = ray.cluster_resources()
+    for name in ("GPU", "CPU"):
+        if count * needs.get(name, 0) > there.get(name, 0):
+            raise ConfigError(
+                f"too few {name}s here",
+                found=f"{there.get(name, 0):.0f} {name}s, {count} {what} of {_told(needs)}",
+                way_out=f"take fewer {what}, let each ask for less, or submit to a cluster",
+            )
+
+
+def make_room(what: str, count: int, needs: Mapping[str, float], minutes: float) -> None:
+    """Wait until the cluster has room for ``count`` times ``needs``; an autoscaler hears of the demand by this.
+
+    Says every half minute what is missing. ConfigError when it still is after ``minutes``.
+    """
+    check_room(what, count, needs)
+    if not is_cluster():
+        return
+    group, give_up = placement_group([dict(needs)] * count), time.monotonic() + 60 * minutes
+    try:
+        while not group.wait(max(1.0, min(_TOLD, give_up - time.monotonic()))):
+            wanted = f"{count} {what} of {_told(needs)}"
+            if time.monotonic() >= give_up:
+                raise ConfigError(
+                    f"the cluster has no room for the {what}",
+                    found=f"{_cluster()} after {minutes:g} minutes",
+                    expected=wanted,
+                    way_out=f"take fewer {what}, let each ask for less, add nodes, or raise the setting 'patience'",
+                )
+            print(f"waiting for {wanted}; there: {_cluster()}", flush=True)
+    finally:
+        remove_placement_group(group)
+
+
+def _told(resources: Mapping[str, float]) -> str:
+    return " and ".join(f"{amount:g} {name}" for name, amount in resources.items() if amount)
+
+
+def _cluster() -> str:
+    """What there is, as people say it."""
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    total, free = ray.cluster_resources(), ray.available_resources()
+    parts = [f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}s free" for name in ("CPU", "GPU")]
+    return f"{nodes} nodes, {', '.join(parts)}"
+
+
 def _hush() -> None:
     """Keep Ray Data's and Ray Train's running commentary off the terminal; their log files keep it, errors are raised."""
+    warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks", category=UserWarning)
     for name in ("ray.data", "ray.train"):
         for handler in logging.getLogger(name).handlers:
             if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):

@@ -21,7 +21,7 @@ import ray
 import ray.data
 
 from xmc_ray import evaluation, night, storage
-from xmc_ray.account import Account, watched
+from xmc_ray.account import Account, announce, watched
 from xmc_ray.calibration import check_precision
 from xmc_ray.census import take_census
 from xmc_ray.documents import DocumentsConfig, Rules
@@ -29,11 +29,12 @@ from xmc_ray.drift import DriftConfig
 from xmc_ray.ensemble import Members
 from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.inputs import check_columns, list_inputs
+from xmc_ray.lease import Lease, held
 from xmc_ray.night import Night
 from xmc_ray.pieces import CopyPieces, ReadPieces, Summary, TagColumns, TagPieces, WritePieces, finished, some_texts
 from xmc_ray.plan import Plan, piece_name
 from xmc_ray.predictor import PoolConfig, ScoringConfig, settle_scoring
-from xmc_ray.session import arrow_batches, connect, own_errors
+from xmc_ray.session import arrow_batches, connect, make_room, own_errors
 from xmc_ray.storage import FileInfo
 
 _PIECES_A_TASK = 8  # neighbours that one task reads, so that a large row group is not read for each
@@ -128,26 +129,36 @@ def run(config: TagConfig) -> str:
         "input": [asdict(file) for file in files],
         "config": {name: value for name, value in asdict(config).items() if name not in _FREE},
     }
-    this = Night.open(folder, identity, config.overwrite)
-    if this is None:
-        print(f"finished before, nothing to do: {folder}", flush=True)
-        return folder
+    if Night.open(folder, identity, config.overwrite) is None:
+        return _nothing_to_do(folder)
     check_columns(files, config.documents, labelled=False)
-    connect()
-    with own_errors():
+    with held(folder) as lease, own_errors():
+        this = Night.open(folder, identity, config.overwrite)  # once more: another job may have ended here just now
+        if this is None:
+            return _nothing_to_do(folder)
+        connect()
+        make_room("actors", config.pool.min, config.pool.needs, config.pool.patience)
         _pass_gate(config)
         plan = this.plan()
         previous = plan.previous if plan else _previous(config, folder, members.fingerprint)
-        manifest = _Making(config, this, members, files, previous).finish(plan, started)
+        manifest = _Making(config, this, members, files, previous, lease).finish(plan, started)
     print(_report(manifest, folder), flush=True)
+    return folder
+
+
+def _nothing_to_do(folder: str) -> str:
+    print(f"finished before, nothing to do: {folder}", flush=True)
     return folder
 
 
 class _Making:
     """A night in the making."""
 
-    def __init__(self, config: TagConfig, this: Night, members: Members, files: list[FileInfo], previous: str | None) -> None:
+    def __init__(
+        self, config: TagConfig, this: Night, members: Members, files: list[FileInfo], previous: str | None, lease: Lease
+    ) -> None:
         self.config, self.night, self.members, self.files, self.previous = config, this, members, files, previous
+        self.lease = lease
         self.rules = Rules.of(config.documents, labelled=False)
         labels_file, self.tokenizers = members.fetch()
         labels = pq.read_table(labels_file, columns=["label", "name", "count"])
@@ -169,6 +180,7 @@ class _Making:
         for summary in watched(self._left(plan, done, model), self.account, plan.rows):
             self.account.add(summary)
             self._check_rejects(plan)
+            self.lease.check()
         self._check_rejects(plan)
         if self.account.documents != plan.rows:
             raise DataError("rows were lost", where=self.night.folder, found=self.account.documents, expected=plan.rows)
@@ -189,7 +201,10 @@ class _Making:
         for warning in warnings:
             print(f"warning: {warning}", flush=True)
         texts = {night.REPORT: page.encode(), night.COUNTS: self.account.label_table()}
-        return self.night.publish(plan, self.config.target_bytes, manifest, texts)
+        self.lease.check()
+        manifest = self.night.publish(plan, self.config.target_bytes, manifest, texts)
+        announce(manifest["drift"])
+        return manifest
 
     def _plan(self) -> Plan:
         tags = night.tag_files(self.previous) if self.previous else []
@@ -213,10 +228,11 @@ class _Making:
     def _tagged(self, pieces: ray.data.Dataset, model: ScoringConfig) -> ray.data.Dataset:
         config = self.config
         read, write = ReadPieces(self.rules, self.tokenizers), WritePieces(self.night.work, self.columns)
-        tokenised = pieces.map_batches(read.__call__, batch_format="pyarrow", batch_size=None)
-        constructor = (self.members.uris, config.k, config.pool, model)
-        tagged = tokenised.map_batches(TagPieces, fn_constructor_args=constructor, **_BY_ROW, **config.pool.resources)
-        return tagged.map_batches(write.__call__, **_BY_ROW)
+        pool = config.pool
+        tokenised = pieces.map_batches(read.__call__, batch_format="pyarrow", batch_size=None, **pool.beside(0.5))
+        constructor = (self.members.uris, config.k, pool, model)
+        tagged = tokenised.map_batches(TagPieces, fn_constructor_args=constructor, **_BY_ROW, **pool.resources)
+        return tagged.map_batches(write.__call__, **_BY_ROW, **pool.beside(0.25))
 
     def _model(self, plan: Plan) -> ScoringConfig:
         """Settled once a night, and as in the night that tags are taken from."""

@@ -26,9 +26,10 @@ from xmc_ray.encoder import check_encoder
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.finish import keep_best
 from xmc_ray.journal import journal, say
+from xmc_ray.lease import DRIVER, Lease, held, is_free
 from xmc_ray.preparation import Prepared, ValidationConfig, prepare
 from xmc_ray.review import Machine, ReportConfig, write_report
-from xmc_ray.session import connect, own_errors
+from xmc_ray.session import check_room, connect, make_room, own_errors
 from xmc_ray.worker import Job, work
 
 
@@ -48,12 +49,19 @@ class WorkersConfig:
     """Threads of a worker on a CPU; 0 shares the machine's cores among the workers on it."""
     max_failures: int = 3
     """How often the workers are started again, from their last checkpoint, after one has died."""
+    patience: float = 30.0
+    """Minutes to wait for a cluster that has no room for the workers yet."""
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ConfigError("workers.count does not fit", found=self.count, expected="at least 1")
         if self.least is not None and not 1 <= self.least <= self.count:
             raise ConfigError("workers.least does not fit", found=self.least, expected=f"1 to workers.count, {self.count}")
+
+    @property
+    def needs(self) -> dict[str, float]:
+        """What a worker takes of the cluster."""
+        return {"CPU": float(self.cpus)} | ({"GPU": 1.0} if self.gpu else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,31 +91,40 @@ def run(config: TrainConfig) -> str:
     check_encoder(config.encoder, config.text.max_tokens)
     config = _absolute(config)
     bundle = storage.join(config.output, "bundle")
-    if _is_finished(config, bundle):
-        say(f"this run is finished: {bundle}")
-        return bundle
-    connect()
-    _check_resources(config.workers)
-    own_tokens = storage.join(config.output, "tokens")
-    with own_errors():
-        say(f"reading {config.documents.uri}")
-        prepared = prepare(config.documents, config.label_names, config, config.validation, config.cache or own_tokens)
-        say("prepared: " + ", ".join(f"{count:,} {name}" for name, count in prepared.counts.items() if count))
-        kind = "flat, one label a group" if prepared.groups.flat else f"{len(prepared.groups):,} groups"
-        say(f"labels: {len(prepared.labels):,} ({kind})")
-        _check_workers(config, prepared)
-        identity = _identity(config, prepared)
-        start = _check_start(config, identity)
-        storage.write_bytes(storage.join(config.output, "run.toml"), to_toml(config).encode())
-        _train(config, prepared, identity, start)
-        saved = storage.join(config.output, "checkpoints")
-        fingerprint = keep_best(config, config.workers.gpu, prepared, saved, bundle, to_toml(config))
-        machine = Machine(cpus=config.workers.cpus, gpu=config.workers.gpu, threads=config.workers.threads)
-        write_report(config.output, config.report, machine, config.loop, prepared, asdict(config))
-        if config.cache is None:
-            storage.remove(own_tokens)
-    say(f"bundle {fingerprint}: {bundle}")
+    if not _is_finished(config, bundle):
+        with held(config.output) as lease, own_errors():
+            if not _is_finished(config, bundle):  # once more: another job may have ended here just now
+                say(f"bundle {_make(config, bundle, lease)}: {bundle}")
+                return bundle
+    say(f"this run is finished: {bundle}")
     return bundle
+
+
+def _make(config: TrainConfig, bundle: str, lease: Lease) -> str:
+    """Prepare, train, keep the best; the bundle's fingerprint."""
+    workers, own_tokens = config.workers, storage.join(config.output, "tokens")
+    least = workers.least or workers.count
+    connect()
+    check_room("workers", least, workers.needs)
+    say(f"reading {config.documents.uri}")
+    prepared = prepare(config.documents, config.label_names, config, config.validation, config.cache or own_tokens)
+    say("prepared: " + ", ".join(f"{count:,} {name}" for name, count in prepared.counts.items() if count))
+    kind = "flat, one label a group" if prepared.groups.flat else f"{len(prepared.groups):,} groups"
+    say(f"labels: {len(prepared.labels):,} ({kind})")
+    _check_workers(config, prepared)
+    identity = _identity(config, prepared)
+    start = _check_start(config, identity)
+    storage.write_bytes(storage.join(config.output, "run.toml"), to_toml(config).encode())
+    make_room("workers", least, workers.needs, workers.patience)  # only now: machines that wait for documents cost money
+    _train(config, prepared, identity, start)
+    lease.check()
+    saved = storage.join(config.output, "checkpoints")
+    fingerprint = keep_best(config, workers.gpu, prepared, saved, bundle, to_toml(config))
+    machine = Machine(cpus=workers.cpus, gpu=workers.gpu, threads=workers.threads)
+    write_report(config.output, config.report, machine, config.loop, prepared, asdict(config))
+    if config.cache is None:
+        storage.remove(own_tokens)
+    return fingerprint
 
 
 # -- before training -----------------------------------------------------------------------------------------------------
@@ -133,14 +150,14 @@ def _is_finished(config: TrainConfig, bundle: str) -> bool:
     Raises ConfigError where something else lies there, a run with other settings, or anything at all under ``never``.
     """
     other_place = "choose another output or remove it"
-    if storage.is_empty(config.output):
+    if is_free(config.output):
         return False
     if config.resume == "never":
         raise ConfigError("the run folder is not empty", where=config.output, way_out=f"{other_place}, or --resume auto")
     written = storage.join(config.output, "run.toml")
     if not storage.exists(written):
-        ours = storage.join(config.output, "tokens") + "/"
-        foreign = [file.uri for file in storage.all_files(config.output) if ours not in file.uri]
+        ours = storage.join(config.output, "tokens") + "/", storage.join(config.output, DRIVER)
+        foreign = [file.uri for file in storage.all_files(config.output) if not file.uri.startswith(ours)]
         if foreign:
             raise ConfigError("the run folder is not empty", where=config.output, found=foreign[0], way_out=other_place)
         return False
@@ -173,25 +190,6 @@ def _what_counts(config: TrainConfig) -> list[str]:
         "output": "",
     }
     return to_toml(replace(config, **free)).splitlines()  # type: ignore[arg-type]
-
-
-def _check_resources(workers: WorkersConfig) -> None:
-    """A Ray that was started here does not grow: raises ConfigError where it lacks what the workers ask for."""
-    least, resources = workers.least or workers.count, ray.cluster_resources()
-    if "RAY_ADDRESS" in os.environ:
-        return
-    if workers.gpu and resources.get("GPU", 0) < least:
-        raise ConfigError(
-            "too few GPUs here",
-            found=f"{resources.get('GPU', 0):.0f} GPUs, {least} workers",
-            way_out="set workers.gpu = false, take fewer workers, or submit to a cluster",
-        )
-    if least * workers.cpus > resources["CPU"]:
-        raise ConfigError(
-            "too few CPUs here",
-            found=f"{resources['CPU']:.0f} CPUs, {least} workers of {workers.cpus}",
-            way_out="take fewer workers, lower workers.cpus, or submit to a cluster",
-        )
 
 
 def _check_workers(config: TrainConfig, prepared: Prepared) -> None:
@@ -276,7 +274,7 @@ def _trainer(config: TrainConfig, prepared: Prepared, identity: Identity, start:
         scaling_config=ScalingConfig(
             num_workers=workers.count if workers.least is None else (workers.least, workers.count),  # type: ignore[arg-type]
             use_gpu=workers.gpu,
-            resources_per_worker={"CPU": workers.cpus} | ({"GPU": 1} if workers.gpu else {}),
+            resources_per_worker=workers.needs,
         ),
         # Ray Train keeps nothing there but a mark of its own: the checkpoints are ours (decision 0008).
         run_config=RunConfig(
