@@ -2,7 +2,8 @@
 
 A method is a command that reads a data folder and leaves ``predictions.parquet`` (``labels``, ``scores``: ten a row of
 test.parquet) and ``costs.json`` in a folder. It runs in a process of its own, whose memory is watched from outside, together
-with that of all its children. ``run.json`` is written last: a folder that has it is finished and not run again.
+with that of all its children. ``run.json`` is written last, with the costs or the ``failure``: what is finished is not run
+again, nor what took too long, unless it gets longer.
 """
 
 import json
@@ -16,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +38,16 @@ _LOOKS = 1.0  # seconds between two looks at the memory
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table: ``script`` DATA OUT ``options``, run by the Python of ``environment`` (None: this one)."""
+    """A row of the table: ``script`` DATA OUT ``options``, run by the Python of ``environment`` (None: this one).
+
+    ``members``: the methods whose models, in folders beside OUT, it makes use of.
+    """
 
     name: str
     script: Path
     options: tuple[str, ...] = ()
     environment: str | None = None
-
-    @property
-    def is_peer(self) -> bool:
-        return self.environment is not None
+    members: tuple[str, ...] = ()
 
 
 def peers(encoder: str) -> list[Method]:
@@ -74,24 +76,51 @@ def interpreter(name: str, environments: Path) -> Path:
 
 
 def run(method: Method, data: Path, out: Path, environments: Path = ENVIRONMENTS, minutes: float | None = None) -> bool:
-    """Run ``method`` unless ``out`` holds a finished run of the same command; False if it failed or took too long."""
+    """Run ``method`` unless the same command has finished, or took too long, in ``out``; False if it failed or takes too long.
+
+    What makes use of others' models is run again when one of these is newer.
+    """
     command = [part.replace(f"{ROOT}/", "") for part in (str(method.script), *method.options)]  # the same in any checkout
-    finished = out / "run.json"
-    if finished.exists() and json.loads(finished.read_text())["command"] == command:
-        return True
-    python = Path(sys.executable) if method.environment is None else interpreter(method.environment, environments)
+    newest = max((_told(out.parent / name).get("date", "") for name in method.members), default="")
+    before = _told(out)
+    hopeless = before.get("minutes", 0.0) >= (minutes or float("inf"))
+    if before.get("command") == command and before.get("date", "") >= newest and (hopeless or "failure" not in before):
+        return not hopeless
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     print(f"{data.name}: {method.name}", flush=True)
+    found = _costs(method, data, out, environments, minutes)
+    if "failure" in found:
+        print(f"{data.name}: {method.name} {found['failure']}, see {out / 'log.txt'}", flush=True)
+    about = {"command": command, "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "cores": os.cpu_count()}
+    (out / "run.json").write_text(json.dumps(about | found, indent=1) + "\n")
+    return "failure" not in found
+
+
+def _costs(method: Method, data: Path, out: Path, environments: Path, minutes: float | None) -> dict[str, Any]:
+    """Run ``method``: its costs, with those that its ``costs.json`` tells of others' models; or its ``failure``."""
     with (out / "log.txt").open("w") as log:
+        try:
+            python = Path(sys.executable) if method.environment is None else interpreter(method.environment, environments)
+        except subprocess.CalledProcessError as error:
+            log.write(f"{error}\n")
+            return {"failure": "has no environment"}
         process = subprocess.Popen([python, method.script, data, out, *method.options], stdout=log, stderr=log)
-        watched = _watch(process, None if minutes is None else 60 * minutes)
+        peak, seconds, in_time = _watch(process, None if minutes is None else 60 * minutes)
+    if not in_time:
+        return {"failure": f"stopped after {minutes:g} minutes", "minutes": minutes}
     if process.returncode:
-        print(f"{data.name}: {method.name} ended with {process.returncode}, see {out / 'log.txt'}", flush=True)
-        return False
-    costs = json.loads((out / "costs.json").read_text())
-    finished.write_text(json.dumps({"command": command, **costs, **watched}, indent=1) + "\n")
-    return True
+        return {"failure": f"failed with status {process.returncode}"}
+    costs: dict[str, Any] = json.loads((out / "costs.json").read_text())
+    peak, seconds = max(peak, costs.get("peak_bytes", 0)), seconds + costs.get("cpu_seconds", 0)
+    return costs | {"peak_bytes": peak, "cpu_seconds": seconds}
+
+
+def _told(out: Path) -> dict[str, Any]:
+    """``run.json``, empty if the run is not over."""
+    file = out / "run.json"
+    told: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return told
 
 
 def score(data: Path, out: Path) -> dict[str, Any]:
@@ -114,9 +143,9 @@ def ranking(lists: pa.ListArray, index: LabelIndex) -> IntArray:
     return ids_DK
 
 
-def _watch(process: "subprocess.Popen[bytes]", seconds: float | None) -> dict[str, float]:
-    """What the process and its descendants took: ``peak_bytes`` at one time, ``cpu_seconds``. Stopped after ``seconds``."""
-    started, peak = time.monotonic(), 0
+def _watch(process: "subprocess.Popen[bytes]", seconds: float | None) -> tuple[int, float, bool]:
+    """Most bytes at one time and CPU seconds of the process and its descendants; False if it was stopped after ``seconds``."""
+    started, peak, in_time = time.monotonic(), 0, True
     ticks: dict[int, int] = {}
     try:
         while process.poll() is None:
@@ -124,11 +153,12 @@ def _watch(process: "subprocess.Popen[bytes]", seconds: float | None) -> dict[st
             peak = max(peak, sum(_held(pid) for pid in family))
             ticks |= {pid: _ticks(pid) or ticks.get(pid, 0) for pid in family}
             if seconds is not None and time.monotonic() - started > seconds:
+                in_time = False
                 _end(family)
             time.sleep(_LOOKS)
     finally:
         _end(_family(process.pid) if process.poll() is None else ())
-    return {"peak_bytes": peak, "cpu_seconds": sum(ticks.values()) / os.sysconf("SC_CLK_TCK")}
+    return peak, sum(ticks.values()) / os.sysconf("SC_CLK_TCK"), in_time
 
 
 def _family(pid: int) -> Iterator[int]:
@@ -176,7 +206,8 @@ def _end(family: Iterable[int]) -> None:
 
 
 def collect(data: Path, results: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Metrics and costs of the finished ones of ``names``, which are folders in ``results``."""
-    done = [name for name in names if (results / name / "run.json").exists()]
-    costs = {name: json.loads((results / name / "run.json").read_text()) for name in done}
-    return {name: score(data, results / name) | {"costs": costs[name]} for name in done}
+    """Metrics and ``costs``, or the ``failure``, of those of ``names``, which are folders in ``results``, that are over."""
+    told = {name: _told(results / name) for name in names}
+    return {
+        name: one if "failure" in one else score(data, results / name) | {"costs": one} for name, one in told.items() if one
+    }

@@ -2,23 +2,26 @@
 
 Peers (peers/) get TF-IDF of words and word pairs, XR-Transformer the text as well; each runs in a virtual environment of its
 own, made on first use, with two threads. Ours are the recipes jobs/configs/quality-<set>*.toml, or small-cpu.toml where there
-is none; with several ``--seeds``, also their ensemble. One run after the other, each in its own process; a finished run is kept
-below ``--results`` and not repeated unless ``--again`` says so.
+is none, once a seed; where that makes several models, their ensemble is a row too, and trains nothing. One run after the other,
+each in its own process, the quickest method first; a run that finished, or took longer than ``--minutes``, is kept below
+``--results`` and not repeated unless ``--again`` says so; one that failed is.
 
 All predictions are scored by `xmc_ray.metrics`, with the frequencies of the whole training split; true labels that it lacks are
-left out. Seconds depend on what else the machine does; CPU s, of all processes in training and prediction, hardly do.
+left out. Seconds depend on what else the machine does; CPU s, of all processes in training and prediction, hardly do (an
+ensemble's hold its members' own predictions as well).
 
-The tables go to ``--output``, and after each the figures in which ours is ahead of the best peer, or behind it. "Ours" is the
-recipe with the best P@1. Bar: ahead of every peer in P@1, P@3 and P@5 on every data set.
+The tables go to ``--output``, anew after every run, with the figures in which ours is ahead of the best peer, or behind it.
+"Ours" is the row of ours with the best P@1. Bar: ahead of every peer in P@1, P@3 and P@5 on every data set.
 """
 
 import argparse
 import shutil
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from _frame import verdict
-from _quality import ENVIRONMENTS, RESULTS, ROOT, Method, collect, peers, run
+from _quality import ENVIRONMENTS, PEERS, RESULTS, ROOT, Method, collect, peers, run
 from _setup import DATA, minilm, require
 
 SETS = ("tate", "debian-tags", "debian-deps")
@@ -26,52 +29,68 @@ TOTAL = tuple(f"{name}@{k}" for name in ("P", "nDCG", "PSP") for k in (1, 3, 5))
 JUDGED = ("P@1", "P@3", "P@5")
 CONFIGS = ROOT / "jobs" / "configs"
 OUTPUT = ROOT / "benchmarks" / "results" / "quality.md"
+OURS = "xmc_ray"
 
 Runs = dict[str, dict[str, Any]]
-"""A data set's finished runs: `Metrics.result` and ``costs`` of each method."""
+"""What `collect` gives for a data set: `Metrics.result` and ``costs`` of each method, or its ``failure``."""
 
 
 def recipes(set_: str, seeds: list[int], settings: list[str]) -> list[Method]:
-    """Our methods for a data set: each recipe with the first seed, and with all of them if there are more."""
-    files = sorted(CONFIGS.glob(f"quality-{set_}*.toml")) or [CONFIGS / "small-cpu.toml"]
-    groups = [seeds[:1], seeds] if len(seeds) > 1 else [seeds]
-    return [
+    """Our methods for a data set: each recipe with each seed, and all of them together if there are several."""
+    script, named = ROOT / "benchmarks" / "_recipe.py", f"quality-{set_}"
+    files = sorted(CONFIGS.glob(f"{named}*.toml"), key=lambda file: file.stem) or [CONFIGS / "small-cpu.toml"]
+    single = [
         Method(
-            "xmc_ray-" + file.stem.removeprefix(f"quality-{set_}-").replace(f"quality-{set_}", "recipe") + suffix(group),
-            ROOT / "benchmarks" / "_recipe.py",
-            (f"--config={file.relative_to(ROOT)}", "--seeds", *map(str, group), *settings),
+            f"{OURS}-{file.stem.removeprefix(f'{named}-').replace(named, 'recipe')}-{seed}",
+            script,
+            (f"--config={file.relative_to(ROOT)}", f"--seed={seed}", *settings),
         )
         for file in files
-        for group in groups
+        for seed in seeds
     ]
+    names = tuple(method.name for method in single)
+    together = Method(f"{OURS}-ensemble-x{len(names)}", script, ("--members", *names), members=names)
+    return [*single, together] if len(names) > 1 else single
 
 
-def suffix(seeds: list[int]) -> str:
-    return f"-x{len(seeds)}" if len(seeds) > 1 else ""
+def methods(set_: str, seeds: list[int], settings: list[str]) -> list[Method]:
+    """All methods for a data set, the quickest first."""
+    first, *others = peers(minilm())
+    return [first, *recipes(set_, seeds, settings), *others]
 
 
 def table(runs: Runs) -> str:
-    """Markdown: metrics in percent, then P@5 by how often a label was seen in training, then what a run cost."""
-    bands = list(next(iter(runs.values()))["bands"])
+    """Markdown: metrics in percent, then P@5 by how often a label was seen in training, then what a run cost; ours are bold."""
+    done = {name: one for name, one in runs.items() if "failure" not in one}
+    bands = list(next(iter(done.values()))["bands"]) if done else []
     head = ["method", *TOTAL, *(f"P@5 of {band}" for band in bands), "train s", "predict s", "CPU s", "MB", "peak MB"]
     lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
-    for name, one in sorted(runs.items(), key=lambda item: -item[1]["total"]["P@1"]):
+    for name, one in sorted(done.items(), key=lambda item: -item[1]["total"]["P@1"]):
         costs = one["costs"]
         cells = [percent(one["total"][metric]) for metric in TOTAL] + [percent(one["bands"][band]["P@5"]) for band in bands]
         cells += [f"{costs['train_seconds']:.0f}", f"{costs['predict_seconds']:.1f}", f"{costs['cpu_seconds']:.0f}"]
         cells += [f"{costs[part] / 1e6:.0f}" for part in ("model_bytes", "peak_bytes")]
-        lines.append("| " + " | ".join([name, *cells]) + " |")
+        lines.append("| " + " | ".join([marked(name), *cells]) + " |")
+    for name in sorted(runs.keys() - done.keys()):
+        lines.append("| " + " | ".join([f"{marked(name)} {runs[name]['failure']}", *"–" * (len(head) - 1)]) + " |")
     return "\n".join(lines)
+
+
+def marked(name: str) -> str:
+    return f"**{name}**" if name.startswith(OURS) else name
 
 
 def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.2f}"
 
 
-def margins(ours: Runs, others: Runs) -> dict[str, float]:
-    """Points by which our row with the best P@1 is ahead of the best peer, metric by metric."""
-    best = max(ours.values(), key=lambda one: float(one["total"]["P@1"]))["total"]
-    return {name: 100 * (best[name] - max(one["total"][name] for one in others.values())) for name in TOTAL}
+def margins(runs: Runs) -> dict[str, float]:
+    """Points by which our row with the best P@1 is ahead of the best peer, metric by metric; empty if a side is missing."""
+    done = {name: one["total"] for name, one in runs.items() if "failure" not in one}
+    ours = [total for name, total in done.items() if name.startswith(OURS)]
+    others = [total for name, total in done.items() if not name.startswith(OURS)]
+    best: dict[str, float] = max(ours, key=lambda total: float(total["P@1"]), default={})
+    return {name: 100 * (best[name] - max(total[name] for total in others)) for name in TOTAL} if ours and others else {}
 
 
 def described(margins: dict[str, float]) -> str:
@@ -81,6 +100,29 @@ def described(margins: dict[str, float]) -> str:
     return f"Ahead of the best peer: {ahead or 'nothing'}. Behind: {behind or 'nothing'}."
 
 
+def page(sets: dict[str, Runs]) -> str:
+    """The tables of all data sets, and what they were made with."""
+    parts = ["# Quality of tagging, ours (bold) and the peers'\n"]
+    for set_, runs in sets.items():
+        parts.append(f"## {set_}\n\n{table(runs) if runs else 'Nothing is finished.'}\n")
+        if points := margins(runs):
+            parts.append(described(points) + "\n")
+    costs = [one["costs"] for runs in sets.values() for one in runs.values() if "failure" not in one]
+    dates = sorted(one["date"][:10] for one in costs if "date" in one)
+    cores = sorted({str(one["cores"]) for one in costs if "cores" in one})
+    if dates:
+        parts.append(
+            f"Made on {' or '.join(cores)} cores, {' to '.join(sorted({dates[0], dates[-1]}))}. Peers: {releases()}.\n"
+        )
+    return "\n".join(parts)
+
+
+def releases() -> str:
+    """The peers' releases, which are the first that their requirements pin; the rest stands in the same files."""
+    texts = [file.read_text().splitlines() for file in sorted(PEERS.glob("*.txt"))]
+    return ", ".join(next(line for line in lines if not line.startswith("#")).replace("==", " ") for lines in texts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA, help="the folder that the data sets are in")
@@ -88,44 +130,41 @@ def main() -> None:
     parser.add_argument(
         "--methods", nargs="+", help="only methods whose name begins with one of these, such as omikuji xmc_ray"
     )
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[6088], help="seeds of our models; several make an ensemble too"
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where finished runs are kept")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[6088], help="seeds of our models, each of them a row")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where runs are kept")
     parser.add_argument("--environments", type=Path, default=ENVIRONMENTS, help="where the peers' virtual environments are")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="the tables, as Markdown")
-    parser.add_argument("--minutes", type=float, default=90.0, help="a run that takes longer is ended and left out")
-    parser.add_argument("--again", action="store_true", help="repeat runs that are finished")
-    parser.add_argument("--score", action="store_true", help="run nothing: score and compare what is finished")
+    parser.add_argument("--minutes", type=float, default=90.0, help="a run that takes longer is ended")
+    parser.add_argument("--again", action="store_true", help="repeat finished runs")
+    parser.add_argument("--score", action="store_true", help="run nothing: score and compare what is there")
     arguments, settings = parser.parse_known_args()
-    wanted = tuple(arguments.methods or ("",))
+    wanted, results = tuple(arguments.methods or ("",)), arguments.results
 
-    parts, points = ["# Quality of tagging, ours and the peers'\n"], {}
-    for set_ in arguments.sets:
-        data, results = require(arguments.data / set_), arguments.results / set_
-        methods = [
-            method for method in [*peers(minilm()), *recipes(set_, arguments.seeds, settings)] if method.name.startswith(wanted)
-        ]
-        for method in methods if not arguments.score else ():
-            if arguments.again:
-                shutil.rmtree(results / method.name, ignore_errors=True)
-            run(method, data, results / method.name, arguments.environments, arguments.minutes)
-        runs = collect(data, results, [method.name for method in methods])
-        ours, others = (
-            {m.name: runs[m.name] for m in methods if m.is_peer == side and m.name in runs} for side in (False, True)
-        )
-        parts.append(f"## {set_}\n\n{table(runs) if runs else 'Nothing is finished.'}\n")
-        if ours and others:
-            points[set_] = margins(ours, others)
-            parts.append(described(points[set_]) + "\n")
-
+    queues = {
+        set_: [one for one in methods(set_, arguments.seeds, settings) if one.name.startswith(wanted)]
+        for set_ in arguments.sets
+    }
+    sets = {
+        set_: collect(require(arguments.data / set_), results / set_, [one.name for one in queue])
+        for set_, queue in queues.items()
+    }
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text("\n".join(parts))
-    print("\n".join(parts))
-    least = min((margin[name] for margin in points.values() for name in JUDGED), default=float("-inf"))
-    compared = len(points) == len(arguments.sets)
-    figure = f"{least:+.2f} points at the worst of P@1, P@3, P@5" if points else "nothing to compare yet"
-    verdict("quality", figure, "above 0 on every set", compared and least > 0)
+    rounds = [] if arguments.score else zip_longest(*([(set_, one) for one in queue] for set_, queue in queues.items()))
+    for set_, method in (turn for turns in rounds for turn in turns if turn):
+        data, out = arguments.data / set_, results / set_ / method.name
+        if arguments.again:
+            shutil.rmtree(out, ignore_errors=True)
+        run(method, data, out, arguments.environments, arguments.minutes)
+        sets[set_] |= collect(data, out.parent, [method.name])
+        arguments.output.write_text(page(sets))
+
+    arguments.output.write_text(page(sets))
+    print(page(sets))
+    points = [margins(runs) for runs in sets.values()]
+    least = min((one[name] for one in points if one for name in JUDGED), default=float("-inf"))
+    done, asked = sum("failure" not in one for runs in sets.values() for one in runs.values()), sum(map(len, queues.values()))
+    figure = f"{least:+.2f} points at the worst of P@1, P@3, P@5" if any(points) else "nothing to compare yet"
+    verdict("quality", f"{figure}, {done} of {asked} runs finished", "above 0 on every set", all(points) and least > 0)
 
 
 if __name__ == "__main__":

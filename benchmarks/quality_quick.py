@@ -36,7 +36,7 @@ def main() -> None:
             if not run(method, data, RESULTS / set_ / method.name, arguments.environments):
                 raise SystemExit(f"{method.name} failed on {set_}")
         runs = collect(data, RESULTS / set_, [peer.name, ours.name])
-        points = margins({ours.name: runs[ours.name]}, {peer.name: runs[peer.name]})
+        points = margins(runs)
         print(f"\n{set_}\n{table(runs)}\n{described(points)}\n", flush=True)
         least = min(least, *(points[name] for name in JUDGED))
     print(f"{time.monotonic() - started:.0f} s in all")

@@ -1,16 +1,17 @@
 """The benchmarks of quality: predictions as files are scored as they should be, and a finished run is not run again."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from _quality import PEERS, Method, peers, ranking, run, score
+from _quality import PEERS, Method, collect, peers, ranking, run, score
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quality import TOTAL, described, margins, recipes, table
+from quality import SETS, TOTAL, described, margins, methods, page, recipes, table
 
 from xmc_ray.labels import LabelIndex
 
@@ -55,37 +56,79 @@ def method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Method:
 
 def test_a_finished_run_is_kept_until_its_command_changes(method: Method, tmp_path: Path) -> None:
     out = tmp_path / "one"
-    for options, calls in ((), "x"), ((), "x"), (("--deeper",), "xx"):
+    for options, calls in ((), "x"), ((), "x"), (("--deeper",), "xx"), (("--deeper",), "xx"):
         assert run(Method(method.name, method.script, options), tmp_path, out)
         assert (tmp_path / "calls").read_text() == calls
     kept = json.loads((out / "run.json").read_text())
     assert kept["command"] == ["script.py", "--deeper"] and kept["model_bytes"] == 7 and kept["cpu_seconds"] >= 0
 
 
-@pytest.mark.parametrize(("text", "minutes"), [("raise SystemExit(3)", None), ("import time; time.sleep(60)", 1e-3)])
-def test_a_run_that_fails_or_takes_too_long_is_not_finished(
-    method: Method, tmp_path: Path, text: str, minutes: float | None
+def test_an_ensemble_is_made_again_when_a_member_is_newer_and_has_its_costs(method: Method, tmp_path: Path) -> None:
+    method.script.write_text(WRITER.replace('"model_bytes"', '"cpu_seconds": 100.0, "peak_bytes": 1e15, "model_bytes"'))
+    together = Method("all", method.script, members=(method.name,))
+    for date, calls in ("2001-01-01", "xx"), ("2001-01-01", "xx"), ("9999-01-01", "xxx"):
+        assert run(method, tmp_path, tmp_path / method.name)
+        member = tmp_path / method.name / "run.json"
+        member.write_text(json.dumps(json.loads(member.read_text()) | {"date": date}))
+        assert run(together, tmp_path, tmp_path / together.name) and (tmp_path / "calls").read_text() == calls
+    costs = json.loads((tmp_path / together.name / "run.json").read_text())
+    assert costs["peak_bytes"] == 1e15 and 100 <= costs["cpu_seconds"] < 200
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes", "failure"),
+    [
+        ("raise SystemExit(3)", None, "failed with status 3"),
+        ("import time; time.sleep(60)", 1e-3, "stopped after 0.001 minutes"),
+    ],
+)
+def test_a_run_that_fails_says_so_and_is_repeated_unless_it_took_too_long(
+    method: Method, tmp_path: Path, text: str, minutes: float | None, failure: str
 ) -> None:
     method.script.write_text(text)
     assert not run(method, tmp_path, tmp_path / "one", minutes=minutes)
-    assert not (tmp_path / "one" / "run.json").exists()
+    found = collect(tmp_path, tmp_path, ["one", "never"])
+    assert found["one"]["failure"] == failure and list(found) == ["one"]
+    method.script.write_text(WRITER)
+    assert run(method, tmp_path, tmp_path / "one", minutes=minutes) == (minutes is None)
+    assert run(method, tmp_path, tmp_path / "one", minutes=1)
+
+
+def test_a_peer_without_an_environment_does_not_end_the_benchmark(
+    method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("_quality.interpreter", lambda *_: subprocess.run(["false"], check=True))
+    peer = Method("peer", method.script, environment="peer")
+    assert not run(peer, tmp_path, tmp_path / "peer")
+    assert collect(tmp_path, tmp_path, ["peer"])["peer"]["failure"] == "has no environment"
 
 
 def result(value: float) -> dict[str, object]:
     costs = {"train_seconds": 1, "predict_seconds": 2, "cpu_seconds": 3, "model_bytes": 4e6, "peak_bytes": 5e6}
+    costs |= {"date": "2026-11-25T12:00:00+00:00", "cores": 2}
     return {"total": dict.fromkeys(TOTAL, value), "bands": {"1": {"P@5": None}}, "costs": costs}
 
 
 def test_margins_are_those_of_our_best_recipe_on_the_best_peer() -> None:
-    points = margins({"a": result(0.5), "b": result(0.75)}, {"c": result(0.25), "d": result(0.625)})
+    peers_runs = {"c": result(0.25), "d": result(0.625), "e": {"failure": "failed"}}
+    points = margins({"xmc_ray-a": result(0.5), "xmc_ray-b": result(0.75), **peers_runs})
     assert points == dict.fromkeys(TOTAL, 12.5)
+    assert margins(peers_runs) == {}
     assert described({"P@1": 1.0, "P@3": -0.25}) == "Ahead of the best peer: P@1 +1.00. Behind: P@3 -0.25."
 
 
 def test_table_has_the_best_first_and_as_many_cells_a_row() -> None:
-    lines = table({"low": result(0.25), "high": result(0.5)}).splitlines()
-    assert lines[2].startswith("| high | 50.00") and lines[3].startswith("| low | 25.00")
+    runs = {"late": {"failure": "stopped after 90 minutes"}, "low": result(0.25), "xmc_ray-high": result(0.5)}
+    lines = table(runs).splitlines()
+    assert lines[2].startswith("| **xmc_ray-high** | 50.00") and lines[3].startswith("| low | 25.00")
+    assert lines[4].startswith("| late stopped after 90 minutes | –")
     assert len({line.count("|") for line in lines}) == 1
+
+
+def test_the_page_says_when_on_what_and_against_which_releases() -> None:
+    text = page({"nothing": {}, "something": {"one": result(0.5)}})
+    assert "Nothing is finished." in text
+    assert "Made on 2 cores, 2026-11-25. Peers: libmultilabel 0" in text and "libpecos 1" in text
 
 
 def test_every_peer_has_a_script_and_pinned_requirements() -> None:
@@ -95,7 +138,19 @@ def test_every_peer_has_a_script_and_pinned_requirements() -> None:
         assert all(line.startswith("#") or "==" in line for line in lines)
 
 
-def test_several_seeds_make_a_row_of_their_own() -> None:
-    one, ensemble = recipes("unheard-of", [1, 2], ["--loop.epochs=3"])
-    assert (one.name, ensemble.name) == ("xmc_ray-small-cpu", "xmc_ray-small-cpu-x2")
-    assert ensemble.options == ("--config=jobs/configs/small-cpu.toml", "--seeds", "1", "2", "--loop.epochs=3")
+def test_a_recipe_is_a_row_a_seed_and_several_make_an_ensemble() -> None:
+    (one,) = recipes("unheard-of", [1], ["--loop.epochs=3"])
+    assert one.name == "xmc_ray-small-cpu-1"
+    assert one.options == ("--config=jobs/configs/small-cpu.toml", "--seed=1", "--loop.epochs=3")
+    *single, together = recipes("debian-deps", [1, 2], [])
+    assert [method.name for method in single] == [
+        f"xmc_ray-{name}" for name in ("recipe-1", "recipe-2", "grouped-1", "grouped-2")
+    ]
+    assert together.members == tuple(method.name for method in single) and together.options == ("--members", *together.members)
+
+
+@pytest.mark.parametrize("set_", SETS)
+def test_names_of_methods_are_distinct(set_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quality.minilm", lambda: "encoder")
+    names = [method.name for method in methods(set_, [1, 2], [])]
+    assert len(set(names)) == len(names)

@@ -5,6 +5,7 @@ Its defaults, with batches of 32, a rate for a small encoder, and ``--steps`` st
 
 from typing import Any
 
+import torch
 from _peer import THREADS, TOP, Data, Ranked, Tfidf, arguments, best_of, run
 from pecos.xmc.xtransformer.matcher import TransformerMatcher
 from pecos.xmc.xtransformer.model import XTransformer
@@ -15,6 +16,7 @@ BEAM, BATCH, RATE, TOKENS = 50, 32, 1e-4, 128
 
 def main() -> None:
     given = arguments(encoder="", steps=1000)
+    torch.set_num_threads(THREADS)
     data = Data(given.data)
     kept: dict[str, Any] = {}
 
