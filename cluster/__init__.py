@@ -1,0 +1,1 @@
+"""Clusters: files for those elsewhere, and one of processes on this machine."""

@@ -1,0 +1,270 @@
+"""A Ray cluster of several nodes on this machine, for developers and for the tests: `make cluster`.
+
+    python cluster/local.py [--nodes 2] [--cpus 3]       a head without work, and nodes that work
+    python cluster/local.py --grow 3                     no node but the head; an autoscaler starts and ends up to three
+
+It runs until Ctrl-C, and takes everything with it that it has started. Ports are free ones on 127.0.0.1; the token that the
+cluster demands, its logs and its objects lie in a temporary folder of its own. What a shell needs to use it is in the file
+that it prints.
+"""
+
+import argparse
+import json
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+HOST = "127.0.0.1"
+# What makes a `ray start` the head of an autoscaler whose machines are processes.
+HEAD_OF_MAKE_BELIEVE = {
+    "RAY_FAKE_CLUSTER": "1",
+    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    "RAY_enable_autoscaler_v2": "1",
+    "RAY_CLOUD_INSTANCE_ID": "f" * 51 + "00000",
+    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": "f" * 51 + "00000",
+}
+WORKER = "worker"  # the type of node that the autoscaler starts
+_PORTS = (
+    "--node-manager-port",
+    "--object-manager-port",
+    "--dashboard-agent-grpc-port",
+    "--dashboard-agent-listen-port",
+    "--runtime-env-agent-port",
+    "--metrics-export-port",
+)
+_START_SECONDS, _END_SECONDS = 120, 5
+STORE_BYTES = 200_000_000  # of each node's object store: all of them share this machine's memory
+
+
+@dataclass
+class LocalCluster:
+    """``nodes`` of ``cpus`` each beside a head without any; with ``grow``, as many as that come and go by demand."""
+
+    nodes: int = 2
+    cpus: int = 3
+    grow: int = 0
+    idle_minutes: float = 1.0
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Further environment variables of every process of the cluster."""
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="xmc-")))  # short: paths of sockets are limited
+    processes: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.port, self.dashboard_port = free_ports(2)
+        self.address, self.dashboard = f"{HOST}:{self.port}", f"http://{HOST}:{self.dashboard_port}"
+        token = self.folder / "token"
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+        self.environment = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_API_SERVER_ADDRESS": self.dashboard,
+            "RAY_ADDRESS": self.address,
+        }
+
+    def start(self) -> None:
+        """Start the head and the nodes, and wait until all of them are there; RuntimeError if they do not come."""
+        options = {"--port": self.port, "--dashboard-port": self.dashboard_port, "--dashboard-host": HOST, "--num-cpus": 0}
+        variables = dict(self.variables)
+        if self.grow:
+            config = self.folder / "autoscaling.json"
+            config.write_text(json.dumps(self._autoscaling()))
+            options["--autoscaling-config"] = config
+            variables |= HEAD_OF_MAKE_BELIEVE | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+        self.processes.append(ray_start(self.folder, "head", ["--head"], options, variables))
+        self._wait(1)
+        if not self.grow:
+            for _ in range(self.nodes):
+                self.add_node()
+            self._wait(1 + self.nodes)
+
+    def add_node(self) -> None:
+        """One more node."""
+        self.processes.append(start_node(self.folder, self.address, self.cpus, self.variables))
+
+    @property
+    def metrics(self) -> list[str]:
+        """Where each node that ever was exports its metrics."""
+        return [f"http://{HOST}:{path.read_text()}/metrics" for path in sorted(self.folder.glob("*/metrics-port"))]
+
+    def stop(self) -> None:
+        """End all that was started, and remove the folder."""
+        for process in reversed(self.processes):
+            process.terminate()
+        for process in self.processes:
+            try:
+                process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        for pid in self.pids():
+            _kill(pid)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def pids(self, *words: str) -> list[int]:
+        """This cluster's processes, drivers of jobs among them, whose command line has all of ``words``.
+
+        They name the cluster's folder in their command line or, where that can be looked at, have it in their environment.
+        """
+        listed = subprocess.run(["ps", "-ww", "-eo", "pid=,args="], capture_output=True, text=True, check=True).stdout
+        commands = {int(pid): command for pid, command in (line.split(None, 1) for line in listed.splitlines())}
+        folder = str(self.folder)
+        return [
+            pid
+            for pid, command in commands.items()
+            if pid != os.getpid()
+            and all(word in command for word in words)
+            and (folder in command or f"{folder}/".encode() in _environment(pid))
+        ]
+
+    def _wait(self, nodes: int) -> None:
+        """Until the dashboard knows of so many living nodes."""
+        give_up = time.monotonic() + _START_SECONDS
+        while self.living() < nodes:
+            if time.monotonic() > give_up or any(process.poll() is not None for process in self.processes):
+                log = (self.folder / "start.log").read_text(errors="replace")[-3000:]
+                raise RuntimeError(f"the cluster did not start; its folder is {self.folder}\n{log}")
+            time.sleep(0.5)
+
+    def living(self) -> int:
+        """Nodes that are alive, the head among them; 0 while there is nobody to ask."""
+        token = Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+        request = Request(f"{self.dashboard}/nodes?view=summary", headers={"Authorization": f"Bearer {token}"})
+        try:
+            with urlopen(request, timeout=10) as answer:
+                summary = json.load(answer)["data"]["summary"]
+        except (URLError, OSError, ValueError, KeyError):
+            return 0
+        return sum(node["raylet"].get("state") == "ALIVE" for node in summary)
+
+    def _autoscaling(self) -> dict[str, object]:
+        """For Ray's autoscaler: a provider whose machines are processes."""
+        kinds = {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            WORKER: {
+                "resources": {"CPU": self.cpus, "object_store_memory": STORE_BYTES},
+                "node_config": {},
+                "min_workers": 0,
+                "max_workers": self.grow,
+            },
+        }
+        provider = {
+            "type": "external",
+            "module": "cluster.processes.Processes",
+            "folder": str(self.folder),
+            "address": self.address,
+            "variables": dict(self.variables),
+            "disable_launch_config_check": True,
+            "disable_node_updaters": True,
+            "foreground_node_launch": True,
+            "launch_multiple": True,
+            "head_node_id": HEAD_OF_MAKE_BELIEVE["RAY_CLOUD_INSTANCE_ID"],
+        }
+        return {
+            "cluster_name": "local",
+            "max_workers": self.grow,
+            "idle_timeout_minutes": self.idle_minutes,
+            "provider": provider,
+            "available_node_types": kinds,
+            "head_node_type": "ray.head.default",
+            "auth": {},
+            "upscaling_speed": 1.0,
+            **{name: [] for name in ("setup_commands", "head_setup_commands", "worker_setup_commands")},
+            **{name: [] for name in ("initialization_commands", "head_start_ray_commands", "worker_start_ray_commands")},
+            "file_mounts": {},
+            "cluster_synced_files": [],
+            "file_mounts_sync_continuously": False,
+            "rsync_exclude": [],
+            "rsync_filter": [],
+            "docker": {},
+        }
+
+
+@contextmanager
+def local_cluster(cluster: LocalCluster) -> Iterator[LocalCluster]:
+    """Start a cluster, and end it whatever happens."""
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def start_node(folder: Path, address: str, cpus: int, variables: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    """A node of the cluster at ``address``, whose folder has its token."""
+    return ray_start(folder, f"node-{secrets.token_hex(2)}", [], {"--address": address, "--num-cpus": cpus}, variables)
+
+
+def ray_start(
+    folder: Path, name: str, flags: Sequence[str], options: Mapping[str, object], variables: Mapping[str, str]
+) -> "subprocess.Popen[bytes]":
+    """`ray start` on ports of its own, in a folder of its own: nodes that share one unpack a job's files over each other's."""
+    place = folder / name
+    place.mkdir()
+    ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
+    (place / "metrics-port").write_text(str(ports["--metrics-export-port"]))
+    given = {"--temp-dir": place, "--node-ip-address": HOST, "--object-store-memory": STORE_BYTES} | ports | dict(options)
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", *flags]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), "OMP_WAIT_POLICY": "PASSIVE"}
+    environment |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"} | dict(variables)
+    with (folder / "start.log").open("ab") as log:
+        command += [f"{option}={value}" for option, value in given.items()]
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
+def free_ports(number: int) -> list[int]:
+    """So many free ports; all are held until the last is found, so that none comes twice."""
+    sockets = [socket.create_server((HOST, 0)) for _ in range(number)]
+    ports: list[int] = [held.getsockname()[1] for held in sockets]
+    for held in sockets:
+        held.close()
+    return ports
+
+
+def _environment(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:  # it has ended, is another user's, or there is no /proc
+        return b""
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nodes", type=int, default=2, help="nodes that work")
+    parser.add_argument("--cpus", type=int, default=3, help="CPUs that each of them claims to have")
+    parser.add_argument("--grow", type=int, default=0, help="start nodes by demand instead, as many as this at most")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with local_cluster(LocalCluster(**vars(arguments))) as cluster:
+        shell = cluster.folder / "use"
+        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in cluster.environment.items()]
+        shell.write_text("".join(lines) + f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"\n')
+        print(f"ready; in another shell:\n\n    source {shell}", flush=True)
+        print("    ray status\n    ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- \\")
+        print("        python jobs/tag.py --help\n\nCtrl-C ends it.", flush=True)
+        try:
+            signal.pause()
+        except (KeyboardInterrupt, SystemExit):
+            print("ending", flush=True)
+
+
+if __name__ == "__main__":
+    main()
