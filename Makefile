@@ -16,9 +16,9 @@ export TOKENIZERS_PARALLELISM  ?= false
 
 # These start a Ray of their own, on this machine and for this run only. Unset, the mode would be `token`: it leaves a token
 # in the home folder, which a later `ray start` there demands. A cluster that others can reach wants `token`, set on purpose.
-demo test bench bench-quality: export RAY_AUTH_MODE ?= disabled
+demo test test-cluster bench bench-quality: export RAY_AUTH_MODE ?= disabled
 
-.PHONY: help demo test check bench bench-name bench-quality format clean
+.PHONY: help demo test test-cluster cluster check audit bench bench-name bench-quality format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -29,11 +29,22 @@ demo: $(READY)  ## make the data, train, evaluate and tag; DATA=hpo, or a folder
 test: $(READY)  ## run the whole test suite; ARGS="-k labels" for a part
 	@$(BIN)/python -m pytest $(ARGS)
 
+test-cluster: $(READY)  ## the part of it that needs a cluster: jobs submitted, nodes that come and go, the files in cluster/
+	@$(BIN)/python -m pytest tests/test_cluster*.py tests/test_autoscaling.py tests/test_policies.py \
+		tests/test_observability.py tests/test_lease.py $(ARGS)
+
+cluster: $(READY)  ## a Ray cluster of two nodes on this machine, until Ctrl-C; ARGS="--grow 3" with an autoscaler
+	@$(BIN)/python cluster/local.py $(ARGS)
+
 check: $(READY)  ## hold the code to its format, lint, types and floors
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/python cluster/audit.py
+
+audit: $(READY)  ## known faults in the packages of constraints.txt, where the index offers the data
+	@$(BIN)/python cluster/audit.py
 
 bench: bench-name $(READY)  ## run one benchmark alone; NAME=clustering
 	@$(BIN)/python benchmarks/$(subst -,_,$(NAME)).py $(ARGS)
