@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+_SECONDS = 180
 
 
 def main() -> int:

@@ -203,6 +203,7 @@ def test_nothing_secret_is_in_the_logs(cluster: LocalCluster, bundle: str, s3: S
     assert "jobs/train.py" in jobs and not any(secret.decode() in jobs for secret in secrets)
 
 
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl, which makes the certificates, is not installed")
 def test_channels_can_be_encrypted(tmp_path: Path) -> None:
     """With the certificates that the runbook makes, a job runs; without, the cluster cannot even be asked how it is."""
     from ray.util import get_node_ip_address
