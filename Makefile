@@ -36,7 +36,7 @@ test-cluster: $(READY)  ## the part of it that needs a cluster: jobs submitted, 
 cluster: $(READY)  ## a Ray cluster of two nodes on this machine, until Ctrl-C; ARGS="--grow 3" with an autoscaler
 	@$(BIN)/python cluster/local.py $(ARGS)
 
-check: $(READY)  ## hold the code to its format, lint, types and floors
+check: $(READY)  ## hold the code to its format, lint, types and floors, and its packages to what is known of them
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy

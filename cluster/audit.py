@@ -14,13 +14,12 @@ _SECONDS = 180
 
 def main() -> int:
     command = [sys.executable, "-m", "pip_audit", "--no-deps", "--disable-pip", "--progress-spinner=off", "--format=json"]
-    finished = subprocess.run(
-        [*command, f"--requirement={ROOT / 'constraints.txt'}"], capture_output=True, text=True, check=False
-    )
+    command.append(f"--requirement={ROOT / 'constraints.txt'}")
     try:
+        finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)
         packages = json.loads(finished.stdout)["dependencies"]
-    except ValueError:  # nobody to ask
-        print(f"audit: not made; {finished.stderr.strip().splitlines()[-1]}")
+    except (ValueError, subprocess.TimeoutExpired) as error:  # nobody to ask
+        print(f"audit: not made, the index does not answer ({type(error).__name__})")
         return 0
     known = [package for package in packages if "vulns" in package]
     faults = [(package["name"], package["version"], fault["id"]) for package in known for fault in package["vulns"]]

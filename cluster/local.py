@@ -3,9 +3,9 @@
     python cluster/local.py [--nodes 2] [--cpus 3]       a head without work, and nodes that work
     python cluster/local.py --grow 3                     no node but the head; an autoscaler starts and ends up to three
 
-It runs until Ctrl-C, and takes everything with it that it has started. Ports are free ones on 127.0.0.1; the token that the
-cluster demands, its logs and its objects lie in a temporary folder of its own. What a shell needs to use it is in the file
-that it prints.
+It runs until Ctrl-C, and takes everything with it that it has started. Ports are free ones: the dashboard's on 127.0.0.1, the
+others where Ray listens, which is on the machine's own address whatever it is told; all demand the token. Token, logs and
+objects lie in a temporary folder of its own. What a shell needs to use it is in the file that it prints.
 """
 
 import argparse

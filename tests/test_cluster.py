@@ -89,11 +89,8 @@ def submit(
 
 def night_options(bundle: str, catalogue: str, output: str) -> list[str]:
     settings = {"documents.uri": catalogue, "bundle": bundle, "output": output, "date": DAY, "k": 3, "pool.threads": 1}
-    settings |= {
-        "commit_rows": COMMIT_ROWS,
-        "documents.text": '["text"]',
-        "pool.token_budget": 16,
-    }  # slow enough to meddle with
+    settings |= {"commit_rows": COMMIT_ROWS, "documents.text": '["text"]'}
+    settings |= {"pool.token_budget": 16}  # slow enough to meddle with
     return [f"--{name}={value}" for name, value in settings.items()]
 
 
@@ -169,6 +166,7 @@ def test_training_waits_for_workers_and_says_for_what(cluster: LocalCluster, fru
     wanted = ["--workers.count=2", "--workers.cpus=64", "--workers.patience=0.1"]
     finished = submit(cluster, "train", [*options(fruit, tiny_encoder, s3.uri("cluster/waits")), *places, *wanted])
     assert finished.returncode != 0
+    assert "waiting for 2 workers of 64 CPU; there: 3 nodes, " in finished.stdout, finished.stdout
     assert "error: the cluster has no room for the workers; found 3 nodes, " in finished.stdout, finished.stdout
     assert " of 6 CPUs free" in finished.stdout and "expected 2 workers of 64 CPU" in finished.stdout
     assert not [file for file in storage.all_files(s3.uri("cluster/waits")) if "_driver" in file.uri]
@@ -224,11 +222,9 @@ def test_channels_can_be_encrypted(tmp_path: Path) -> None:
         script = "import ray; ray.init(); print(ray.get(ray.remote(lambda: 6 * 7).remote()))"
         finished = run(cluster, f"ray job submit -- python -c '{script}'", variables)
         assert finished.returncode == 0 and "\n42\n" in finished.stdout, finished.stdout
-        try:
-            stranger = run(cluster, "timeout 30 ray status", {})
-            assert stranger.returncode != 0 and "Active:" not in stranger.stdout
-        finally:
-            assert (tmp_path / "ca.key").stat().st_mode & 0o077 == 0
+        stranger = run(cluster, "timeout 30 ray status", {})
+        assert stranger.returncode != 0 and "Active:" not in stranger.stdout
+    assert (tmp_path / "ca.key").stat().st_mode & 0o077 == 0
 
 
 def test_a_cluster_for_developers_leaves_nothing_behind() -> None:

@@ -23,7 +23,7 @@ _LOCAL_VARIABLES = {
     # 89 documents a second with the default and at 150 with this, on idle cores at 238 and 249.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-_TOLD = 30.0  # seconds between two lines while a cluster has no room
+_SOON, _TOLD = 3.0, 30.0  # seconds to the first line while a cluster has no room, and between two lines
 _LOCAL_CPUS = 6  # logical ones: a streaming plan of read, map, actor and write tasks stalls when it gets fewer
 
 
@@ -72,15 +72,16 @@ def check_room(what: str, count: int, needs: Mapping[str, float]) -> None:
 def make_room(what: str, count: int, needs: Mapping[str, float], minutes: float) -> None:
     """Wait until the cluster has room for ``count`` times ``needs``; an autoscaler hears of the demand by this.
 
-    Says every half minute what is missing. ConfigError when it still is after ``minutes``.
+    Says what is missing, soon and then every half minute. ConfigError when it still is after ``minutes``.
     """
     check_room(what, count, needs)
     if not is_cluster():
         return
+    wanted, pause = f"{count} {what} of {_told(needs)}", _SOON
     group, give_up = placement_group([dict(needs)] * count), time.monotonic() + 60 * minutes
     try:
-        while not group.wait(max(1.0, min(_TOLD, give_up - time.monotonic()))):
-            wanted = f"{count} {what} of {_told(needs)}"
+        while not group.wait(max(1.0, min(pause, give_up - time.monotonic()))):
+            pause = _TOLD
             if time.monotonic() >= give_up:
                 raise ConfigError(
                     f"the cluster has no room for the {what}",
