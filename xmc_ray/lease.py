@@ -4,8 +4,8 @@ The holder writes ``_driver.json`` and counts up in it every few seconds. Whoeve
 changes, the folder is held, and the newcomer is refused; if it does not, its writer is dead, and the newcomer takes over. A
 dead process of the same machine is known at once. Clocks of different machines are never compared.
 
-Not every storage that jobs write to offers more, so this is a guard and no guarantee: a holder that was cut off from its storage
-for that long finds another's name in the file when it is back, and stops (decision 0014).
+Not every storage offers more, so this is a guard and no guarantee: a holder that was cut off from its storage for that long
+finds another's name in the file when it is back, and stops (decision 0014).
 """
 
 import os
