@@ -90,6 +90,7 @@ def main() -> None:
     arguments = options(__doc__, documents=16_384, rounds=3)
     documents = documents_of(arguments.data, arguments.documents)
     with tempfile.TemporaryDirectory() as folder, diary() as book, s3_server() as bucket, own_ray():
+        arguments.pool = arguments.pool.settled()
         bundle = make_bundle(Path(folder) / "bundle", tagger(arguments.layers), label_lists(arguments.data))
         few = write_documents(f"{bucket}/few", documents.slice(0, WARM))
         book.night(tag_config(few, bundle, f"{bucket}/warm", pool=arguments.pool))

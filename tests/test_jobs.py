@@ -54,7 +54,9 @@ def test_two_workers_on_object_storage(fruit: Path, tiny_encoder: Path, s3: S3, 
 def test_evaluate_equals_the_classifier(fruit: Path, trained: Path, tmp_path: Path) -> None:
     config = {"documents.uri": fruit / "test.parquet", "bundle": trained / "bundle", "output": tmp_path / "evaluation"}
     arguments = [f"--{name}={value}" for name, value in config.items()]
-    result = evaluation.run(command.parse(evaluation.EvaluateConfig, [*arguments, "--pool.batch_rows=7", "--pool.threads=1"]))
+    result = evaluation.run(
+        command.parse(evaluation.EvaluateConfig, [*arguments, "--pool.batch_rows=7", "--pool.max=1", "--pool.threads=1"])
+    )
     test = pq.read_table(fruit / "test.parquet")
     expected = XMCClassifier.load(str(trained / "bundle")).evaluate(test["text"].to_pylist(), test["labels"].to_pylist())
     assert result["total"] == expected["total"] and result["bands"] == expected["bands"]
@@ -67,13 +69,18 @@ def test_evaluate_equals_the_classifier(fruit: Path, trained: Path, tmp_path: Pa
 def test_evaluate_without_a_known_label(trained: Path, tmp_path: Path) -> None:
     rows = [{"id": "1", "text": "a red apple", "labels": ["unheard of"]}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test.parquet")
-    arguments = [f"--documents.uri={tmp_path / 'test.parquet'}", f"--bundle={trained / 'bundle'}", "--pool.threads=1"]
+    arguments = [
+        f"--documents.uri={tmp_path / 'test.parquet'}",
+        f"--bundle={trained / 'bundle'}",
+        "--pool.max=1",
+        "--pool.threads=1",
+    ]
     with pytest.raises(DataError, match="no document has a label that the bundle knows"):
         evaluation.run(command.parse(evaluation.EvaluateConfig, arguments))
 
 
 def test_evaluate_with_thresholds(fruit: Path, trained: Path, bundles: list[str]) -> None:
-    arguments = [f"--documents.uri={fruit / 'test.parquet'}", "--pool.threads=1", "--min_precision=0.5"]
+    arguments = [f"--documents.uri={fruit / 'test.parquet'}", "--pool.max=1", "--pool.threads=1", "--min_precision=0.5"]
     parsed = command.parse(evaluation.EvaluateConfig, [*arguments, f"--bundle={trained / 'bundle'}"])
     told = evaluation.run(parsed)["calibration"]
     assert told["calibrated"] and told["min_precision"] == 0.5
@@ -89,7 +96,12 @@ def test_without_held_out_documents_there_is_no_calibration(fruit: Path, tiny_en
 
 
 def test_evaluate_an_ensemble(fruit: Path, bundles: list[str]) -> None:
-    arguments = [f"--documents.uri={fruit / 'test.parquet'}", f"--bundle={json.dumps(bundles)}", "--pool.threads=1"]
+    arguments = [
+        f"--documents.uri={fruit / 'test.parquet'}",
+        f"--bundle={json.dumps(bundles)}",
+        "--pool.max=1",
+        "--pool.threads=1",
+    ]
     result = evaluation.run(command.parse(evaluation.EvaluateConfig, [*arguments, "--pool.batch_rows=7"]))
     test = pq.read_table(fruit / "test.parquet")
     expected = XMCClassifier.load(bundles).evaluate(test["text"].to_pylist(), test["labels"].to_pylist())

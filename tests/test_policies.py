@@ -100,7 +100,12 @@ def test_jobs_get_along_with_them(server: S3, fruit: Path, tiny_encoder: Path) -
             stream.write((fruit / f"{name}.parquet").read_bytes())
     places = ["--documents.uri=s3://my-catalogue/train.parquet", "--label_names=s3://my-catalogue/labels.parquet"]
     training = [*options(fruit, tiny_encoder, "s3://my-models/run", *places), "--loop.epochs=2", "--checkpoints.steps=5"]
-    tagging = ["--documents.uri=s3://my-catalogue/test.parquet", "--bundle=s3://my-models/run/bundle", "--pool.threads=1"]
+    tagging = [
+        "--documents.uri=s3://my-catalogue/test.parquet",
+        "--bundle=s3://my-models/run/bundle",
+        "--pool.max=1",
+        "--pool.threads=1",
+    ]
     tagging += ["--output=s3://my-tags", "--date=2026-11-23"]
     for job, arguments in (("train", training), ("tag", tagging)):
         process = submit(job, arguments, **environment(server, job))

@@ -19,6 +19,7 @@ from xmc_ray import command, copies, night, storage, tagging
 from xmc_ray.classifier import XMCClassifier
 from xmc_ray.ensemble import Members
 from xmc_ray.errors import ConfigError, DataError, ModelError, XmcError
+from xmc_ray.predictor import PoolConfig
 from xmc_ray.storage import join
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -30,7 +31,9 @@ def tag(trained: Path, tmp_path: Path) -> Callable[..., str]:
 
     def run(documents: object, *further: str, **settings: Any) -> str:
         given = {"documents.uri": documents, "bundle": trained / "bundle", "output": tmp_path / "out", "date": "2026-11-23"}
-        given |= {"k": 3, "pool.threads": 1} | {name.replace("__", "."): value for name, value in settings.items()}
+        given |= {"k": 3, "pool.max": 1, "pool.threads": 1} | {
+            name.replace("__", "."): value for name, value in settings.items()
+        }
         arguments = [f"--{name}={value}" for name, value in given.items()] + list(further)
         return tagging.run(command.parse(tagging.TagConfig, arguments))
 
@@ -277,6 +280,19 @@ def test_labels_that_have_moved_are_told_or_fail_the_night(
     assert manifest_of(folder)["drift"]["training"] > 0.5
 
 
+def test_a_machine_of_its_own_is_kept_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray has six CPUs, whatever the machine has."""
+    cores = {1: (1, 1), 2: (2, 1), 3: (2, 1), 4: (2, 2)}
+    for count, expected in cores.items():
+        monkeypatch.setattr("os.cpu_count", lambda count=count: count)
+        pool = PoolConfig().settled()
+        assert (pool.max, pool.threads_each) == expected
+    assert PoolConfig(min=3).settled().max == 3 and PoolConfig(max=1).settled().max == 1
+    assert PoolConfig(gpu=True).settled().max == 1, "none is there, which is told later"
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert PoolConfig().settled().max == 1
+
+
 def test_an_empty_catalogue_is_an_error(tag: Callable[..., str], tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": pa.array([], pa.string()), "text": pa.array([], pa.string())}), tmp_path / "in.parquet")
     with pytest.raises(DataError, match="no documents"):
@@ -289,7 +305,7 @@ def test_an_ensemble(tag: Callable[..., str], bundles: list[str], tmp_path: Path
     write(tmp_path / "in.parquet", [{"id": number, "text": text} for number, text in [*texts.items(), ("null", None)]])
     (tmp_path / "tag.toml").write_text(f"bundle = {json.dumps(bundles)}\n")
     settings = [f"--config={tmp_path / 'tag.toml'}", f"--documents.uri={tmp_path / 'in.parquet'}", "--date=2026-11-23"]
-    settings += [f"--output={tmp_path / 'out'}", "--k=2", "--pool.threads=1", "--max_reject_share=0.1"]
+    settings += [f"--output={tmp_path / 'out'}", "--k=2", "--pool.max=1", "--pool.threads=1", "--max_reject_share=0.1"]
     folder = tagging.run(command.parse(tagging.TagConfig, settings))
     tags, manifest = read_night(folder)[0], manifest_of(folder)
     assert [manifest[name] for name in ("in", "tagged", "rejected", "truncated")] == [22, 21, 1, 1]

@@ -82,7 +82,7 @@ def measure(
     with own_errors():
         tokenised = tokenise(read_documents(documents, labelled=True), *tokenizers)
         reliability = Reliability()
-        predicted = predictions(tokenised, members.uris, max(ks), pool, model)
+        predicted = predictions(tokenised, members.uris, max(ks), pool.settled(), model)
         counts = _score(predicted, labels, metrics, [reliability] if selection is None else [reliability, selection])
     result = metrics.result()
     if not result["total"]["documents"]:

@@ -22,8 +22,10 @@ from xmc_ray.labels import IntArray, list_lengths
 from xmc_ray.loop import LoopConfig
 from xmc_ray.model import Scoring
 from xmc_ray.preparation import token_columns
+from xmc_ray.session import is_cluster
 from xmc_ray.text import budget_batches
 
+_BESIDE = 2  # CPUs of a Ray on this machine that are left to the tasks beside the actors
 _SECONDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]  # bounds of the histograms
 
 
@@ -33,8 +35,9 @@ class PoolConfig:
 
     min: int = 1
     """Actors to start with."""
-    max: int = 1
-    """Actors at most; the pool grows towards it while documents wait."""
+    max: int = 0
+    """Actors at most; the pool grows towards it while documents wait. 0 is one on a cluster, and without one what the machine's
+    GPUs, or its cores, can keep busy."""
     gpu: bool = False
     """Give each actor a GPU."""
     cpus: int = 2
@@ -49,8 +52,25 @@ class PoolConfig:
     """Minutes to wait for a cluster that has no room for ``min`` actors yet."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min <= self.max:
+        if self.min < 1 or self.max < 0 or 0 < self.max < self.min:
             raise ConfigError("pool sizes do not fit", found=f"min {self.min}, max {self.max}", expected="1 <= min <= max")
+
+    def settled(self) -> "PoolConfig":
+        """With the number of actors in the place of ``max`` = 0; Ray has to run.
+
+        Two actors with a thread each do more than one with two, whose threads wait for each other.
+        """
+        if self.max:
+            return self
+        there, most = ray.cluster_resources(), 1
+        if not is_cluster():
+            most = int(there.get("GPU", 0)) if self.gpu else min(_cores(), int(there["CPU"] - _BESIDE) // self.cpus)
+        return replace(self, max=max(self.min, most))
+
+    @property
+    def threads_each(self) -> int:
+        """Threads of an actor; ``max`` is settled."""
+        return self.threads or max(1, _cores() // self.max)
 
     @property
     def tokens_at_once(self) -> int:
@@ -91,7 +111,7 @@ class Predictor:
     """An actor with the model or models, loaded once."""
 
     def __init__(self, bundles: list[str], k: int, pool: PoolConfig, scoring: ScoringConfig) -> None:
-        torch.set_num_threads(pool.threads or max(1, (os.cpu_count() or 1) // pool.max))
+        torch.set_num_threads(pool.threads_each)
         self.k = k
         self.loop = LoopConfig(token_budget=pool.tokens_at_once)
         self.scoring: Scoring = "grouped" if scoring.scoring == "auto" else scoring.scoring
@@ -177,7 +197,7 @@ def settle_scoring(config: ScoringConfig, bundles: list[str], texts: list[str], 
 def _measure(
     config: ScoringConfig, bundles: list[str], texts: list[str], k: int, pool: PoolConfig
 ) -> tuple[Literal["grouped", "exact"], list[str]]:
-    torch.set_num_threads(pool.threads or max(1, (os.cpu_count() or 1) // pool.max))
+    torch.set_num_threads(pool.threads_each)
     loop, told = LoopConfig(token_budget=pool.tokens_at_once), []
     ensemble = Ensemble.load(bundles).to("cuda" if pool.gpu else "cpu")
     tokens = ensemble.encode(pa.array(texts, pa.string()))
@@ -192,3 +212,7 @@ def _measure(
             f"{found.overlap:.1%} of the {k} best"
         )
     return scoring, told
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1

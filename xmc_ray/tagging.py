@@ -20,14 +20,15 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from xmc_ray import evaluation, night, storage
+from xmc_ray import night, storage
 from xmc_ray.account import Account, announce, watched
 from xmc_ray.calibration import check_precision
 from xmc_ray.census import take_census
 from xmc_ray.documents import DocumentsConfig, Rules
 from xmc_ray.drift import DriftConfig
 from xmc_ray.ensemble import Members
-from xmc_ray.errors import ConfigError, DataError, ModelError
+from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.gate import GateConfig, pass_gate
 from xmc_ray.inputs import check_columns, list_inputs
 from xmc_ray.lease import Lease, held
 from xmc_ray.night import Night
@@ -44,20 +45,6 @@ _SCORING = "scoring.json"
 _BY_ROW: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": 1}
 # How the night is computed and judged, but not what it is: it may be taken up again with other values of these.
 _FREE = ("overwrite", "pool", "date", "commit_rows", "target_bytes", "max_reject_share", "gate", "drift")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GateConfig:
-    """A test that a bundle has to pass before it tags anything."""
-
-    documents: DocumentsConfig | None = None
-    """Documents whose labels are known; no gate, if not given."""
-    at_least: dict[str, float] = field(default_factory=dict)
-    """Metrics, such as P@1, and the least value of each, 0 to 1."""
-
-    def __post_init__(self) -> None:
-        if (self.documents is None) != (not self.at_least):
-            raise ConfigError("gate.documents and gate.at_least go together", found="only one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +124,9 @@ def run(config: TagConfig) -> str:
         if this is None:
             return _nothing_to_do(folder)
         connect()
+        config = replace(config, pool=config.pool.settled())
         make_room("actors", config.pool.min, config.pool.needs, config.pool.patience)
-        _pass_gate(config)
+        pass_gate(config.gate, config.bundle, config.pool, config.model)
         plan = this.plan()
         previous = plan.previous if plan else _previous(config, folder, members.fingerprint)
         manifest = _Making(config, this, members, files, previous, lease).finish(plan, started)
@@ -283,27 +271,6 @@ def _previous(config: TagConfig, this: str, fingerprint: str) -> str | None:
         print(f"nothing is taken over: the night before had another {', '.join(different)}: {folder}", flush=True)
         return None
     return folder
-
-
-def _pass_gate(config: TagConfig) -> None:
-    """ModelError unless the bundle reaches what the gate asks for."""
-    gate = config.gate
-    if gate.documents is None:
-        return
-    total = evaluation.measure(gate.documents, config.bundle, config.pool, config.model)["total"]
-    for name, least in gate.at_least.items():
-        if name not in total:
-            raise ConfigError("no such metric", where="gate.at_least", found=name, expected=", ".join(total))
-        if total[name] < least:
-            raise ModelError(
-                "the bundle does not pass the gate",
-                where=config.bundle,
-                found=f"{name} {total[name]:.4f}",
-                expected=f"at least {least}",
-                way_out="give the bundle of the night before, or train again",
-            )
-    shown = ", ".join(f"{name} {total[name]:.4f}" for name in gate.at_least)
-    print(f"the bundle passes the gate: {shown}", flush=True)
 
 
 def _dataset(table: pa.Table, rows: list[int], a_task: int) -> ray.data.Dataset:
