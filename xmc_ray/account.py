@@ -2,9 +2,11 @@
 
 import io
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -182,20 +184,29 @@ def _shuffled(sample: Mapping[str, Any]) -> str:
     return str(sample["digest"])
 
 
-def watched(summaries: Iterator[Summary], account: Account, rows: int) -> Iterator[Summary]:
-    """The same, with a line on how far the night is: every minute, or every second where somebody looks on."""
-    first, started = account.documents, time.monotonic()
+@contextmanager
+def progress(account: Account, rows: int, every: float | None = None) -> Iterator[None]:
+    """Say how far a night of ``rows`` documents is while the body adds to ``account``: ``every`` so many seconds; if not given,
+    every minute, or every second where somebody looks on."""
+    first, started, over = account.documents, time.monotonic(), threading.Event()
     looked_on = sys.stdout.isatty()
-    said = started
-    for summary in summaries:
-        yield summary
-        now = time.monotonic()
-        if now - said >= (1.0 if looked_on else 60.0):
-            said = now
-            rate = (account.documents - first) / (now - started)
-            left = timedelta(seconds=round((rows - account.documents) / max(rate, 1e-9)))
-            line = f"{account.documents:,} of {rows:,} documents ({account.documents / rows:.0%}), {rate:,.0f}/s, {left} left, "
+    every = every or (1.0 if looked_on else 60.0)
+
+    def tell() -> None:
+        while not over.wait(every):
+            done = account.documents
+            rate = (done - first) / (time.monotonic() - started)
+            left = f"{timedelta(seconds=round((rows - done) / rate))} left" if rate else "no piece done yet"
+            line = f"{done:,} of {rows:,} documents ({done / rows:.0%}), {rate:,.0f}/s, {left}, "
             line += f"{account.counts['rejected']:,} rejected"
             print(f"\r{line}\033[K" if looked_on else line, end="" if looked_on else "\n", flush=True)
-    if looked_on and said > started:
-        print(flush=True)
+
+    teller = threading.Thread(target=tell, name="progress", daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
+        if looked_on and time.monotonic() - started > every:
+            print(flush=True)

@@ -21,7 +21,7 @@ import ray
 import ray.data
 
 from xmc_ray import night, storage
-from xmc_ray.account import Account, announce, watched
+from xmc_ray.account import Account, announce, progress
 from xmc_ray.calibration import check_precision
 from xmc_ray.census import take_census
 from xmc_ray.documents import DocumentsConfig, Rules
@@ -165,10 +165,11 @@ class _Making:
         before = self.account.documents
         if before:
             print(f"going on after {before:,} of {plan.rows:,} documents: {self.night.folder}", flush=True)
-        for summary in watched(self._left(plan, done, model), self.account, plan.rows):
-            self.account.add(summary)
-            self._check_rejects(plan)
-            self.lease.check()
+        with progress(self.account, plan.rows):
+            for summary in self._left(plan, done, model):
+                self.account.add(summary)
+                self._check_rejects(plan)
+                self.lease.check()
         self._check_rejects(plan)
         if self.account.documents != plan.rows:
             raise DataError("rows were lost", where=self.night.folder, found=self.account.documents, expected=plan.rows)
