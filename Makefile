@@ -16,9 +16,9 @@ export TOKENIZERS_PARALLELISM  ?= false
 
 # These start a Ray of their own, on this machine and for this run only. Unset, the mode would be `token`: it leaves a token
 # in the home folder, which a later `ray start` there demands. A cluster that others can reach wants `token`, set on purpose.
-demo test test-cluster bench bench-quality: export RAY_AUTH_MODE ?= disabled
+demo test test-slow test-cluster bench bench-quality: export RAY_AUTH_MODE ?= disabled
 
-.PHONY: help demo test test-cluster cluster check audit bench bench-name bench-quality format clean
+.PHONY: help demo test test-slow test-cluster cluster check audit bench bench-name bench-quality format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -26,11 +26,14 @@ help:  ## list the targets
 demo: $(READY)  ## make the data, train, evaluate and tag; DATA=hpo, or a folder with train/test/labels.parquet
 	@$(BIN)/python examples/demo.py --data $(DATA) $(ARGS)
 
-test: $(READY)  ## run the whole test suite; ARGS="-k labels" for a part
+test: $(READY)  ## run the test suite, but for what takes minutes a test; ARGS="-k labels" for a part
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-cluster: $(READY)  ## the part of it that needs a cluster: jobs submitted, nodes that come and go, the files in cluster/
-	@$(BIN)/python -m pytest tests/test_cluster*.py tests/test_autoscaling.py tests/test_policies.py \
+test-slow: $(READY)  ## the rest of it: every fault of the fault matrix, clusters that grow and shrink
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-cluster: $(READY)  ## all that needs a cluster, quick or slow: jobs submitted, nodes that come and go, the files in cluster/
+	@$(BIN)/python -m pytest -m "slow or not slow" tests/test_cluster*.py tests/test_autoscaling.py tests/test_policies.py \
 		tests/test_observability.py tests/test_lease.py $(ARGS)
 
 cluster: $(READY)  ## a Ray cluster of two nodes on this machine, until Ctrl-C; ARGS="--grow 3" with an autoscaler

@@ -122,6 +122,7 @@ def test_the_runbooks_first_day(cluster: LocalCluster, bundle: str, names: dict[
     assert storage.read_json(f"{night}/_SUCCESS")["run"] != before and len(read_night(night)[0]) == 48
 
 
+@pytest.mark.slow
 def test_a_second_night_is_refused_and_a_stopped_one_goes_on(
     cluster: LocalCluster, bundle: str, catalogue: str, s3: S3
 ) -> None:
@@ -149,6 +150,7 @@ def test_a_second_night_is_refused_and_a_stopped_one_goes_on(
     assert fourth.returncode == 0 and "nothing to do" in fourth.stdout
 
 
+@pytest.mark.slow
 def test_what_the_dashboard_and_the_alerts_ask_for_is_exported(cluster: LocalCluster, bundle: str) -> None:
     """After nights that are finished; these had no rejects, and nothing to pad."""
     nothing = {"ray_xmc_ray_rejects_total", "ray_xmc_ray_padding_tokens_total"}
@@ -161,6 +163,7 @@ def test_what_the_dashboard_and_the_alerts_ask_for_is_exported(cluster: LocalClu
     wait_for(lambda: not missing(), every=1)
 
 
+@pytest.mark.slow
 def test_training_waits_for_workers_and_says_for_what(cluster: LocalCluster, fruit: Path, tiny_encoder: Path, s3: S3) -> None:
     places = [f"--documents.uri={s3.uri('cluster/catalogue/train.parquet')}", "--label_names=null"]
     wanted = ["--workers.count=2", "--workers.cpus=64", "--workers.patience=0.1"]
@@ -201,6 +204,7 @@ def test_nothing_secret_is_in_the_logs(cluster: LocalCluster, bundle: str, s3: S
     assert "jobs/train.py" in jobs and not any(secret.decode() in jobs for secret in secrets)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("openssl"), reason="openssl, which makes the certificates, is not installed")
 def test_channels_can_be_encrypted(tmp_path: Path) -> None:
     """With the certificates that the runbook makes, a job runs; without, the cluster cannot even be asked how it is."""
@@ -227,6 +231,7 @@ def test_channels_can_be_encrypted(tmp_path: Path) -> None:
     assert (tmp_path / "ca.key").stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.slow
 def test_a_cluster_for_developers_leaves_nothing_behind() -> None:
     """What `make cluster` starts, used as it says, and ended as a terminal ends it."""
     assert START.startswith("make cluster")

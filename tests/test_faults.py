@@ -67,6 +67,7 @@ def test_workers_and_data_tasks_are_killed(
     assert equal(weights(result["bundle"]), undisturbed)
 
 
+@pytest.mark.slow
 def test_the_driver_is_killed_and_a_checkpoint_is_cut_short(
     settings: Callable[[object], list[str]], undisturbed: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
@@ -90,6 +91,7 @@ def test_the_driver_is_killed_and_a_checkpoint_is_cut_short(
     assert not (tmp_path / "run" / "tokens").exists()
 
 
+@pytest.mark.slow
 def test_storage_is_away_for_twenty_seconds_in_a_checkpoint(
     settings: Callable[[object], list[str]], undisturbed: dict[str, torch.Tensor], s3: S3
 ) -> None:

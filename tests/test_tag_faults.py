@@ -83,7 +83,11 @@ def processes(stage: str) -> list[int]:
     return children(f"ray::MapBatches({stage}") + children(f"ray::MapWorker(MapBatches({stage}")
 
 
-@pytest.mark.parametrize(("stage", "after"), [("ReadPieces", 0), ("TagPieces", 3), ("WritePieces", 3)])
+SLOW = pytest.mark.slow
+STAGES = [pytest.param("ReadPieces", 0, marks=SLOW), ("TagPieces", 3), pytest.param("WritePieces", 3, marks=SLOW)]
+
+
+@pytest.mark.parametrize(("stage", "after"), STAGES)
 def test_a_process_of_each_stage_is_killed(
     stage: str, after: int, arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -93,6 +97,7 @@ def test_a_process_of_each_stage_is_killed(
     assert night(outcome["result"]) == undisturbed
 
 
+@SLOW
 def test_a_write_is_killed_between_its_two_files(
     arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -108,6 +113,7 @@ def test_a_write_is_killed_between_its_two_files(
     assert night(outcome["result"]) == undisturbed
 
 
+@SLOW
 def test_a_kill_costs_an_actor_no_more_than_it_may(
     arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +164,7 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(
     assert "nothing to do" in third.communicate(timeout=SECONDS)[0] and third.returncode == 0
 
 
+@SLOW
 def test_kills_at_random(arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], tmp_path: Path) -> None:
     """Ten of them, of whatever works at the moment."""
     rng = random.Random(6088)
@@ -172,6 +179,7 @@ def test_kills_at_random(arguments: Callable[[object], list[str]], undisturbed: 
     assert night(outcome["result"]) == undisturbed
 
 
+@SLOW
 def test_a_node_of_a_cluster_is_killed(
     arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -192,6 +200,7 @@ def test_a_node_of_a_cluster_is_killed(
     assert night(tmp_path / "dt=2026-11-23") == undisturbed
 
 
+@SLOW
 def test_the_disk_is_full(arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], tmp_path: Path) -> None:
     """On a file system of its own, in name spaces of its own, that is made larger for the second attempt."""
     small, large = "mount -t tmpfs -o size=200k tmpfs small", "mount -o remount,size=50m small"
@@ -208,6 +217,7 @@ def test_the_disk_is_full(arguments: Callable[[object], list[str]], undisturbed:
     assert night(tmp_path / "large" / "dt=2026-11-23") == undisturbed
 
 
+@SLOW
 def test_storage_is_away_for_twenty_seconds(
     arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], catalogue: Path, trained: Path, s3: S3
 ) -> None:
@@ -221,6 +231,7 @@ def test_storage_is_away_for_twenty_seconds(
     assert without_places(night(outcome["result"])) == without_places(undisturbed)
 
 
+@SLOW
 def test_storage_answers_503_for_a_while(
     arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], catalogue: Path, trained: Path, s3: S3
 ) -> None:
