@@ -1,52 +1,59 @@
-"""Which of the paper's claims hold on our data: one setting changed at a time, everything else as in the recipe.
+"""Which of the paper's claims hold on our data, and what else might pay: one setting changed at a time.
 
-    make bench NAME=ablations
+    make bench NAME=ablations ARGS="--tables negatives 'groups from'"
 
 Recall and ranking with groups, the lexical branch as the cheap encoder, so that a run takes a minute or two; the number of
-layers with the transformer, on the first documents. Static negatives are those that the model's own recall proposed after the
-first epoch, for good: encoder and recall of that moment go on choosing the groups whose labels are ranked. Nothing is held to a
-bar: the table goes to docs/quality.md.
+layers with the transformer. All on the first documents. Nothing is held to a bar: the tables go to docs/quality.md.
+
+    static negatives    those that the model's own recall proposed after the first epoch, for good: encoder and recall of that
+                        moment go on choosing the groups whose labels are ranked
+    learned features    labels are grouped anew, by their documents' features after an epoch, and all is trained again
+    propensity          a true label counts by the inverse of its propensity (Jain et al. 2016), one in the mean over training
+    EMA                 exponential moving averages of all weights, 0.999 a step, are what predicts
 """
 
 import argparse
 import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
-from _setup import DATA, minilm, require
+import torch.nn.functional as F
+from _setup import DATA, Split, minilm, require, training_split
+from scipy import sparse
+from torch import Tensor
 from variants import SHOWN, figures, trained
 
 from xmc_ray.classifier import FitConfig
 from xmc_ray.command import parse
+from xmc_ray.groups import LabelGroups, balanced_groups, label_incidence, unit_rows
+from xmc_ray.labels import list_lengths
+from xmc_ray.metrics import propensities
 from xmc_ray.model import LightXML, Losses
-from xmc_ray.text import Batch
+from xmc_ray.recall import RecallHead
+from xmc_ray.rows import with_gradient
+from xmc_ray.text import Batch, budget_batches, make_batch
 
-LEXICAL = "--encoder.layers 0 --lexical.width 256 --optim.weight_decay 0 --optim.warmup 0.02 --loop.batch_size 64"
-GROUPED = f"{LEXICAL} --groups.max_size 32 --model.shortlist 8 --model.bottleneck 256 --model.dropout 0.4 --loop.epochs 5"
-LAYERS = "--groups.max_size 32 --model.shortlist 8 --model.bottleneck 256 --model.dropout 0.2 --loop.epochs 3"
-LAYERS += " --encoder.feature_layers 2 --encoder.pooling mean --encoder.dropout 0 --optim.encoder_lr 3e-4 --optim.head_lr 5e-3"
-TABLES = {
-    "negatives": {"dynamic (the paper's)": (GROUPED, False), "static": (GROUPED, True)},
-    "labels a group": {
-        f"{size}, shortlist {k}": (f"{GROUPED} --groups.max_size {size} --model.shortlist {k}", False)
-        for size, k in ((8, 32), (32, 8), (32, 32), (128, 2), (128, 8))
-    }
-    | {"1 (flat)": (f"{GROUPED} --groups.max_size 1", False)},
-    "weight averaging": {
-        "off, rates fall to 0": (GROUPED, False),
-        "on, last half, rates fall": (f"{GROUPED} --optim.swa_start 0.5", False),
-        "off, constant rates": (f"{GROUPED} --optim.decay false", False),
-        "on, last half, constant rates": (f"{GROUPED} --optim.decay false --optim.swa_start 0.5", False),
-    },
-    "layers of the transformer": {f"{n}": (f"{LAYERS} --encoder.layers {n}", False) for n in (1, 2, 4)},
-}
+
+@dataclass(frozen=True)
+class Run:
+    """``settings`` as the training job takes them; ``prepare`` changes the fresh model, ``regrouped`` the groups before it."""
+
+    settings: str
+    prepare: Callable[[LightXML, Split], None] = lambda model, split: None
+    regrouped: bool = False
+
+
+# -- what is no setting --------------------------------------------------------------------------------------------------
 
 
 class StaticNegatives(LightXML):
-    """The shortlist is that of the model as it was after `frozen_after` steps."""
+    """The shortlist is that of the model as it was after ``frozen_after`` steps."""
 
-    frozen_after = 0
-    steps = 0
+    frozen_after: int
+    steps: int
     frozen: list[LightXML]
 
     def forward(self, batch: Batch, documents: int | None = None) -> Losses:
@@ -66,6 +73,116 @@ class StaticNegatives(LightXML):
         return Losses(recall_loss, self.table.loss(self.bottleneck(features_BF), shortlist_BK, row_P, label_P, documents))
 
 
+def with_static_negatives(model: LightXML, split: Split) -> None:
+    model.__class__ = StaticNegatives
+    model.frozen_after, model.steps = -(-len(split.table) // BATCH), 0  # type: ignore[assignment]
+
+
+class MovingAverage(LightXML):
+    """Predicts with exponential moving averages of its weights, taken every ``EVERY`` steps."""
+
+    EVERY, KEPT = 10, 0.99
+    averages: dict[str, Tensor]
+    steps: int
+
+    def forward(self, batch: Batch, documents: int | None = None) -> Losses:
+        if self.steps % self.EVERY == 0:
+            n = self.steps // self.EVERY
+            kept = min(self.KEPT, (1 + n) / (10 + n))  # the first weights are soon forgotten
+            for name, weights in self.named_parameters():
+                self.averages.setdefault(name, weights.detach().clone()).lerp_(weights.detach(), 1 - kept)
+        self.steps += 1
+        return super().forward(batch, documents)
+
+    def train(self, mode: bool = True) -> "MovingAverage":
+        for name, weights in [] if mode else self.named_parameters():
+            weights.data = self.averages[name]
+        return super().train(mode)
+
+
+def with_moving_average(model: LightXML, split: Split) -> None:
+    model.__class__ = MovingAverage
+    model.averages, model.steps = {}, 0  # type: ignore[assignment]
+
+
+class WeightedRecall(RecallHead):
+    """Flat mode's loss with a weight for each label where it is true; ``weight_L``: float32[L]."""
+
+    weight_L: Tensor
+
+    def loss(
+        self, features_BF: Tensor, row_P: Tensor, group_P: Tensor, shortlist: int, documents: int
+    ) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            logits_BL, loss, gradient_BF, gradient_BL = self._as_if_false(features_BF)
+            true_P = torch.unique(row_P * self.n_groups + group_P)
+            row_P, label_P = true_P // self.n_groups, true_P % self.n_groups
+            logit_P, weight_P = logits_BL[row_P, label_P], self.weight_L[label_P]
+            change_P = -weight_P * torch.sigmoid(-logit_P) - torch.sigmoid(logit_P)
+            loss = (loss + (weight_P * F.softplus(-logit_P) - F.softplus(logit_P)).sum()) / documents
+            gradient_BF.index_add_(0, row_P, self.weight[label_P] * change_P[:, None])
+            gradient_BL[row_P, label_P] += change_P
+            self._pending.append((gradient_BL.div_(documents), features_BF.detach()))
+            shortlist_BK = self.best(logits_BL, shortlist)[1]
+        return with_gradient(features_BF, loss, gradient_BF.div_(documents)), shortlist_BK
+
+
+def with_propensities(model: LightXML, split: Split) -> None:
+    counts_L = split.index.counts
+    weight_L = 1 / propensities(counts_L, split.index.n_documents)
+    weight_L /= (weight_L * counts_L).sum() / counts_L.sum()
+    model.recall.__class__ = WeightedRecall
+    model.recall.weight_L = torch.from_numpy(weight_L).float()
+
+
+def by_learned_features(folder: Path, config: FitConfig, split: Split) -> Split:
+    """The same documents, their labels in groups by what a model has learned in an epoch."""
+    learned: list[LightXML] = []
+    once = replace(config, loop=replace(config.loop, epochs=1))
+    trained(folder, once, split, lambda model, split: learned.append(model))
+    tokens, labels = (split.table[name].combine_chunks() for name in ("tokens", "labels"))
+    features_DF = np.zeros((len(tokens), learned[0].width), np.float32)
+    with torch.inference_mode():
+        for rows in budget_batches(list_lengths(tokens), config.loop.token_budget):
+            features_DF[rows] = learned[0].eval().features(make_batch(tokens.take(rows))).numpy()
+    features_DF /= np.linalg.norm(features_DF, axis=1, keepdims=True).clip(1e-12)
+    vectors_LF = unit_rows(sparse.csr_array(label_incidence(labels, len(split.index)).T @ features_DF))
+    return replace(split, groups=LabelGroups(balanced_groups(vectors_LF, config.groups.max_size, config.groups.seed)))
+
+
+# -- the tables ----------------------------------------------------------------------------------------------------------
+
+BATCH = 64
+LEXICAL = f"--encoder.layers 0 --lexical.width 256 --optim.weight_decay 0 --optim.warmup 0.02 --loop.batch_size {BATCH}"
+GROUPED = f"{LEXICAL} --groups.max_size 32 --model.shortlist 8 --model.bottleneck 256 --model.dropout 0.4 --loop.epochs 5"
+FLAT = f"{GROUPED} --groups.max_size 1"
+LAYERS = "--groups.max_size 32 --model.shortlist 8 --model.bottleneck 256 --model.dropout 0.2 --loop.epochs 3"
+LAYERS += " --encoder.feature_layers 2 --encoder.pooling mean --encoder.dropout 0 --optim.encoder_lr 3e-4 --optim.head_lr 5e-3"
+TABLES = {
+    "negatives": {"dynamic (the paper's)": Run(GROUPED), "static": Run(GROUPED, with_static_negatives)},
+    "labels a group": {
+        f"{size}, shortlist {k}": Run(f"{GROUPED} --groups.max_size {size} --model.shortlist {k}")
+        for size, k in ((8, 32), (32, 8), (32, 32), (128, 2), (128, 8))
+    }
+    | {"1 (flat)": Run(FLAT)},
+    "groups from": {"TF-IDF": Run(GROUPED), "learned features": Run(GROUPED, regrouped=True)},
+    "weight averaging": {
+        "off, rates fall to 0": Run(GROUPED),
+        "on, last half, rates fall": Run(f"{GROUPED} --optim.swa_start 0.5"),
+        "EMA, rates fall": Run(GROUPED, with_moving_average),
+        "off, constant rates": Run(f"{GROUPED} --optim.decay false"),
+        "on, last half, constant rates": Run(f"{GROUPED} --optim.decay false --optim.swa_start 0.5"),
+        "EMA, constant rates": Run(f"{GROUPED} --optim.decay false", with_moving_average),
+    },
+    "true labels, flat": {"all alike": Run(FLAT), "by inverse propensity": Run(FLAT, with_propensities)},
+    "layers of the transformer": {f"{n}": Run(f"{LAYERS} --encoder.layers {n}") for n in (1, 2, 4)}
+    | {
+        "2, beside the lexical branch": Run(f"{LAYERS} --encoder.layers 2 --lexical.width 256"),
+        "none, the lexical branch": Run(f"{LAYERS} --encoder.layers 0 --lexical.width 256"),
+    },
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA / "tate", help="a data set")
@@ -73,18 +190,19 @@ def main() -> None:
     parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=list(TABLES))
     arguments = parser.parse_args()
     torch.set_num_threads(2)
-    folder, done = require(arguments.data), dict[tuple[str, bool], str]()
+    folder, done = require(arguments.data), dict[Run, str]()
     for table in arguments.tables:
         print(f"\n| {table} | " + " | ".join(SHOWN) + " | seconds |\n|" + " --- |" * (len(SHOWN) + 2), flush=True)
-        for name, (settings, static) in TABLES[table].items():
-            if (settings, static) not in done:
-                config = parse(FitConfig, [f"--encoder.name={minilm()}", "--text.max_tokens=96", *settings.split()])
-                StaticNegatives.frozen_after = -(-arguments.documents // config.loop.batch_size)
-                kind = StaticNegatives if static else LightXML
-                listed, cost = trained(folder, config, arguments.documents, kind)
+        for name, run in TABLES[table].items():
+            if run not in done:
+                config = parse(FitConfig, [f"--encoder.name={minilm()}", "--text.max_tokens=96", *run.settings.split()])
+                split = training_split(folder, config, arguments.documents)
+                if run.regrouped:
+                    split = by_learned_features(folder, config, split)
+                listed, cost = trained(folder, config, split, run.prepare)
                 found = figures(folder, config, listed, arguments.documents)
-                done[settings, static] = " | ".join([*(f"{found[name]:.2f}" for name in SHOWN), f"{cost['seconds']:.0f}"])
-            print(f"| {name} | {done[settings, static]} |", flush=True)
+                done[run] = " | ".join([*(f"{found[name]:.2f}" for name in SHOWN), f"{cost['seconds']:.0f}"])
+            print(f"| {name} | {done[run]} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _setup import DATA, held_out, minilm, require, training_split
+from _setup import DATA, Split, held_out, minilm, require, training_split
 
 from xmc_ray.classifier import FitConfig, build_model, epoch_plan
 from xmc_ray.command import parse
@@ -46,15 +47,17 @@ def key_of(folder: Path, documents: int | None, names: bool, config: FitConfig) 
 
 
 def trained(
-    folder: Path, config: FitConfig, documents: int | None, kind: type[LightXML] = LightXML, names: bool = False
+    folder: Path,
+    config: FitConfig,
+    split: Split,
+    prepare: Callable[[LightXML, Split], None] = lambda model, split: None,
 ) -> tuple[Listed, dict[str, float]]:
-    """Predictions for the test split, and seconds of training; ``kind`` is what the model is made into."""
-    split = training_split(folder, config, documents, names)
+    """Predictions for the test split, and what training cost; ``prepare`` may change the fresh model."""
     test = held_out(folder, split)
     tokens = split.table["tokens"].combine_chunks()
     weight_F = term_weights([tokens], config.lexical) if config.lexical.width else None
     model = build_model(config, split.tokenizer, split.index, split.groups, weight_F=weight_F)
-    model.__class__ = kind
+    prepare(model, split)
     state = TrainState.start(model, config.optim)
     plan = epoch_plan(config.loop, len(split.table))
     started = time.monotonic()
@@ -97,7 +100,8 @@ def main() -> None:
         place = arguments.runs / f"{key_of(folder, arguments.documents, arguments.names, config)}.npz"
         if not place.exists():
             print(f"{folder.name}: {variant or 'the recipe itself'}", flush=True)
-            (scores, ids), cost = trained(folder, config, arguments.documents, names=arguments.names)
+            split = training_split(folder, config, arguments.documents, arguments.names)
+            (scores, ids), cost = trained(folder, config, split)
             found = {
                 "data": folder.name,
                 "variant": variant,

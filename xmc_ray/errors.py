@@ -28,7 +28,8 @@ class XmcError(Exception):
 
 
 class ConfigError(XmcError):
-    """A setting, an option or a place to write to is wrong; nothing has been written."""
+    """A setting, an option or a place to write to is wrong. Told before anything is written, unless another job takes the place
+    over in the middle."""
 
 
 class DataError(XmcError):
