@@ -72,7 +72,9 @@ def train(data: Path, run: Path, config: str, seed: int, settings: list[str]) ->
     places = {"config": config, "encoder.name": minilm(), "documents.uri": data / "train.parquet", "output": run}
     if (data / "labels.parquet").exists():
         places["label_names"] = data / "labels.parquet"
-    options = [f"--{name}={value}" for name, value in {**places, "loop.seed": seed, "validation.share": 0}.items()]
+    options = [
+        f"--{name}={value}" for name, value in {**places, "loop.seed": seed, "groups.seed": seed, "validation.share": 0}.items()
+    ]
     subprocess.run([sys.executable, ROOT / "jobs" / "train.py", *options, *settings], check=True)  # the last one counts
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
 
