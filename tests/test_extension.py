@@ -134,7 +134,7 @@ def test_names_alone_make_labels(before: XMCClassifier) -> None:
     assert after.bundle.labels.labels.to_pylist() == [*before.bundle.labels.labels.to_pylist(), "reddish"]
     assert after.bundle.labels.counts[-1] == 0 and after.bundle.metrics["extension"]["labels from names alone"] == 1
     red, green = scores(after, ["a red apple", "a green pear"], 99)[:, -1]
-    assert 0 < green < red < 1
+    assert 0 < green < red <= 1  # rounded
     if not before.bundle.groups.flat:
         packed = before.extend(names={f"{number}": f"a {number}" for number in range(40)})  # more than groups have places
         assert len(packed.bundle.groups) > len(before.bundle.groups)

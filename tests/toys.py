@@ -49,7 +49,7 @@ def toy_model(
     torch.manual_seed(seed)
     groups = groups or LabelGroups(np.arange(12) % 7)
     config = ModelConfig(**{"shortlist": 2, "bottleneck": 8, "dropout": 0.0, **settings})
-    branch = LexicalBranch(columns=32, width=8) if lexical else None
+    branch = LexicalBranch(torch.ones(32), width=8) if lexical else None
     return LightXML(BagOfTokens(), groups, config, exchange, seed, branch)  # type: ignore[arg-type]
 
 

@@ -40,7 +40,8 @@ from xmc_ray.lexical import LexicalBranch
 from xmc_ray.model import LightXML, ModelConfig
 from xmc_ray.text import Tokenizer
 
-FORMAT = 2  # 1 had a transformer always, and no lexical branch
+FORMAT = 3  # 2 had vectors for columns that are left out, too; 1 a transformer always, and no lexical branch
+_WEIGHTS, _VECTORS = "lexical.weight_F", "lexical.vectors.weight"
 MARKER = "config.json"
 LABELS_FILE = "labels.parquet"
 CALIBRATION_FILE = "calibration.parquet"
@@ -95,10 +96,13 @@ def load_bundle(uri: str) -> Bundle:
     table = pq.read_table(folder / LABELS_FILE)
     groups = LabelGroups(table["group"].to_numpy().astype(np.int64))
     encoder = load_empty_encoder(folder / "encoder", **settings["encoder"]) if settings["encoder"] else None
+    state = safetensors.torch.load_file(folder / "model.safetensors")
     with torch.device("meta"):  # shapes without memory
-        lexical = LexicalBranch(**settings["lexical"]) if settings.get("lexical") else None
+        lexical = LexicalBranch(state[_WEIGHTS], settings["lexical"]["width"]) if settings.get("lexical") else None
         model = LightXML(encoder, groups, ModelConfig(**settings["model"]), lexical=lexical)
-    model.load_state_dict(safetensors.torch.load_file(folder / "model.safetensors"), assign=True)
+    if lexical is not None and settings["xmc_ray_format"] == 2:
+        state[_VECTORS] = state[_VECTORS][state[_WEIGHTS] > 0]
+    model.load_state_dict(state, assign=True)
     labels = LabelIndex.from_table(table)
     return Bundle(
         model=model.eval(),
@@ -223,6 +227,8 @@ def _reading(bundle: Bundle) -> str:
             f"{tokens} tokens, last {encoder.feature_layers} hidden states, pooling `{encoder.pooling}`"
         )
     if lexical is not None:
-        columns = len(lexical.weight_F)
-        lines.append(f"- lexical branch: width {lexical.width}, {columns:,} columns, at most {longest} tokens")
+        columns, vectors = len(lexical.weight_F), lexical.vectors.num_embeddings
+        lines.append(
+            f"- lexical branch: width {lexical.width}, {columns:,} columns, {vectors:,} vectors, at most {longest} tokens"
+        )
     return "\n".join(lines)

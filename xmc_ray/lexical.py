@@ -38,8 +38,8 @@ class LexicalConfig:
 
     width: int = 0
     """H, the number of features it gives; 0 does without it."""
-    columns: int = 2**18
-    """F, the vectors that terms are hashed to; two terms in one column share a vector."""
+    columns: int = 2**20
+    """F, the columns that terms are hashed to; two terms in one column share a vector. A column left out costs 8 bytes."""
     rarest: int = 2
     """Leave out columns that fewer training documents than this have: nothing is learned from a term seen once."""
 
@@ -50,24 +50,30 @@ class LexicalConfig:
 
 
 class LexicalBranch(nn.Module):
-    """Vectors of terms, their weights and the layer on top; ``weight_F``: float32[F], idf, 0 where a column is left out."""
+    """Vectors of terms, their weights and the layer on top.
+
+    ``weight_F``: float32[F], idf, 0 where a column is left out; each of the others has a vector, in their order.
+    """
 
     weight_F: Tensor
+    place_F: Tensor
 
-    def __init__(self, columns: int, width: int) -> None:
+    def __init__(self, weight_F: Tensor, width: int) -> None:
         super().__init__()
         self.width = width
-        self.vectors = nn.EmbeddingBag(columns, width, mode="sum", sparse=True)
+        self.register_buffer("weight_F", weight_F)
+        place_F = (weight_F > 0).cumsum(0, dtype=torch.int32) - 1
+        self.register_buffer("place_F", place_F, persistent=False)
+        self.vectors = nn.EmbeddingBag(max(1, int(place_F[-1]) + 1), width, mode="sum", sparse=True)
         nn.init.normal_(self.vectors.weight, std=_STD)
         self.mix = nn.Linear(width, width)
         nn.init.zeros_(self.mix.bias)
-        self.register_buffer("weight_F", torch.ones(columns))
 
     def forward(self, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """float32[B, H]: the features of padded documents."""
         row_N, column_N, weight_N = self.terms(tokens_BT, mask_BT)
         starts_B = torch.searchsorted(row_N, torch.arange(len(tokens_BT), device=row_N.device))
-        x_BH = self.vectors(column_N, starts_B, per_sample_weights=weight_N)
+        x_BH = self.vectors(self.place_F[column_N].long(), starts_B, per_sample_weights=weight_N)
         features_BH: Tensor = x_BH + F.relu(self.mix(F.relu(x_BH)))
         return features_BH
 
@@ -110,6 +116,4 @@ def build_lexical(config: LexicalConfig, weight_F: npt.NDArray[np.float32] | Non
     if not config.width:
         return None
     assert weight_F is not None
-    branch = LexicalBranch(config.columns, config.width)
-    branch.weight_F.copy_(torch.from_numpy(weight_F))
-    return branch
+    return LexicalBranch(torch.tensor(weight_F), config.width)
