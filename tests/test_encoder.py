@@ -1,18 +1,23 @@
 """Encoders of several kinds: cut, pooled, frozen; and what is told when one does not fit."""
 
+import tempfile
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import reference
 import torch
+from conftest import S3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import AutoModel, RobertaConfig, RobertaModel, XLNetConfig, XLNetModel
 
+from xmc_ray import copies, storage
 from xmc_ray.encoder import EncoderConfig, Int8Linear, TextEncoder, build_encoder, check_encoder, load_empty_encoder, quantise
 from xmc_ray.errors import ConfigError, ModelError, XmcError
 from xmc_ray.optim import word_vectors
+from xmc_ray.text import Tokenizer
 
 TOKENS = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]], dtype=torch.bool)
@@ -34,6 +39,24 @@ def folder(request: pytest.FixtureRequest, tiny_encoder: Path, tmp_path: Path) -
 
 def build(folder: Path, summary: str | None = "first", **settings: object) -> TextEncoder:
     return build_encoder(EncoderConfig(name=str(folder), **{"feature_layers": 2, **settings}), summary).eval()  # type: ignore[arg-type]
+
+
+def test_an_encoder_on_object_storage(s3: S3, tiny_encoder: Path) -> None:
+    """Downloaded once, and again when something else lies there."""
+    copies.upload(tiny_encoder, s3.uri("encoders/tiny"))
+    name = s3.uri("encoders/tiny")
+    there, here = (build_encoder(EncoderConfig(name=each, feature_layers=2), "first") for each in (name, str(tiny_encoder)))
+    for key, tensor in here.state_dict().items():
+        assert torch.equal(there.state_dict()[key], tensor)
+    tokenizers = [Tokenizer.load(each, 8).encode(pa.array(["a red apple"])) for each in (name, str(tiny_encoder))]
+    assert tokenizers[0] == tokenizers[1]
+    copy = copies.at_hand(name)
+    assert copies.at_hand(name) == copy and Path(copy).is_relative_to(tempfile.gettempdir())
+    storage.write_bytes(s3.uri("encoders/tiny/notes.txt"), b"changed")
+    assert copies.at_hand(name) != copy
+    with pytest.raises(ModelError, match=r"encoder not found: \S+/nowhere; found nothing there"):
+        Tokenizer.load(s3.uri("encoders/nowhere"), 8)
+    assert copies.at_hand("microsoft/MiniLM") == "microsoft/MiniLM"
 
 
 def hidden_states(folder: Path) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.storage import Uri, all_files, copy_file, explained, filesystem, is_local, join, remove, split
 
 
@@ -82,6 +82,19 @@ def node_copy(uri: Uri, key: str) -> Path:
             shutil.rmtree(copy, ignore_errors=True)
             local_copy(uri, part).rename(copy)
     return copy
+
+
+def at_hand(name: str) -> str:
+    """What a library that knows no storage can load: a folder on S3 becomes its `node_copy`, any other name stays.
+
+    ModelError if there is nothing on S3.
+    """
+    if is_local(name):  # or a hub's
+        return name
+    files = [(file.uri, file.size, file.version) for file in all_files(name)]
+    if not files:
+        raise ModelError("encoder not found", where=name, found="nothing there", expected="a folder with config.json")
+    return str(node_copy(name, hashlib.sha256(repr(sorted(files)).encode()).hexdigest()[:16]))
 
 
 def _remove_unused(home: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from xmc_ray import copies
 from xmc_ray.errors import ConfigError, ModelError
 
 _CACHED = 128  # rows that are rounded at a time: they stay in the cache
@@ -24,7 +25,7 @@ class EncoderConfig:
     """Which transformer, and what is taken from it."""
 
     name: str = "bert-base-uncased"
-    """Hub name or folder of any encoder that AutoModel loads from safetensors."""
+    """Hub name or folder, local or s3://, of any encoder that AutoModel loads from safetensors."""
     layers: int | None = None
     """Keep only the first n layers of the pretrained encoder; None keeps all, 0 leaves all to the lexical branch."""
     max_tokens: int | None = None
@@ -196,7 +197,7 @@ def _load_settings(name: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+        return AutoConfig.from_pretrained(copies.at_hand(name), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _not_found(name, error) from error
 
@@ -214,7 +215,7 @@ def _load_pretrained(name: str, settings: Any) -> Any:
     transformers_logging.disable_progress_bar()
     try:
         transformer, report = AutoModel.from_pretrained(
-            name, config=settings, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            copies.at_hand(name), config=settings, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError) as error:
         raise _not_found(name, error) from error

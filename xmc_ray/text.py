@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from xmc_ray import copies
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.labels import IntArray, list_lengths
 
@@ -49,11 +50,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, name: str | Path, max_tokens: int) -> "Tokenizer":
-        """From a hub name or a folder; raises ModelError when there is none."""
+        """From a hub name, or a folder, local or s3://; raises ModelError when there is none."""
         from transformers import AutoTokenizer
 
         try:
-            return cls(AutoTokenizer.from_pretrained(str(name), trust_remote_code=False), max_tokens)
+            return cls(AutoTokenizer.from_pretrained(copies.at_hand(str(name)), trust_remote_code=False), max_tokens)
         except (OSError, ValueError) as error:
             raise ModelError(
                 "tokenizer not found",
