@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "benchmarks" / "peers"
 ENVIRONMENTS, RESULTS = ROOT / "runs" / "peers", ROOT / "runs" / "peers-results"
 DEPTH = 10
-_LOOKS = 1.0  # seconds between two looks at the memory
+_LOOKS = 3.0  # seconds between two looks at the memory, which cost the more the larger it is
 
 
 @dataclass(frozen=True)
