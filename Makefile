@@ -29,7 +29,7 @@ demo: $(READY)  ## make the data, train, evaluate and tag; DATA=hpo, or a folder
 test: $(READY)  ## run the test suite, but for what takes minutes a test; ARGS="-k labels" for a part
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-slow: $(READY)  ## the rest of it: every fault of the fault matrix, clusters that grow and shrink
+test-slow: $(READY)  ## the rest of it: most of the fault matrix, clusters that grow and shrink
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-cluster: $(READY)  ## all that needs a cluster, quick or slow: jobs submitted, nodes that come and go, the files in cluster/

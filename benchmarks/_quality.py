@@ -155,7 +155,8 @@ def _watch(process: "subprocess.Popen[bytes]", seconds: float | None) -> tuple[i
             if seconds is not None and time.monotonic() - started > seconds:
                 in_time = False
                 _end(family)
-            time.sleep(_LOOKS)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_LOOKS)
     finally:
         _end(_family(process.pid) if process.poll() is None else ())
     return peak, sum(ticks.values()) / os.sysconf("SC_CLK_TCK"), in_time

@@ -3,7 +3,8 @@
     make bench NAME=ablations ARGS="--tables negatives 'groups from'"
 
 Recall and ranking with groups, the lexical branch as the cheap encoder, so that a run takes a minute or two; the number of
-layers with the transformer. All on the first documents. Nothing is held to a bar: the tables go to docs/quality.md.
+layers with the transformer. All on the first documents; seconds are those of the last training. Nothing is held to a bar: the
+tables go to docs/quality.md.
 
     static negatives    those that the model's own recall proposed after the first epoch, for good: encoder and recall of that
                         moment go on choosing the groups whose labels are ranked
@@ -90,7 +91,9 @@ class MovingAverage(LightXML):
             n = self.steps // self.EVERY
             kept = min(self.KEPT, (1 + n) / (10 + n))  # the first weights are soon forgotten
             for name, weights in self.named_parameters():
-                self.averages.setdefault(name, weights.detach().clone()).lerp_(weights.detach(), 1 - kept)
+                if name not in self.averages:
+                    self.averages[name] = weights.detach().clone()
+                self.averages[name].lerp_(weights.detach(), 1 - kept)
         self.steps += 1
         return super().forward(batch, documents)
 

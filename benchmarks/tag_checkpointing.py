@@ -77,10 +77,11 @@ def off(book: Diary, config: TagConfig, plan: Plan) -> Timed:
     with tagging._piece_by_piece():
         stream = tagging._dataset(plan.pieces, [*range(len(plan.pieces))], tagging._PIECES_A_TASK)
         read = TimedRead(Rules.of(config.documents, labelled=False), tokenizers)
-        stream = stream.map_batches(read.__call__, batch_format="pyarrow", batch_size=None)
+        stream = stream.map_batches(read.__call__, batch_format="pyarrow", batch_size=None, **config.pool.beside(0.5))
         model = (members.uris, config.k, config.pool, config.model)
         stream = stream.map_batches(TimedTag, fn_constructor_args=model, **tagging._BY_ROW, **config.pool.resources)
-        for table in arrow_batches(stream.map_batches(CountPieces(columns).__call__, **tagging._BY_ROW)):
+        count = CountPieces(columns)
+        for table in arrow_batches(stream.map_batches(count.__call__, **tagging._BY_ROW, **config.pool.beside(0.25))):
             rows += sum(table["rows"].to_pylist())
     assert rows == plan.rows, f"{rows} of {plan.rows} rows"
     return Timed("", began, time.time(), book.since(began))

@@ -71,7 +71,7 @@ def test_new_labels_are_found_and_old_ones_scored_as_before(before: XMCClassifie
     n_old, old_scores = len(before.bundle.labels), scores(before, [*TEXTS[:12], *UNUSUAL], 99)
     rows = RowsConfig(join=join)
     after = before.extend(TEXTS, LABELS, names={"plum": "A plum", "fruit": "Any fruit"}, rows=rows)
-    assert after.evaluate(TEXTS, LABELS)["total"]["P@3"] > 0.95
+    assert after.evaluate(TEXTS, LABELS)["total"]["P@3"] > 0.9
     np.testing.assert_allclose(scores(after, [*TEXTS[:12], *UNUSUAL], n_old), old_scores[:, :n_old], rtol=1e-5, atol=1e-7)
 
     old, new = before.bundle, after.bundle
@@ -183,7 +183,7 @@ def test_bfloat16_tables_grow_too(tiny_encoder: Path) -> None:
     classifier.bundle.model.config = ModelConfig(shortlist=9, bottleneck=16, table="bfloat16")
     after = classifier.extend(TEXTS, LABELS)
     assert after.bundle.model.table is not None and after.bundle.model.table.weight.dtype == torch.bfloat16
-    assert after.evaluate(TEXTS, LABELS)["total"]["P@3"] > 0.95
+    assert after.evaluate(TEXTS, LABELS)["total"]["P@3"] > 0.9
 
 
 def test_input_that_does_not_fit(flat: XMCClassifier) -> None:

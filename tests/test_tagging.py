@@ -176,7 +176,7 @@ def test_ids_of_file_and_row(tag: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "in" / "sub").mkdir(parents=True)
     (tmp_path / "in" / "a.jsonl").write_text("\n\n".join(lines[:3]))
     (tmp_path / "in" / "sub" / "b.jsonl.gz").write_bytes(gzip.compress("\n".join([*lines[3:5], "{", lines[5]]).encode()))
-    tags, rejects = read_night(tag(tmp_path / "in", "--documents.id=null", max_reject_share=0.2))
+    tags, rejects = read_night(tag(tmp_path / "in", "--documents.id=null", max_reject_share=0.2, pool__max=0))
     assert tags["id"].to_pylist() == [
         "a.jsonl:0",
         "a.jsonl:1",
@@ -281,14 +281,16 @@ def test_labels_that_have_moved_are_told_or_fail_the_night(
 
 
 def test_a_machine_of_its_own_is_kept_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray has six CPUs, whatever the machine has."""
+    """The Ray of `ray_session` has six CPUs, whatever the machine has."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     cores = {1: (1, 1), 2: (2, 1), 3: (2, 1), 4: (2, 2)}
     for count, expected in cores.items():
-        monkeypatch.setattr("os.cpu_count", lambda count=count: count)
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, count=count: range(count))
         pool = PoolConfig().settled()
         assert (pool.max, pool.threads_each) == expected
     assert PoolConfig(min=3).settled().max == 3 and PoolConfig(max=1).settled().max == 1
     assert PoolConfig(gpu=True).settled().max == 1, "none is there, which is told later"
+    assert PoolConfig(threads=4).settled().max == 1
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert PoolConfig().settled().max == 1
 
@@ -395,6 +397,7 @@ BAD = {
     "share": (["--max_reject_share=1.5"], "max_reject_share does not fit"),
     "commit_rows": (["--commit_rows=1"], "commit_rows"),
     "pool": (["--pool.min=2"], "pool sizes do not fit"),
+    "cpus": (["--pool.cpus=0"], "an actor's share does not fit"),
     "date": (["--date=tomorrow"], "date does not fit"),
     "column": (['--documents.text=["words"]'], "no column 'words'"),
 }

@@ -89,7 +89,7 @@ def load_bundle(uri: str) -> Bundle:
     """Open a bundle on the CPU. Raises ModelError when it is not one, is incomplete, or is of a newer format.
 
     The weights are the mapped file: all processes of a machine share its pages, and one that changes a weight gets a page of
-    its own. One on S3 is downloaded once a machine; see `copies.node_copy`.
+    its own (but for lexical vectors in format 2). One on S3 is downloaded once a machine; see `copies.node_copy`.
     """
     settings = read_settings(uri)
     folder = copies.node_copy(uri, settings["fingerprint"])
@@ -101,7 +101,8 @@ def load_bundle(uri: str) -> Bundle:
         lexical = LexicalBranch(state[_WEIGHTS], settings["lexical"]["width"]) if settings.get("lexical") else None
         model = LightXML(encoder, groups, ModelConfig(**settings["model"]), lexical=lexical)
     if lexical is not None and settings["xmc_ray_format"] == 2:
-        state[_VECTORS] = state[_VECTORS][state[_WEIGHTS] > 0]
+        kept_F = (state[_WEIGHTS] > 0).nonzero()[:, 0]
+        state[_VECTORS] = state[_VECTORS][kept_F if len(kept_F) else slice(1)]
     model.load_state_dict(state, assign=True)
     labels = LabelIndex.from_table(table)
     return Bundle(

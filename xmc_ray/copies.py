@@ -90,7 +90,7 @@ def at_hand(name: str) -> str:
     ModelError if there is nothing on S3.
     """
     if is_local(name):  # or a hub's
-        return name
+        return split(name)[1] if name.startswith("file:") else name
     files = [(file.uri, file.size, file.version) for file in all_files(name)]
     if not files:
         raise ModelError("encoder not found", where=name, found="nothing there", expected="a folder with config.json")

@@ -249,6 +249,6 @@ def _not_found(name: str, error: Exception) -> ModelError:
         "encoder not found",
         where=name + offline,
         found=str(error).strip().split("\n")[0],
-        expected="a hub name, or a folder with config.json and model.safetensors",
+        expected="a hub name, or a folder, local or s3://, with config.json and model.safetensors",
         way_out="set encoder.name",
     )

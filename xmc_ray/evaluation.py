@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,8 @@ def measure(
     with own_errors():
         tokenised = tokenise(read_documents(documents, labelled=True), *tokenizers)
         reliability = Reliability()
-        predicted = predictions(tokenised, members.uris, max(ks), pool.settled(), model)
+        pool = replace(pool, max=pool.max or pool.min)  # a small file is one block, which goes to one actor
+        predicted = predictions(tokenised, members.uris, max(ks), pool, model)
         counts = _score(predicted, labels, metrics, [reliability] if selection is None else [reliability, selection])
     result = metrics.result()
     if not result["total"]["documents"]:

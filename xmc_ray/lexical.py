@@ -39,7 +39,7 @@ class LexicalConfig:
     width: int = 0
     """H, the number of features it gives; 0 does without it."""
     columns: int = 2**20
-    """F, the columns that terms are hashed to; two terms in one column share a vector. A column left out costs 8 bytes."""
+    """F, the columns that terms are hashed to; two terms in one column share a vector. A column itself costs 8 bytes."""
     rarest: int = 2
     """Leave out columns that fewer training documents than this have: nothing is learned from a term seen once."""
 

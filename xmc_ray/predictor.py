@@ -36,8 +36,8 @@ class PoolConfig:
     min: int = 1
     """Actors to start with."""
     max: int = 0
-    """Actors at most; the pool grows towards it while documents wait. 0 is one on a cluster, and without one what the machine's
-    GPUs, or its cores, can keep busy."""
+    """Actors at most; the pool grows towards it while documents wait. 0 is ``min`` on a cluster and in evaluation; a night on
+    a machine by itself has as many as GPUs, or cores, keep busy."""
     gpu: bool = False
     """Give each actor a GPU."""
     cpus: int = 2
@@ -53,7 +53,11 @@ class PoolConfig:
 
     def __post_init__(self) -> None:
         if self.min < 1 or self.max < 0 or 0 < self.max < self.min:
-            raise ConfigError("pool sizes do not fit", found=f"min {self.min}, max {self.max}", expected="1 <= min <= max")
+            found = f"min {self.min}, max {self.max}"
+            raise ConfigError("pool sizes do not fit", found=found, expected="1 <= min <= max, or max 0")
+        if self.cpus < 1 or self.threads < 0:
+            found = f"cpus {self.cpus}, threads {self.threads}"
+            raise ConfigError("an actor's share does not fit", found=found, expected="at least 1 CPU, 0 or more threads")
 
     def settled(self) -> "PoolConfig":
         """With the number of actors in the place of ``max`` = 0; Ray has to run.
@@ -62,10 +66,11 @@ class PoolConfig:
         """
         if self.max:
             return self
-        there, most = ray.cluster_resources(), 1
-        if not is_cluster():
-            most = int(there.get("GPU", 0)) if self.gpu else min(_cores(), int(there["CPU"] - _BESIDE) // self.cpus)
-        return replace(self, max=max(self.min, most))
+        if is_cluster():
+            return replace(self, max=self.min)
+        there = ray.cluster_resources()
+        kept_busy = int(there.get("GPU", 0)) if self.gpu else _cores() // max(1, self.threads)
+        return replace(self, max=max(self.min, min(kept_busy, int(there["CPU"] - _BESIDE) // self.cpus)))
 
     @property
     def threads_each(self) -> int:
@@ -215,4 +220,5 @@ def _measure(
 
 
 def _cores() -> int:
-    return os.cpu_count() or 1
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -124,9 +124,9 @@ def run(config: TagConfig) -> str:
         if this is None:
             return _nothing_to_do(folder)
         connect()
-        config = replace(config, pool=config.pool.settled())
         make_room("actors", config.pool.min, config.pool.needs, config.pool.patience)
         pass_gate(config.gate, config.bundle, config.pool, config.model)
+        config = replace(config, pool=config.pool.settled())
         plan = this.plan()
         previous = plan.previous if plan else _previous(config, folder, members.fingerprint)
         manifest = _Making(config, this, members, files, previous, lease).finish(plan, started)

@@ -60,7 +60,7 @@ class Tokenizer:
                 "tokenizer not found",
                 where=name,
                 found=str(error).strip().split("\n")[0],
-                way_out="give a hub name or a folder",
+                way_out="give a hub name, or a folder, local or s3://",
             ) from error
 
     def save(self, folder: Path) -> None:
