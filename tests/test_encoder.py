@@ -57,6 +57,7 @@ def test_an_encoder_on_object_storage(s3: S3, tiny_encoder: Path) -> None:
     with pytest.raises(ModelError, match=r"encoder not found: \S+/nowhere; found nothing there"):
         Tokenizer.load(s3.uri("encoders/nowhere"), 8)
     assert copies.at_hand("microsoft/MiniLM") == "microsoft/MiniLM"
+    assert copies.at_hand(f"file://{tiny_encoder}") == str(tiny_encoder)
 
 
 def hidden_states(folder: Path) -> tuple[Tensor, ...]:
