@@ -3,9 +3,10 @@
 A method is a command that reads a data folder and leaves ``predictions.parquet`` (``labels``, ``scores``: ten a row of
 test.parquet) and ``costs.json`` in a folder. It runs in a process of its own, whose memory is watched from outside, together
 with that of all its children. ``run.json`` is written last, with the costs or the ``failure``: what is finished is not run
-again, nor what took too long, unless it gets longer.
+again, nor what took too long, unless it gets longer, or the script or the recipe has changed.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -83,8 +84,10 @@ def run(method: Method, data: Path, out: Path, environments: Path = ENVIRONMENTS
     command = [part.replace(f"{ROOT}/", "") for part in (str(method.script), *method.options)]  # the same in any checkout
     newest = max((_told(out.parent / name).get("date", "") for name in method.members), default="")
     before = _told(out)
+    source = _source(method)
     hopeless = before.get("minutes", 0.0) >= (minutes or float("inf"))
-    if before.get("command") == command and before.get("date", "") >= newest and (hopeless or "failure" not in before):
+    is_same = before.get("command") == command and before.get("source", source) == source
+    if is_same and before.get("date", "") >= newest and (hopeless or "failure" not in before):
         return not hopeless
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
@@ -92,7 +95,12 @@ def run(method: Method, data: Path, out: Path, environments: Path = ENVIRONMENTS
     found = _costs(method, data, out, environments, minutes)
     if "failure" in found:
         print(f"{data.name}: {method.name} {found['failure']}, see {out / 'log.txt'}", flush=True)
-    about = {"command": command, "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "cores": os.cpu_count()}
+    about = {
+        "command": command,
+        "source": source,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "cores": os.cpu_count(),
+    }
     (out / "run.json").write_text(json.dumps(about | found, indent=1) + "\n")
     return "failure" not in found
 
@@ -114,6 +122,12 @@ def _costs(method: Method, data: Path, out: Path, environments: Path, minutes: f
     costs: dict[str, Any] = json.loads((out / "costs.json").read_text())
     peak, seconds = max(peak, costs.get("peak_bytes", 0)), seconds + costs.get("cpu_seconds", 0)
     return costs | {"peak_bytes": peak, "cpu_seconds": seconds}
+
+
+def _source(method: Method) -> str:
+    """A digest of the script and of the recipe that it is given: a run by others is not the same."""
+    files = [method.script, *(ROOT / part.removeprefix("--config=") for part in method.options if part.startswith("--config="))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.exists())).hexdigest()[:16]
 
 
 def _told(out: Path) -> dict[str, Any]:

@@ -15,11 +15,13 @@ from quality import SETS, TOTAL, described, margins, methods, page, recipes, tab
 
 from xmc_ray.labels import LabelIndex
 
-WRITER = """
+COUNTER = """
 import json, pathlib, sys
 out = pathlib.Path(sys.argv[2])
 (out.parent / "calls").open("a").write("x")
-(out / "costs.json").write_text(json.dumps({"train_seconds": 1.0, "predict_seconds": 0.5, "model_bytes": 7}))
+"""
+WRITER = f"""{COUNTER}
+(out / "costs.json").write_text(json.dumps({{"train_seconds": 1.0, "predict_seconds": 0.5, "model_bytes": 7}}))
 """
 
 
@@ -54,11 +56,14 @@ def method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Method:
     return Method("one", tmp_path / "script.py")
 
 
-def test_a_finished_run_is_kept_until_its_command_changes(method: Method, tmp_path: Path) -> None:
+def test_a_finished_run_is_kept_until_its_command_or_script_changes(method: Method, tmp_path: Path) -> None:
     out = tmp_path / "one"
     for options, calls in ((), "x"), ((), "x"), (("--deeper",), "xx"), (("--deeper",), "xx"):
         assert run(Method(method.name, method.script, options), tmp_path, out)
         assert (tmp_path / "calls").read_text() == calls
+    method.script.write_text(f"{WRITER}# changed\n")
+    assert run(Method(method.name, method.script, ("--deeper",)), tmp_path, out)
+    assert (tmp_path / "calls").read_text() == "xxx"
     kept = json.loads((out / "run.json").read_text())
     assert kept["command"] == ["script.py", "--deeper"] and kept["model_bytes"] == 7 and kept["cpu_seconds"] >= 0
 
@@ -85,13 +90,14 @@ def test_an_ensemble_is_made_again_when_a_member_is_newer_and_has_its_costs(meth
 def test_a_run_that_fails_says_so_and_is_repeated_unless_it_took_too_long(
     method: Method, tmp_path: Path, text: str, minutes: float | None, failure: str
 ) -> None:
-    method.script.write_text(text)
+    method.script.write_text(f"{COUNTER}{text}")
     assert not run(method, tmp_path, tmp_path / "one", minutes=minutes)
     found = collect(tmp_path, tmp_path, ["one", "never"])
     assert found["one"]["failure"] == failure and list(found) == ["one"]
+    assert not run(method, tmp_path, tmp_path / "one", minutes=minutes)
+    assert (tmp_path / "calls").read_text() == ("xx" if minutes is None else "x")
     method.script.write_text(WRITER)
-    assert run(method, tmp_path, tmp_path / "one", minutes=minutes) == (minutes is None)
-    assert run(method, tmp_path, tmp_path / "one", minutes=1)
+    assert run(method, tmp_path, tmp_path / "one", minutes=minutes or 1)
 
 
 def test_a_peer_without_an_environment_does_not_end_the_benchmark(
