@@ -32,8 +32,9 @@ from xmc_ray.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "benchmarks" / "peers"
-ENVIRONMENTS, RESULTS = ROOT / "runs" / "peers", ROOT / "runs" / "peers-results"
+ENVIRONMENTS = ROOT / "runs" / "peers"
 DEPTH = 10
+_STRETCH = 100  # documents
 _LOOKS = 3.0  # seconds between two looks at the memory, which cost the more the larger it is
 
 
@@ -135,6 +136,21 @@ def _told(out: Path) -> dict[str, Any]:
     file = out / "run.json"
     told: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     return told
+
+
+def fresh(data: Path, folder: Path) -> Path:
+    """``folder``, with a data set made of the training split of ``data`` alone: every tenth stretch of it is the test split.
+
+    Rows lie in the order of their source, so neighbours, which may say nearly the same, come to the same side.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = pq.read_table(data / "train.parquet")
+    is_test = np.arange(len(rows)) // _STRETCH % 10 == 9
+    for split, is_in in {"train": ~is_test, "test": is_test}.items():
+        pq.write_table(rows.filter(pa.array(is_in)), folder / f"{split}.parquet")
+    if (data / "labels.parquet").exists():
+        shutil.copyfile(data / "labels.parquet", folder / "labels.parquet")
+    return folder
 
 
 def score(data: Path, out: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from _quality import PEERS, Method, collect, peers, ranking, run, score
+from _quality import PEERS, Method, collect, fresh, peers, ranking, run, score
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quality import SETS, TOTAL, described, margins, methods, page, recipes, table
@@ -47,6 +47,17 @@ def test_score_leaves_out_true_labels_that_training_lacks(tmp_path: Path) -> Non
     assert (result["documents"], result["unlabelled"]) == (3, 1)
     assert result["total"]["P@1"] == 1 / 2
     assert np.isclose(result["total"]["P@3"], (1 + 2) / 6)
+
+
+def test_a_fresh_split_is_of_the_training_split_alone_in_stretches(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "train.parquet", [[str(row)] for row in range(2_150)])
+    folder = fresh(tmp_path / "data", tmp_path / "fresh")
+    train, test = (
+        [int(label) for (label,) in pq.read_table(folder / f"{split}.parquet")["labels"].to_pylist()]
+        for split in ("train", "test")
+    )
+    assert test == [*range(900, 1000), *range(1900, 2000)]
+    assert sorted(train + test) == list(range(2_150))
 
 
 @pytest.fixture
@@ -133,7 +144,8 @@ def test_table_has_the_best_first_and_as_many_cells_a_row() -> None:
 
 def test_the_page_says_when_on_what_and_against_which_releases() -> None:
     text = page({"nothing": {}, "something": {"one": result(0.5)}})
-    assert "Nothing is finished." in text
+    assert "Nothing is finished." in text and "tenth" not in text
+    assert "other tenth" in page({}, is_fresh=True)
     assert "Made on 2 cores, 2026-11-25. Peers: libmultilabel 0" in text and "libpecos 1" in text
 
 

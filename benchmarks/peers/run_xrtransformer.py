@@ -15,7 +15,7 @@ BEAM, BATCH, RATE, TOKENS = 50, 32, 1e-4, 128
 
 
 def main() -> None:
-    given = arguments(encoder="", steps=1000)
+    given = arguments(encoder="", steps=500)
     torch.set_num_threads(THREADS)
     data = Data(given.data)
     kept: dict[str, Any] = {}
