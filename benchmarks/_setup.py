@@ -74,11 +74,13 @@ def training_split(folder: Path, config: FitConfig, documents: int | None = None
     rows = pq.read_table(require(folder) / "train.parquet", columns=["text", "labels"]).slice(0, documents)
     lists, tokenizer = rows["labels"].combine_chunks(), Tokenizer.load(config.encoder.name, config.text.max_tokens)
     index = LabelIndex.count([lists])
+    if (folder / "labels.parquet").exists():
+        index = index.with_names(pq.read_table(folder / "labels.parquet", columns=["label", "name"]))
     table = pa.table({"tokens": tokenizer.encode(rows["text"].combine_chunks())[0], "labels": index.encode(lists)})
     table = table.filter(pa.array(list_lengths(table["labels"].combine_chunks()) > 0)).combine_chunks()
     columns = [table[name].combine_chunks() for name in ("tokens", "labels")]
     if names:
-        called = index.with_names(pq.read_table(folder / "labels.parquet", columns=["label", "name"])).names
+        called = index.names
         own = pa.ListArray.from_arrays(pa.array(range(len(index) + 1), pa.int32()), pa.array(range(len(index)), pa.int32()))
         own = pa.table({"tokens": tokenizer.encode(called.fill_null(""))[0], "labels": own})
         table = pa.concat_tables([table, own.filter(called.is_valid())]).combine_chunks()

@@ -10,6 +10,7 @@ tables go to docs/quality.md.
                         moment go on choosing the groups whose labels are ranked
     learned features    labels are grouped anew, by their documents' features after an epoch, and all is trained again
     propensity          a true label counts by the inverse of its propensity (Jain et al. 2016), one in the mean over training
+    from names          a label's vector starts as the fresh model reads its name: labels whose names say the same start alike
     EMA                 exponential moving averages of all weights, 0.999 a step, are what predicts
 """
 
@@ -20,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from _setup import DATA, Split, minilm, require, training_split
@@ -138,6 +140,17 @@ def with_propensities(model: LightXML, split: Split) -> None:
     model.recall.weight_L = torch.from_numpy(weight_L).float()
 
 
+def with_named_rows(model: LightXML, split: Split) -> None:
+    """Flat mode's label vectors start in the direction of the fresh features of the labels' names, as long as before."""
+    named = np.flatnonzero(split.index.names.is_valid())
+    tokens = split.tokenizer.encode(split.index.names.take(pa.array(named)))[0]
+    with torch.inference_mode():
+        for rows in np.array_split(np.arange(len(named)), -(-len(named) // 1024)):
+            weight_LF, label_B = model.recall.weight, torch.from_numpy(named[rows])
+            features_BF = F.normalize(model.features(make_batch(tokens.take(pa.array(rows)))))
+            weight_LF[label_B] = features_BF * weight_LF[label_B].norm(dim=1, keepdim=True)
+
+
 def by_learned_features(folder: Path, config: FitConfig, split: Split) -> Split:
     """The same documents, their labels in groups by what a model has learned in an epoch."""
     learned: list[LightXML] = []
@@ -177,6 +190,7 @@ TABLES = {
         "on, last half, constant rates": Run(f"{GROUPED} --optim.decay false --optim.swa_start 0.5"),
         "EMA, constant rates": Run(f"{GROUPED} --optim.decay false", with_moving_average),
     },
+    "label vectors start, flat": {"at random": Run(FLAT), "from names": Run(FLAT, with_named_rows)},
     "true labels, flat": {"all alike": Run(FLAT), "by inverse propensity": Run(FLAT, with_propensities)},
     "layers of the transformer": {f"{n}": Run(f"{LAYERS} --encoder.layers {n}") for n in (1, 2, 4)}
     | {

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xmc_ray import storage
+from xmc_ray import access, storage
 
 _TAGS = pa.schema([("id", pa.string()), ("labels", pa.list_(pa.string())), ("scores", pa.list_(pa.float32()))])
 _REJECTS = pa.schema([("file", pa.string()), ("row", pa.int64()), ("id", pa.string()), ("reason", pa.string())])
@@ -61,7 +61,7 @@ def read_night(folder: object) -> tuple[pa.Table, pa.Table]:
     marker = storage.read_json(storage.join(str(folder), "_SUCCESS"))
     tables = []
     for names, empty in ((marker["files"], _TAGS), (marker["rejects"], _REJECTS)):
-        places = [storage.arrow_filesystem(storage.join(str(folder), name)) for name in names]
+        places = [access.arrow_filesystem(storage.join(str(folder), name)) for name in names]
         files = [pq.read_table(path, filesystem=filesystem, partitioning=None) for filesystem, path in places]
         tables.append(pa.concat_tables(files) if files else empty.empty_table())
     return tables[0], tables[1]

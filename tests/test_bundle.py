@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import S3
 
-from xmc_ray import copies, storage
+from xmc_ray import access, copies, storage
 from xmc_ray.bundle import Bundle, load_bundle, read_settings, save_bundle
 from xmc_ray.calibration import Calibration
 from xmc_ray.encoder import EncoderConfig, build_encoder
@@ -113,7 +113,7 @@ def copied(folder: Path) -> list[str]:
 def open_bundle(task: tuple[str, bool]) -> tuple[int, str]:
     """In a process of its own: how often a bundle is downloaded there, and where its weights lie; or a death on the way."""
     uri, dies = task
-    filesystem = storage.filesystem(uri)[0]
+    filesystem = access.filesystem(uri)[0]
     download, files = filesystem.get_file, []
 
     def watched(*args: Any, **kwargs: Any) -> None:

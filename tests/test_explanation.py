@@ -14,7 +14,7 @@ from fruit import COLOURS, KINDS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from xmc_ray import command, explanation
+from xmc_ray import command, erasure, explanation
 from xmc_ray.classifier import FitConfig, XMCClassifier
 from xmc_ray.encoder import EncoderConfig
 from xmc_ray.ensemble import Ensemble
@@ -83,7 +83,7 @@ def test_contributions_equal_the_slow_twin(
     kind: str, words: list[str], label: str, classifiers: dict[str, XMCClassifier]
 ) -> None:
     found = classifiers[kind].explain(" ".join(words), label)
-    expected = reference.contributions(words, explanation._AROUND, scorer(classifiers[kind], label))
+    expected = reference.contributions(words, erasure._AROUND, scorer(classifiers[kind], label))
     assert [word.word.casefold() for word in found.words] == list(expected)
     for word in found.words:
         times, worth = expected[word.word.casefold()]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import S3, free_ports
 
-from xmc_ray import copies, storage
+from xmc_ray import access, copies, storage
 from xmc_ray.errors import ConfigError, DataError, XmcError
 
 SECRET = "a-secret-that-nobody-may-see"
@@ -52,7 +52,7 @@ def test_what_another_client_writes_is_seen_at_once(place: str) -> None:
     for name in ("a", "b"):
         uri = storage.join(place, name)
         assert not storage.exists(uri)
-        fs, path = storage.arrow_filesystem(uri)
+        fs, path = access.arrow_filesystem(uri)
         fs.create_dir(os.path.dirname(path))
         arrow_write(uri)
         assert names(place)[-1] == name
@@ -197,11 +197,11 @@ def test_upload_of_an_incomplete_folder_is_an_error(place: str, tmp_path: Path) 
 
 def test_pyarrow_sees_the_same_files(place: str) -> None:
     table = pa.table({"id": ["a", "b"]})
-    fs, path = storage.arrow_filesystem(storage.join(place, "t.parquet"))
+    fs, path = access.arrow_filesystem(storage.join(place, "t.parquet"))
     fs.create_dir(os.path.dirname(path))
     pq.write_table(table, path, filesystem=fs)
     assert names(place) == ["t.parquet"]
-    fs, path = storage.arrow_filesystem(storage.list_files(place)[0].uri)
+    fs, path = access.arrow_filesystem(storage.list_files(place)[0].uri)
     assert pq.read_table(path, filesystem=fs).equals(table)
 
 
@@ -248,11 +248,11 @@ def test_links_are_followed(tmp_path: Path) -> None:
 
 
 def test_pathlib_may_swallow_a_slash(s3: S3) -> None:
-    assert storage.filesystem(Path(s3.uri("key")))[1] == "test/key"
+    assert access.filesystem(Path(s3.uri("key")))[1] == "test/key"
 
 
 @pytest.mark.parametrize("uri", ["gs://bucket/key", "http://host/file", "s3://"])
-@pytest.mark.parametrize("open_it", [storage.filesystem, storage.arrow_filesystem])
+@pytest.mark.parametrize("open_it", [access.filesystem, access.arrow_filesystem])
 def test_other_schemes_are_refused(uri: str, open_it: object) -> None:
     with pytest.raises(ConfigError, match=f"not an address to use: {uri}; expected a local path, file:///path or s3://"):
         open_it(uri)
@@ -303,7 +303,7 @@ def test_wrong_credentials_are_one_line_without_secrets(attempt: str, s3: S3, mo
 
 def test_secrets_that_a_library_repeats_are_replaced(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", SECRET)
-    with pytest.raises(ConfigError, match="<AWS_SESSION_TOKEN>") as caught, storage.explained("s3://bucket/key"):
+    with pytest.raises(ConfigError, match="<AWS_SESSION_TOKEN>") as caught, access.explained("s3://bucket/key"):
         raise OSError(f"the token {SECRET} is\nno good")
     assert_clean(caught.value)
 
@@ -346,16 +346,16 @@ def test_variables_that_do_not_fit(variables: dict[str, str], message: str, s3: 
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
-        storage.S3Access.from_environment()
+        access.S3Access.from_environment()
 
 
 def test_representations_keep_secrets(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_SESSION_TOKEN", SECRET)
     for thing in (
-        storage.S3Access.from_environment(),
-        storage.filesystem("s3://b/k"),
-        storage.arrow_filesystem("s3://b/k"),
+        access.S3Access.from_environment(),
+        access.filesystem("s3://b/k"),
+        access.arrow_filesystem("s3://b/k"),
     ):
         assert SECRET not in f"{thing} {thing!r}"
 
@@ -373,8 +373,8 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def arrow_write(uri: str) -> None:
-    fs, path = storage.arrow_filesystem(uri)
-    with storage.explained(uri), fs.open_output_stream(path) as stream:
+    fs, path = access.arrow_filesystem(uri)
+    with access.explained(uri), fs.open_output_stream(path) as stream:
         stream.write(b"text")
 
 
@@ -390,7 +390,7 @@ def assert_clean(error: XmcError) -> None:
 def test_a_removal_that_breaks_off_keeps_the_file_that_says_what_it_was(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a", "run.json", "z/z"):
         storage.write_bytes(storage.join(place, name), b"x")
-    files, _ = storage.filesystem(place)
+    files, _ = access.filesystem(place)
     remove_one, removed = files.rm_file, []
 
     def break_off(name: str) -> None:

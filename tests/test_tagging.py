@@ -15,7 +15,7 @@ import pytest
 from conftest import S3
 from fruit import COLOURS, KINDS, document, read_night
 
-from xmc_ray import command, copies, night, storage, tagging
+from xmc_ray import access, command, copies, night, storage, tagging
 from xmc_ray.classifier import XMCClassifier
 from xmc_ray.ensemble import Members
 from xmc_ray.errors import ConfigError, DataError, ModelError, XmcError
@@ -332,7 +332,7 @@ def test_an_ensemble(tag: Callable[..., str], bundles: list[str], tmp_path: Path
 def test_on_object_storage(tag: Callable[..., str], trained: Path, s3: S3, tmp_path: Path) -> None:
     """Ten thousand objects are listed, of which some are the catalogue; a night, the next one, and that one again."""
     copies.upload(trained / "bundle", s3.uri("bundles/fruit"), last="config.json")
-    filesystem, path = storage.arrow_filesystem(s3.uri("catalogue"))
+    filesystem, path = access.arrow_filesystem(s3.uri("catalogue"))
 
     def put(number: int) -> None:
         folder = f"{number % 7}" if number < 200 else "_others"

@@ -9,8 +9,9 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from xmc_ray.access import Uri, explained, filesystem, is_local, split
 from xmc_ray.errors import ConfigError, DataError, ModelError
-from xmc_ray.storage import Uri, all_files, copy_file, explained, filesystem, is_local, join, remove, split
+from xmc_ray.storage import all_files, copy_file, join, remove
 
 
 def upload(folder: Uri, uri: Uri, *, last: str | None = None) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
 
-from xmc_ray import storage
+from xmc_ray import access
 from xmc_ray.documents import DocumentsConfig, Rules
 from xmc_ray.errors import DataError
 from xmc_ray.inputs import check_columns, list_inputs
@@ -72,7 +72,7 @@ def from_row(part: Mapping[str, Any]) -> tuple[FileInfo, Segment | None]:
 
 def _ranges(file: FileInfo) -> list[tuple[int, int | None]]:
     """First row and number of rows of each row group; of a file that cannot be read, the whole."""
-    filesystem, path = storage.arrow_filesystem(file.uri)
+    filesystem, path = access.arrow_filesystem(file.uri)
     try:
         footer = pq.read_metadata(path, filesystem=filesystem)
     except (OSError, pa.ArrowException):

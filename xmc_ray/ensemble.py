@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from xmc_ray import copies, storage
+from xmc_ray import access, copies
 from xmc_ray.bundle import CALIBRATION_FILE, LABELS_FILE, Bundle, load_bundle, read_calibration, read_settings
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.labels import IntArray, LabelIndex
@@ -50,7 +50,7 @@ class Members:
     calibrated: list[bool]
 
     @classmethod
-    def read(cls, uris: storage.Uri | Sequence[storage.Uri]) -> "Members":
+    def read(cls, uris: access.Uri | Sequence[access.Uri]) -> "Members":
         """Look at one bundle or several.
 
         Raises ConfigError for an empty list; ModelError when one is not a bundle, or is of other labels than the first.
@@ -106,7 +106,7 @@ class Ensemble:
         self.tokenizers, self._reads = _distinct([bundle.tokenizer for bundle in bundles])
 
     @classmethod
-    def load(cls, uris: storage.Uri | Sequence[storage.Uri]) -> "Ensemble":
+    def load(cls, uris: access.Uri | Sequence[access.Uri]) -> "Ensemble":
         """Open one bundle or several, on the CPU; raises what `Members.read` and `bundle.load_bundle` raise."""
         return cls([load_bundle(uri) for uri in Members.read(uris).uris])
 

@@ -1,27 +1,16 @@
 """Why a label: which words carried it, how it fared among the groups, and which labelled documents are nearest.
 
-What a word is worth is found by leaving it out, everywhere in the text:
+What a word is worth is found by leaving it out (`erasure`). Of several models, contributions and scores are means.
 
-    contribution = log-odds of the label's score - log-odds without the word
-
-in nats: the weight of evidence of Robnik-Sikonja and Kononenko (2008), by erasure as in Li et al. (2016, arXiv 1612.08220).
-It asks of a model nothing but scores, so that it is the same for a transformer, the lexical branch and both; gradient x input
-would be blind to pairs of words, which the branch hashes. Its limit: of two words that say the same, either can be missed.
-
-A word is what stands between white space, without the punctuation around it. Its tokens are taken out of the token list: of
-a text that is too long, what has been cut off stays so. Of several models, contributions and scores are means.
-
-Letters: B documents, F features, G groups, H bottleneck, M places in a group, T tokens, W words and two rows besides.
+Letters: F features, G groups, M places in a group, W words and two rows besides.
 """
 
-import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -31,13 +20,12 @@ from torch import Tensor
 from xmc_ray.bundle import Bundle
 from xmc_ray.documents import DocumentsConfig
 from xmc_ray.ensemble import Ensemble
+from xmc_ray.erasure import bare, log_odds, starts, without_each_word, words_of
 from xmc_ray.errors import ConfigError
 from xmc_ray.inputs import read_rows
-from xmc_ray.labels import IntArray, lists_from_rows, unique_in_rows
+from xmc_ray.labels import unique_in_rows
 from xmc_ray.loop import LoopConfig, features
-from xmc_ray.model import LightXML
 
-_AROUND = ".,:;!?()[]{}<>\"'`“”‘’«»…"
 _SHOWN, _OTHERS, _WIDTH, _BAR = 12, 5, 100, 24  # words, labels of the group, columns of text, columns of the longest bar
 
 Documents = Iterable[tuple[pa.Array, pa.ListArray]]
@@ -142,7 +130,7 @@ class Explanation:
         if rest:
             lines.append(f"{sum(worth for _, worth in rest):+8.2f} by {len(rest)} further words, added up")
         signs = {word.word.casefold(): f"{worth:+.1f}"[0] for word, worth in shown}
-        marked = [f"[{signs[key]}{form}]" if (key := _bare(form).casefold()) in signs else form for form in self.text.split()]
+        marked = [f"[{signs[key]}{form}]" if (key := bare(form).casefold()) in signs else form for form in self.text.split()]
         return [*lines, "", *textwrap.wrap(" ".join(marked), _WIDTH)]
 
     def _neighbours(self) -> list[str]:
@@ -180,10 +168,10 @@ def explain(
     Raises ConfigError for a label that is not known, naming those spelt most like it.
     """
     label_id = ensemble.labels.find(label)
-    forms, word_C = _words_of(text)
+    forms, word_C = words_of(text)
     paths, odds, reads, queries = [], [], [], []
     for bundle in ensemble.bundles:
-        variants, read_W = _left_out(bundle, text, word_C, len(forms))
+        variants, read_W = without_each_word(bundle, text, word_C, len(forms))
         features_WF = features(bundle.model, variants, config)
         paths.append(_path(bundle, features_WF[:1], label_id))
         odds.append(log_odds(bundle.model, features_WF, label_id))
@@ -193,7 +181,7 @@ def explain(
     worth = (odds_W[0] - odds_W[1:-1]).tolist()
     read_W = np.any(reads, axis=0)
     hidden = bool(odds_W[0].isneginf())
-    counts = np.bincount(word_C[_starts(word_C)], minlength=len(forms)).tolist() if forms else []
+    counts = np.bincount(word_C[starts(word_C)], minlength=len(forms)).tolist() if forms else []
     words = tuple(
         Word(form, count, value if is_read else None)
         for form, count, value, is_read in zip(forms, counts, worth, read_W, strict=True)
@@ -225,56 +213,6 @@ def _chance(ensemble: Ensemble, paths: Sequence[Path]) -> float | None:
     return float(
         np.mean([part.calibrated(score, np.zeros(1, np.int64)) for part, score in zip(calibrations, scores, strict=True)])
     )
-
-
-def log_odds(model: LightXML, features_BF: Tensor, label: int) -> Tensor:
-    """float64[B]: log(p / (1 - p)) of the score p of ``label`` for documents of these features; -inf of a deprecated label."""
-    group, features_BF = int(model.group_L[label]), features_BF.to(model.recall.weight.device)
-    with torch.no_grad():
-        recall_B = features_BF.double() @ model.recall.weight[group].double() + model.recall.bias[group].double()
-        if model.table is None or model.bottleneck is None:
-            return recall_B.cpu()
-        place = group, int(model.table.slot_L[label])
-        rank_B = model.bottleneck(features_BF).double() @ model.table.weight[place].double() + model.table.bias[place].double()
-        # two logits, one score: log p = log sigmoid + log sigmoid, and 1 - p without the rounding of p
-        log_p_B = (F.logsigmoid(recall_B) + F.logsigmoid(rank_B)).clamp(max=-1e-300)
-        return (log_p_B - torch.log(-torch.expm1(log_p_B))).cpu()
-
-
-def _words_of(text: str) -> tuple[list[str], IntArray]:
-    """The distinct words, in order of first occurrence, and the word of each character (int64[characters]), -1 between words.
-
-    Words are the same whatever their case.
-    """
-    word_C, places, forms = np.full(len(text), -1, np.int64), dict[str, int](), list[str]()
-    for match in re.finditer(r"\S+", text):
-        form = _bare(match.group())
-        place = places.setdefault(form.casefold(), len(places))
-        if place == len(forms):
-            forms.append(form)
-        word_C[slice(*match.span())] = place
-    return forms, word_C
-
-
-def _bare(form: str) -> str:
-    return form.strip(_AROUND) or form
-
-
-def _starts(word_C: IntArray) -> npt.NDArray[np.bool_]:
-    """bool[characters]: where words start; two of them never touch."""
-    return (word_C >= 0) & (np.concatenate([[-1], word_C[:-1]]) < 0)
-
-
-def _left_out(bundle: Bundle, text: str, word_C: IntArray, n_words: int) -> tuple[pa.ListArray, npt.NDArray[np.bool_]]:
-    """Tokens of the text as it is, without each of its words, and without all of them; and which words have a token at all."""
-    tokens = np.array(bundle.tokenizer.encode(pa.array([text]))[0][0].as_py(), np.int32)
-    first_T, end_T = bundle.tokenizer.offsets(text).T
-    # by a token's last character, for some tokenizers count the space before a word as part of its first token
-    word_T = np.full(len(tokens), -1)
-    word_T[end_T > first_T] = word_C[end_T[end_T > first_T] - 1]
-    kept_WT = np.concatenate([np.full((1, len(tokens)), True), word_T != np.arange(n_words)[:, None], word_T[None] < 0])
-    rows, places = np.nonzero(kept_WT)
-    return lists_from_rows(rows, pa.array(tokens[places]), len(kept_WT)), np.isin(np.arange(n_words), word_T)
 
 
 def _path(bundle: Bundle, features_1F: Tensor, label: int) -> Path:

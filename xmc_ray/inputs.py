@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from xmc_ray import storage
+from xmc_ray import access, storage
 from xmc_ray.documents import DocumentsConfig, Rules
 from xmc_ray.errors import DataError
 from xmc_ray.reading import JSON_LINES, PARQUET, columns, read_file
@@ -53,7 +53,7 @@ def check_columns(files: list[FileInfo], config: DocumentsConfig, *, labelled: b
 
 def read_names(uri: str) -> pa.Table:
     """Columns ``label``, ``name`` of a Parquet file."""
-    filesystem, path = storage.arrow_filesystem(uri)
+    filesystem, path = access.arrow_filesystem(uri)
     try:
         return pq.read_table(path, filesystem=filesystem)
     except (OSError, pa.ArrowInvalid) as error:

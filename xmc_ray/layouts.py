@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from xmc_ray import storage
+from xmc_ray import access
 from xmc_ray.errors import DataError
 from xmc_ray.labels import list_lengths, unique_in_rows
 
@@ -152,8 +152,8 @@ def _chunks(uri: str, rows: int) -> Iterator[_Chunk]:
 
 
 def _raw_chunks(uri: str, rows: int) -> Iterator[list[bytes]]:
-    filesystem, path = storage.arrow_filesystem(uri)
-    with storage.explained(uri), io.BufferedReader(filesystem.open_input_stream(path), 1 << 20) as stream:
+    filesystem, path = access.arrow_filesystem(uri)
+    with access.explained(uri), io.BufferedReader(filesystem.open_input_stream(path), 1 << 20) as stream:
         while lines := list(islice(stream, rows)):
             yield lines
 

@@ -19,7 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from xmc_ray import storage
+from xmc_ray import access, storage
 from xmc_ray.errors import ConfigError, XmcError
 
 DRIVER = "_driver.json"
@@ -114,7 +114,7 @@ def is_free(folder: str) -> bool:
 def _missing(folder: str) -> list[Path]:
     """The local folders that are not there yet, the innermost first."""
     path = Path(storage.absolute(folder))
-    return [one for one in (path, *path.parents) if not one.exists()] if storage.is_local(folder) else []
+    return [one for one in (path, *path.parents) if not one.exists()] if access.is_local(folder) else []
 
 
 def _is_dead(found: dict[str, Any]) -> bool:

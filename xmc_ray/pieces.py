@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ray.util import metrics
 
-from xmc_ray import storage
+from xmc_ray import access, storage
 from xmc_ray.documents import Rules, text_digest
 from xmc_ray.labels import lists_from_rows
 from xmc_ray.plan import merged, piece_name, unpacked
@@ -254,8 +254,8 @@ def _finish(work: str, name: str, tags: pa.Table, summary: Summary) -> None:
 
 
 def _read_summary(uri: str) -> Summary | None:
-    filesystem, path = storage.arrow_filesystem(uri)
-    with storage.explained(uri):
+    filesystem, path = access.arrow_filesystem(uri)
+    with access.explained(uri):
         try:
             return dict(json.loads(pq.read_metadata(path, filesystem=filesystem).metadata[_SUMMARY]))
         except pa.ArrowInvalid:

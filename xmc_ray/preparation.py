@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from xmc_ray import storage
+from xmc_ray import access, storage
 from xmc_ray.classifier import FitConfig
 from xmc_ray.corpus import read_documents
 from xmc_ray.documents import DocumentsConfig
@@ -121,7 +121,7 @@ def _groups(tokens: TokenCache, config: GroupsConfig) -> LabelGroups:
         return LabelGroups(np.arange(len(tokens.labels)))
     uri = storage.join(tokens.place, tokens.attempt, f"groups-{config.max_size}-{config.features}-{config.seed}.parquet")
     if storage.exists(uri):
-        filesystem, path = storage.arrow_filesystem(uri)
+        filesystem, path = access.arrow_filesystem(uri)
         return LabelGroups(pq.read_table(path, filesystem=filesystem)["group"].to_numpy().astype(np.int64))
     groups = group_labels(config, tokens.column("train", "tokens"), tokens.column("train", "labels"), len(tokens.labels))
     with storage.new_file(uri) as file:
@@ -137,7 +137,7 @@ def _term_weights(tokens: TokenCache, config: LexicalConfig) -> npt.NDArray[np.f
     if not storage.exists(uri):
         with storage.new_file(uri) as file:
             pq.write_table(pa.table({"weight": term_weights(tokens.column("train", "tokens"), config)}), file)
-    filesystem, path = storage.arrow_filesystem(uri)
+    filesystem, path = access.arrow_filesystem(uri)
     return np.asarray(pq.read_table(path, filesystem=filesystem)["weight"], np.float32)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xmc_ray import storage
+from xmc_ray import access, storage
 from xmc_ray.documents import Rules, load_object
 from xmc_ray.errors import ConfigError
 from xmc_ray.storage import FileInfo
@@ -86,7 +86,7 @@ def read_file(file: FileInfo, rules: Rules, segment: Segment | None = None, chun
             looks += 1
             away = _is_away(error)
             if away and time.monotonic() > give_up:
-                with storage.explained(file.uri):
+                with access.explained(file.uri):
                     raise
             if away or (looks < _LOOKS and not isinstance(error, _Damaged) and _is_remote(file)):
                 time.sleep(_PAUSE)
@@ -125,7 +125,7 @@ def columns(file: FileInfo) -> dict[str, pa.DataType | None]:
 
     Raises what pyarrow raises for a file that cannot be read.
     """
-    filesystem, path = storage.arrow_filesystem(file.uri)
+    filesystem, path = access.arrow_filesystem(file.uri)
     if file.uri.endswith(PARQUET):
         footer = pq.read_metadata(path, filesystem=filesystem)
         schema = footer.schema.to_arrow_schema()
@@ -147,7 +147,7 @@ def first_keys(lines: bytes, sample: int = 100) -> list[str]:
 
 def _parquet(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:
     """A row group that cannot be read is told as such, and the next one is tried."""
-    filesystem, path = storage.arrow_filesystem(left.file.uri)
+    filesystem, path = access.arrow_filesystem(left.file.uri)
     with filesystem.open_input_file(path) as stream:
         file = pq.ParquetFile(stream, pre_buffer=True)
         schema, total = file.schema_arrow, file.metadata.num_rows
@@ -181,7 +181,7 @@ def _lost(start: int, end: int, reason: str, left: Segment, rules: Rules) -> Chu
 
 
 def _json_lines(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:
-    filesystem, path = storage.arrow_filesystem(left.file.uri)
+    filesystem, path = access.arrow_filesystem(left.file.uri)
     rows, row = left.rows, left.row
     packed = left.file.uri.endswith(".gz")
     with filesystem.open_input_stream(path) if packed else filesystem.open_input_file(path) as stream:

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xmc_ray import storage
+from xmc_ray import access, storage
 from xmc_ray.epochs import CHUNK, POOL
 from xmc_ray.errors import DataError
 from xmc_ray.labels import IntArray, LabelIndex
@@ -50,7 +50,7 @@ class TokenCache:
     @cached_property
     def labels(self) -> LabelIndex:
         """All labels, without names."""
-        filesystem, path = storage.arrow_filesystem(storage.join(self.place, self.attempt, "labels.parquet"))
+        filesystem, path = access.arrow_filesystem(storage.join(self.place, self.attempt, "labels.parquet"))
         return LabelIndex.from_table(pq.read_table(path, filesystem=filesystem))
 
     def __getstate__(self) -> dict[str, object]:
@@ -76,8 +76,8 @@ class TokenCache:
 
 
 def _row_group(uri: str, number: int, columns: list[str] | None) -> pa.Table:
-    filesystem, path = storage.arrow_filesystem(uri)
-    with storage.explained(uri), pq.ParquetFile(path, filesystem=filesystem) as file:
+    filesystem, path = access.arrow_filesystem(uri)
+    with access.explained(uri), pq.ParquetFile(path, filesystem=filesystem) as file:
         return file.read_row_group(number, columns=columns)
 
 

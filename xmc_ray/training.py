@@ -16,7 +16,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 
-from xmc_ray import copies, storage
+from xmc_ray import access, copies, storage
 from xmc_ray.bundle import MARKER, read_settings
 from xmc_ray.checkpoint import CheckpointsConfig, Identity, find
 from xmc_ray.classifier import FitConfig, epoch_plan
@@ -250,7 +250,7 @@ def _train(config: TrainConfig, prepared: Prepared, identity: Identity, start: s
 
 
 def _trainer(config: TrainConfig, prepared: Prepared, identity: Identity, start: str | None, mailbox: Queue) -> TorchTrainer:
-    filesystem, path = storage.arrow_filesystem(config.output)
+    filesystem, path = access.arrow_filesystem(config.output)
     workers = config.workers
     job = Job(
         fit=config,
