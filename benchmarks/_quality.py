@@ -3,12 +3,14 @@
 A method is a command that reads a data folder and leaves ``predictions.parquet`` (``labels``, ``scores``: ten a row of
 test.parquet) and ``costs.json`` in a folder. It runs in a process of its own, whose memory is watched from outside, together
 with that of all its children. ``run.json`` is written last, with the costs or the ``failure``: what is finished is not run
-again, nor what took too long, unless it gets longer, or the script or the recipe has changed.
+again, nor what took too long, unless it gets longer, or the script, its recipe, its releases or the data have changed. A
+change of the library does not count: ``commit`` says with which a run was made.
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -34,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "benchmarks" / "peers"
 ENVIRONMENTS = ROOT / "runs" / "peers"
 DEPTH = 10
-_STRETCH = 100  # documents
+_FIRST = 6  # words of a text that make it a near-duplicate of others
 _LOOKS = 3.0  # seconds between two looks at the memory, which cost the more the larger it is
 
 
@@ -59,6 +61,7 @@ def peers(encoder: str) -> list[Method]:
         "omikuji-bonsai": ("omikuji", "run_omikuji.py", "--mode=bonsai"),
         "xr-linear": ("pecos", "run_xrlinear.py"),
         "napkinxc-plt": ("napkinxc", "run_napkinxc.py"),
+        "libmultilabel-svm": ("libmultilabel", "run_svm.py"),
         "libmultilabel-tree": ("libmultilabel", "run_libmultilabel.py"),
         "xr-transformer": ("pecos", "run_xrtransformer.py", f"--encoder={encoder}"),
     }
@@ -85,9 +88,9 @@ def run(method: Method, data: Path, out: Path, environments: Path = ENVIRONMENTS
     command = [part.replace(f"{ROOT}/", "") for part in (str(method.script), *method.options)]  # the same in any checkout
     newest = max((_told(out.parent / name).get("date", "") for name in method.members), default="")
     before = _told(out)
-    source = _source(method)
+    source = _source(method, data)
     hopeless = before.get("minutes", 0.0) >= (minutes or float("inf"))
-    is_same = before.get("command") == command and before.get("source", source) == source
+    is_same = before.get("command") == command and before.get("source") == source
     if is_same and before.get("date", "") >= newest and (hopeless or "failure" not in before):
         return not hopeless
     shutil.rmtree(out, ignore_errors=True)
@@ -99,6 +102,7 @@ def run(method: Method, data: Path, out: Path, environments: Path = ENVIRONMENTS
     about = {
         "command": command,
         "source": source,
+        "commit": _commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cores": os.cpu_count(),
     }
@@ -125,10 +129,27 @@ def _costs(method: Method, data: Path, out: Path, environments: Path, minutes: f
     return costs | {"peak_bytes": peak, "cpu_seconds": seconds}
 
 
-def _source(method: Method) -> str:
-    """A digest of the script and of the recipe that it is given: a run by others is not the same."""
+def _source(method: Method, data: Path) -> str:
+    """A digest of the script, its recipe or its releases, and of the data: a run with others is not the same."""
     files = [method.script, *(ROOT / part.removeprefix("--config=") for part in method.options if part.startswith("--config="))]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files if file.exists())).hexdigest()[:16]
+    if method.environment is not None:
+        files += [PEERS / "_peer.py", PEERS / f"{method.environment}.txt"]
+    files += [data / f"{split}.parquet" for split in ("train", "test")]
+    return hashlib.sha256(b"".join(map(_content, files))).hexdigest()[:16]
+
+
+def _content(file: Path) -> bytes:
+    """Of a file, if there is one; of recipes and releases without the comments, which tell what a run found."""
+    content = file.read_bytes() if file.exists() else b""
+    if file.suffix not in (".toml", ".txt"):
+        return content
+    return b"\n".join(line for line in content.splitlines() if not line.startswith(b"#"))
+
+
+def _commit() -> str:
+    """The state of this checkout; a + stands for changes that nobody has committed."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+"]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _told(out: Path) -> dict[str, Any]:
@@ -139,13 +160,14 @@ def _told(out: Path) -> dict[str, Any]:
 
 
 def fresh(data: Path, folder: Path) -> Path:
-    """``folder``, with a data set made of the training split of ``data`` alone: every tenth stretch of it is the test split.
+    """``folder``, with a data set made of the training split of ``data`` alone, a tenth of which is the test split.
 
-    Rows lie in the order of their source, so neighbours, which may say nearly the same, come to the same side.
+    The first words of a text decide, so that documents which say nearly the same come to the same side.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = pq.read_table(data / "train.parquet")
-    is_test = np.arange(len(rows)) // _STRETCH % 10 == 9
+    starts = (re.findall(r"\w+", text.lower())[:_FIRST] for text in rows["text"].to_pylist())
+    is_test = np.array([hashlib.sha256(" ".join(words).encode()).digest()[0] % 10 == 9 for words in starts])
     for split, is_in in {"train": ~is_test, "test": is_test}.items():
         pq.write_table(rows.filter(pa.array(is_in)), folder / f"{split}.parquet")
     if (data / "labels.parquet").exists():

@@ -191,6 +191,20 @@ TABLES = {
         "EMA, constant rates": Run(f"{GROUPED} --optim.decay false", with_moving_average),
     },
     "label vectors start, flat": {"at random": Run(FLAT), "from names": Run(FLAT, with_named_rows)},
+    "how it is trained": {"as in the other tables": Run(GROUPED)}
+    | {
+        name: Run(f"{GROUPED} {settings}")
+        for name, settings in {
+            "no warm-up": "--optim.warmup 0",
+            "warm-up of a tenth": "--optim.warmup 0.1",
+            "half the rates": "--optim.lexical_lr 0.1 --optim.rows_lr 0.04 --optim.head_lr 5e-4",
+            "twice the rates": "--optim.lexical_lr 0.4 --optim.rows_lr 0.16 --optim.head_lr 2e-3",
+            "dropout 0.2": "--model.dropout 0.2",
+            "dropout 0.6": "--model.dropout 0.6",
+            "batches of 32": "--loop.batch_size 32",
+            "batches of 128": "--loop.batch_size 128",
+        }.items()
+    },
     "true labels, flat": {"all alike": Run(FLAT), "by inverse propensity": Run(FLAT, with_propensities)},
     "layers of the transformer": {f"{n}": Run(f"{LAYERS} --encoder.layers {n}") for n in (1, 2, 4)}
     | {

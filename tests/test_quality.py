@@ -11,7 +11,7 @@ import pytest
 from _quality import PEERS, Method, collect, fresh, peers, ranking, run, score
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quality import SETS, TOTAL, described, margins, methods, page, recipes, table
+from quality import SETS, TOTAL, described, lacking, margins, methods, page, recipes, table
 
 from xmc_ray.labels import LabelIndex
 
@@ -49,15 +49,15 @@ def test_score_leaves_out_true_labels_that_training_lacks(tmp_path: Path) -> Non
     assert np.isclose(result["total"]["P@3"], (1 + 2) / 6)
 
 
-def test_a_fresh_split_is_of_the_training_split_alone_in_stretches(tmp_path: Path) -> None:
-    write(tmp_path / "data" / "train.parquet", [[str(row)] for row in range(2_150)])
+def test_a_fresh_split_is_of_the_training_split_alone_and_keeps_near_duplicates_together(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    texts = [f"One, two THREE four. five {start} and {row}" for start in range(300) for row in range(3)]
+    pq.write_table(pa.table({"text": texts, "labels": [["a"]] * len(texts)}), tmp_path / "data" / "train.parquet")
     folder = fresh(tmp_path / "data", tmp_path / "fresh")
-    train, test = (
-        [int(label) for (label,) in pq.read_table(folder / f"{split}.parquet")["labels"].to_pylist()]
-        for split in ("train", "test")
-    )
-    assert test == [*range(900, 1000), *range(1900, 2000)]
-    assert sorted(train + test) == list(range(2_150))
+    train, test = (pq.read_table(folder / f"{split}.parquet")["text"].to_pylist() for split in ("train", "test"))
+    assert sorted(train + test) == sorted(texts)
+    assert 0.05 < len(test) / len(texts) < 0.15
+    assert not {text.split()[5] for text in test} & {text.split()[5] for text in train}
 
 
 @pytest.fixture
@@ -75,8 +75,27 @@ def test_a_finished_run_is_kept_until_its_command_or_script_changes(method: Meth
     method.script.write_text(f"{WRITER}# changed\n")
     assert run(Method(method.name, method.script, ("--deeper",)), tmp_path, out)
     assert (tmp_path / "calls").read_text() == "xxx"
+    write(tmp_path / "test.parquet", [["another"]])
+    assert run(Method(method.name, method.script, ("--deeper",)), tmp_path, out)
+    assert (tmp_path / "calls").read_text() == "xxxx"
     kept = json.loads((out / "run.json").read_text())
     assert kept["command"] == ["script.py", "--deeper"] and kept["model_bytes"] == 7 and kept["cpu_seconds"] >= 0
+
+
+def test_a_run_that_does_not_say_what_it_was_made_of_is_repeated(method: Method, tmp_path: Path) -> None:
+    assert run(method, tmp_path, tmp_path / "one")
+    told = json.loads((tmp_path / "one" / "run.json").read_text())
+    (tmp_path / "one" / "run.json").write_text(json.dumps({name: told[name] for name in told if name != "source"}))
+    assert run(method, tmp_path, tmp_path / "one")
+    assert (tmp_path / "calls").read_text() == "xx"
+
+
+def test_a_comment_in_a_recipe_or_among_releases_makes_no_other_run(method: Method, tmp_path: Path) -> None:
+    recipe = Method(method.name, method.script, ("--config=recipe.toml",))
+    for text, calls in ("# good\nepochs = 1\n", "x"), ("# better\nepochs = 1\n", "x"), ("# better\nepochs = 2\n", "xx"):
+        (tmp_path / "recipe.toml").write_text(text)
+        assert run(recipe, tmp_path, tmp_path / "one")
+        assert (tmp_path / "calls").read_text() == calls
 
 
 def test_an_ensemble_is_made_again_when_a_member_is_newer_and_has_its_costs(method: Method, tmp_path: Path) -> None:
@@ -132,6 +151,19 @@ def test_margins_are_those_of_our_best_recipe_on_the_best_peer() -> None:
     assert points == dict.fromkeys(TOTAL, 12.5)
     assert margins(peers_runs) == {}
     assert described({"P@1": 1.0, "P@3": -0.25}) == "Ahead of the best peer: P@1 +1.00. Behind: P@3 -0.25."
+
+
+def test_a_verdict_wants_all_runs_but_those_of_peers_that_take_too_long() -> None:
+    slow, long = {"failure": "stopped after 1 minutes", "minutes": 1}, result(0.5)
+    long["costs"] |= {"train_seconds": 3601}  # type: ignore[operator]
+    runs = {"peer": slow, "xmc_ray-slow": slow, "broken": {"failure": "failed with status 3"}, "xmc_ray-long": long}
+    found = lacking({"set": runs | {"good": result(0.5)}}, {"set": [*runs, "good", "lost"]})
+    assert found == [
+        "set: xmc_ray-slow stopped after 1 minutes",
+        "set: broken failed with status 3",
+        "set: xmc_ray-long trained for 3601 s",
+        "set: lost is missing",
+    ]
 
 
 def test_table_has_the_best_first_and_as_many_cells_a_row() -> None:

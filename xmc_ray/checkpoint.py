@@ -232,7 +232,11 @@ def _fill(targets: dict[str, Tensor], tensors: dict[str, Tensor], saved: Saved) 
         if name not in tensors or tensors[name].shape != target.shape:
             found = tuple(tensors[name].shape) if name in tensors else f"no {name}"
             raise ModelError(
-                "the checkpoint is of another model", where=saved.uri, found=found, expected=f"{name} {tuple(target.shape)}"
+                "the checkpoint is of another model",
+                where=saved.uri,
+                found=found,
+                expected=f"{name} {tuple(target.shape)}",
+                way_out="go on with the release that wrote it, or start anew: another output, --resume never",
             )
         target.copy_(tensors[name])
 
