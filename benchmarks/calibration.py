@@ -15,10 +15,20 @@ import torch
 from _frame import verdict
 from _setup import DATA, minilm, require
 
-from xmc_ray.calibration import DEPTH, ENOUGH_OF_BAND, PRECISIONS, Calibration, Reliability, Selection, apply_map, fit_map
+from xmc_ray.calibration import (
+    DEPTH,
+    ENOUGH_OF_BAND,
+    PRECISIONS,
+    Calibration,
+    Predictions,
+    Reliability,
+    Selection,
+    apply_map,
+    fit_map,
+    measure,
+)
 from xmc_ray.classifier import FitConfig, XMCClassifier, predictions_and_hits
 from xmc_ray.encoder import EncoderConfig
-from xmc_ray.finish import Predictions, measure
 from xmc_ray.groups import GroupsConfig
 from xmc_ray.lexical import LexicalConfig
 from xmc_ray.loop import LoopConfig
@@ -106,7 +116,7 @@ def main() -> None:
         shares = [f"{told[name]:.3f}" if told[name] is not None else "–" for name in ("precision", "coverage", "abstention")]
         print(f"{precision:10.2f}{shares[0]:>11}{shares[1]:>10}{shares[2]:>12}{told['tags']:8,}{told['never']:21,}")
     print()
-    error = float(measure(bundle.calibration, raw)["ECE@5"])
+    error = float(measure(bundle.calibration, [(bundle.calibration, raw)])["ECE@5"])
     verdict("calibration", f"ECE@5 {error:.4f}", f"{BAR}", error <= BAR)
 
 

@@ -21,7 +21,9 @@ def write_catalogue(folder: Path) -> None:
         rows = []
         for number in range(size):
             colour, kind = rng.choice(COLOURS), rng.choice(KINDS)
-            rows.append({"id": f"{split}-{number}", "text": f"a {colour} {kind}", "labels": ["fruit", colour, kind]})
+            rows.append(
+                {"id": f"{split}-{number}", "text": f"a {colour} {kind} number {number}", "labels": ["fruit", colour, kind]}
+            )
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}.parquet")
     names = [{"label": label, "name": label.upper()} for label in ["fruit", *COLOURS]]
     pq.write_table(pa.Table.from_pylist(names), folder / "labels.parquet")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xmc_ray import calibration
-from xmc_ray.calibration import Calibration, Reliability, Selection, apply_map, fit_map, lowest
+from xmc_ray.calibration import Calibration, Reliability, Selection, apply_map, cross_fitted, fit_map, lowest, measure
 from xmc_ray.errors import ConfigError
 
 QUICK = settings(max_examples=100, deadline=None, derandomize=True)
@@ -51,7 +51,7 @@ def test_calibrated_scores_keep_order_and_pads(problem: Any) -> None:
 
 
 @QUICK
-@given(predictions(), st.sampled_from([0.1, 0.5, 0.9, 1.0]), st.integers(1, 30), st.integers(1, 60))
+@given(predictions(), st.sampled_from([0.1, 0.5, 0.9, 0.99]), st.integers(1, 30), st.integers(1, 60))
 def test_thresholds_equal_the_slow_twin(problem: Any, precision: float, of_label: int, of_band: int) -> None:
     one = Calibration.of(*problem, COUNTS)
     with pytest.MonkeyPatch.context() as patch:
@@ -59,10 +59,36 @@ def test_thresholds_equal_the_slow_twin(problem: Any, precision: float, of_label
         patch.setattr(calibration, "ENOUGH_OF_BAND", of_band)
         found = one.thresholds(precision)
     chances = apply_map(one.knots, one.score_N)
+
+    def backed_off(pool: np.ndarray, enough: int, other: float) -> float:
+        own = reference.lowest_threshold(chances[pool].tolist(), one.hit_N[pool].tolist(), precision)
+        could = int((chances[pool] >= other).sum())
+        decides = pool.sum() >= enough and (own < np.inf or could / (could + 1) >= precision)
+        return own if decides else other
+
     for label, band in enumerate(one.band_L):
-        own, alike = one.label_N == label, one.band_L[one.label_N] == band
-        pool = own if own.sum() >= of_label else alike if alike.sum() >= of_band else np.ones(len(one), bool)
-        assert found[label] == reference.lowest_threshold(chances[pool].tolist(), one.hit_N[pool].tolist(), precision)
+        of_all = backed_off(np.ones(len(one), bool), 1, np.inf)
+        of_alike = backed_off(one.band_L[one.label_N] == band, of_band, of_all)
+        assert found[label] == backed_off(one.label_N == label, of_label, of_alike)
+
+
+def test_a_label_that_cannot_show_it_takes_the_threshold_of_its_band() -> None:
+    """Eight sure ones prove nothing of nine in ten, however many unsure ones come with them; sixty wrong ones do."""
+    rng = np.random.default_rng(0)
+    scores_N, counts = rng.random(40_000).astype(np.float32), np.array([500, 500, 500])
+    others = scores_N, np.ones(40_000, np.int64), rng.random(40_000) < scores_N
+
+    def of(n_sure: int, right: bool, n_unsure: int) -> np.ndarray:
+        """Thresholds of the label, of that of all others, and of one without any prediction: its band's."""
+        scores = np.repeat(np.array([0.97, 0.01], np.float32), [n_sure, n_unsure])
+        own = scores, np.zeros(len(scores), np.int64), np.repeat([right, False], [n_sure, n_unsure])
+        parts = [np.concatenate(pair)[:, None] for pair in zip(own, others, strict=True)]
+        return Calibration.of(parts[0], parts[1], parts[2], counts).thresholds(0.9)
+
+    for n_sure, right, n_unsure in ((8, True, 41), (8, True, 42), (8, True, 400), (8, False, 42)):
+        label, _, band = of(n_sure, right, n_unsure)
+        assert label == band < 1
+    assert np.isinf(of(60, False, 0)[0]) and of(60, True, 0)[0] > of(60, True, 0)[2]
 
 
 @QUICK
@@ -102,6 +128,27 @@ def test_chances_are_chances_and_thresholds_hold_on_documents_unseen() -> None:
         assert told["coverage"] + told["abstention"] == 1
 
 
+@QUICK
+@given(predictions(least=2))
+def test_cross_fitted_figures_are_of_documents_that_the_map_has_not_seen(problem: Any) -> None:
+    """Each half measured by the other's map; which labels are never a tag is told of the calibration in use."""
+    scores, labels, hits = problem
+    one = Calibration.of(*problem, COUNTS)
+    told = measure(one, cross_fitted(problem, COUNTS))
+    assert told["measured_on"] == len(scores)
+    reliability, tags = Reliability(), 0
+    for start in (0, 1):
+        other = Calibration.of(*(part[1 - start :: 2] for part in problem), COUNTS)
+        rows = scores[start::2], labels[start::2], hits[start::2]
+        reliability.update(other.calibrated(*rows[:2]), *rows[1:])
+        selection = Selection(other.thresholds(0.5))
+        selection.update(other.calibrated(*rows[:2]), *rows[1:])
+        tags += selection.tags
+    assert told["ECE@5"] == pytest.approx(reliability.result())
+    assert told["thresholds"]["0.5"]["tags"] == tags
+    assert told["thresholds"]["0.5"]["never"] == np.isinf(one.thresholds(0.5)).sum()
+
+
 def test_a_precision_that_nobody_reaches_never_tags() -> None:
     scores, labels = np.full((100, 1), 0.9, np.float32), np.zeros((100, 1), np.int64)
     one = Calibration.of(scores, labels, np.zeros((100, 1), bool), COUNTS)
@@ -109,7 +156,7 @@ def test_a_precision_that_nobody_reaches_never_tags() -> None:
     selection = Selection(one.thresholds(0.5))
     selection.update(one.calibrated(scores, labels), labels, np.zeros((100, 1), bool))
     assert selection.result() == {"precision": None, "coverage": 0.0, "abstention": 1.0, "tags": 0, "never": len(COUNTS)}
-    for wrong in (0, -0.1, 1.1, float("nan")):
+    for wrong in (0, -0.1, 1, 1.1, float("nan")):
         with pytest.raises(ConfigError, match="min_precision does not fit"):
             one.thresholds(wrong)
 

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import reference
+import torch
 from fruit import COLOURS, KINDS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,9 +25,9 @@ from xmc_ray.explanation import ExplainConfig
 from xmc_ray.groups import GroupsConfig
 from xmc_ray.lexical import LexicalConfig
 from xmc_ray.loop import LoopConfig
-from xmc_ray.model import ModelConfig
+from xmc_ray.model import LightXML, ModelConfig
 from xmc_ray.optim import OptimConfig
-from xmc_ray.text import TextConfig
+from xmc_ray.text import TextConfig, Tokenizer
 
 LABELS = [["fruit", colour, kind] for colour in COLOURS for kind in KINDS] * 12
 TEXTS = [f"a {colour} {kind}" for _, colour, kind in LABELS]
@@ -145,6 +147,43 @@ def test_a_text_that_is_cut_off(classifiers: dict[str, XMCClassifier]) -> None:
     assert [word.contribution is None for word in long.words] == [False, False, True, True]
     assert long.words[:2] == short.words
     assert long.notes[0] == "2 words were cut off or give no token: the model has not read them"
+
+
+def test_words_that_are_not_read_cost_nothing(
+    tiny_encoder: Path, classifiers: dict[str, XMCClassifier], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And of two models, one that reads less far says 0 of the words that only the other reads."""
+    n_variants, features = list[int](), explanation.features
+
+    def counted(model: LightXML, tokens: pa.ListArray, config: LoopConfig) -> torch.Tensor:
+        n_variants.append(len(tokens))
+        return features(model, tokens, config)
+
+    monkeypatch.setattr(explanation, "features", counted)
+    long = classifiers["both in groups"]
+    short = XMCClassifier(replace(long.bundle, tokenizer=Tokenizer.load(tiny_encoder, 6)), long.loop)
+    text = f"a red plum and a green apple {' '.join(map(str, range(5000)))}"
+    alone, less, both = (
+        one.explain(text, "red").words for one in (long, short, XMCClassifier(Ensemble([long.bundle, short.bundle])))
+    )
+    assert len(both) == 5006 and max(n_variants) <= 24 + 2
+    assert [word.word for word in less if word.contribution is not None] == ["a", "red", "plum", "and"]
+    for word, one, other in zip(both, alone, less, strict=True):
+        mean = None if one.contribution is None else (one.contribution + (other.contribution or 0)) / 2
+        assert word.contribution == (mean if mean is None else pytest.approx(mean, abs=1e-6))
+
+
+def test_a_terminal_obeys_nothing_in_texts_and_labels(classifiers: dict[str, XMCClassifier]) -> None:
+    code, told = "\x1b[2J\x9b2J\x07\x7f", "\ufffd[2J\ufffd2J\ufffd\ufffd"
+    documents = [text.replace("red", f"red{code}\n") for text in TEXTS]
+    found = classifiers["both in groups"].explain(f"a red{code} plum", "red", (documents, LABELS))
+    others = replace(found.paths[0], bundle=code, others=((f"plum\n{code}", 0.5),))
+    shown = str(replace(found, label=f"red\r{code}", name=f"Red{code}\nness", paths=(others,)))
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", shown)
+    assert shown.count("\n") == str(replace(found, paths=(replace(others, others=()),))).count("\n")  # the page's own
+    assert shown.startswith(f"red {told} (Red{told} ness): score ") and f"bundle {told}: score " in shown
+    assert f"others there: plum {told} 0.500\n" in shown
+    assert f" red{told}\n" in shown and f"red{told}]" in shown and re.search(rf"\d a red{re.escape(told)} \w+$", shown)
 
 
 @pytest.mark.parametrize("text", ["", " \n\t"])

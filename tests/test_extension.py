@@ -120,6 +120,28 @@ def test_a_calibrated_bundle_stays_calibrated(flat: XMCClassifier, tmp_path: Pat
     assert found.chance == pytest.approx(dict(after.predict(["a green plum"], k=99)[0])["plum"], rel=1e-5)
     assert f"as a tag {found.chance:.4f}" in str(found)
     assert flat.explain("a green pear", "pear").chance is None
+    hidden = after.explain("a red plum", "red")
+    assert (hidden.score, hidden.chance) == (0, 0) and "score 0.0000, as a tag 0.0000" in str(hidden)
+
+
+def test_figures_are_those_of_the_bundle_before(flat: XMCClassifier, tmp_path: Path) -> None:
+    measured = {"P@1": 0.75, "calibration": {"ECE@5": 0.125}}
+    first = XMCClassifier(replace(flat.bundle, metrics=measured)).extend(TEXTS, LABELS)
+    first.save(str(tmp_path / "first"))
+    second = XMCClassifier.load(str(tmp_path / "first")).extend(names={"berry": "A berry"}, deprecate=["pear"])
+    second.save(str(tmp_path / "second"))
+    assert list(first.bundle.metrics) == list(second.bundle.metrics) == ["extension"]
+    assert first.bundle.metrics["extension"]["before"] == measured
+    assert second.bundle.metrics["extension"]["before"] == first.bundle.metrics
+    cards = [(tmp_path / name / "README.md").read_text() for name in ("first", "second")]
+    added = "- before the extension (2 labels from documents, 0 deprecated, 0 labels from names alone):\n"
+    assert f"\n{added}    - P@1: 0.75\n" in cards[0]
+    again = "- before the extension (0 labels from documents, 1 deprecated, 1 labels from names alone):\n"
+    assert f"\n{again}    {added}        - P@1: 0.75\n" in cards[1]
+
+    unmeasured = flat.extend(TEXTS, LABELS)
+    unmeasured.save(str(tmp_path / "unmeasured"))
+    assert "before the extension" not in (tmp_path / "unmeasured" / "README.md").read_text()
 
 
 def test_a_label_without_any_negative(flat: XMCClassifier) -> None:

@@ -89,6 +89,10 @@ def test_tokens_are_made_once_and_never_taken_for_others(
     assert again.tokens == first.tokens and (again.groups.group_L == first.groups.group_L).all()
     assert pa.concat_tables(again.tokens.chunks("train")).num_rows == first.counts["train"] > 200
 
+    held_out = [row for split in ("validation", "calibration") for part in first.tokens.chunks(split) for row in part["tokens"]]
+    trained = {str(row) for part in first.tokens.chunks("train") for row in part["tokens"]}
+    assert held_out and not trained & {str(row) for row in held_out}
+
     others = [
         prepared(fruit, tiny_encoder, cache, "--text.max_tokens=4"),
         prepared(fruit, other_encoder, cache),

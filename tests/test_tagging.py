@@ -103,7 +103,7 @@ def test_a_night_has_every_row_once_and_is_made_once(tag: Callable[..., str], tr
 
 
 def test_labels_below_their_threshold_are_left_out(
-    tag: Callable[..., str], trained: Path, bundles: list[str], tmp_path: Path
+    tag: Callable[..., str], trained: Path, bundles: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"id": f"{n}", "text": f"a {COLOURS[n % 3]} {KINDS[n % 4]}"} for n in range(24)]
     given = {"k": 8, "commit_rows": 10}
@@ -123,6 +123,11 @@ def test_labels_below_their_threshold_are_left_out(
         assert kept["labels"] == [label for label, score in tags if score >= least[label]]
         n_all, n_kept = n_all + len(tags), n_kept + len(kept["labels"])
     assert 24 <= n_kept < n_all
+    capsys.readouterr()
+    none = manifest_of(tag(where, date="2026-11-25", min_precision=0.999, **given))
+    assert none["labels_never_tagged"] == len(labels) and none["untagged"] == none["tagged"] == 24
+    said = capsys.readouterr().out
+    assert f"warning: {len(labels)} of {len(labels)} labels are never a tag" in said and "untagged 24" in said
     with pytest.raises(ConfigError, match="min_precision does not fit"):
         tag(where, min_precision=2)
 

@@ -2,30 +2,42 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import reference
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_report import FOREIGN_ATTRIBUTES, FOREIGN_TAGS, NASTY, Page
+from toys import toy_model
 
-from xmc_ray import review
+from xmc_ray import review, worker
+from xmc_ray.calibration import Reliability
 from xmc_ray.charts import thinned
+from xmc_ray.classifier import FitConfig
 from xmc_ray.curves import Curves
 from xmc_ray.epochs import CHUNK
 from xmc_ray.errors import ConfigError
 from xmc_ray.findings import EXAMPLES, Findings
+from xmc_ray.groups import LabelGroups
 from xmc_ray.labels import LabelIndex
+from xmc_ray.lexical import LexicalBranch
+from xmc_ray.loop import Step, TrainState
+from xmc_ray.model import LightXML, ModelConfig
+from xmc_ray.optim import Averager, OptimConfig, Optimizer
+from xmc_ray.tokens import TokenCache
 from xmc_ray.training_report import Document, HeldOut, Label, LabelBand, Mistake, TrainingRun, training_report
 
 N_LABELS = 6
+FLAT = LabelGroups(np.arange(3))
 labels = st.lists(st.integers(0, N_LABELS - 1), unique=True, max_size=4)
 documents = st.lists(st.tuples(labels, labels), min_size=1, max_size=30)
 Documents = list[tuple[list[int], list[int]]]
@@ -72,19 +84,21 @@ def test_scores_of_two_kinds_are_held_against_the_same_truth() -> None:
     assert [found.sums[0].sum() for found in findings.reliability.values()] == [2, 2]
     assert findings.reliability["raw"].result() == pytest.approx((0.1 + 0.2) / 2)
     assert findings.reliability["calibrated"].result() == pytest.approx((0.19 + 0.04) / 2)
-    assert findings.examples(right=True)[0].tags == [(0, pytest.approx(0.9)), (1, pytest.approx(0.2))]
+    assert findings.examples(right=True)[0].tags == [(0, pytest.approx(0.81)), (1, pytest.approx(0.04))]
 
 
 # -- the journal ---------------------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(0, 12), max_size=20))
-def test_what_is_told_again_counts_once_as_it_was_told_last(steps: list[int]) -> None:
-    told = Curves.read(json.dumps({"step": step, "loss": place}).encode() for place, step in enumerate(steps))
-    expected = [(steps[place], float(place)) for place in reference.curve(steps)]
-    assert told.points.get("loss", []) == expected
-    assert told.resumed == sum(later <= step for step, later in pairwise(steps))
+@given(st.lists(st.integers(0, 25), max_size=20))
+def test_what_is_told_again_counts_once_as_it_was_told_last(places: list[int]) -> None:
+    names = ["loss", "validation/P@1"]  # of a step, in this order: lines 2 and 3 are those of step 1
+    told = read([{"step": place // 2, names[place % 2]: number} for number, place in enumerate(places)])
+    counted = [(places[number], float(number)) for number in reference.curve(places)]
+    for kind, name in enumerate(names):
+        assert told.points.get(name, []) == [(place // 2, value) for place, value in counted if place % 2 == kind]
+    assert told.resumed == sum(later <= place for place, later in pairwise(places))
 
 
 def test_progress_and_validation_of_one_step_stand_side_by_side_until_a_run_goes_back_over_both() -> None:
@@ -94,6 +108,28 @@ def test_progress_and_validation_of_one_step_stand_side_by_side_until_a_run_goes
     told = Curves.read(json.dumps(entry).encode() for entry in [*entries, {"step": 3, "loss": 2.5}])
     assert (told.resumed, dict(told.points), told.last("loss")) == (1, {"loss": [(3, 2.5)]}, 2.5)
     assert (told.step, Curves().step, told.last("validation/P@1")) == (3, 0, None)
+
+
+def test_a_worker_that_tells_of_a_step_twice_has_not_gone_back() -> None:
+    (loss, validation), (later, _) = told_by_a_worker(4, toy_model()), told_by_a_worker(5, toy_model())
+    assert "seconds" in loss.keys() & validation.keys()
+    blind = {name: value for name, value in validation.items() if not name.startswith("validation/")}
+    for second in (validation, blind):  # no document is held out from a blind run
+        told = read([loss, second, later])
+        assert told.resumed == 0
+        assert {name: steps(told, name) for name in ("loss", "seconds")} == {"loss": [4, 5], "seconds": [4, 5]}
+        assert all(told.points[name][0] == (4, value) for name, value in (second | loss).items() if name != "step")
+        assert told.last("tokens") == second["tokens"]
+
+
+def test_a_worker_that_tells_of_a_step_again_has_gone_back_once() -> None:
+    (loss, validation), (before, _) = told_by_a_worker(4, toy_model()), told_by_a_worker(3, toy_model())
+    for again in ([loss, validation], [before, loss, validation]):
+        told = read([loss, validation, *again])
+        assert (told.resumed, told.points) == (1, read(again).points)
+    lost = [validation, loss, validation]  # the checkpoint of that step was not whole, and the first time it spoke later
+    assert (read(lost).resumed, read(lost).points) == (1, read([loss, validation]).points)
+    assert read([loss, validation, validation]).resumed == 1
 
 
 def test_lines_that_are_none_are_counted() -> None:
@@ -121,7 +157,8 @@ def test_a_thinned_curve_keeps_its_ends(n: int, most: int) -> None:
 @settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
 def test_chunks_are_taken_evenly_and_enough_of_them(held_out: int, most: int) -> None:
-    chunks, n_chunks = review.chosen_chunks(held_out, most), -(-held_out // CHUNK)
+    chunks = TokenCache("place", "attempt", {"validation": held_out}).some("validation", most).tolist()
+    n_chunks = -(-held_out // CHUNK)
     assert chunks == sorted(set(chunks)) and set(chunks) <= set(range(n_chunks))
     assert len(chunks) == min(n_chunks, -(-most // CHUNK))
     assert np.ptp(np.diff(chunks)) <= 1 if len(chunks) > 2 else True
@@ -165,6 +202,38 @@ def test_the_page_shows_every_figure() -> None:
     assert page.having("li", **{"class": "right"}) and page.having("li", **{"class": "wrong"})
 
 
+@pytest.mark.parametrize(
+    ("made", "rates"),
+    [
+        (toy_model, ["encoder_lr", "head_lr", "rows_lr"]),
+        (lambda: toy_model(lexical=True), ["encoder_lr", "lexical_lr", "head_lr", "rows_lr"]),
+        (lambda: toy_model(FLAT), ["encoder_lr", "rows_lr"]),
+        (
+            lambda: LightXML(None, FLAT, ModelConfig(), lexical=LexicalBranch(torch.ones(8), 4)),
+            ["lexical_lr", "head_lr", "rows_lr"],
+        ),
+    ],
+    ids=["encoder", "both", "flat", "words"],
+)
+def test_rates_are_of_the_parts_that_the_model_has(made: Callable[[], LightXML], rates: list[str]) -> None:
+    text = training_report(replace(run(), curves=read(told_by_a_worker(1, made()))))
+    config = OptimConfig()
+    keys = [f"{name}, at most {getattr(config, name) / 2:.3g}" for name in rates]
+    assert re.findall(r'key \w+">(\w+_lr, [^<]*)<', text) == keys
+
+
+@pytest.mark.parametrize("kinds", [["raw"], ["raw", "calibrated"]])
+def test_the_page_says_which_scores_its_examples_have(kinds: list[str]) -> None:
+    shown = replace(made_of(run().held_out), reliability={kind: Reliability() for kind in kinds})
+    said = " ".join(Page(training_report(replace(run(), held_out=shown))).texts)
+    assert re.findall(r"Each tag has its (\w+) score", said) == [kinds[-1]] * 2
+
+
+def test_documents_that_are_held_out_and_not_predicted_are_held_out_all_the_same() -> None:
+    said = " ".join(Page(training_report(replace(run(), held_out=None))).texts)
+    assert "None of the held-out documents were predicted." in said and "documents are held out" not in said
+
+
 def test_nothing_comes_from_elsewhere_and_nothing_runs() -> None:
     text = training_report(run())
     page = Page(text)
@@ -181,7 +250,8 @@ def test_text_stays_text_wherever_it_stands(text: str) -> None:
 
 
 def test_a_run_of_which_nothing_is_known_is_told_all_the_same() -> None:
-    page = Page(training_report(replace(run(), held_out=None, curves=Curves(), price=None, labelled=0, named=0)))
+    nothing = {"held_out": None, "curves": Curves(), "price": None, "labelled": 0, "named": 0}
+    page = Page(training_report(replace(run(), documents={"train": 2400, "validation": 0}, **nothing)))
     said = " ".join(page.texts)
     assert "None of the training documents are held out." in said and "metrics.jsonl tells of no step" in said
     assert page.texts.count("None.") == 8 and "nan" not in said
@@ -208,6 +278,8 @@ def test_a_run_folder_has_its_report(trained: Path) -> None:
     entries = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert f"{int(entries[-1]['documents']):,}" in said and entries[-1]["peak_bytes"] > 2**20
     assert "a green" in said and "FRUIT" in said and "optim.head_lr" in said
+    assert "earlier step" not in said and "Each tag has its calibrated score." in said
+    assert [name for name in entries[0] if name.endswith("_lr")] == ["rows_lr", "encoder_lr", "head_lr"]
 
 
 def test_a_report_that_cannot_be_made_is_a_warning(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -239,6 +311,25 @@ def find(rows: Documents, chunk: int, seed: int = 0) -> Findings:
         tokens = lists([[first + number] for number in range(len(part))])
         findings.update(tokens, lists([true for _, true in part]), label_Dk, {"raw": score_Dk})
     return findings
+
+
+def told_by_a_worker(step: int, model: LightXML) -> list[dict[str, Any]]:
+    """The two lines of ``metrics.jsonl`` on a step after which a worker speaks and validates; rates are half their peaks."""
+    config, counts = FitConfig(), {"documents": 64 * step, "tokens": 640 * step, "padded_tokens": 700 * step}
+    state = TrainState(model, Optimizer(model, model.encoder, config.optim), Averager(config.optim), step, 2.5 * step, **counts)
+    state.optimizer.factor = 0.5
+    progress = worker._progress(Step(step, 0, 0.5, 2.0, 1.0, *counts.values(), state.seconds, 0.1), state, config)
+    cost = worker._Worker._cost(SimpleNamespace(state=state, exchange=model.exchange))  # type: ignore[arg-type]
+    del progress["line"]
+    return [progress, {"validation/P@1": 0.5, **cost, "step": step}]
+
+
+def read(entries: Sequence[dict[str, Any]]) -> Curves:
+    return Curves.read(json.dumps(entry).encode() for entry in entries)
+
+
+def steps(told: Curves, name: str) -> list[int]:
+    return [step for step, _ in told.points[name]]
 
 
 def made_of(held_out: HeldOut | None) -> HeldOut:

@@ -9,7 +9,7 @@ A bundle is a folder (local or on object storage):
     tokenizer.json ...   the tokenizer
     labels.parquet       label, name, count, group, threshold; row = id
     calibration.parquet  held-out predictions: label (id), score, hit; missing where nothing was held out for it
-    metrics.json         what the model reached in validation
+    metrics.json         what the model reached in validation; below ``extension``, what it had reached before one
     run.toml             the settings of the run that made it
     README.md            model card
 
@@ -199,7 +199,7 @@ def _tensors(state: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def _card(bundle: Bundle) -> str:
     stage = "flat (recall scores the labels themselves)" if bundle.groups.flat else f"{len(bundle.groups):,} label groups"
-    figures = "\n".join(f"- {name}: {value}" for name, value in bundle.metrics.items() if not isinstance(value, dict))
+    figures = "\n".join(_figures(bundle.metrics))
     return f"""# A LightXML model
 
 Tags text with the right few of {len(bundle.labels):,} labels; {stage}.
@@ -213,8 +213,19 @@ from xmc_ray import XMCClassifier
 XMCClassifier.load("this/folder").predict(["some text"], k=5)
 ```
 
-`run.toml` holds the settings that made it, `metrics.json` what it reached in validation.
+`run.toml` holds the settings that made it, `metrics.json` what it reached in validation, before any extension.
 """
+
+
+def _figures(metrics: dict[str, Any]) -> list[str]:
+    """Lines of a list; what was measured before an extension is a list inside, for the model was another one."""
+    lines = [f"- {name}: {value}" for name, value in metrics.items() if not isinstance(value, dict)]
+    extension = metrics.get("extension", {})
+    before = _figures(extension["before"]) if "before" in extension else []
+    if before:
+        told = ", ".join(f"{count:,} {what}" for what, count in extension.items() if isinstance(count, int))
+        lines += [f"- before the extension ({told}):", *(f"    {line}" for line in before)]
+    return lines
 
 
 def _reading(bundle: Bundle) -> str:

@@ -7,12 +7,13 @@
     ECE@k      the mean gap between the chance that was told and the share that was right, over 15 bins of equal width
                (Guo et al. 2017, section 2)
 
-One map serves all labels: it rises, so it reorders nothing (decision 0013). Thresholds are those of the label where it has
-enough held-out predictions, else of its frequency band, else of all labels.
+One map serves all labels: it rises, so it reorders nothing (decision 0013). Thresholds are those of the label where its own
+held-out predictions can tell, else of its frequency band, else of all labels.
 
 Letters: D documents, k predictions of each, N held-out predictions, L labels, R rows (none, then each band), Q knots.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -29,6 +30,8 @@ IntArray = NDArray[np.int64]
 ScoreArray = NDArray[np.float32]
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
+Predictions = tuple[ScoreArray, IntArray, BoolArray]
+"""Of documents: scores, falling; label ids, -1 where there are no more; hits. [D, k] each."""
 
 DEPTH = 10  # predictions of a document that a calibration is fitted on
 PRECISIONS = (0.5, 0.8, 0.9)  # for which metrics.json states coverage
@@ -76,15 +79,26 @@ class Calibration:
     def thresholds(self, precision: float) -> ScoreArray:
         """float32[L]: the lowest calibrated score with which each label may be a tag; inf for one that never may.
 
-        Raises ConfigError for a ``precision`` that is not above 0 and at most 1.
+        Raises ConfigError for a ``precision`` that is not above 0 and below 1.
         """
         check_precision(precision)
-        chance_N = apply_map(self.knots, self.score_N)
-        owners = (self.label_N, len(self.band_L)), (self.band_L[self.label_N], len(BANDS) + 1), (np.zeros_like(self.label_N), 1)
-        own_L, band_R, all_1 = (lowest(owner_N, chance_N, self.hit_N, size, precision) for owner_N, size in owners)
-        n_L, n_R = (np.bincount(owner_N, minlength=size) for owner_N, size in owners[:2])
-        backed_off_R = np.where(n_R >= ENOUGH_OF_BAND, band_R, all_1)
-        return np.where(n_L >= ENOUGH_OF_LABEL, own_L, backed_off_R[self.band_L])
+        band_N = self.band_L[self.label_N].astype(np.int64)
+        all_1 = self._thresholds(np.zeros_like(self.label_N), np.full(1, np.inf, np.float32), 1, precision)
+        of_all_R = np.broadcast_to(all_1, len(BANDS) + 1)
+        of_band_R = self._thresholds(band_N, of_all_R, ENOUGH_OF_BAND, precision)
+        return self._thresholds(self.label_N, of_band_R[self.band_L], ENOUGH_OF_LABEL, precision)
+
+    def _thresholds(self, owner_N: IntArray, others: ScoreArray, enough: int, precision: float) -> ScoreArray:
+        """The thresholds of each owner's own predictions, or else those of ``others``.
+
+        Own ones need ``enough`` predictions. That nothing is right often enough needs besides so many from the other threshold
+        up that they could have shown it: n right ones of n do, if n / (n + 1) reaches ``precision``.
+        """
+        chance_N, n_owners = apply_map(self.knots, self.score_N), len(others)
+        own = lowest(owner_N, chance_N, self.hit_N, n_owners, precision)
+        could_N = chance_N >= others[owner_N]
+        n, n_above = np.bincount(owner_N, minlength=n_owners), np.bincount(owner_N[could_N], minlength=n_owners)
+        return np.where((n >= enough) & (np.isfinite(own) | (n_above >= precision * (n_above + 1))), own, others)
 
     def sizes(self) -> dict[str, int]:
         """Predictions of each band, such as ``{"2-9": 57}``; bands without any are there with 0."""
@@ -144,9 +158,9 @@ def lowest(owner_N: NDArray[Any], chance_N: ScoreArray, hit_N: BoolArray, n_owne
 
 
 def check_precision(precision: float) -> None:
-    """Raises ConfigError for what is no precision to ask for."""
-    if not 0 < precision <= 1:
-        raise ConfigError("min_precision does not fit", found=precision, expected="above 0, at most 1")
+    """Raises ConfigError for what is no precision to ask for: no number of documents proves that all is right."""
+    if not 0 < precision < 1:
+        raise ConfigError("min_precision does not fit", found=precision, expected="above 0, below 1")
 
 
 class Reliability:
@@ -186,6 +200,11 @@ class Selection:
         self.tags += int(kept_Dk.sum())
         self.right += int((kept_Dk & hit_Dk).sum())
 
+    def add(self, other: "Selection") -> None:
+        """Count what ``other`` has counted, by thresholds of its own."""
+        for name in ("documents", "tagged", "tags", "right"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
     def result(self) -> dict[str, float | int | None]:
         """``precision`` of the tags, ``coverage`` (share of documents with a tag), ``abstention`` (share without), ``tags``,
         ``never`` (labels that are never a tag); None where there is nothing to divide by.
@@ -198,3 +217,35 @@ class Selection:
             "tags": self.tags,
             "never": int(np.isinf(self.thresholds_L).sum()),
         }
+
+
+def cross_fitted(predicted: Predictions, counts_L: IntArray) -> list[tuple[Calibration, Predictions]]:
+    """Two calibrations, each of every other document, with the predictions of those that it has not seen."""
+    scores_Dk, labels_Dk, hit_Dk = predicted
+    even, odd = ((scores_Dk[start::2], labels_Dk[start::2], hit_Dk[start::2]) for start in (0, 1))
+    return [(Calibration.of(*odd, counts_L), even), (Calibration.of(*even, counts_L), odd)]
+
+
+def measure(calibration: Calibration, unseen: Iterable[tuple[Calibration, Predictions]]) -> dict[str, Any]:
+    """ECE@5 before and after, and what thresholds for some precisions do.
+
+    ``unseen``: calibrations with predictions, by the model's own scores, that each was not fitted on. ``calibration`` is the
+    one in use: how many labels are never a tag is told of its thresholds.
+    """
+    before, after, documents = Reliability(), Reliability(), 0
+    selections = {precision: Selection(calibration.thresholds(precision)) for precision in PRECISIONS}
+    for fitted, (scores_Dk, labels_Dk, hit_Dk) in unseen:
+        chances_Dk = fitted.calibrated(scores_Dk, labels_Dk)
+        documents += len(scores_Dk)
+        before.update(scores_Dk, labels_Dk, hit_Dk)
+        after.update(chances_Dk, labels_Dk, hit_Dk)
+        for precision, selection in selections.items():
+            part = Selection(fitted.thresholds(precision))
+            part.update(chances_Dk, labels_Dk, hit_Dk)
+            selection.add(part)
+    return {
+        "measured_on": documents,
+        "ECE@5 before": before.result(),
+        "ECE@5": after.result(),
+        "thresholds": {str(precision): selection.result() for precision, selection in selections.items()},
+    }

@@ -172,11 +172,13 @@ class XMCClassifier:
     def calibrate(self, texts: Sequence[str], labels: Sequence[Sequence[str]]) -> "XMCClassifier":
         """Itself, with scores that are chances, fitted on documents that training has not seen.
 
-        Raises ConfigError for an ensemble, whose bundles are calibrated each by itself.
+        Documents without a label that the model knows are left out, as in evaluation. Raises ConfigError for an ensemble,
+        whose bundles are calibrated each by itself.
         """
         bundle = self.bundle
         truth = bundle.labels.encode(pa.array([list(row) for row in labels], pa.list_(pa.string())))
-        tokens = bundle.tokenizer.encode(pa.array(texts, pa.string()))[0]
+        labelled = pa.array(list_lengths(truth) > 0)
+        tokens, truth = bundle.tokenizer.encode(pa.array(texts, pa.string()).filter(labelled))[0], truth.filter(labelled)
         scores, ids, hits = predictions_and_hits(bundle.model, tokens, truth, len(bundle.labels), self.loop)
         bundle.calibration = Calibration.of(scores, ids, hits, bundle.labels.counts)
         return self

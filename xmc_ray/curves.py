@@ -23,24 +23,29 @@ class Curves:
 
     @classmethod
     def read(cls, lines: Iterable[bytes]) -> "Curves":
-        """From the lines of ``metrics.jsonl``. What is no JSON object with a ``step`` is left out and counted."""
-        points: dict[str, Points] = {}
-        resumed = broken = last = 0
+        """From the lines of ``metrics.jsonl``. What is no JSON object with a ``step`` is left out and counted.
+
+        A step is told of twice at most, its losses first and its validation after them: a run that has gone back is one whose
+        lines do not rise by step and kind.
+        """
+        kept: list[tuple[tuple[int, bool], dict[str, float]]] = []
+        resumed = broken = 0
         for line in lines:
             entry = _entry(line)
             if entry is None:
                 broken += bool(line.strip())
                 continue
             step, figures = entry
-            again = any(name in points and points[name][-1:] and points[name][-1][0] == step for name in figures)
-            if step < last or again:
-                resumed += 1
-                for told in points.values():
-                    _forget(told, step)
+            place = step, "loss" not in figures
+            resumed += bool(kept) and kept[-1][0] >= place
+            while kept and kept[-1][0] >= place:
+                kept.pop()
+            kept.append((place, figures))
+        points: dict[str, dict[int, float]] = {}
+        for (step, _), figures in kept:
             for name, value in figures.items():
-                points.setdefault(name, []).append((step, value))
-            last = step
-        return cls({name: told for name, told in points.items() if told}, resumed, broken)
+                points.setdefault(name, {})[step] = value  # both lines of a step tell the seconds
+        return cls({name: list(told.items()) for name, told in points.items()}, resumed, broken)
 
     def last(self, name: str) -> float | None:
         """The newest value, if there is any."""
@@ -65,8 +70,3 @@ def _numbers(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in entry.items():
         if isinstance(value, int | float) and isfinite(value):
             yield name, float(value)
-
-
-def _forget(told: Points, step: int) -> None:
-    while told and told[-1][0] >= step:
-        told.pop()

@@ -9,7 +9,7 @@ would be blind to pairs of words, which the branch hashes. Its limit: of two wor
 A word is what stands between white space, without the punctuation around it. Its tokens are taken out of the token list: of
 a text that is too long, what has been cut off stays so.
 
-Letters: B documents, C characters, F features, T tokens, W words and two rows besides.
+Letters: B documents, C characters, F features, T tokens, V variants of the text, W words and two rows besides.
 """
 
 import re
@@ -67,13 +67,20 @@ def starts(word_C: IntArray) -> npt.NDArray[np.bool_]:
     return (word_C >= 0) & (np.concatenate([[-1], word_C[:-1]]) < 0)
 
 
-def without_each_word(bundle: Bundle, text: str, word_C: IntArray, n_words: int) -> tuple[pa.ListArray, npt.NDArray[np.bool_]]:
-    """Tokens of the text as it is, without each of its words, and without all of them; and which words have a token at all."""
+def without_each_word(bundle: Bundle, text: str, word_C: IntArray, n_words: int) -> tuple[pa.ListArray, IntArray]:
+    """Tokens (list<int32>[V]) of the text as it is, without each word that has a token, and without all; and where they are.
+
+    The latter, int64[W], are the places among the variants of the text as it is, of each word's, and of the text without all
+    words; 0 for a word that has no token, for then nothing is left out. So a long text has no more variants than tokens.
+    """
     tokens = np.array(bundle.tokenizer.encode(pa.array([text]))[0][0].as_py(), np.int32)
     first_T, end_T = bundle.tokenizer.offsets(text).T
     # by a token's last character, for some tokenizers count the space before a word as part of its first token
     word_T = np.full(len(tokens), -1)
     word_T[end_T > first_T] = word_C[end_T[end_T > first_T] - 1]
-    kept_WT = np.concatenate([np.full((1, len(tokens)), True), word_T != np.arange(n_words)[:, None], word_T[None] < 0])
-    rows, places = np.nonzero(kept_WT)
-    return lists_from_rows(rows, pa.array(tokens[places]), len(kept_WT)), np.isin(np.arange(n_words), word_T)
+    read = np.unique(word_T[word_T >= 0])
+    kept_VT = np.concatenate([np.full((1, len(tokens)), True), word_T != read[:, None], word_T[None] < 0])
+    rows, places = np.nonzero(kept_VT)
+    variant_W = np.zeros(n_words + 2, np.int64)
+    variant_W[1 + read], variant_W[-1] = np.arange(len(read)) + 1, len(read) + 1
+    return lists_from_rows(rows, pa.array(tokens[places]), len(kept_VT)), variant_W

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import ray.data
 
 from xmc_ray import storage
-from xmc_ray.calibration import Reliability, Selection, check_precision
+from xmc_ray.calibration import DEPTH, Reliability, Selection, check_precision
 from xmc_ray.corpus import read_documents
 from xmc_ray.documents import DocumentsConfig
 from xmc_ray.ensemble import Members
@@ -72,7 +72,10 @@ def measure(
     ks: tuple[int, ...] = (1, 3, 5, 10),
     min_precision: float | None = None,
 ) -> dict[str, Any]:
-    """The metrics of `run`, of any labelled documents; ``calibration`` has ECE@5 and what thresholds leave."""
+    """The metrics of `run`, of any labelled documents.
+
+    ``calibration`` has ECE@5 and what thresholds leave of the first ten labels, whatever ``ks``; of documents with a label.
+    """
     members = Members.read(bundle)
     selection = None if min_precision is None else Selection(members.thresholds(min_precision))
     labels_file, tokenizers = members.fetch()
@@ -83,7 +86,7 @@ def measure(
         tokenised = tokenise(read_documents(documents, labelled=True), *tokenizers)
         reliability = Reliability()
         pool = replace(pool, max=pool.max or pool.min)  # a small file is one block, which goes to one actor
-        predicted = predictions(tokenised, members.uris, max(ks), pool, model)
+        predicted = predictions(tokenised, members.uris, max(*ks, DEPTH), pool, model)
         counts = _score(predicted, labels, metrics, [reliability] if selection is None else [reliability, selection])
     result = metrics.result()
     if not result["total"]["documents"]:
@@ -98,7 +101,8 @@ def _shown(calibration: dict[str, Any]) -> str:
     kind = "calibrated" if calibration["calibrated"] else "not calibrated"
     shares = {name: calibration.get(name) for name in ("ECE@5", "precision", "coverage", "abstention")}
     known = ", ".join(f"{name} {100 * share:.2f}" for name, share in shares.items() if share is not None)
-    return f"Scores are {kind}; {known}"
+    never = f", {calibration['never']:,} labels are never a tag" if calibration.get("never") else ""
+    return f"Scores are {kind}; {known}{never}"
 
 
 def _score(

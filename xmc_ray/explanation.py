@@ -2,7 +2,7 @@
 
 What a word is worth is found by leaving it out (`erasure`). Of several models, contributions and scores are means.
 
-Letters: F features, G groups, M places in a group, W words and two rows besides.
+Letters: F features, G groups, M places in a group, V variants of the text, W words and two rows besides.
 """
 
 import textwrap
@@ -25,6 +25,7 @@ from xmc_ray.errors import ConfigError
 from xmc_ray.inputs import read_rows
 from xmc_ray.labels import unique_in_rows
 from xmc_ray.loop import LoopConfig, features
+from xmc_ray.page import printable
 
 _SHOWN, _OTHERS, _WIDTH, _BAR = 12, 5, 100, 24  # words, labels of the group, columns of text, columns of the longest bar
 
@@ -113,8 +114,8 @@ class Explanation:
         odds = f"log-odds {self.log_odds:+.2f}, without any word {self.without_words:+.2f}"
         chance = "" if self.chance is None else f", as a tag {self.chance:.4f}"
         parts = [[f"{title}: score {self.score:.4f}{chance}, {odds}", *(f"note: {note}" for note in self.notes)]]
-        parts += [[_told(path, self.n_labels) for path in self.paths], self._words(), self._neighbours()]
-        return "\n\n".join("\n".join(part) for part in parts if part)
+        parts += [[line for path in self.paths for line in _told(path, self.n_labels)], self._words(), self._neighbours()]
+        return "\n\n".join("\n".join(map(_line, part)) for part in parts if part)
 
     def _words(self) -> list[str]:
         read = [(word, word.contribution) for word in self.words if word.contribution is not None]
@@ -171,20 +172,20 @@ def explain(
     forms, word_C = words_of(text)
     paths, odds, reads, queries = [], [], [], []
     for bundle in ensemble.bundles:
-        variants, read_W = without_each_word(bundle, text, word_C, len(forms))
-        features_WF = features(bundle.model, variants, config)
-        paths.append(_path(bundle, features_WF[:1], label_id))
-        odds.append(log_odds(bundle.model, features_WF, label_id))
-        reads.append(read_W)
-        queries.append(features_WF[0])
+        variants, variant_W = without_each_word(bundle, text, word_C, len(forms))
+        features_VF = features(bundle.model, variants, config)
+        paths.append(_path(bundle, features_VF[:1], label_id))
+        odds.append(log_odds(bundle.model, features_VF, label_id)[variant_W])
+        reads.append(variant_W[1:-1] > 0)
+        queries.append(features_VF[0])
     odds_W = torch.stack(odds).mean(0)
     worth = (odds_W[0] - odds_W[1:-1]).tolist()
-    read_W = np.any(reads, axis=0)
+    is_read = np.any(reads, axis=0)
     hidden = bool(odds_W[0].isneginf())
     counts = np.bincount(word_C[starts(word_C)], minlength=len(forms)).tolist() if forms else []
     words = tuple(
-        Word(form, count, value if is_read else None)
-        for form, count, value, is_read in zip(forms, counts, worth, read_W, strict=True)
+        Word(form, count, value if read else None)
+        for form, count, value, read in zip(forms, counts, worth, is_read, strict=True)
     )
     explanation = Explanation(
         text=text,
@@ -210,9 +211,8 @@ def _chance(ensemble: Ensemble, paths: Sequence[Path]) -> float | None:
     if len(calibrations) < len(paths):
         return None
     scores = [np.array([path.score], np.float32) for path in paths]
-    return float(
-        np.mean([part.calibrated(score, np.zeros(1, np.int64)) for part, score in zip(calibrations, scores, strict=True)])
-    )
+    listed = [np.where(score > 0, 0, -1) for score in scores]  # a score of 0 is no tag, and its chance is 0
+    return float(np.mean([part.calibrated(*one) for part, *one in zip(calibrations, scores, listed, strict=True)]))
 
 
 def _path(bundle: Bundle, features_1F: Tensor, label: int) -> Path:
@@ -246,16 +246,21 @@ def _rank(scores: Tensor, place: int) -> int:
     return int((scores > scores[place]).sum()) + 1
 
 
-def _told(path: Path, n_labels: int) -> str:
+def _line(text: str) -> str:
+    """One line that a terminal shows and does not obey, whatever documents and labels have brought into it."""
+    return printable(" ".join(text.splitlines()))
+
+
+def _told(path: Path, n_labels: int) -> list[str]:
     bundle, place = f"bundle {path.bundle or '(not saved)'}: ", f"rank {path.rank:,} of {n_labels:,} labels"
     if path.rank_score is None:
-        return f"{bundle}score {path.score:.4f}, {place}; flat: the label has no group"
+        return [f"{bundle}score {path.score:.4f}, {place}; flat: the label has no group"]
     others = ", ".join(f"{label} {score:.3f}" for label, score in path.others) or "none"
-    return (
-        f"{bundle}score {path.score:.4f} = recall {path.recall:.4f} x rank {path.rank_score:.4f}, {place}\n"
-        f"    recall: group {path.group} has rank {path.group_rank:,}, of which the first {path.shortlist:,} are shortlisted\n"
-        f"    rank: {path.rank_in_group} in the group; others there: {others}"
-    )
+    return [
+        f"{bundle}score {path.score:.4f} = recall {path.recall:.4f} x rank {path.rank_score:.4f}, {place}",
+        f"    recall: group {path.group} has rank {path.group_rank:,}, of which the first {path.shortlist:,} are shortlisted",
+        f"    rank: {path.rank_in_group} in the group; others there: {others}",
+    ]
 
 
 def _notes(ensemble: Ensemble, paths: Sequence[Path], words: Sequence[Word], hidden: bool) -> list[str]:

@@ -99,6 +99,7 @@ def extend(
     """A bundle with the labels that are new in ``lists`` (list<string>[D], of ``texts``, string[D]) or in ``names``, too.
 
     ``names`` are columns ``label`` and ``name``. The bundle given stays as it is; what reads the documents is shared with it.
+    Nothing is measured: of figures the new one has only those of ``bundle``, in ``metrics["extension"]["before"]``.
     Raises ConfigError for a deprecated label that is not known, DataError when nothing is new and nothing deprecated.
     """
     config, loop = config or RowsConfig(), loop or LoopConfig()
@@ -121,7 +122,7 @@ def extend(
     _hide(model, groups, hidden)
     counts = {"labels from documents": int((labels.counts[n_old:] > 0).sum()), "deprecated": len(hidden)}
     counts["labels from names alone"] = n_new - counts["labels from documents"]
-    metrics = bundle.metrics | {"extension": {"of": bundle.fingerprint, **counts}}
+    metrics = {"extension": {"of": bundle.fingerprint, **counts, "before": bundle.metrics}}
     calibration = None if bundle.calibration is None else bundle.calibration.over(labels.counts)
     grown = replace(bundle, model=model, labels=labels, groups=groups, calibration=calibration)
     return replace(grown, metrics=metrics, fingerprint="")

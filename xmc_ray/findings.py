@@ -59,7 +59,7 @@ class Findings:
         """Add the predictions of a chunk.
 
         ``tokens``, ``truth``: list<int32>[D], the latter distinct label ids. ``label_Dk``: distinct ids, the best first, -1
-        where there are no more. ``scores``: [D, k] each, by name: the first is what examples are shown with.
+        where there are no more. ``scores``: [D, k] each, by name: the last is what examples are shown with.
         """
         offsets = np.concatenate([[0], np.cumsum(list_lengths(truth))])
         label_P = pc.list_flatten(truth).to_numpy().astype(np.int64)
@@ -72,7 +72,8 @@ class Findings:
         for name, score_Dk in scores.items():
             self.reliability.setdefault(name, Reliability(TAGS)).update(score_Dk, label_Dk, hit_Dk)
         self._count(mistaken(label_Dk, hit_Dk, document_P, label_P, len(self.truth_L)))
-        self._draw(tokens, truth, label_Dk, next(iter(scores.values())), hit_Dk[:, 0])
+        *_, shown_Dk = scores.values()
+        self._draw(tokens, truth, label_Dk, shown_Dk, hit_Dk[:, 0])
 
     def confusions(self, n: int) -> list[Confusion]:
         """The ``n`` pairs that meet most often, the most frequent first, then by ids."""

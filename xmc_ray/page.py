@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 _EXCERPT = 600  # letters of a document
-# Neither HTML nor UTF-8 can hold these.
+# Neither HTML nor UTF-8 can hold these, and a terminal obeys some of them.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -35,8 +35,13 @@ def element(name: str, *children: object, **attributes: object) -> Html:
     return Html(f"<{name}{opening}>{inside}</{name}>")
 
 
+def printable(text: str) -> str:
+    """The text with U+FFFD in place of control codes and lone surrogates; tabs and ends of lines stay."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def _escape(text: str) -> str:
-    return html.escape(_UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text))
+    return html.escape(printable(text))
 
 
 def isolated(text: str, **attributes: object) -> Html:

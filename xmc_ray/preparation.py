@@ -35,7 +35,7 @@ class ValidationConfig:
     """Documents kept out of training to watch it by."""
 
     share: float = 0.02
-    """Share of the training documents that is held out, chosen by a hash of the id; 0 trains on all, blindly."""
+    """Share of the training documents that is held out, chosen by a hash of the words; 0 trains on all, blindly."""
     every: float = 1.0
     """Epochs from one validation (and checkpoint) to the next; the end of training always has one."""
     metric: str = "nDCG@5"
@@ -170,19 +170,24 @@ def tokenise_table(
         table = table.append_column(name, pc.if_else(good, tokens, pa.scalar([], tokens.type)))
     truncated = reduce(pc.or_, (cut_off for _, cut_off in encoded))
     table = table.append_column("truncated", pc.and_(good, truncated).cast(pa.int8()))
-    table = table.append_column("held_out", pa.array(_dealt(table["id"], held_out), pa.int8()))
+    table = table.append_column("held_out", pa.array(_dealt(texts, held_out), pa.int8()))
     return table if keep_text else table.drop_columns(["text"])
 
 
-def _dealt(ids: pa.ChunkedArray, validation: ValidationConfig | None) -> IntArray:
-    """The use of each id by its own hash, 0, 1 or 2: the same one in every run and on every machine."""
+def _dealt(texts: pa.Array, validation: ValidationConfig | None) -> IntArray:
+    """The use of each text by a hash of its words, 0, 1 or 2: the same one in every run and on every machine.
+
+    Documents that say the same have the same use, or the held-out ones would reward learning by heart. Where there is no
+    word, there is nothing to hold out.
+    """
     limit = 0 if validation is None else int(validation.share * 2**32)
     if validation is None or not limit:
-        return np.zeros(len(ids), np.int64)
-    digests = b"".join(hashlib.sha256(identifier.encode()).digest()[:8] for identifier in ids.fill_null("").to_pylist())
+        return np.zeros(len(texts), np.int64)
+    words = pc.utf8_trim(pc.replace_substring_regex(pc.utf8_lower(texts), r"[^\pL\pN]+", " "), " ")
+    digests = b"".join(hashlib.sha256(text.encode()).digest()[:8] for text in words.to_pylist())
     first_D, second_D = np.frombuffer(digests, ">u4").reshape(-1, 2).T
-    calibrates_D = second_D % 2 == 1 if validation.calibrate else np.zeros(len(ids), bool)  # further bits: not the share's
-    return np.where((first_D < limit) & ids.is_valid().to_numpy(), 1 + calibrates_D, 0)
+    calibrates_D = second_D % 2 == 1 if validation.calibrate else np.zeros(len(texts), bool)  # further bits: not the share's
+    return np.where((first_D < limit) & (np.asarray(pc.binary_length(words)) > 0), 1 + calibrates_D, 0)
 
 
 def _labels_and_counts(tokenised: ray.data.Dataset, counts: Counter[str]) -> Iterator[pa.ListArray]:

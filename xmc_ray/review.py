@@ -17,11 +17,10 @@ import torch
 from xmc_ray import storage
 from xmc_ray.bundle import load_bundle
 from xmc_ray.curves import Curves
-from xmc_ray.epochs import CHUNK
 from xmc_ray.errors import ConfigError
 from xmc_ray.findings import Confusion, Example, Findings
 from xmc_ray.journal import say
-from xmc_ray.labels import LabelIndex
+from xmc_ray.labels import IntArray, LabelIndex
 from xmc_ray.loop import LoopConfig, predict
 from xmc_ray.metrics import Metrics
 from xmc_ray.preparation import Prepared
@@ -107,20 +106,13 @@ def label_bands(labels: LabelIndex) -> list[LabelBand]:
     return [LabelBand(*row) for row in rows]
 
 
-def chosen_chunks(documents: int, most: int) -> list[int]:
-    """Numbers of the chunks, evenly among all of so many ``documents``, that hold ``most`` of them, or all."""
-    n_chunks = -(-documents // CHUNK)
-    n_taken = min(n_chunks, -(-most // CHUNK))
-    return [place * n_chunks // n_taken for place in range(n_taken)]
-
-
 # -- predictions ---------------------------------------------------------------------------------------------------------
 
 
 def _held_out(bundle: str, config: ReportConfig, machine: Machine, loop: LoopConfig, prepared: Prepared) -> HeldOut | None:
     documents = prepared.counts["validation"]
-    chunks = chosen_chunks(documents, config.documents)
-    if not chunks:
+    chunks = prepared.tokens.some("validation", config.documents)
+    if not len(chunks):
         return None
     room = {"num_cpus": machine.cpus, "num_gpus": 1 if machine.gpu else 0}
     task = _find.options(**room)
@@ -143,13 +135,13 @@ def _held_out(bundle: str, config: ReportConfig, machine: Machine, loop: LoopCon
 
 
 @ray.remote
-def _find(bundle: str, tokens: TokenCache, chunks: list[int], machine: Machine, loop: LoopConfig) -> Findings:
+def _find(bundle: str, tokens: TokenCache, chunks: IntArray, machine: Machine, loop: LoopConfig) -> Findings:
     """Predict some chunks of the held-out documents, one after the other, with the model of a bundle."""
     torch.set_num_threads(machine.threads or len(os.sched_getaffinity(0)))
     opened = load_bundle(bundle)
     model = opened.model.to("cuda" if machine.gpu else "cpu")
     findings = Findings(opened.labels, loop.seed)
-    for chunk in tokens.chunks("validation", np.asarray(chunks)):
+    for chunk in tokens.chunks("validation", chunks):
         texts, truth = (chunk[name].combine_chunks() for name in ("tokens", "labels"))
         score_Dk, label_Dk = predict(model, texts, max(findings.metrics.ks), loop)
         scores = {"raw": score_Dk}

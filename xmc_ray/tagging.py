@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import date, datetime, timezone
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -151,6 +152,7 @@ class _Making:
         labels_file, self.tokenizers = members.fetch()
         labels = pq.read_table(labels_file, columns=["label", "name", "count"])
         thresholds_L = None if config.min_precision is None else members.thresholds(config.min_precision)
+        self.never = None if thresholds_L is None else int(np.isinf(thresholds_L).sum())
         self.columns = TagColumns(labels, members.fingerprint, config.min_score, thresholds_L)
         self.account = Account(labels)
 
@@ -163,6 +165,9 @@ class _Making:
         for summary in done.values():
             self.account.add(summary)
         before = self.account.documents
+        if self.never:
+            of = f"{self.never:,} of {len(self.account.labels):,} labels are never a tag"
+            print(f"warning: {of}: nothing shows that they reach min_precision = {self.config.min_precision}", flush=True)
         if before:
             print(f"going on after {before:,} of {plan.rows:,} documents: {self.night.folder}", flush=True)
         with progress(self.account, plan.rows):
@@ -180,6 +185,7 @@ class _Making:
             "scoring": model.scoring,
             "calibrated": all(self.members.calibrated),
             "min_precision": self.config.min_precision,
+            "labels_never_tagged": self.never,
             "started": started.isoformat(timespec="seconds"),
             "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "documents_per_second": round((self.account.documents - before) / (time.monotonic() - clock), 1),
@@ -302,6 +308,6 @@ def _piece_by_piece() -> Iterator[None]:
 
 
 def _report(manifest: dict[str, Any], folder: str) -> str:
-    parts = [f"{name} {manifest[name]:,}" for name in ("reused", "rejected", "truncated")]
+    parts = [f"{name} {manifest[name]:,}" for name in ("reused", "rejected", "truncated", "untagged")]
     rate = f"{manifest['documents_per_second']:,} documents/s"
     return f"tagged {manifest['tagged']:,} of {manifest['in']:,} documents, {', '.join(parts)}, {rate}: {folder}"

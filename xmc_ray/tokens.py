@@ -4,7 +4,7 @@
         tokens.json                         counts, and the folder of the attempt that was finished; written last
         <attempt>/labels.parquet            the label index
         <attempt>/train/part-00000.parquet  tokens, labels; a row group is a chunk of `epochs.CHUNK` documents, in an order
-        <attempt>/validation/...            drawn once
+        <attempt>/validation/...            drawn once, those that are held out in the order of the files
         <attempt>/calibration/...
 
 A file holds `epochs.POOL` chunks, the last one fewer. Every attempt writes to a folder of its own, so two runs that make the
@@ -26,7 +26,7 @@ from xmc_ray.epochs import CHUNK, POOL
 from xmc_ray.errors import DataError
 from xmc_ray.labels import IntArray, LabelIndex
 
-FORMAT = 1
+FORMAT = 2
 MARKER = "tokens.json"
 _PATIENCE = 120.0  # seconds for which a storage that is away is asked again
 Split = Literal["train", "validation", "calibration"]
@@ -60,6 +60,12 @@ class TokenCache:
     def n_chunks(self, split: Split) -> int:
         """How many `chunks` a split has."""
         return -(-self.counts[split] // CHUNK)
+
+    def some(self, split: Split, documents: int) -> IntArray:
+        """Numbers of the chunks, evenly among all, that hold so many documents of a split, or all."""
+        n_chunks = self.n_chunks(split)
+        n_taken = min(n_chunks, -(-documents // CHUNK))
+        return np.arange(n_taken) * n_chunks // max(1, n_taken)
 
     def chunks(self, split: Split, numbers: IntArray | None = None, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """``tokens`` list<int32>, ``labels`` list<int32>: the chunks ``numbers``, or all in order, one table each.

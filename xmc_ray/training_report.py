@@ -61,6 +61,7 @@ class HeldOut:
     metrics: Mapping[str, Any]
     """As `metrics.Metrics.result` gives them."""
     reliability: Mapping[str, Reliability]
+    """By the kind of scores; the last kind is what the tags of documents are shown with."""
     mistakes: Sequence[Mistake]
     right: Sequence[Document]
     """Some whose best tag is right."""
@@ -98,7 +99,6 @@ class TrainingRun:
 def training_report(run: TrainingRun) -> str:
     """The page, complete with its ``<!doctype html>``; to be written in UTF-8."""
     held_out = run.held_out
-    some = "None of the training documents are held out." if held_out is None else _measured(held_out)
     body = e(
         "main",
         _header(run),
@@ -111,11 +111,11 @@ def training_report(run: TrainingRun) -> str:
         section("Loss", "Sum over the labels, mean over the documents of a step.", _loss(run.curves)),
         section("Learning rates", "Each as a share of its own highest.", _rates(run.curves)),
         section("Validation", "Metrics of the held-out documents, each time they were measured.", _validation(run.curves)),
-        section("By frequency", f"{some} {_FREQUENCY}", _bands(held_out)),
+        section("By frequency", f"{_measured(run)} {_FREQUENCY}", _bands(held_out)),
         section("Calibration", _CALIBRATION, reliability(held_out.reliability) if held_out else None),
         section("Labels mistaken", _MISTAKEN, _mistakes(held_out)),
-        section("Right", _EXAMPLES.format("right"), *map(_document, held_out.right if held_out else ())),
-        section("Wrong", _EXAMPLES.format("wrong"), *map(_document, held_out.wrong if held_out else ())),
+        section("Right", _example_words(held_out, "right"), *map(_document, held_out.right if held_out else ())),
+        section("Wrong", _example_words(held_out, "wrong"), *map(_document, held_out.wrong if held_out else ())),
         section("Labels", _label_words(run), _labels(run)),
         section("Settings", "Every setting as it was used; run.toml has them for --config.", settings(run.settings)),
     )
@@ -149,7 +149,11 @@ def _journal_warnings(told: Curves) -> list[str]:
     return lines + ["There are no curves: metrics.jsonl tells of no step."] * (not told.points)
 
 
-def _measured(held_out: HeldOut) -> str:
+def _measured(run: TrainingRun) -> str:
+    held_out = run.held_out
+    if held_out is None:
+        there = run.documents.get("validation")
+        return "None of the held-out documents were predicted." if there else "None of the training documents are held out."
     if held_out.predicted < held_out.documents:
         return f"{held_out.predicted:,} of {count(held_out.documents, 'held-out document')}."
     return f"{count(held_out.predicted, 'held-out document')}."
@@ -186,7 +190,7 @@ def _loss(told: Curves) -> Html:
 
 def _rates(told: Curves) -> Html:
     shares: dict[str, Points] = {}
-    for name in ("encoder_lr", "head_lr", "rows_lr"):
+    for name in ("encoder_lr", "lexical_lr", "head_lr", "rows_lr"):
         highest = max((value for _, value in told.points.get(name, [])), default=0.0)
         if highest:
             shares[f"{name}, at most {highest:.3g}"] = [(step, value / highest) for step, value in told.points[name]]
@@ -230,6 +234,11 @@ def _mistakes(held_out: HeldOut | None) -> Html:
         for row in held_out.mistakes
     ]
     return table(["Given for missed", "Documents", "That have the missed one"], rows)
+
+
+def _example_words(held_out: HeldOut | None, best: str) -> str:
+    kinds = [*held_out.reliability] if held_out is not None else []
+    return " ".join([_EXAMPLES.format(best), *(f"Each tag has its {kind} score." for kind in kinds[-1:])])
 
 
 def _document(shown: Document) -> Html:

@@ -25,6 +25,7 @@ from xmc_ray.groups import LabelGroups
 from xmc_ray.labels import LabelIndex
 from xmc_ray.loop import Step, TrainState, data_parallel, train
 from xmc_ray.metrics import Metrics
+from xmc_ray.optim import OptimConfig
 from xmc_ray.preparation import ValidationConfig
 from xmc_ray.text import Tokenizer
 from xmc_ray.tokens import TokenCache
@@ -151,7 +152,6 @@ class _Worker:
 
 def _progress(step: Step, state: TrainState, fit: FitConfig) -> dict[str, Any]:
     rate = step.documents / step.seconds if step.seconds else 0.0  # nothing is known of the first step
-    encoder_lr, head_lr = state.optimizer.learning_rates
     left = time.strftime("%H:%M:%S", time.gmtime(step.seconds_left)) if step.progress > 0 else "?"
     line = (
         f"step {step.number:,}  epoch {step.epoch + 1}/{fit.loop.epochs}  {100 * step.progress:.0f} %  "
@@ -166,12 +166,24 @@ def _progress(step: Step, state: TrainState, fit: FitConfig) -> dict[str, Any]:
         "loss": step.loss,
         "recall_loss": step.recall_loss,
         "rank_loss": step.rank_loss,
-        "encoder_lr": encoder_lr,
-        "head_lr": head_lr,
-        "rows_lr": fit.optim.rows_lr * state.optimizer.factor,
+        **_rates(state, fit.optim),
         "documents_per_second": rate,
         "padding_share": step.padding_share,
         "waiting_share": step.waiting_share,
         "seconds": step.seconds,
         "bytes_sent": sum(state.model.exchange.sent.values()),
     }
+
+
+def _rates(state: TrainState, config: OptimConfig) -> dict[str, float]:
+    """Learning rates of the last step, of the parts that the model has."""
+    model, factor = state.model, state.optimizer.factor
+    encoder_lr, head_lr = state.optimizer.learning_rates
+    rates = {"rows_lr": config.rows_lr * factor}
+    if model.encoder is not None:
+        rates["encoder_lr"] = encoder_lr
+    if model.lexical is not None:
+        rates["lexical_lr"] = config.lexical_lr * factor
+    if model.lexical is not None or model.bottleneck is not None:  # else the heads are rows alone
+        rates["head_lr"] = head_lr
+    return rates
