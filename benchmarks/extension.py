@@ -1,9 +1,9 @@
 """Labels added to a finished model against training all over again: debian-tags with a tenth of its labels hidden.
 
-The lexical model is trained without the hidden labels, then extended: with the training documents that have one of them, with
+The recipe is trained without the hidden labels, then extended: with the training documents that have one of them, with
 all training documents, and by names alone. Measured on the test split: the hidden labels among all labels, truth restricted to
 them (R@5, R@10); the hidden labels ranked among themselves (P@1, P@5); the old labels (P@1, P@5), which lose places to the new
-ones; and how far an old label's score has moved. One thread.
+ones; and how far an old label's score has moved. One thread. Further settings go to the recipe: ``--groups.max_size=16``.
 
 Bar: with all training documents, 90 % of the retrained model's R@5 of the hidden labels.
 """
@@ -21,25 +21,12 @@ import torch
 from _frame import verdict
 from _setup import DATA, minilm, require
 
-from xmc_ray import EncoderConfig, FitConfig, GroupsConfig, LexicalConfig, LoopConfig, ModelConfig, OptimConfig, TextConfig
-from xmc_ray.classifier import XMCClassifier
+from xmc_ray.classifier import FitConfig, XMCClassifier
+from xmc_ray.command import parse
 from xmc_ray.labels import IntArray, list_lengths
 from xmc_ray.metrics import Metrics
 
-BAR, SHARE = 0.9, 0.1
-
-
-def settings(max_size: int) -> FitConfig:
-    """A model of words and pairs alone, which trains in a minute."""
-    return FitConfig(
-        encoder=EncoderConfig(name=minilm(), layers=0),
-        text=TextConfig(max_tokens=256),
-        groups=GroupsConfig(max_size=max_size),
-        lexical=LexicalConfig(width=256),
-        model=ModelConfig(dropout=0.3, bottleneck=128),
-        optim=OptimConfig(weight_decay=0),
-        loop=LoopConfig(epochs=3, batch_size=64),
-    )
+ROOT, BAR, SHARE = Path(__file__).resolve().parents[1], 0.9, 0.1
 
 
 def restricted(lists: pa.ListArray, labels: set[str], inside: bool = True) -> list[list[str]]:
@@ -98,8 +85,8 @@ def main() -> None:
     torch.set_num_threads(1)
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA / "debian-tags", help="folder with train, test and labels.parquet")
-    parser.add_argument("--max-size", type=int, default=1, help="labels in a group; 1 is flat")
-    arguments = parser.parse_args()
+    parser.add_argument("--recipe", type=Path, default=ROOT / "jobs" / "configs" / "quality-debian-tags.toml")
+    arguments, further = parser.parse_known_args()
     train, test = (pq.read_table(require(arguments.data) / f"{split}.parquet") for split in ("train", "test"))
     texts, lists = train["text"].to_pylist(), train["labels"].combine_chunks()
     table = pq.read_table(arguments.data / "labels.parquet")
@@ -111,7 +98,7 @@ def main() -> None:
     of_hidden = {label: name for label, name in names.items() if label in hidden}
     print(f"{len(train):,} documents, {len(known)} labels, {len(hidden)} hidden, {len(some[0]):,} documents with one of these")
 
-    config = settings(arguments.max_size)
+    config = parse(FitConfig, [f"--config={arguments.recipe}", f"--encoder.name={minilm()}", *further])
     print(f"{'':34}{'hidden among all':>18}{'among themselves':>18}{'old labels':>18}")
     print(f"{'':34}" + "".join(f"{name:>9}" for name in ("R@5", "R@10", "P@1", "P@5", "P@1", "P@5", "seconds")))
     all_lists = lists.to_pylist()
