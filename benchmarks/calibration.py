@@ -94,9 +94,8 @@ def main() -> None:
     calibrated = bundle.calibration.calibrated(raw[0], raw[1]), raw[1], raw[2]
 
     print(f"{folder.name}: trained on {len(fitted[0]):,} documents, {len(bundle.labels):,} labels, {seconds:.0f} s")
-    print(
-        f"calibrated on {len(calibrates):,} documents, {len(bundle.calibration):,} predictions, by band {bundle.calibration.sizes()}"
-    )
+    evidence = f"{len(bundle.calibration):,} predictions, by band {bundle.calibration.sizes()}"
+    print(f"calibrated on {len(calibrates):,} documents, {evidence}")
     print(f"measured on the {len(test[0]):,} documents of the test split, {torch.get_num_threads()} threads\n")
     print(f"{'':22}{'ECE@5':>9}{'P@1':>9}{'P@3':>9}{'P@5':>9}")
     print(row_of("the model's own scores", raw))
