@@ -55,7 +55,10 @@ class Method:
 
 
 def peers(encoder: str) -> list[Method]:
-    """All peers, the quickest first; ``encoder`` is the folder of the one that XR-Transformer trains."""
+    """All peers, the quickest first; ``encoder`` is the folder of the one that XR-Transformer trains.
+
+    Each is there twice: with all terms, and, ending in ``-df2``, without those of a single document.
+    """
     scripts = {
         "omikuji-parabel": ("omikuji", "run_omikuji.py", "--mode=parabel"),
         "omikuji-bonsai": ("omikuji", "run_omikuji.py", "--mode=bonsai"),
@@ -65,7 +68,11 @@ def peers(encoder: str) -> list[Method]:
         "libmultilabel-tree": ("libmultilabel", "run_libmultilabel.py"),
         "xr-transformer": ("pecos", "run_xrtransformer.py", f"--encoder={encoder}"),
     }
-    return [Method(name, PEERS / file, tuple(more), place) for name, (place, file, *more) in scripts.items()]
+    return [
+        Method(f"{name}{ending}", PEERS / file, (*more, *rarest), place)
+        for name, (place, file, *more) in scripts.items()
+        for ending, rarest in (("", ()), ("-df2", ("--rarest=2",)))
+    ]
 
 
 def interpreter(name: str, environments: Path) -> Path:

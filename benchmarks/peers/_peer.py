@@ -44,10 +44,10 @@ class Data:
 
 
 class Tfidf:
-    """TF-IDF of words and word pairs, with logarithmic counts and rows of length one."""
+    """TF-IDF of the words and word pairs that ``rarest`` documents have, with logarithmic counts and rows of length one."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        self.vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, dtype=np.float32)
+    def __init__(self, texts: Sequence[str], rarest: int) -> None:
+        self.vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=rarest, sublinear_tf=True, dtype=np.float32)
         self.train_DF: csr_matrix = self.vectorizer.fit_transform(texts)
 
     def __call__(self, texts: Sequence[str]) -> csr_matrix:
@@ -61,10 +61,11 @@ class Tfidf:
 
 
 def arguments(**options: Any) -> argparse.Namespace:
-    """DATA, OUT, and further options with their defaults; OUT/model is made."""
+    """DATA, OUT, the least documents of a term, and further options with their defaults; OUT/model is made."""
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--rarest", type=int, default=1)
     for name, default in options.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     given = parser.parse_args()

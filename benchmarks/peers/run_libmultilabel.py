@@ -22,7 +22,7 @@ def main() -> None:
     kept: dict[str, Any] = {}
 
     def fit() -> None:
-        tfidf = Tfidf(data.texts)
+        tfidf = Tfidf(data.texts, given.rarest)
         model = linear.train_ensemble_tree(data.truth_DL, tfidf.train_DF, f"-m {THREADS}", n_trees=3, verbose=False)
         linear.save_pipeline(str(given.out / "model"), None, model)
         tfidf.save(given.out / "model")

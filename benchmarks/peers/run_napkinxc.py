@@ -21,7 +21,7 @@ def main() -> None:
     kept: dict[str, Tfidf] = {}
 
     def fit() -> None:
-        kept["tfidf"] = Tfidf(data.texts)
+        kept["tfidf"] = Tfidf(data.texts, given.rarest)
         labels = [sorted(row.indices.tolist()) for row in data.truth_DL]
         for tree in trees:
             tree.fit(kept["tfidf"].train_DF, labels)

@@ -28,7 +28,7 @@ def main() -> None:
     kept: dict[str, Any] = {}
 
     def fit() -> None:
-        tfidf = Tfidf(data.texts)
+        tfidf = Tfidf(data.texts, given.rarest)
         write(given.out / "train.txt", tfidf.train_DF, data.truth_DL)
         settings = omikuji.Model.default_hyper_param()
         settings.n_trees = 3

@@ -13,7 +13,7 @@ def main() -> None:
     kept: dict[str, Any] = {}
 
     def fit() -> None:
-        tfidf = Tfidf(data.texts)
+        tfidf = Tfidf(data.texts, given.rarest)
         model = linear.train_1vsrest(data.truth_DL, tfidf.train_DF, options=f"-m {THREADS}", verbose=False)
         linear.save_pipeline(str(given.out / "model"), None, model)
         tfidf.save(given.out / "model")

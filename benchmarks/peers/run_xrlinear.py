@@ -18,7 +18,7 @@ def main() -> None:
     kept: dict[str, Any] = {}
 
     def fit() -> None:
-        tfidf = Tfidf(data.texts)
+        tfidf = Tfidf(data.texts, given.rarest)
         clusters = Indexer.gen(LabelEmbeddingFactory.create(data.truth_DL, tfidf.train_DF, method="pifa"))
         model = XLinearModel.train(tfidf.train_DF, data.truth_DL, C=clusters, threads=THREADS)
         model.save(str(given.out / "model" / "tree"))

@@ -21,7 +21,7 @@ def main() -> None:
     kept: dict[str, Any] = {}
 
     def fit() -> None:
-        tfidf = Tfidf(data.texts)
+        tfidf = Tfidf(data.texts, given.rarest)
         matcher = {
             "model_shortcut": given.encoder,
             "batch_size": BATCH,
