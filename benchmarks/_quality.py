@@ -64,7 +64,7 @@ def peers(encoder: str) -> list[Method]:
         "omikuji-bonsai": ("omikuji", "run_omikuji.py", "--mode=bonsai"),
         "xr-linear": ("pecos", "run_xrlinear.py"),
         "napkinxc-plt": ("napkinxc", "run_napkinxc.py"),
-        "libmultilabel-svm": ("libmultilabel", "run_svm.py"),
+        "linear-svc": ("libmultilabel", "run_linearsvc.py"),
         "libmultilabel-tree": ("libmultilabel", "run_libmultilabel.py"),
         "xr-transformer": ("pecos", "run_xrtransformer.py", f"--encoder={encoder}"),
     }

@@ -60,7 +60,7 @@ def recipes(set_: str, seeds: list[int], settings: list[str]) -> list[Method]:
 
 def methods(set_: str, seeds: list[int], settings: list[str]) -> list[Method]:
     """All methods for a data set, the quickest first; a machine a label only where there are hundreds of labels."""
-    first, *others = [peer for peer in peers(minilm()) if set_ in FEW_LABELS or "svm" not in peer.name]
+    first, *others = [peer for peer in peers(minilm()) if set_ in FEW_LABELS or "svc" not in peer.name]
     return [first, *recipes(set_, seeds, settings), *others]
 
 
