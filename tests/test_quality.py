@@ -144,10 +144,12 @@ def result(value: float) -> dict[str, object]:
     return {"total": dict.fromkeys(TOTAL, value), "bands": {"1": {"P@5": None}}, "costs": costs}
 
 
-def test_margins_are_those_of_our_best_recipe_on_the_best_peer() -> None:
+def test_margins_are_those_of_our_ensemble_or_best_recipe_on_the_best_peer() -> None:
     peers_runs = {"c": result(0.25), "d": result(0.625), "e": {"failure": "failed"}}
     points = margins({"xmc_ray-a": result(0.5), "xmc_ray-b": result(0.75), **peers_runs})
     assert points == dict.fromkeys(TOTAL, 12.5)
+    points = margins({"xmc_ray-a": result(0.75), "xmc_ray-ensemble-x2": result(0.5), **peers_runs})
+    assert points == dict.fromkeys(TOTAL, -12.5)
     assert margins(peers_runs) == {}
     assert described({"P@1": 1.0, "P@3": -0.25}) == "Ahead of the best peer: P@1 +1.00. Behind: P@3 -0.25."
 
