@@ -14,8 +14,9 @@ With ``--fresh`` nobody sees the test split, by whose figures recipes may have b
 train, and the other tenth, by which nothing was chosen, tests.
 
 The tables go to ``--output``, anew after every run, with the figures in which ours is ahead of the best peer, or behind it.
-"Ours" is the ensemble of all our models, as most peers are three trees; where there is none, the one with the best P@1. Bar: ahead of every peer in P@1, P@3, P@5 and PSP@5 on every data set, trained
-within an hour, and no run that failed or is missing; a peer may have taken too long.
+"Ours" is the ensemble of all our models, as most peers are three trees; where there is none, the one with the best P@1. Bar:
+ahead of every peer in P@1, P@3, P@5 and PSP@5 on every data set, trained within an hour, and no run that failed or is missing;
+a peer may have taken too long.
 """
 
 import argparse
