@@ -57,7 +57,7 @@ class Method:
 def peers(encoder: str) -> list[Method]:
     """All peers, the quickest first; ``encoder`` is the folder of the one that XR-Transformer trains.
 
-    Each is there twice: with all terms, and, ending in ``-df2``, without those of a single document.
+    The stronger ones are there twice: with all terms, and, ending in ``-df2``, without those of a single document.
     """
     scripts = {
         "omikuji-parabel": ("omikuji", "run_omikuji.py", "--mode=parabel"),
@@ -71,7 +71,7 @@ def peers(encoder: str) -> list[Method]:
     return [
         Method(f"{name}{ending}", PEERS / file, (*more, *rarest), place)
         for name, (place, file, *more) in scripts.items()
-        for ending, rarest in (("", ()), ("-df2", ("--rarest=2",)))
+        for ending, rarest in (("", ()), ("-df2", ("--rarest=2",)))[: 1 if name in ("napkinxc-plt", "xr-transformer") else 2]
     ]
 
 
