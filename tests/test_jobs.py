@@ -85,6 +85,9 @@ def test_evaluate_with_thresholds(fruit: Path, trained: Path, bundles: list[str]
     told = evaluation.run(parsed)["calibration"]
     assert told["calibrated"] and told["min_precision"] == 0.5
     assert told["precision"] > 0.5 and told["coverage"] > 0.9 and told["ECE@5"] < 0.3
+    for ks in ("[1]", "[1, 14]"):  # what is told of scores depends on no depth of a metric
+        again = command.parse(evaluation.EvaluateConfig, [*arguments, f"--bundle={trained / 'bundle'}", f"--ks={ks}"])
+        assert evaluation.run(again)["calibration"] == told
     with pytest.raises(ConfigError, match=r"needs a calibrated bundle: .*/other; found no calibration"):
         evaluation.run(command.parse(evaluation.EvaluateConfig, [*arguments, f"--bundle={bundles[1]}"]))
 

@@ -74,7 +74,7 @@ def measure(
 ) -> dict[str, Any]:
     """The metrics of `run`, of any labelled documents.
 
-    ``calibration`` has ECE@5 and what thresholds leave of the first ten labels, whatever ``ks``; of documents with a label.
+    ``calibration`` has ECE@5 and what thresholds leave of the first `DEPTH` labels, whatever ``ks``; of documents with a label.
     """
     members = Members.read(bundle)
     selection = None if min_precision is None else Selection(members.thresholds(min_precision))
@@ -122,7 +122,7 @@ def _score(
         metrics.update(ids, offsets, true_ids)
         labelled, hits = np.diff(offsets) > 0, find_hits(ids, offsets, true_ids, len(labels))
         for part in counted:
-            part.update(matrix(good, "probabilities")[labelled], ids[labelled], hits[labelled])
+            part.update(matrix(good, "probabilities")[labelled, :DEPTH], ids[labelled, :DEPTH], hits[labelled, :DEPTH])
         counts["documents"] += len(good)
         counts["rejected"] += len(batch) - len(good)
         counts["truncated"] += pc.sum(good["truncated"]).as_py() or 0
