@@ -1,6 +1,7 @@
 """XR-Transformer of libpecos: an encoder trained level by level down the tree, then linear rankers on its features and TF-IDF.
 
-Its defaults, with batches of 32, a rate for a small encoder, and ``--steps`` steps a level, which is what a CPU has time for.
+Its defaults, with batches of 32, a rate for a small encoder, and as many tokens and ``--steps`` a level as an hour of two cores
+has time for. What a text says beyond its first tokens, the TF-IDF still sees.
 """
 
 from typing import Any
@@ -11,11 +12,11 @@ from pecos.xmc.xtransformer.matcher import TransformerMatcher
 from pecos.xmc.xtransformer.model import XTransformer
 from pecos.xmc.xtransformer.module import MLProblemWithText
 
-BEAM, BATCH, RATE, TOKENS = 50, 32, 1e-4, 128
+BEAM, BATCH, RATE, TOKENS = 50, 32, 1e-4, 64
 
 
 def main() -> None:
-    given = arguments(encoder="", steps=500)
+    given = arguments(encoder="", steps=250)
     torch.set_num_threads(THREADS)
     data = Data(given.data)
     kept: dict[str, Any] = {}
