@@ -101,6 +101,23 @@ def test_string_types_of_parquet() -> None:
         assert [(row["id"], row["text"]) for row in rows] == [(str(2**63), "a"), ("1", None), ("0", "a")]
 
 
+def test_series_are_strings_and_never_a_reason_to_reject() -> None:
+    latin = pa.array([b"a", b"\xe4", None]).view(pa.string())
+    table = pa.table({"id": range(3), "text": ["t"] * 3, "labels": pa.array([["x"]] * 3), "series": latin})
+    assert [(row["series"], row["reason"]) for row in from_parquet(table, series="series")] == [
+        ("a", None),
+        (None, None),
+        (None, None),
+    ]
+    for ids in ((1, 2), ("1", "2")):
+        for series in ((3, 4), ("3", "4"), (3, "4")):
+            lines = [json.dumps({"id": n, "text": "t", "series": own}).encode() for n, own in zip(ids, series, strict=True)]
+            assert [(row["id"], row["series"]) for row in parse(b"\n".join(lines), series="series")] == [("1", "3"), ("2", "4")]
+    [wrong] = parse(b'{"id": "1", "text": "t", "series": [1]}', series="series")
+    assert wrong["reason"] == "series is not a string or an integer (list)"
+    assert "series" not in parse(b'{"id": "1", "text": "t", "series": 1}')[0]
+
+
 PARTS = st.none() | st.text(st.sampled_from(" \t\n\u3000ab"), max_size=3)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ from xmc_ray.exchange import Exchange
 from xmc_ray.labels import LabelIndex
 from xmc_ray.loop import share_of_batches
 from xmc_ray.text import Batch
-from xmc_ray.tokens import TokenCache, write_tokens
+from xmc_ray.tokens import Split, TokenCache, write_tokens
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -94,6 +95,7 @@ def test_tokens_are_made_once_and_never_taken_for_others(
     assert held_out and not trained & {str(row) for row in held_out}
 
     others = [
+        prepared(fruit, tiny_encoder, cache, "--documents.series=id"),
         prepared(fruit, tiny_encoder, cache, "--text.max_tokens=4"),
         prepared(fruit, other_encoder, cache),
         prepared(fruit, tiny_encoder, cache, "--validation.share=0.5"),
@@ -101,6 +103,29 @@ def test_tokens_are_made_once_and_never_taken_for_others(
     (fruit / "train.parquet").write_bytes((fruit / "test.parquet").read_bytes())
     others.append(prepared(fruit, tiny_encoder, cache))
     places = {entry.tokens.place for entry in [first, *others]}
-    assert len(places) == 5
+    assert len(places) == 6
     assert others[-1].counts["train"] < 50
-    assert max(map(len, (tokens for chunk in others[0].tokens.chunks("train") for tokens in chunk["tokens"].to_pylist()))) == 4
+    assert max(map(len, (tokens for chunk in others[1].tokens.chunks("train") for tokens in chunk["tokens"].to_pylist()))) == 4
+
+
+def test_a_series_is_held_out_as_a_whole(tiny_encoder: Path, tmp_path: Path) -> None:
+    """Each document has words of its own; its label is its series, and every tenth has none."""
+    numbers = range(600)
+    series = [None if number % 10 == 0 else number // 20 for number in numbers]
+    texts = [f"red apple {number // 25} and {number % 25} plum" for number in numbers]
+    table = pa.table(
+        {"id": numbers, "text": texts, "series": series, "labels": [[f"s{number // 20:02}"] for number in numbers]}
+    )
+    pq.write_table(table, tmp_path / "train.parquet")
+
+    def splits(*further: str) -> dict[str, Counter[int]]:
+        tokens = prepared(tmp_path, tiny_encoder, tmp_path / "cache", "--validation.share=0.5", *further).tokens
+        names: tuple[Split, ...] = ("train", "validation", "calibration")
+        return {name: Counter(row[0] for part in tokens.chunks(name) for row in part["labels"].to_pylist()) for name in names}
+
+    together = splits("--documents.series=series")
+    for label in range(30):
+        n_of_splits = [split[label] for split in together.values()]
+        assert sum(n_of_splits) == 20 and max(n_of_splits) >= 18  # two are without a series
+    assert all(len([n for n in split.values() if n >= 18]) > 2 for split in together.values())
+    assert max(max(split[label] for split in splits().values()) for label in range(30)) < 18

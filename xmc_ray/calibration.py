@@ -38,6 +38,7 @@ PRECISIONS = (0.5, 0.8, 0.9)  # for which metrics.json states coverage
 DEFAULT_PRECISION = 0.5  # of the thresholds in labels.parquet
 ENOUGH_OF_LABEL, ENOUGH_OF_BAND = 50, 500  # held-out predictions for thresholds of one's own
 BINS = 15
+_STRETCHES = 32  # that documents are cut into, to be dealt in two
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,9 +221,13 @@ class Selection:
 
 
 def cross_fitted(predicted: Predictions, counts_L: IntArray) -> list[tuple[Calibration, Predictions]]:
-    """Two calibrations, each of every other document, with the predictions of those that it has not seen."""
+    """Two calibrations, each of every other stretch of documents, with the predictions of those that it has not seen.
+
+    Stretches, for neighbours are often of a series, and a map that has seen a document's series knows too much.
+    """
     scores_Dk, labels_Dk, hit_Dk = predicted
-    even, odd = ((scores_Dk[start::2], labels_Dk[start::2], hit_Dk[start::2]) for start in (0, 1))
+    is_odd_D = np.arange(len(hit_Dk)) // max(1, len(hit_Dk) // _STRETCHES) % 2 == 1
+    even, odd = ((scores_Dk[is_in_D], labels_Dk[is_in_D], hit_Dk[is_in_D]) for is_in_D in (~is_odd_D, is_odd_D))
     return [(Calibration.of(*odd, counts_L), even), (Calibration.of(*even, counts_L), odd)]
 
 

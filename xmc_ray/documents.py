@@ -9,6 +9,7 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.labels import unique_in_rows
 
 _NULL, _STRINGS = pa.scalar(None, pa.string()), pa.list_(pa.string())
-_TYPES = {"id": pa.string(), "text": pa.string(), "labels": _STRINGS}
-_EXPECTED = {"id": "a string or an integer", "text": "a string", "labels": "a list of strings"}
+_TYPES = {"id": pa.string(), "text": pa.string(), "series": pa.string(), "labels": _STRINGS}
+_NUMBERS = ("id", "series")  # strings, in files integers as well
+_EXPECTED = {"text": "a string", "labels": "a list of strings"} | dict.fromkeys(_NUMBERS, "a string or an integer")
 
 Columns = Sequence[tuple[str, str]]  # (setting of DocumentsConfig, column that it names)
 
@@ -41,6 +43,9 @@ class DocumentsConfig:
     """What stands between joined texts."""
     labels: str = "labels"
     """Column of the labels, a list of strings a document; looked at only where labels are needed."""
+    series: str | None = None
+    """Column of what a document is one of many of, such as a collection or a seller's offers, strings or integers; looked at
+    with the labels: training holds out all documents of a series, or none. Null: only those with the same words are one."""
     max_bytes: int = 1 << 20
     """Longest text, in bytes of UTF-8; a longer one is a mistake of whoever made the file, and rejected."""
 
@@ -51,10 +56,11 @@ class DocumentsConfig:
             raise ConfigError("documents.max_bytes does not fit", found=self.max_bytes, expected="at least 1")
 
     def columns(self, *, labelled: bool) -> Columns:
-        """(setting, column that it names) of each column to read: the id, the texts and, if ``labelled``, the labels."""
-        labels = [("labels", self.labels)] if labelled else []
+        """(setting, column that it names) of each column to read: the id, the texts and, if ``labelled``, series and labels."""
         ids = [("id", self.id)] if self.id else []
-        return [*ids, *(("text", name) for name in self.text), *labels]
+        series = [("series", self.series)] if self.series and labelled else []
+        labels = [("labels", self.labels)] if labelled else []
+        return [*ids, *(("text", name) for name in self.text), *series, *labels]
 
 
 def text_digest(texts: pa.Array) -> pa.Array:
@@ -74,16 +80,16 @@ def _fits(setting: str, kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return _fits(setting, kind.value_type)
     checks = [pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null]
-    return any(check(kind) for check in checks) or (setting == "id" and pa.types.is_integer(kind))
+    return any(check(kind) for check in checks) or (setting in _NUMBERS and pa.types.is_integer(kind))
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How what a file holds becomes ``id``, ``text``, ``labels`` (if asked for), ``file``, ``row``, ``reason``.
+    """How what a file holds becomes ``id``, ``text``, ``series`` and ``labels`` (if asked for), ``file``, ``row``, ``reason``.
 
     ``row`` (int64) counts from 0, and blank lines are no rows. ``reason`` is null in a good row and otherwise says why it
-    cannot be used. Integers become strings as ids, a null list of labels becomes an empty one, and a label is there once a
-    row.
+    cannot be used. Integers become strings as ids and series, a null list of labels becomes an empty one, and a label is there
+    once a row.
     """
 
     columns: Columns
@@ -130,9 +136,16 @@ class Rules:
 
     def _documents(self, values: Sequence[pa.Array], reasons: pa.Array, file: str, row: int, made_ids: bool = True) -> pa.Table:
         """From the values of ``columns``, in the types of `_TYPES`, and the reasons known before."""
-        labels = {"labels": unique_in_rows(values[-1])} if self.columns[-1][0] == "labels" else {}
+        further: dict[str, pa.Array] = {}
+        strings: list[pa.Array] = []
+        for (setting, _), value in zip(self.columns, values, strict=True):
+            if setting == "labels":
+                further["labels"] = unique_in_rows(value)
+            elif setting == "series":
+                further["series"] = _keep_utf8(value)[0]
+            else:
+                strings.append(value)
         rows = pa.array(np.arange(row, row + len(reasons)))
-        strings = list(values[: len(values) - len(labels)])
         if self.columns[0][0] != "id":
             nothing = pa.nulls(len(reasons), pa.string())
             made = pc.binary_join_element_wise(_below(self.root, file), rows.cast(pa.string()), ":") if made_ids else nothing
@@ -151,7 +164,7 @@ class Rules:
         )
         text = pc.if_else(too_long, _NULL, text)
         files = pa.repeat(pa.scalar(file), len(reasons))
-        return pa.table({"id": ids, "text": text, **labels, "file": files, "row": rows, "reason": reasons})
+        return pa.table({"id": ids, "text": text, **further, "file": files, "row": rows, "reason": reasons})
 
 
 def _below(root: str, file: str) -> str:
@@ -166,8 +179,9 @@ def _parse_at_once(lines: bytes, columns: Columns) -> list[pa.Array] | None:
     if not lines.startswith(b"{") or lines.count(b"\n{") + 1 != n_lines:
         return None
     reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(lines) + 1)
-    for id_type in (pa.string(), pa.int64()):
-        schema = pa.schema({name: id_type if setting == "id" else _TYPES[setting] for setting, name in columns})
+    n_either = sum(setting in _NUMBERS for setting, _ in columns)
+    for types in map(iter, product((pa.string(), pa.int64()), repeat=n_either)):
+        schema = pa.schema({name: next(types) if setting in _NUMBERS else _TYPES[setting] for setting, name in columns})
         parsing = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
         try:
             table = pyarrow.json.read_json(pa.BufferReader(lines), reading, parsing)
@@ -209,7 +223,7 @@ def load_object(line: bytes) -> dict[str, Any] | str:
 
 def _check_value(setting: str, value: Any) -> tuple[Any, str | None]:
     """``value`` as Arrow takes it, or null and the reason."""
-    if setting == "id" and type(value) is int:
+    if setting in _NUMBERS and type(value) is int:
         value = str(value)
     if setting == "labels":
         fits = isinstance(value, list | None) and all(isinstance(label, str | None) for label in value or [])

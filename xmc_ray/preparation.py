@@ -35,7 +35,8 @@ class ValidationConfig:
     """Documents kept out of training to watch it by."""
 
     share: float = 0.02
-    """Share of the training documents that is held out, chosen by a hash of the words; 0 trains on all, blindly."""
+    """Share of the training documents that is held out, chosen by a hash of their words, or of ``documents.series`` where they
+    have one; 0 trains on all, blindly."""
     every: float = 1.0
     """Epochs from one validation (and checkpoint) to the next; the end of training always has one."""
     metric: str = "nDCG@5"
@@ -90,7 +91,7 @@ def prepare(
 
 def _fingerprint(documents: DocumentsConfig, tokenizer: Tokenizer, validation: ValidationConfig, seed: int) -> str:
     files = [[file.uri, file.size, file.version] for file in list_inputs(documents)]
-    columns = [documents.id, documents.text, documents.separator, documents.labels, documents.max_bytes]
+    columns = [documents.id, documents.text, documents.separator, documents.labels, documents.series, documents.max_bytes]
     content = json.dumps([FORMAT, files, columns, tokenizer.fingerprint, validation.share, validation.calibrate, seed])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -170,21 +171,24 @@ def tokenise_table(
         table = table.append_column(name, pc.if_else(good, tokens, pa.scalar([], tokens.type)))
     truncated = reduce(pc.or_, (cut_off for _, cut_off in encoded))
     table = table.append_column("truncated", pc.and_(good, truncated).cast(pa.int8()))
-    table = table.append_column("held_out", pa.array(_dealt(texts, held_out), pa.int8()))
-    return table if keep_text else table.drop_columns(["text"])
+    has_series = "series" in table.column_names
+    series = table["series"].combine_chunks() if has_series else pa.nulls(len(table), pa.string())
+    table = table.append_column("held_out", pa.array(_dealt(texts, series, held_out), pa.int8()))
+    return table.drop_columns(["series"] * has_series + ["text"] * (not keep_text))
 
 
-def _dealt(texts: pa.Array, validation: ValidationConfig | None) -> IntArray:
-    """The use of each text by a hash of its words, 0, 1 or 2: the same one in every run and on every machine.
+def _dealt(texts: pa.Array, series: pa.Array, validation: ValidationConfig | None) -> IntArray:
+    """The use of each text by a hash of its series or else its words, 0, 1 or 2: the same in every run and on every machine.
 
-    Documents that say the same have the same use, or the held-out ones would reward learning by heart. Where there is no
-    word, there is nothing to hold out.
+    Documents of a series, or that say the same, have the same use, or the held-out ones would reward learning by heart. Where
+    there is no word, there is nothing to hold out.
     """
     limit = 0 if validation is None else int(validation.share * 2**32)
     if validation is None or not limit:
         return np.zeros(len(texts), np.int64)
     words = pc.utf8_trim(pc.replace_substring_regex(pc.utf8_lower(texts), r"[^\pL\pN]+", " "), " ")
-    digests = b"".join(hashlib.sha256(text.encode()).digest()[:8] for text in words.to_pylist())
+    keys = pc.if_else(pc.not_equal(series, "").fill_null(False), series, words)
+    digests = b"".join(hashlib.sha256(key.encode()).digest()[:8] for key in keys.to_pylist())
     first_D, second_D = np.frombuffer(digests, ">u4").reshape(-1, 2).T
     calibrates_D = second_D % 2 == 1 if validation.calibrate else np.zeros(len(texts), bool)  # further bits: not the share's
     return np.where((first_D < limit) & (np.asarray(pc.binary_length(words)) > 0), 1 + calibrates_D, 0)
