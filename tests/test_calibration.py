@@ -137,11 +137,9 @@ def test_cross_fitted_figures_are_of_documents_that_the_map_has_not_seen(problem
     told = measure(one, cross_fitted(problem, COUNTS))
     assert told["measured_on"] == len(scores)
     reliability, tags = Reliability(), 0
-    stretch = max(1, len(scores) // 32)
-    is_odd = np.array([place // stretch % 2 == 1 for place in range(len(scores))])
-    for is_in in (is_odd, ~is_odd):
-        other = Calibration.of(*(part[~is_in] for part in problem), COUNTS)
-        rows = scores[is_in], labels[is_in], hits[is_in]
+    for start in (0, 1):  # so few documents are dealt one by one
+        other = Calibration.of(*(part[1 - start :: 2] for part in problem), COUNTS)
+        rows = scores[start::2], labels[start::2], hits[start::2]
         reliability.update(other.calibrated(*rows[:2]), *rows[1:])
         selection = Selection(other.thresholds(0.5))
         selection.update(other.calibrated(*rows[:2]), *rows[1:])
@@ -149,6 +147,13 @@ def test_cross_fitted_figures_are_of_documents_that_the_map_has_not_seen(problem
     assert told["ECE@5"] == pytest.approx(reliability.result())
     assert told["thresholds"]["0.5"]["tags"] == tags
     assert told["thresholds"]["0.5"]["never"] == np.isinf(one.thresholds(0.5)).sum()
+
+
+def test_neighbours_are_on_the_same_side_of_cross_fitting() -> None:
+    numbers = np.arange(320, dtype=np.float32)[:, None]
+    (_, (first, *_)), (_, (second, *_)) = cross_fitted((numbers, np.zeros((320, 1), np.int64), numbers > 9), COUNTS)
+    assert first[:30, 0].tolist() == [*range(10), *range(20, 30), *range(40, 50)]
+    assert second[:20, 0].tolist() == [*range(10, 20), *range(30, 40)] and len(first) == len(second) == 160
 
 
 def test_a_precision_that_nobody_reaches_never_tags() -> None:

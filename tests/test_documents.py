@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from itertools import product
 from typing import Any
 
 import pyarrow as pa
@@ -101,21 +102,29 @@ def test_string_types_of_parquet() -> None:
         assert [(row["id"], row["text"]) for row in rows] == [(str(2**63), "a"), ("1", None), ("0", "a")]
 
 
-def test_series_are_strings_and_never_a_reason_to_reject() -> None:
+def test_series_are_strings_and_read_only_if_asked_for() -> None:
+    config = DocumentsConfig(uri="/f")
+    rules = Rules.of(config, labelled=True, series="series")
     latin = pa.array([b"a", b"\xe4", None]).view(pa.string())
     table = pa.table({"id": range(3), "text": ["t"] * 3, "labels": pa.array([["x"]] * 3), "series": latin})
-    assert [(row["series"], row["reason"]) for row in from_parquet(table, series="series")] == [
-        ("a", None),
-        (None, None),
-        (None, None),
-    ]
-    for ids in ((1, 2), ("1", "2")):
-        for series in ((3, 4), ("3", "4"), (3, "4")):
-            lines = [json.dumps({"id": n, "text": "t", "series": own}).encode() for n, own in zip(ids, series, strict=True)]
-            assert [(row["id"], row["series"]) for row in parse(b"\n".join(lines), series="series")] == [("1", "3"), ("2", "4")]
-    [wrong] = parse(b'{"id": "1", "text": "t", "series": [1]}', series="series")
+    found = rules.from_parquet(table, "/f", 0).to_pylist()
+    reasons = [None, "series is not UTF-8", None]
+    assert [(row["series"], row["reason"]) for row in found] == list(zip(["a", None, None], reasons, strict=True))
+    for ids, series in product(((1, 2), ("1", "2")), ((3, 4), ("3", "4"), (3, "4"))):
+        lines = [json.dumps({"id": n, "text": "t", "series": own}).encode() for n, own in zip(ids, series, strict=True)]
+        found = rules.from_json(b"\n".join(lines), "/f", 0).to_pylist()
+        assert [(row["id"], row["series"]) for row in found] == [("1", "3"), ("2", "4")]
+    [wrong] = rules.from_json(b'{"id": "1", "text": "t", "series": [1]}', "/f", 0).to_pylist()
     assert wrong["reason"] == "series is not a string or an integer (list)"
-    assert "series" not in parse(b'{"id": "1", "text": "t", "series": 1}')[0]
+    assert "series" not in Rules.of(config, labelled=True).from_json(b'{"id": "1", "text": "t"}', "/f", 0).column_names
+
+
+@pytest.mark.parametrize("name", ["text", "labels", "id"])
+@pytest.mark.parametrize("row", [{"id": 1, "text": "t"}, {"id": "1", "text": 7}, {"id": "1", "text": "t", "labels": ["x"]}])
+def test_a_column_named_twice_is_read_alike_in_good_and_in_odd_company(name: str, row: dict[str, Any]) -> None:
+    rules, line = Rules.of(DocumentsConfig(uri="/f"), labelled=True, series=name), json.dumps(row).encode()
+    alone = rules.from_json(line, "/f", 0).to_pylist()
+    assert alone == rules.from_json(line + b"\nnull", "/f", 0).to_pylist()[:1]
 
 
 PARTS = st.none() | st.text(st.sampled_from(" \t\n\u3000ab"), max_size=3)

@@ -95,7 +95,7 @@ def test_tokens_are_made_once_and_never_taken_for_others(
     assert held_out and not trained & {str(row) for row in held_out}
 
     others = [
-        prepared(fruit, tiny_encoder, cache, "--documents.series=id"),
+        prepared(fruit, tiny_encoder, cache, "--validation.series=id"),
         prepared(fruit, tiny_encoder, cache, "--text.max_tokens=4"),
         prepared(fruit, other_encoder, cache),
         prepared(fruit, tiny_encoder, cache, "--validation.share=0.5"),
@@ -106,6 +106,17 @@ def test_tokens_are_made_once_and_never_taken_for_others(
     assert len(places) == 6
     assert others[-1].counts["train"] < 50
     assert max(map(len, (tokens for chunk in others[1].tokens.chunks("train") for tokens in chunk["tokens"].to_pylist()))) == 4
+
+
+def test_blank_series_are_none_and_need_words() -> None:
+    """Names are hashed without the space around them; where none is left, the words are, if there are any."""
+    texts = pa.array(["a b", "a b", "c", "!!!", "!!!", "A, b!"])
+    series = pa.array(["one", " one ", "one", "one", " ", None])
+    for share in np.linspace(0.05, 0.95, 19):
+        validation = preparation.ValidationConfig(share=float(share))
+        dealt = preparation._dealt(texts, series, validation).tolist()
+        assert dealt[:4] == dealt[:1] * 4 and dealt[4] == 0
+        assert dealt[5] == preparation._dealt(texts, pa.nulls(6, pa.string()), validation)[0]
 
 
 def test_a_series_is_held_out_as_a_whole(tiny_encoder: Path, tmp_path: Path) -> None:
@@ -123,7 +134,7 @@ def test_a_series_is_held_out_as_a_whole(tiny_encoder: Path, tmp_path: Path) -> 
         names: tuple[Split, ...] = ("train", "validation", "calibration")
         return {name: Counter(row[0] for part in tokens.chunks(name) for row in part["labels"].to_pylist()) for name in names}
 
-    together = splits("--documents.series=series")
+    together = splits("--validation.series=series")
     for label in range(30):
         n_of_splits = [split[label] for split in together.values()]
         assert sum(n_of_splits) == 20 and max(n_of_splits) >= 18  # two are without a series

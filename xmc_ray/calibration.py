@@ -38,7 +38,7 @@ PRECISIONS = (0.5, 0.8, 0.9)  # for which metrics.json states coverage
 DEFAULT_PRECISION = 0.5  # of the thresholds in labels.parquet
 ENOUGH_OF_LABEL, ENOUGH_OF_BAND = 50, 500  # held-out predictions for thresholds of one's own
 BINS = 15
-_STRETCHES = 32  # that documents are cut into, to be dealt in two
+_STRETCHES = 32  # or a few more, that documents are cut into, to be dealt in two
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +223,8 @@ class Selection:
 def cross_fitted(predicted: Predictions, counts_L: IntArray) -> list[tuple[Calibration, Predictions]]:
     """Two calibrations, each of every other stretch of documents, with the predictions of those that it has not seen.
 
-    Stretches, for neighbours are often of a series, and a map that has seen a document's series knows too much.
+    Stretches, for neighbours are often of a series, and a map that has seen a document's series knows too much; what of it lies
+    further apart may still be on both sides.
     """
     scores_Dk, labels_Dk, hit_Dk = predicted
     is_odd_D = np.arange(len(hit_Dk)) // max(1, len(hit_Dk) // _STRETCHES) % 2 == 1

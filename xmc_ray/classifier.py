@@ -172,7 +172,8 @@ class XMCClassifier:
     def calibrate(self, texts: Sequence[str], labels: Sequence[Sequence[str]]) -> "XMCClassifier":
         """Itself, with scores that are chances, fitted on documents that training has not seen.
 
-        Documents without a label that the model knows are left out, as in evaluation. Raises ConfigError for an ensemble,
+        Where documents come in series, give whole ones, of which training has seen nothing either, or the chances promise too
+        much. Documents without a label that the model knows are left out, as in evaluation. Raises ConfigError for an ensemble,
         whose bundles are calibrated each by itself.
         """
         bundle = self.bundle

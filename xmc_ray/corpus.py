@@ -25,15 +25,15 @@ _PARTS = pa.schema(
 )
 
 
-def read_documents(config: DocumentsConfig, *, labelled: bool) -> ray.data.Dataset:
-    """A stream of what `documents.Rules` makes of the files, file by file and row by row.
+def read_documents(config: DocumentsConfig, *, labelled: bool, series: str | None = None) -> ray.data.Dataset:
+    """A stream of what `documents.Rules` makes of the files, file by file and row by row; ``series``: the column of that.
 
     Raises DataError for columns that are missing or of a wrong type, judging by the first files that have rows, and if none
     has any; a task raises it for a file that cannot be read.
     """
     files = list_inputs(config)
-    check_columns(files, config, labelled=labelled)
-    read = _Read(Rules.of(config, labelled=labelled))
+    check_columns(files, config, labelled=labelled, series=series)
+    read = _Read(Rules.of(config, labelled=labelled, series=series))
     tasks = parts(files)
     blocks = [tasks.slice(row, 1) for row in range(len(tasks))]
     return ray.data.from_arrow(blocks).map_batches(read.__call__, batch_format="pyarrow", batch_size=None)

@@ -24,9 +24,10 @@ from xmc_ray.labels import unique_in_rows
 _NULL, _STRINGS = pa.scalar(None, pa.string()), pa.list_(pa.string())
 _TYPES = {"id": pa.string(), "text": pa.string(), "series": pa.string(), "labels": _STRINGS}
 _NUMBERS = ("id", "series")  # strings, in files integers as well
+_NULLABLE = {"id": "ids made of file and row", "series": "none"}
 _EXPECTED = {"text": "a string", "labels": "a list of strings"} | dict.fromkeys(_NUMBERS, "a string or an integer")
 
-Columns = Sequence[tuple[str, str]]  # (setting of DocumentsConfig, column that it names)
+Columns = Sequence[tuple[str, str]]  # (setting of DocumentsConfig, or ``series``; column that it names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +44,6 @@ class DocumentsConfig:
     """What stands between joined texts."""
     labels: str = "labels"
     """Column of the labels, a list of strings a document; looked at only where labels are needed."""
-    series: str | None = None
-    """Column of what a document is one of many of, such as a collection or a seller's offers, strings or integers; looked at
-    with the labels: training holds out all documents of a series, or none. Null: only those with the same words are one."""
     max_bytes: int = 1 << 20
     """Longest text, in bytes of UTF-8; a longer one is a mistake of whoever made the file, and rejected."""
 
@@ -55,12 +53,12 @@ class DocumentsConfig:
         if self.max_bytes < 1:
             raise ConfigError("documents.max_bytes does not fit", found=self.max_bytes, expected="at least 1")
 
-    def columns(self, *, labelled: bool) -> Columns:
-        """(setting, column that it names) of each column to read: the id, the texts and, if ``labelled``, series and labels."""
+    def columns(self, *, labelled: bool, series: str | None = None) -> Columns:
+        """(setting, column that it names) of each column to read: the id, the texts and, if asked for, series and labels."""
         ids = [("id", self.id)] if self.id else []
-        series = [("series", self.series)] if self.series and labelled else []
+        of_series = [("series", series)] if series else []
         labels = [("labels", self.labels)] if labelled else []
-        return [*ids, *(("text", name) for name in self.text), *series, *labels]
+        return [*ids, *(("text", name) for name in self.text), *of_series, *labels]
 
 
 def text_digest(texts: pa.Array) -> pa.Array:
@@ -98,9 +96,10 @@ class Rules:
     root: str  # what made ids leave out of a file's address
 
     @classmethod
-    def of(cls, config: DocumentsConfig, *, labelled: bool) -> "Rules":
-        """The rules that a config sets, with labels or without."""
-        return cls(config.columns(labelled=labelled), config.separator, config.max_bytes, storage.absolute(config.uri))
+    def of(cls, config: DocumentsConfig, *, labelled: bool, series: str | None = None) -> "Rules":
+        """The rules that a config sets, with labels or without, and with a column of the series or without."""
+        columns = config.columns(labelled=labelled, series=series)
+        return cls(columns, config.separator, config.max_bytes, storage.absolute(config.uri))
 
     @property
     def names(self) -> list[str]:
@@ -110,9 +109,10 @@ class Rules:
     def problem(self, found: Mapping[str, pa.DataType | None]) -> DataError | None:
         """What is wrong with the columns of a file; ``found`` has their types, None where each row has its own."""
         for setting, name in self.columns:
-            hints = {"expected": _EXPECTED[setting], "way_out": f"set documents.{setting} to the right column"}
-            if setting == "id":
-                hints["way_out"] += ", or to null for ids made of file and row"
+            section = "validation" if setting == "series" else "documents"
+            hints = {"expected": _EXPECTED[setting], "way_out": f"set {section}.{setting} to the right column"}
+            if setting in _NULLABLE:
+                hints["way_out"] += f", or to null for {_NULLABLE[setting]}"
             if name not in found:
                 return DataError(f"no column {name!r}", found=", ".join(found), **hints)
             if (kind := found[name]) is not None and not _fits(setting, kind):
@@ -136,13 +136,12 @@ class Rules:
 
     def _documents(self, values: Sequence[pa.Array], reasons: pa.Array, file: str, row: int, made_ids: bool = True) -> pa.Table:
         """From the values of ``columns``, in the types of `_TYPES`, and the reasons known before."""
-        further: dict[str, pa.Array] = {}
-        strings: list[pa.Array] = []
+        further, strings, series_is_utf8 = {}, [], pa.repeat(True, len(reasons))
         for (setting, _), value in zip(self.columns, values, strict=True):
             if setting == "labels":
                 further["labels"] = unique_in_rows(value)
             elif setting == "series":
-                further["series"] = _keep_utf8(value)[0]
+                further["series"], series_is_utf8 = _keep_utf8(value)
             else:
                 strings.append(value)
         rows = pa.array(np.arange(row, row + len(reasons)))
@@ -159,6 +158,7 @@ class Rules:
             _unless(pc.is_valid(ids), "id is null"),
             _unless(pc.not_equal(ids, ""), "id is empty"),
             _unless(reduce(pc.and_, part_is_utf8), "text is not UTF-8"),
+            _unless(series_is_utf8, "series is not UTF-8"),
             text_reasons,
             _unless(pc.invert(too_long), f"text is longer than {self.max_bytes:,} bytes"),
         )
@@ -176,7 +176,9 @@ def _parse_at_once(lines: bytes, columns: Columns) -> list[pa.Array] | None:
     """The columns and no reasons, if every line is an object with values of the right types."""
     n_lines = lines.count(b"\n") + 1
     # Arrow takes a line "null" for a row, or crashes on it (apache/arrow#47409); it must see none that is not an object.
-    if not lines.startswith(b"{") or lines.count(b"\n{") + 1 != n_lines:
+    # Nor has it a type for a column that two settings name.
+    is_named_twice = len({name for _, name in columns}) < len(columns)
+    if is_named_twice or not lines.startswith(b"{") or lines.count(b"\n{") + 1 != n_lines:
         return None
     reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(lines) + 1)
     n_either = sum(setting in _NUMBERS for setting, _ in columns)

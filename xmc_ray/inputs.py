@@ -26,12 +26,12 @@ def list_inputs(config: DocumentsConfig) -> list[FileInfo]:
     raise DataError("documents of unknown or different kinds", where=config.uri, found=found, expected=expected)
 
 
-def check_columns(files: list[FileInfo], config: DocumentsConfig, *, labelled: bool) -> None:
+def check_columns(files: list[FileInfo], config: DocumentsConfig, *, labelled: bool, series: str | None = None) -> None:
     """Raises DataError unless one of the first files that have rows has the columns that are asked for.
 
     So a wrong setting is told before anything runs, while one odd file among many is not taken for it.
     """
-    rules, first = Rules.of(config, labelled=labelled), None
+    rules, first = Rules.of(config, labelled=labelled, series=series), None
     for looked, file in enumerate(files):
         if looked >= _LOOKS and first is not None:
             break

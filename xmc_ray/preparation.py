@@ -35,8 +35,10 @@ class ValidationConfig:
     """Documents kept out of training to watch it by."""
 
     share: float = 0.02
-    """Share of the training documents that is held out, chosen by a hash of their words, or of ``documents.series`` where they
-    have one; 0 trains on all, blindly."""
+    """Share of the training documents that is held out, chosen by a hash of their words; 0 trains on all, blindly."""
+    series: str | None = None
+    """Column of what a document is one of many of, such as a collection or a seller, strings or integers: all documents of a
+    series are held out, or none, by a hash of its name. The words decide where it is null or blank."""
     every: float = 1.0
     """Epochs from one validation (and checkpoint) to the next; the end of training always has one."""
     metric: str = "nDCG@5"
@@ -91,8 +93,9 @@ def prepare(
 
 def _fingerprint(documents: DocumentsConfig, tokenizer: Tokenizer, validation: ValidationConfig, seed: int) -> str:
     files = [[file.uri, file.size, file.version] for file in list_inputs(documents)]
-    columns = [documents.id, documents.text, documents.separator, documents.labels, documents.series, documents.max_bytes]
-    content = json.dumps([FORMAT, files, columns, tokenizer.fingerprint, validation.share, validation.calibrate, seed])
+    columns = [documents.id, documents.text, documents.separator, documents.labels, documents.max_bytes]
+    dealt = [validation.share, validation.calibrate, *filter(None, [validation.series])]
+    content = json.dumps([FORMAT, files, columns, tokenizer.fingerprint, *dealt, seed])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -100,7 +103,8 @@ def _tokenise_all(
     documents: DocumentsConfig, tokenizer: Tokenizer, validation: ValidationConfig, seed: int, place: str
 ) -> None:
     """Through Ray's object store, which spills to disk, once for the labels and once, shuffled, for the tokens."""
-    tokenised = tokenise(read_documents(documents, labelled=True), tokenizer, held_out=validation).materialize()
+    rows = read_documents(documents, labelled=True, series=validation.series)
+    tokenised = tokenise(rows, tokenizer, held_out=validation).materialize()
     counts: Counter[str] = Counter()
     labels = LabelIndex.count(_labels_and_counts(tokenised, counts))
     shared = ray.put(labels)
@@ -148,8 +152,8 @@ def tokenise(
     """``text`` becomes ``tokens`` (list<int32>, empty for rejects), ``truncated`` and ``held_out`` (int8), on CPU tasks.
 
     Each tokenizer has its own `token_columns`; ``truncated`` is what any of them cuts off. ``held_out`` is 0, 1 for
-    documents that choose the best epoch, 2 for those that calibrate;
-    other columns stay as they are, ``text`` only if asked for.
+    documents that choose the best epoch, 2 for those that calibrate, by ``series`` or ``text``, which are left out, ``text``
+    unless it is asked for; other columns stay as they are.
     """
     task = partial(tokenise_table, tokenizers=tokenizers, held_out=held_out, keep_text=keep_text)
     return documents.map_batches(task, batch_format="pyarrow", batch_size=2048)
@@ -180,18 +184,19 @@ def tokenise_table(
 def _dealt(texts: pa.Array, series: pa.Array, validation: ValidationConfig | None) -> IntArray:
     """The use of each text by a hash of its series or else its words, 0, 1 or 2: the same in every run and on every machine.
 
-    Documents of a series, or that say the same, have the same use, or the held-out ones would reward learning by heart. Where
-    there is no word, there is nothing to hold out.
+    Documents of a series have the same use, and so have those without one that say the same, or the held-out ones would reward
+    learning by heart. Where there is no series and no word, there is nothing to hold out.
     """
     limit = 0 if validation is None else int(validation.share * 2**32)
     if validation is None or not limit:
         return np.zeros(len(texts), np.int64)
     words = pc.utf8_trim(pc.replace_substring_regex(pc.utf8_lower(texts), r"[^\pL\pN]+", " "), " ")
-    keys = pc.if_else(pc.not_equal(series, "").fill_null(False), series, words)
+    series = pc.utf8_trim_whitespace(series.fill_null(""))
+    keys = pc.if_else(pc.equal(series, ""), words, series)
     digests = b"".join(hashlib.sha256(key.encode()).digest()[:8] for key in keys.to_pylist())
     first_D, second_D = np.frombuffer(digests, ">u4").reshape(-1, 2).T
     calibrates_D = second_D % 2 == 1 if validation.calibrate else np.zeros(len(texts), bool)  # further bits: not the share's
-    return np.where((first_D < limit) & (np.asarray(pc.binary_length(words)) > 0), 1 + calibrates_D, 0)
+    return np.where((first_D < limit) & (np.asarray(pc.binary_length(keys)) > 0), 1 + calibrates_D, 0)
 
 
 def _labels_and_counts(tokenised: ray.data.Dataset, counts: Counter[str]) -> Iterator[pa.ListArray]:
