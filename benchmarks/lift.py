@@ -1,9 +1,9 @@
 """What rare labels would gain if their odds were lifted: the ten best labels of kept runs of `quality`, in another order.
 
-A label's odds are divided by its propensity to the power of a strength: with 1 a small chance that it is noted becomes the chance
-that it is right (Jain et al. 2016); as a bias on logits this is how Menon et al. 2021 act against long tails. Nothing is trained, and nothing in
-the library does it yet. All methods are lifted, for what helps ours may help the peers. Bar, for the greatest strength: no loss
-for our ensembles in P@1, P@3, P@5 and PSP@5 on any set.
+A label's odds are divided by its propensity to the power of a strength: with 1 a small chance that it is noted becomes the
+chance that it is right (Jain et al. 2016); as a bias on logits this is how Menon et al. 2021 act against long tails. Nothing is
+trained, and nothing in the library does it yet. All methods are lifted, for what helps ours may help the peers. Bar, for the
+greatest strength: no loss for our ensembles in P@1, P@3, P@5 and PSP@5 on any set.
 """
 
 import argparse
