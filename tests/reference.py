@@ -114,10 +114,11 @@ def losses(model: Any, rows: dict[str, Tensor], batch: Any, truth: list[list[int
 def predictions(model: Any, batch: Any, k: int, scoring: str = "grouped") -> list[tuple[list[float], list[int]]]:
     """For each document the ``k`` best (scores, labels) by sigmoid(rank) * sigmoid(recall of the group), 0 and -1 as pads.
 
-    Out of the labels in the groups with the best recall, or out of all.
+    Out of the labels in the groups with the best recall, or out of all; recall is lifted if the model's is.
     """
     features = model.encoder(batch.tokens_BT, batch.mask_BT)
-    recall = (features @ model.recall.weight.T + model.recall.bias).sigmoid()
+    lift = 0 if model.recall.lift is None else model.recall.lift
+    recall = (features @ model.recall.weight.T + model.recall.bias + lift).sigmoid()
     results = []
     for row in range(len(features)):
         best = sorted(range(recall.shape[1]), key=lambda group: -recall[row, group].item())
@@ -133,6 +134,17 @@ def predictions(model: Any, batch: Any, k: int, scoring: str = "grouped") -> lis
         scored = sorted(scored, reverse=True)[:k]
         scored += [(0.0, -1)] * (k - len(scored))
         results.append(([score for score, _ in scored], [label for _, label in scored]))
+    return results
+
+
+def lifts(group_of: list[int], counts: list[int], propensity: Sequence[float], strength: float) -> list[float]:
+    """Of each group: ``strength`` times the log of how many documents its labels are true for, per document that says so."""
+    results = []
+    for group in range(max(group_of) + 1):
+        members = [label for label, its in enumerate(group_of) if its == group]
+        noted = sum(counts[label] + 0.5 for label in members)
+        true = sum((counts[label] + 0.5) / propensity[label] for label in members)
+        results.append(strength * log(true / noted))
     return results
 
 

@@ -18,6 +18,7 @@ from xmc_ray.errors import ConfigError
 from xmc_ray.exchange import Exchange
 from xmc_ray.groups import LabelGroups
 from xmc_ray.loop import LoopConfig, predict
+from xmc_ray.metrics import propensities
 from xmc_ray.model import LightXML, ModelConfig, Scoring
 from xmc_ray.text import Batch
 
@@ -33,7 +34,7 @@ def problems(draw: Any) -> Problem:
     n_labels = draw(st.integers(2, 30))
     n_groups = min(draw(st.sampled_from([1, 2, 3, 7, n_labels])), n_labels)
     groups = LabelGroups(rng.permutation(np.arange(n_labels) % n_groups))
-    model = toy_model(groups, seed=seed, shortlist=draw(st.integers(1, 5)))
+    model = toy_model(groups, seed=seed, shortlist=draw(st.integers(1, 5)), lift=draw(st.sampled_from([0.0, 1.0])))
     model.start_from_counts(rng.integers(0, 50, n_labels), 100)
     truth = [rng.integers(0, n_labels, rng.integers(0, 10)).tolist() for _ in range(draw(st.integers(1, 6)))]
     return model, batch_of(rng, truth), truth
@@ -103,6 +104,17 @@ def predicted(exchange: Exchange) -> list[list[npt.NDArray[Any]]]:
     return [list(predict(model, tokens, 4, config, "exact")) for model in models]
 
 
+def lifted(exchange: Exchange) -> list[list[npt.NDArray[Any]]]:
+    """The same with labels of which every other one is rare."""
+    tokens, config = documents(9)["tokens"].combine_chunks(), LoopConfig(token_budget=12)
+    counts, found = np.arange(40) % 2 * 500, []
+    for n_groups in (13, 2, 40):
+        model = toy_model(LabelGroups(np.arange(40) % n_groups), exchange=exchange, shortlist=1, lift=1.0)
+        model.start_from_counts(counts, 1000)
+        found.append(list(predict(model, tokens, 4, config, "exact")))
+    return found
+
+
 def test_exact_predictions_of_several_workers_are_those_of_one(tmp_path: Path) -> None:
     for worker in on_workers([3], predicted, tmp_path)[3]:
         for together, alone in zip(worker, predicted(Exchange()), strict=True):
@@ -143,7 +155,36 @@ def test_biases_start_at_the_log_odds_of_training(table: str) -> None:
     assert model.table.bias.sigmoid()[0, :2].tolist() == pytest.approx([30 / 40, 10 / 40], rel=0.05)
 
 
-@pytest.mark.parametrize("settings_", [{"bottleneck": 12}, {"bottleneck": 0}, {"shortlist": 0}])
-def test_settings_that_do_not_fit(settings_: dict[str, int]) -> None:
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("groups", [[0, 0, 1, 1, 2], [0, 1, 2, 3, 4]])
+def test_the_lift_makes_up_for_what_annotators_leave_out(strength: float, groups: list[int]) -> None:
+    counts, labels = np.array([300, 40, 7, 1, 0]), LabelGroups(np.array(groups))
+    model, plain = (toy_model(labels, shortlist=5, lift=lift) for lift in (strength, 0.0))
+    for one in (model, plain):
+        one.start_from_counts(counts, 1000)
+    assert plain.recall.lift is None and model.recall.lift is not None
+    expected = reference.lifts(groups, counts.tolist(), propensities(counts, 1000).tolist(), strength)
+    assert model.recall.lift.tolist() == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(model.recall.bias, plain.recall.bias)  # and it is no part of the loss: see above
+
+    if labels.flat:  # so the odds of every label are divided by its propensity
+        batch = batch_of(np.random.default_rng(0), [[0], [3]])
+        score, lifted = (one.eval().predict(batch, 5) for one in (plain, model))
+        by_label, lifted_by_label = (
+            torch.zeros(2, 5).scatter(1, one.label_Bk, torch.logit(one.score_Bk)) for one in (score, lifted)
+        )
+        worth = -strength * np.log(propensities(counts, 1000))
+        np.testing.assert_allclose((lifted_by_label - by_label).detach(), [worth, worth], rtol=1e-3, atol=1e-5)
+
+
+def test_workers_lift_what_they_own(tmp_path: Path) -> None:
+    for worker in on_workers([3], lifted, tmp_path)[3]:
+        for together, alone in zip(worker, lifted(Exchange()), strict=True):
+            np.testing.assert_allclose(together[0], alone[0], rtol=1e-5)
+            np.testing.assert_array_equal(together[1], alone[1])
+
+
+@pytest.mark.parametrize("settings_", [{"bottleneck": 12}, {"bottleneck": 0}, {"shortlist": 0}, {"lift": -1.0}, {"lift": 3}])
+def test_settings_that_do_not_fit(settings_: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(settings_))):
         ModelConfig(**settings_)

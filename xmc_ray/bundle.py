@@ -40,7 +40,7 @@ from xmc_ray.lexical import LexicalBranch
 from xmc_ray.model import LightXML, ModelConfig
 from xmc_ray.text import Tokenizer
 
-FORMAT = 3  # 2 had vectors for columns that are left out, too; 1 a transformer always, and no lexical branch
+FORMAT = 4  # 3 knew no lift; 2 had vectors for columns that are left out, too; 1 a transformer always, and no lexical branch
 _WEIGHTS, _VECTORS = "lexical.weight_F", "lexical.vectors.weight"
 MARKER = "config.json"
 LABELS_FILE = "labels.parquet"

@@ -32,7 +32,7 @@ def log_odds(model: LightXML, features_BF: Tensor, label: int) -> Tensor:
     """float64[B]: log(p / (1 - p)) of the score p of ``label`` for documents of these features; -inf of a deprecated label."""
     group, features_BF = int(model.group_L[label]), features_BF.to(model.recall.weight.device)
     with torch.no_grad():
-        recall_B = features_BF.double() @ model.recall.weight[group].double() + model.recall.bias[group].double()
+        recall_B = features_BF.double() @ model.recall.weight[group].double() + model.recall.lifted_bias[group].double()
         if model.table is None or model.bottleneck is None:
             return recall_B.cpu()
         place = group, int(model.table.slot_L[label])

@@ -116,7 +116,7 @@ def extend(
     )
     new = Extension(labels, x_DF, y_DN, name_NF)
     groups = bundle.groups if not n_new else _placed(bundle, new, config)
-    model = _grown(bundle.model, groups)
+    model = _grown(bundle.model, groups, labels)
     if n_new:
         _fill(bundle, model, groups, new, config, loop)
     _hide(model, groups, hidden)
@@ -209,16 +209,16 @@ def joined(recall_NG: npt.NDArray[np.float64], free_G: IntArray, least: float) -
 
 
 @torch.no_grad()
-def _grown(model: LightXML, groups: LabelGroups) -> LightXML:
-    """The same model over ``groups``, of which the first are its own; what is new has random rows."""
+def _grown(model: LightXML, groups: LabelGroups, labels: LabelIndex) -> LightXML:
+    """The same model over ``groups`` and ``labels``, of which the first are its own; what is new has random rows."""
     grown = LightXML(model.encoder, groups, model.config, lexical=model.lexical)
+    grown.start_from_counts(labels.counts, labels.n_documents)
     grown.bottleneck = model.bottleneck
-    grown.recall.weight[: len(model.recall.weight)] = model.recall.weight.to(grown.recall.weight.device)
-    grown.recall.bias[: len(model.recall.bias)] = model.recall.bias.to(grown.recall.bias.device)
-    if grown.table is not None and model.table is not None:
-        n_groups, places = model.table.bias.shape
-        grown.table.weight[:n_groups, :places] = model.table.weight.to(grown.table.weight.device)
-        grown.table.bias[:n_groups, :places] = model.table.bias.to(grown.table.bias.device)
+    for rows, before in zip(grown.heads.values(), model.heads.values(), strict=True):
+        own = tuple(map(slice, before.bias.shape))
+        rows.weight[own], rows.bias[own] = before.weight.to(rows.weight.device), before.bias.to(rows.bias.device)
+    if grown.recall.lift is not None and model.recall.lift is not None:
+        grown.recall.lift[: len(model.recall.lift)] = model.recall.lift.to(grown.recall.lift.device)
     return grown.to(model.recall.weight.device).eval()
 
 

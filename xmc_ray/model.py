@@ -4,9 +4,10 @@
     recall   = linear(features)                       one logit a group (Jiang et al. 2021, section 3.2, "generator")
     ranking  = bottleneck(features) . label vectors   of the labels in the K best groups (section 3.4, "discriminator")
     loss     = BCE(recall) + BCE(ranking)             negatives change as recall learns (section 3.3)
-    score    = sigmoid(ranking) * sigmoid(recall of the label's group)
+    score    = sigmoid(ranking) * sigmoid(recall of the label's group + lift of the group)
 
-In flat mode every group is one label: recall scores the labels themselves and there is no ranking stage.
+In flat mode every group is one label: recall scores the labels themselves and there is no ranking stage. The lift of rare
+labels is not the paper's; it is 0 unless asked for (decision 0016).
 
 Letters: B documents, F features, G groups, K shortlisted groups, M places in a group, H bottleneck, P true pairs.
 """
@@ -26,6 +27,7 @@ from xmc_ray.exchange import Exchange
 from xmc_ray.groups import LabelGroups
 from xmc_ray.labels import IntArray
 from xmc_ray.lexical import LexicalBranch
+from xmc_ray.metrics import propensities
 from xmc_ray.ranking import ALIGNMENT, LabelTable
 from xmc_ray.recall import RecallHead
 from xmc_ray.rows import OwnedRows
@@ -44,12 +46,16 @@ class ModelConfig:
     """Dropout of the features."""
     table: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the label vectors; auto is bfloat16, rounded by chance, on a GPU and float32 on a CPU."""
+    lift: float = 0.0
+    """How far predictions make up for rare labels that annotators leave out: 1 divides a label's odds by its propensity."""
 
     def __post_init__(self) -> None:
         if self.bottleneck < ALIGNMENT or self.bottleneck % ALIGNMENT:
             raise ConfigError("model.bottleneck does not fit", found=self.bottleneck, expected=f"a multiple of {ALIGNMENT}")
         if self.shortlist < 1:
             raise ConfigError("model.shortlist does not fit", found=self.shortlist, expected="at least 1")
+        if not 0 <= self.lift <= 2:
+            raise ConfigError("model.lift does not fit", found=self.lift, expected="0 to 2, most often 0 or 1")
 
 
 Scoring = Literal["grouped", "exact"]
@@ -110,6 +116,8 @@ class LightXML(nn.Module):
             )
         self.dropout = nn.Dropout(config.dropout)
         self.recall = RecallHead(self.width, len(groups), self.exchange, 2 * seed)
+        if config.lift:
+            self.recall.lift = torch.zeros_like(self.recall.bias)
         self.bottleneck = None if groups.flat else nn.Linear(self.width, config.bottleneck)
         dtype = torch.bfloat16 if config.table == "bfloat16" else torch.float32
         self.table = None if groups.flat else LabelTable(groups, config.bottleneck, self.exchange, 2 * seed + 1, dtype)
@@ -127,11 +135,20 @@ class LightXML(nn.Module):
 
         A group's odds are bounded by the sum of its labels' counts; a label's are those within its group. (The prior
         initialisation of Lin et al. 2017, section 3.3, for every output of its own.)
+
+        Set the lift, which stays as it is: `ModelConfig.lift` times log(true / noted) of a group, its labels' documents with
+        those that lack the label by mistake, count / propensity, over those that have it.
         """
-        counts, group_L = torch.from_numpy(np.maximum(counts_L, 0)).double(), self.group_L.cpu()
+        counts_L = np.maximum(counts_L, 0)
+        counts, group_L = torch.from_numpy(counts_L).double(), self.group_L.cpu()
         counts_G = torch.zeros(len(self.label_GM), dtype=torch.double).index_add_(0, group_L, counts)
         own = slice(self.recall.own.start, self.recall.own.stop)
         self.recall.bias.copy_(torch.logit((counts_G[own] + 0.5) / (n_documents + 1), eps=1e-6).clamp(max=0))
+        if self.recall.lift is not None:
+            noted = counts + 0.5  # the label of no document has a propensity, too
+            true = noted / torch.from_numpy(propensities(counts_L, n_documents))
+            noted_G, true_G = (torch.zeros_like(counts_G).index_add_(0, group_L, part) for part in (noted, true))
+            self.recall.lift.copy_(self.config.lift * torch.log(true_G / noted_G)[own])
         if self.table is not None:
             mine = self.table.owned(group_L)
             share_L = (counts + 0.5) / (counts_G[group_L] + 1)

@@ -19,16 +19,27 @@ _GROUPS = 1024  # groups that are computed at a time on a CPU; a GPU takes eight
 
 
 class RecallHead(OwnedRows):
-    """A linear layer from features to the logits of this worker's groups; ``weight``: [g, F], ``bias``: [g]."""
+    """A linear layer from features to the logits of this worker's groups; ``weight``: [g, F], ``bias``: [g].
+
+    ``lift``: float32[g], what is added to the biases in prediction, and not in the loss; None if nothing is.
+    """
+
+    lift: Tensor | None
 
     def __init__(self, width: int, n_groups: int, exchange: Exchange, seed: int) -> None:
         super().__init__(n_groups, exchange)
         self.start((width,), 0.02, seed)
+        self.register_buffer("lift", None)
         self._pending: list[tuple[Tensor, Tensor]] = []
 
+    @property
+    def lifted_bias(self) -> Tensor:
+        """float32[g]: what predictions have in place of the biases."""
+        return self.bias if self.lift is None else self.bias + self.lift
+
     def logits(self, features_BF: Tensor) -> Tensor:
-        """[B, g]: of the own groups."""
-        weight, bias = self.weight.to(features_BF.dtype), self.bias.to(features_BF.dtype)
+        """[B, g]: of the own groups, lifted, as predictions have them."""
+        weight, bias = self.weight.to(features_BF.dtype), self.lifted_bias.to(features_BF.dtype)
         return F.linear(features_BF, weight, bias)
 
     def best(self, logits_Bg: Tensor, k: int) -> tuple[Tensor, Tensor]:
