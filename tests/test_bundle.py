@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -47,7 +48,8 @@ def make_bundle(tiny_encoder: Path, n_groups: int = 3) -> Bundle:
     tokenizer = Tokenizer.load(tiny_encoder, 24)
     encoder = build_encoder(EncoderConfig(name=str(tiny_encoder), layers=1, feature_layers=2, pooling="mean"), "first")
     groups = LabelGroups(np.arange(7) % n_groups)
-    model = LightXML(encoder, groups, ModelConfig(shortlist=2, bottleneck=16))
+    model = LightXML(encoder, groups, ModelConfig(shortlist=2, bottleneck=16, lift=1.0))
+    model.start_from_counts(labels.counts, labels.n_documents)
     return Bundle(model, tokenizer, labels, groups, metrics={"P@1": 0.5}, run_toml="[loop]\nepochs = 1\n")
 
 
@@ -67,6 +69,21 @@ def test_round_trip(tiny_encoder: Path, place: str, n_groups: int) -> None:
     assert again.fingerprint == fingerprint == bundle.fingerprint
     assert again.labels.to_table().equals(bundle.labels.to_table())
     assert (again.metrics, again.run_toml) == (bundle.metrics, bundle.run_toml)
+    results = [predict(part.model, part.tokenizer.encode(TEXTS)[0], 4, LoopConfig()) for part in (bundle, again)]
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_bundle_of_a_format_without_lift_has_none(tiny_encoder: Path, tmp_path: Path) -> None:
+    bundle = make_bundle(tiny_encoder)
+    assert bundle.model.recall.lift is not None
+    bundle.model.config, bundle.model.recall.lift = replace(bundle.model.config, lift=0.0), None
+    save_bundle(bundle, str(tmp_path / "bundle"))
+    settings = json.loads((tmp_path / "bundle" / "config.json").read_text()) | {"xmc_ray_format": 3}
+    del settings["model"]["lift"]
+    (tmp_path / "bundle" / "config.json").write_text(json.dumps(settings))
+    again = load_bundle(str(tmp_path / "bundle"))
+    assert again.model.config.lift == 0 and again.model.recall.lift is None
     results = [predict(part.model, part.tokenizer.encode(TEXTS)[0], 4, LoopConfig()) for part in (bundle, again)]
     for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(one, other)

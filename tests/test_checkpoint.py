@@ -50,15 +50,17 @@ def everything(state: TrainState) -> dict[str, torch.Tensor]:
     accumulators = {f"{name}.square": square for name, square in state.optimizer.rows.square.items()}
     averaged = {f"averaged.{name}": tensor for name, tensor in state.averager.averaged.items()}
     counters = {name: torch.tensor(float(getattr(state, name))) for name in ("step", "documents", "tokens", "padded_tokens")}
-    return dict(state.model.named_parameters()) | accumulators | averaged | state.optimizer.dense_state() | counters
+    lift = {} if state.model.recall.lift is None else {"lift": state.model.recall.lift}
+    return dict(state.model.named_parameters()) | lift | accumulators | averaged | state.optimizer.dense_state() | counters
 
 
 def test_a_resumed_run_equals_the_undisturbed_one(tmp_path: Path) -> None:
-    undisturbed = fresh(dropout=0.2)
+    undisturbed, ended, resumed = (fresh(dropout=0.2, lift=1.0) for _ in range(3))
+    for state in (undisturbed, ended):
+        state.model.start_from_counts(np.arange(12) * 5, 61)
     losses = advance(undisturbed, 16)
-    saving = Checkpoints(str(tmp_path), STEPS, IDENTITY)
-    advance(fresh(dropout=0.2), 11, saving)  # the newest checkpoint is that of step 9, in the middle of an epoch
-    resumed, again = fresh(dropout=0.2), Checkpoints(str(tmp_path), STEPS, IDENTITY)
+    saving, again = (Checkpoints(str(tmp_path), STEPS, IDENTITY) for _ in range(2))
+    advance(ended, 11, saving)  # the newest checkpoint is that of step 9, in the middle of an epoch
     saved = again.resume(resumed, pytest.fail)
     assert saved is not None and saved.step == resumed.step == 9
     assert advance(resumed, 16) == losses[9:]

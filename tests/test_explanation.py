@@ -40,7 +40,7 @@ def fitted(encoder: Path, layers: int | None, width: int, max_size: int) -> XMCC
         text=TextConfig(max_tokens=24),
         lexical=LexicalConfig(width=width, columns=512),
         groups=GroupsConfig(max_size=max_size),
-        model=ModelConfig(shortlist=2, bottleneck=16, dropout=0.1),
+        model=ModelConfig(shortlist=2, bottleneck=16, dropout=0.1, lift=1.0),
         optim=OptimConfig(encoder_lr=2e-3, head_lr=2e-2),
         loop=LoopConfig(epochs=8, batch_size=8),
     )

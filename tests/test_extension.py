@@ -38,7 +38,7 @@ def fitted(encoder: Path, layers: int | None, max_size: int) -> XMCClassifier:
         encoder=EncoderConfig(name=str(encoder), layers=layers, feature_layers=2, pooling="mean"),
         lexical=LexicalConfig(width=16, columns=512),
         groups=GroupsConfig(max_size=max_size),
-        model=ModelConfig(shortlist=9, bottleneck=16, dropout=0.1),
+        model=ModelConfig(shortlist=9, bottleneck=16, dropout=0.1, lift=1.0),
         optim=OptimConfig(encoder_lr=2e-3, head_lr=2e-2),
         loop=LoopConfig(epochs=8, batch_size=8),
     )
@@ -93,6 +93,17 @@ def test_new_labels_are_found_and_old_ones_scored_as_before(before: XMCClassifie
     again = XMCClassifier.load(str(tmp_path / "after"), device="cpu")
     assert again.predict(TEXTS[:12], k=9) == after.predict(TEXTS[:12], k=9)
     assert again.bundle.metrics["extension"]["labels from documents"] == 2
+
+
+def test_more_documents_than_were_trained_on_leave_old_scores_alone(before: XMCClassifier) -> None:
+    """Though with more documents the propensity of a label with as many of them is another one."""
+    after = before.extend([*TEXTS, *TEXTS, *TEXTS], [*LABELS, *LABELS, *LABELS])
+    n_old, (old, new) = len(before.bundle.groups), (one.bundle.model.recall.lift for one in (before, after))
+    assert after.bundle.labels.n_documents == 3 * len(TEXTS)
+    assert old is not None and new is not None and bool((new[n_old:] > 0).all()) and bool((old > 0).all())
+    torch.testing.assert_close(new[:n_old], old, rtol=0, atol=0)
+    n_labels = len(before.bundle.labels)
+    np.testing.assert_allclose(scores(after, UNUSUAL, n_labels), scores(before, UNUSUAL, n_labels), rtol=1e-5, atol=1e-7)
 
 
 def test_documents_of_the_new_labels_alone_are_enough(before: XMCClassifier) -> None:
