@@ -4,7 +4,7 @@ A bundle is a folder (local or on object storage):
 
     config.json          format, shapes, settings, and size and digest of every other file; written last: without it,
                          or with a file that does not match it, the folder is not a bundle
-    model.safetensors    all weights
+    model.safetensors    all weights, and the lift of each group if there is one
     encoder/config.json  the transformer's own config
     tokenizer.json ...   the tokenizer
     labels.parquet       label, name, count, group, threshold; row = id
