@@ -71,17 +71,20 @@ def test_a_resumed_run_equals_the_undisturbed_one(tmp_path: Path) -> None:
 
 
 def train_in_parts(exchange: Exchange, folder: str, until: int) -> dict[str, Any]:
-    state, checkpoints = fresh(exchange), Checkpoints(folder, STEPS, IDENTITY)
+    state, checkpoints = fresh(exchange, lift=1.0), Checkpoints(folder, STEPS, IDENTITY)
     saved = checkpoints.resume(state, lambda line: None)
+    if saved is None:
+        state.model.start_from_counts(np.arange(12) * 5, 61)
     advance(state, until, checkpoints)
     found = None if saved is None else (saved.step, saved.workers)
-    parameters = {name: parameter.detach() for name, parameter in state.model.named_parameters()}
+    parameters = {name: tensor.detach() for name, tensor in state.model.state_dict().items()}  # and the lift
     averaged = {f"{name}": tensor for name, tensor in state.averager.averaged.items()}
     return {"parameters": parameters, "averaged": averaged, "found": found}
 
 
 def test_two_workers_then_three_then_one(tmp_path: Path) -> None:
-    undisturbed = fresh()
+    undisturbed = fresh(lift=1.0)
+    undisturbed.model.start_from_counts(np.arange(12) * 5, 61)
     advance(undisturbed, 16)
     place = str(tmp_path / "checkpoints")
     for world, until in ((2, 7), (3, 11)):
@@ -90,6 +93,7 @@ def test_two_workers_then_three_then_one(tmp_path: Path) -> None:
     assert {result["found"] for result in results} == {(6, 2)}
     alone = train_in_parts(Exchange(), place, 16)
     assert alone["found"] == (9, 3)
+    torch.testing.assert_close(alone["parameters"]["recall.lift"], undisturbed.model.recall.lift, rtol=0, atol=0)
     for name, parameter in undisturbed.model.named_parameters():
         torch.testing.assert_close(alone["parameters"][name], parameter.detach(), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(alone["averaged"][name], undisturbed.averager.averaged[name], rtol=1e-5, atol=1e-5)
@@ -103,7 +107,7 @@ def test_every_worker_writes_its_own_rows_and_nothing_else(tmp_path: Path) -> No
     (saved,) = find(place, pytest.fail)
     parts = [load_file(Path(saved.uri) / f"rows-{rank:05}-of-00002.safetensors") for rank in range(2)]
     whole = whole_parameters([result["parameters"] for result in results])
-    for name in ("recall.weight", "table.weight", "table.bias"):
+    for name in ("recall.weight", "recall.lift", "table.weight", "table.bias"):
         assert [len(part[f"model.{name}"]) for part in parts] == [3, 4]
         torch.testing.assert_close(torch.cat([part[f"model.{name}"] for part in parts]), whole[name], rtol=0, atol=0)
     shared = load_file(Path(saved.uri) / checkpoint.DENSE)

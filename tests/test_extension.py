@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import reference
 import torch
 from fruit import COLOURS, KINDS
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ from xmc_ray.extension import ExtendConfig, joined
 from xmc_ray.groups import GroupsConfig
 from xmc_ray.lexical import LexicalConfig
 from xmc_ray.loop import LoopConfig
+from xmc_ray.metrics import propensities
 from xmc_ray.model import ModelConfig
 from xmc_ray.optim import OptimConfig
 from xmc_ray.regression import RowsConfig
@@ -98,12 +100,22 @@ def test_new_labels_are_found_and_old_ones_scored_as_before(before: XMCClassifie
 def test_more_documents_than_were_trained_on_leave_old_scores_alone(before: XMCClassifier) -> None:
     """Though with more documents the propensity of a label with as many of them is another one."""
     after = before.extend([*TEXTS, *TEXTS, *TEXTS], [*LABELS, *LABELS, *LABELS])
-    n_old, (old, new) = len(before.bundle.groups), (one.bundle.model.recall.lift for one in (before, after))
     assert after.bundle.labels.n_documents == 3 * len(TEXTS)
-    assert old is not None and new is not None and bool((new[n_old:] > 0).all()) and bool((old > 0).all())
-    torch.testing.assert_close(new[:n_old], old, rtol=0, atol=0)
     n_labels = len(before.bundle.labels)
     np.testing.assert_allclose(scores(after, UNUSUAL, n_labels), scores(before, UNUSUAL, n_labels), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("join", [0.0, 1.0])
+def test_new_groups_are_lifted_by_their_labels_and_old_ones_as_before(before: XMCClassifier, join: float) -> None:
+    after = before.extend(TEXTS, LABELS, rows=RowsConfig(join=join)).bundle
+    old, new, n_old = before.bundle.model.recall.lift, after.model.recall.lift, len(before.bundle.groups)
+    assert old is not None and new is not None and bool((old > 0).all())
+    torch.testing.assert_close(new[:n_old], old, rtol=0, atol=0)  # even of a group that a new label has joined
+    counts = after.labels.counts
+    told = propensities(counts, after.labels.n_documents).tolist()
+    expected = reference.lifts(after.groups.group_L.tolist(), counts.tolist(), told, 1.0)
+    assert new[n_old:].tolist() == pytest.approx(expected[n_old:], rel=1e-5)
+    assert len(new) > n_old or (join == 0.0 and not after.groups.flat)
 
 
 def test_documents_of_the_new_labels_alone_are_enough(before: XMCClassifier) -> None:
@@ -213,7 +225,7 @@ def test_bfloat16_tables_grow_too(tiny_encoder: Path) -> None:
     table = classifier.bundle.model.table
     assert table is not None
     table.weight.data = table.weight.data.bfloat16()
-    classifier.bundle.model.config = ModelConfig(shortlist=9, bottleneck=16, table="bfloat16")
+    classifier.bundle.model.config = replace(classifier.bundle.model.config, table="bfloat16")
     after = classifier.extend(TEXTS, LABELS)
     assert after.bundle.model.table is not None and after.bundle.model.table.weight.dtype == torch.bfloat16
     assert after.evaluate(TEXTS, LABELS)["total"]["P@3"] > 0.9

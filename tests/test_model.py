@@ -1,5 +1,6 @@
 """The whole model's loss, gradients and predictions against per-document loops."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 from unittest import mock
@@ -98,19 +99,11 @@ def test_exact_is_grouped_over_all_groups(problem: Problem, k: int) -> None:
 
 
 def predicted(exchange: Exchange) -> list[list[npt.NDArray[Any]]]:
-    """Exact predictions over many groups, over two and in flat mode."""
-    tokens, config = documents(9)["tokens"].combine_chunks(), LoopConfig(token_budget=12)
-    models = [toy_model(LabelGroups(np.arange(40) % n_groups), exchange=exchange, shortlist=1) for n_groups in (13, 2, 40)]
-    return [list(predict(model, tokens, 4, config, "exact")) for model in models]
-
-
-def lifted(exchange: Exchange) -> list[list[npt.NDArray[Any]]]:
-    """The same with labels of which every other one is rare."""
-    tokens, config = documents(9)["tokens"].combine_chunks(), LoopConfig(token_budget=12)
-    counts, found = np.arange(40) % 2 * 500, []
-    for n_groups in (13, 2, 40):
-        model = toy_model(LabelGroups(np.arange(40) % n_groups), exchange=exchange, shortlist=1, lift=1.0)
-        model.start_from_counts(counts, 1000)
+    """Exact predictions over many groups, over two and in flat mode, without a lift and with one of every other label."""
+    tokens, config, found = documents(9)["tokens"].combine_chunks(), LoopConfig(token_budget=12), []
+    for lift, n_groups in product((0.0, 1.0), (13, 2, 40)):
+        model = toy_model(LabelGroups(np.arange(40) % n_groups), exchange=exchange, shortlist=1, lift=lift)
+        model.start_from_counts(np.arange(40) % 2 * 500, 1000)
         found.append(list(predict(model, tokens, 4, config, "exact")))
     return found
 
@@ -165,7 +158,7 @@ def test_the_lift_makes_up_for_what_annotators_leave_out(strength: float, groups
     assert plain.recall.lift is None and model.recall.lift is not None
     expected = reference.lifts(groups, counts.tolist(), propensities(counts, 1000).tolist(), strength)
     assert model.recall.lift.tolist() == pytest.approx(expected, rel=1e-5)
-    torch.testing.assert_close(model.recall.bias, plain.recall.bias)  # and it is no part of the loss: see above
+    torch.testing.assert_close(model.recall.bias, plain.recall.bias)  # it is no part of the loss: the slow twins
 
     if labels.flat:  # so the odds of every label are divided by its propensity
         batch = batch_of(np.random.default_rng(0), [[0], [3]])
@@ -175,13 +168,6 @@ def test_the_lift_makes_up_for_what_annotators_leave_out(strength: float, groups
         )
         worth = -strength * np.log(propensities(counts, 1000))
         np.testing.assert_allclose((lifted_by_label - by_label).detach(), [worth, worth], rtol=1e-3, atol=1e-5)
-
-
-def test_workers_lift_what_they_own(tmp_path: Path) -> None:
-    for worker in on_workers([3], lifted, tmp_path)[3]:
-        for together, alone in zip(worker, lifted(Exchange()), strict=True):
-            np.testing.assert_allclose(together[0], alone[0], rtol=1e-5)
-            np.testing.assert_array_equal(together[1], alone[1])
 
 
 @pytest.mark.parametrize("settings_", [{"bottleneck": 12}, {"bottleneck": 0}, {"shortlist": 0}, {"lift": -1.0}, {"lift": 3}])

@@ -34,6 +34,7 @@ class Case:
     frozen: bool = False
     transformer: bool = False
     lexical: bool = False
+    lift: float = 0.0
 
 
 CASES = {
@@ -45,6 +46,7 @@ CASES = {
     "many labels": Case(n_labels=3000, n_groups=700),
     "transformer": Case(transformer=True),
     "lexical": Case(lexical=True, accumulate=2),
+    "lifted": Case(n_groups=12, lift=1.0),
 }
 
 
@@ -57,11 +59,13 @@ def global_batches() -> list[list[int]]:
 def build(case: Case, exchange: Exchange, encoder: Path) -> LightXML:
     groups = LabelGroups(np.arange(case.n_labels) % case.n_groups)
     if not case.transformer:
-        model = toy_model(groups, exchange=exchange, lexical=case.lexical)
+        model = toy_model(groups, exchange=exchange, lexical=case.lexical, lift=case.lift)
     else:
         torch.manual_seed(0)
         pretrained = build_encoder(EncoderConfig(name=str(encoder), feature_layers=2, dropout=0.0), "first")
         model = LightXML(pretrained, groups, ModelConfig(shortlist=2, bottleneck=8, dropout=0.0), exchange)
+    if case.lift:
+        model.start_from_counts(np.arange(case.n_labels) % 5, 61)
     if case.frozen:
         model.encoder.requires_grad_(False)
     return model

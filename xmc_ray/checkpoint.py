@@ -250,7 +250,7 @@ def _dense_weights(state: TrainState) -> dict[str, Tensor]:
 
 
 def _rows(state: TrainState) -> dict[str, Tensor]:
-    """What this worker alone has: rows, their averages and accumulators; the first dimension is that of its groups."""
+    """What this worker alone has: rows, their lift, averages and accumulators; the first dimension is that of its groups."""
     accumulators = {f"optimizer.{name}": square for name, square in state.optimizer.rows.square.items()}
     return dict(_weights(state, lambda name: name.partition(".")[0] in state.model.heads)) | accumulators
 

@@ -5,9 +5,9 @@ rows by `regression`, from the documents that have them; the other documents giv
 only a name gets its row from that.
 
 In group mode a label joins the group that recall gives its documents, if it has a free place and is given them with at least
-`join`; the others go to new groups, with rows in the recall head of their own. A label's row learns from the documents that
-shortlist its group, as in training. New groups take part in recall: by grouped scoring, one can keep an old group from being
-shortlisted. A deprecated label keeps its id and gets a bias of -inf: no score but 0, which is no tag.
+`join`; the others go to new groups, with rows in the recall head of their own, lifted if the model is. A label's row learns
+from the documents that shortlist its group in prediction. New groups take part in recall: by grouped scoring, one can keep an
+old group from being shortlisted. A deprecated label keeps its id and gets a bias of -inf: no score but 0, which is no tag.
 
 Letters: D documents, F features or bottleneck, G groups, K shortlisted groups, L labels, N new labels or outputs, P pairs.
 """
@@ -212,7 +212,7 @@ def joined(recall_NG: npt.NDArray[np.float64], free_G: IntArray, least: float) -
 def _grown(model: LightXML, groups: LabelGroups, labels: LabelIndex) -> LightXML:
     """The same model over ``groups`` and ``labels``, of which the first are its own; what is new has random rows."""
     grown = LightXML(model.encoder, groups, model.config, lexical=model.lexical)
-    grown.start_from_counts(labels.counts, labels.n_documents)
+    grown.start_from_counts(labels.counts, labels.n_documents)  # for the lift of new groups
     grown.bottleneck = model.bottleneck
     for rows, before in zip(grown.heads.values(), model.heads.values(), strict=True):
         own = tuple(map(slice, before.bias.shape))

@@ -6,8 +6,8 @@
     loss     = BCE(recall) + BCE(ranking)             negatives change as recall learns (section 3.3)
     score    = sigmoid(ranking) * sigmoid(recall of the label's group + lift of the group)
 
-In flat mode every group is one label: recall scores the labels themselves and there is no ranking stage. The lift of rare
-labels is not the paper's; it is 0 unless asked for (decision 0016).
+In flat mode every group is one label: recall scores the labels themselves and there is no ranking stage. The lift, which is
+higher for rare labels, is not the paper's; it is 0 unless asked for (decision 0016).
 
 Letters: B documents, F features, G groups, K shortlisted groups, M places in a group, H bottleneck, P true pairs.
 """
@@ -47,7 +47,7 @@ class ModelConfig:
     table: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the label vectors; auto is bfloat16, rounded by chance, on a GPU and float32 on a CPU."""
     lift: float = 0.0
-    """How far predictions make up for rare labels that annotators leave out: 1 divides a label's odds by its propensity."""
+    """How far predictions raise rare labels, 0 to 2: with 1 a group's odds are divided by its labels' mean propensity."""
 
     def __post_init__(self) -> None:
         if self.bottleneck < ALIGNMENT or self.bottleneck % ALIGNMENT:
@@ -136,8 +136,8 @@ class LightXML(nn.Module):
         A group's odds are bounded by the sum of its labels' counts; a label's are those within its group. (The prior
         initialisation of Lin et al. 2017, section 3.3, for every output of its own.)
 
-        Set the lift, which stays as it is: `ModelConfig.lift` times log(true / noted) of a group, its labels' documents with
-        those that lack the label by mistake, count / propensity, over those that have it.
+        Set the lift as well, which training leaves alone: `ModelConfig.lift` times log(true / noted) of each group. Noted are
+        the documents of its labels, true is the sum of each label's count over its propensity.
         """
         counts_L = np.maximum(counts_L, 0)
         counts, group_L = torch.from_numpy(counts_L).double(), self.group_L.cpu()

@@ -39,7 +39,7 @@ class RowsConfig:
     steps: int = 100
     """Most steps of L-BFGS."""
     join: float = 0.5
-    """Least mean recall score of a label's documents for an existing group to take it in."""
+    """Least mean recall score, lifted as in prediction, of a label's documents for an existing group to take it in."""
 
     def __post_init__(self) -> None:
         if self.penalty <= 0:
