@@ -98,14 +98,15 @@ def main() -> None:
     for set_ in SETS:
         folder, results = require(arguments.data / set_), arguments.results / set_
         index = LabelIndex.count(pq.read_table(folder / "train.parquet", columns=["labels"])["labels"].chunks)
-        queue = [one for one in methods(set_, SEEDS[set_], []) if one.members or not one.name.startswith(OURS)]
-        over = collect(folder, results, [method.name for method in queue])
+        known = methods(set_, SEEDS[set_], [])
+        over = {name: "failure" not in one for name, one in collect(folder, results, [one.name for one in known]).items()}
+        queue = [method for method in known if method.members or not method.name.startswith(OURS)]
         print(f"\n{set_:24}{'lifted':16}" + "".join(f"{name:>8}" for name in JUDGED))
         ours: dict[str, Figures] = {}
         best = {name: dict.fromkeys(JUDGED, float("-inf")) for name in least}
         for method in queue:
-            if "failure" in over.get(method.name, {"failure": "missing"}):
-                print(f"{method.name:24}{over.get(method.name, {}).get('failure', 'is missing')}")
+            if not all(over.get(name) for name in (method.name, *method.members)):
+                print(f"{method.name:24}is missing or has not ended")
                 continue
             for how, figures in rows(folder, results, method, index):
                 print(f"{method.name:24}{how:16}" + "".join(f"{value:8.2f}" for value in figures.values()), flush=True)
