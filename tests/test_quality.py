@@ -11,6 +11,7 @@ import pytest
 from _quality import PEERS, Method, collect, fresh, peers, ranking, run, score
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lift import reordered
 from quality import SETS, TOTAL, described, lacking, margins, methods, page, recipes, table
 
 from xmc_ray.labels import LabelIndex
@@ -205,3 +206,11 @@ def test_names_of_methods_are_distinct(set_: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("quality.minilm", lambda: "encoder")
     names = [method.name for method in methods(set_, [1, 2], [])]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("scores", [[0.6, 0.5, 0.1, 0.0], [0.4, 0.0, -2.2, -9.0]], ids=["chances", "margins"])
+def test_a_lift_from_outside_reorders_by_odds_over_propensity(scores: list[float]) -> None:
+    listed = np.array([scores], np.float32), np.array([[0, 1, 2, -1]])
+    propensity = np.array([1.0, 0.5, 0.5])  # the odds of the two rarer labels double: 1.5, 2 and a fifth
+    assert reordered(listed, propensity, 0.0).tolist() == [[0, 1, 2, -1]]
+    assert reordered(listed, propensity, 1.0).tolist() == [[1, 0, 2, -1]]
