@@ -189,11 +189,21 @@ def fresh(data: Path, folder: Path) -> Path:
 
 def score(data: Path, out: Path) -> dict[str, Any]:
     """``Metrics.result`` of a finished run, with propensities and bands by the labels of the whole training split."""
-    index = LabelIndex.count(pq.read_table(data / "train.parquet", columns=["labels"])["labels"].chunks)
-    truth = index.encode(pq.read_table(data / "test.parquet", columns=["labels"])["labels"].combine_chunks())
+    index = labels_of(data)
     ranked = pq.read_table(out / "predictions.parquet", columns=["labels"])["labels"].combine_chunks()
+    return score_ranking(data, index, ranking(ranked, index))
+
+
+def labels_of(data: Path) -> LabelIndex:
+    """The labels of the whole training split."""
+    return LabelIndex.count(pq.read_table(data / "train.parquet", columns=["labels"])["labels"].chunks)
+
+
+def score_ranking(data: Path, index: LabelIndex, ids_DK: IntArray) -> dict[str, Any]:
+    """``Metrics.result`` of what is predicted for the test split: ids of ``index``, best first, -1 where there are no more."""
+    truth = index.encode(pq.read_table(data / "test.parquet", columns=["labels"])["labels"].combine_chunks())
     metrics = Metrics.empty(index.counts, index.n_documents)
-    metrics.update(ranking(ranked, index), *(np.asarray(part, np.int64) for part in (truth.offsets, truth.values)))
+    metrics.update(ids_DK, *(np.asarray(part, np.int64) for part in (truth.offsets, truth.values)))
     return metrics.result()
 
 

@@ -12,20 +12,19 @@ P@5 and PSP@5 on every set.
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from _frame import verdict
-from _quality import DEPTH, ROOT, Method, collect, ranking
+from _quality import DEPTH, ROOT, Method, collect, labels_of, ranking, score_ranking
 from _setup import DATA, require
 from quality import JUDGED, OURS, SEEDS, SETS, methods
 
 from xmc_ray.ensemble import Ensemble, Listed
 from xmc_ray.labels import IntArray, LabelIndex
 from xmc_ray.loop import LoopConfig
-from xmc_ray.metrics import FloatArray, Metrics, propensities
+from xmc_ray.metrics import FloatArray, propensities
 
 STRENGTHS = (0.5, 1.0)
 _NEAREST = 1e-7  # to 0 and 1 that a score is taken to be
@@ -35,10 +34,7 @@ Figures = dict[str, float]
 
 def scored(folder: Path, index: LabelIndex, ids_DK: IntArray) -> Figures:
     """The judged metrics of predictions for a test split, in percent."""
-    truth = index.encode(pq.read_table(folder / "test.parquet", columns=["labels"])["labels"].combine_chunks())
-    metrics = Metrics.empty(index.counts, index.n_documents)
-    metrics.update(ids_DK, *(np.asarray(part, np.int64) for part in (truth.offsets, truth.values)))
-    total: dict[str, Any] = metrics.result()["total"]
+    total = score_ranking(folder, index, ids_DK)["total"]
     return {name: 100 * total[name] for name in JUDGED}
 
 
@@ -97,7 +93,7 @@ def main() -> None:
     least = dict.fromkeys(("with", "without"), float("inf"))
     for set_ in SETS:
         folder, results = require(arguments.data / set_), arguments.results / set_
-        index = LabelIndex.count(pq.read_table(folder / "train.parquet", columns=["labels"])["labels"].chunks)
+        index = labels_of(folder)
         known = methods(set_, SEEDS[set_], [])
         over = {name: "failure" not in one for name, one in collect(folder, results, [one.name for one in known]).items()}
         queue = [method for method in known if method.members or not method.name.startswith(OURS)]
