@@ -93,14 +93,10 @@ def run(method: Method, data: Path, out: Path, environments: Path = ENVIRONMENTS
 
     What makes use of others' models is run again when one of these is newer.
     """
-    command = [part.replace(f"{ROOT}/", "") for part in (str(method.script), *method.options)]  # the same in any checkout
     newest = max((_told(out.parent / name).get("date", "") for name in method.members), default="")
     before = _told(out)
-    source = _source(method, data)
-    hopeless = before.get("minutes", 0.0) >= (minutes or float("inf"))
-    is_same = before.get("command") == command and before.get("source") == source
-    if is_same and before.get("date", "") >= newest and (hopeless or "failure" not in before):
-        return not hopeless
+    if stands(before, method, data, minutes) and before.get("date", "") >= newest:
+        return "failure" not in before
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     print(f"{data.name}: {method.name}", flush=True)
@@ -108,14 +104,25 @@ def run(method: Method, data: Path, out: Path, environments: Path = ENVIRONMENTS
     if "failure" in found:
         print(f"{data.name}: {method.name} {found['failure']}, see {out / 'log.txt'}", flush=True)
     about = {
-        "command": command,
-        "source": source,
+        "command": _command(method),
+        "source": _source(method, data),
         "commit": _commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cores": os.cpu_count(),
     }
     (out / "run.json").write_text(json.dumps(about | found, indent=1) + "\n")
     return "failure" not in found
+
+
+def stands(told: dict[str, Any], method: Method, data: Path, minutes: float | None = None) -> bool:
+    """Whether what is ``told`` of a run is of ``method`` as it is now, and of one that ended, or took ``minutes`` and more."""
+    is_same = told.get("command") == _command(method) and told.get("source") == _source(method, data)
+    return is_same and ("failure" not in told or told.get("minutes", 0.0) >= (float("inf") if minutes is None else minutes))
+
+
+def _command(method: Method) -> list[str]:
+    """The same in any checkout, wherever the encoder lies."""
+    return [method.script.name, *(re.sub(r"=/.*/", "=", part) for part in method.options)]
 
 
 def _costs(method: Method, data: Path, out: Path, environments: Path, minutes: float | None) -> dict[str, Any]:

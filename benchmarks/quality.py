@@ -3,8 +3,9 @@
 Peers (peers/) get TF-IDF of words and word pairs, XR-Transformer the text as well; each runs in a virtual environment of its
 own, made on first use, with two threads. Ours are the recipes jobs/configs/quality-<set>*.toml, or small-cpu.toml where there
 is none, once a seed; where that makes several models, their ensemble is a row too, and trains nothing. One run after the other,
-each in its own process, the quickest method first; a run that finished, or took longer than ``--minutes``, is kept below
-``--results`` and not repeated unless ``--again`` says so; one that failed is.
+each in its own process, the quickest method first. What it predicted is kept below ``--results``, and its row in a record
+beside the tables, which says what it was made of. A run that finished, or took longer than ``--minutes``, is not repeated while
+that is the same, unless ``--again`` says so, or an ensemble lacks its model; one that failed is.
 
 All predictions are scored by `xmc_ray.metrics`, with the frequencies of the whole training split; true labels that it lacks are
 left out. Seconds depend on what else the machine does; CPU s, of all processes in training and prediction, hardly do (an
@@ -13,20 +14,21 @@ ensemble's hold its members' own predictions as well).
 With ``--fresh`` nobody sees the test split, by whose figures recipes may have been chosen: nine tenths of the training split
 train, and the rest tests, without what begins like a document of the nine. (Debian-tags' `lexical.rarest` was chosen there.)
 
-The tables go to ``--output``, anew after every run, with the figures in which ours is ahead of the best peer, or behind it.
-"Ours" is the ensemble of all our models, as most peers are three trees; where there is none, the one with the best P@1. Bar:
-ahead of every peer in P@1, P@3, P@5 and PSP@5 on every data set, trained within an hour, and no run that failed or is missing;
-a peer may have taken too long.
+The tables go to ``--output``, anew after every run: all rows of the record that still hold, and the figures in which ours is
+ahead of the best peer, or behind it. "Ours" is the ensemble of all our models, as most peers are three trees; where there is
+none, the one with the best P@1. Bar: ahead of every peer in P@1, P@3, P@5 and PSP@5 on every data set, trained within an hour,
+and no run that failed or is missing; a peer may have taken too long.
 """
 
 import argparse
+import json
 import shutil
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from _frame import verdict
-from _quality import ENVIRONMENTS, PEERS, ROOT, Method, collect, fresh, peers, run
+from _quality import ENVIRONMENTS, PEERS, ROOT, Method, collect, fresh, peers, run, stands
 from _setup import DATA, minilm, require
 
 SETS = ("tate", "debian-tags", "debian-deps")
@@ -149,6 +151,46 @@ def releases() -> str:
     return ", ".join(next(line for line in lines if not line.startswith("#")).replace("==", " ") for lines in texts)
 
 
+def read(record: Path) -> dict[str, Runs]:
+    """The rows of a record, by data set."""
+    sets: dict[str, Runs] = {}
+    for line in record.read_text().splitlines() if record.exists() else ():
+        row = json.loads(line)
+        sets.setdefault(row.pop("set"), {})[row.pop("method")] = row
+    return sets
+
+
+def write(output: Path, sets: dict[str, Runs], is_fresh: bool) -> None:
+    """The tables, and their record: a line a row, sorted, so that two states of it differ in the rows that do."""
+    rows = [{"set": set_, "method": name} | sets[set_][name] for set_ in sorted(sets) for name in sorted(sets[set_])]
+    output.with_suffix(".jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    output.write_text(page(sets, is_fresh))
+
+
+def holding(runs: Runs, queue: list[Method], data: Path) -> Runs:
+    """Those of ``runs`` whose methods, in ``queue``, are still made of the same."""
+    return {one.name: runs[one.name] for one in queue if one.name in runs and stands(told(runs[one.name]), one, data, 0.0)}
+
+
+def unfinished(runs: Runs, queue: list[Method], data: Path, minutes: float) -> list[Method]:
+    """What of ``queue`` is to be run: what has no row that stands and is as new as its members', and, for their models, they."""
+    date = {name: told(one).get("date", "") for name, one in runs.items()}
+    left = [
+        one
+        for one in queue
+        if not stands(told(runs.get(one.name, {})), one, data, minutes)
+        or date[one.name] < max((date.get(name, "") for name in one.members), default="")
+    ]
+    needed = {name for one in left for name in one.members}
+    return [one for one in queue if one in left or one.name in needed]
+
+
+def told(one: dict[str, Any]) -> dict[str, Any]:
+    """What a row says of how its run was made."""
+    costs: dict[str, Any] = one.get("costs", one)
+    return costs
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA, help="the folder that the data sets are in")
@@ -174,33 +216,34 @@ def main() -> None:
     if arguments.fresh:
         folders = {set_: fresh(folder, results / "data" / set_) for set_, folder in folders.items()}
 
-    queues = {
-        set_: [
-            one for one in methods(set_, arguments.seeds or SEEDS.get(set_, [6088]), settings) if one.name.startswith(wanted)
-        ]
-        for set_ in arguments.sets
-    }
-    sets = {set_: collect(folders[set_], results / set_, [one.name for one in queue]) for set_, queue in queues.items()}
+    known = {set_: methods(set_, arguments.seeds or SEEDS.get(set_, [6088]), settings) for set_ in folders}
+    queues = {set_: [one for one in queue if one.name.startswith(wanted)] for set_, queue in known.items()}
+    sets = read(output.with_suffix(".jsonl"))
+    for set_, queue in known.items():
+        found = sets.get(set_, {}), collect(folders[set_], results / set_, [one.name for one in queue])
+        sets[set_] = {name: one for runs in found for name, one in holding(runs, queue, folders[set_]).items()}
     output.parent.mkdir(parents=True, exist_ok=True)
     rounds = [] if arguments.score else zip_longest(*([(set_, one) for one in queue] for set_, queue in queues.items()))
     for set_, method in (turn for turns in rounds for turn in turns if turn):
         data, out = folders[set_], results / set_ / method.name
         if arguments.again:
             shutil.rmtree(out, ignore_errors=True)
+        elif method not in unfinished(sets[set_], queues[set_], data, arguments.minutes):
+            continue
         run(method, data, out, arguments.environments, arguments.minutes)
         sets[set_] |= collect(data, out.parent, [method.name])
-        output.write_text(page(sets, arguments.fresh))
+        write(output, sets, arguments.fresh)
 
-    output.write_text(page(sets, arguments.fresh))
+    write(output, sets, arguments.fresh)
     print(page(sets, arguments.fresh))
-    points = [margins(runs) for runs in sets.values()]
+    points = [margins(sets[set_]) for set_ in queues]
     least = min((one[name] for one in points if one for name in JUDGED), default=float("-inf"))
     faults = lacking(sets, {set_: [one.name for one in queue] for set_, queue in queues.items()})
     print("\n".join(faults))
     figure = f"{least:+.2f} points at the worst of {', '.join(JUDGED)}" if any(points) else "nothing to compare yet"
-    done, asked = sum("failure" not in one for runs in sets.values() for one in runs.values()), sum(map(len, queues.values()))
+    over = ["failure" not in sets[set_].get(one.name, {"failure": ""}) for set_, queue in queues.items() for one in queue]
     holds = all(points) and least > 0 and not faults
-    verdict("quality", f"{figure}, {done} of {asked} runs finished", "above 0 on every set", holds)
+    verdict("quality", f"{figure}, {sum(over)} of {len(over)} runs finished", "above 0 on every set", holds)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +14,7 @@ from _quality import PEERS, Method, collect, fresh, peers, ranking, run, score
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lift import reordered
-from quality import SETS, TOTAL, described, lacking, margins, methods, page, recipes, table
+from quality import SETS, TOTAL, described, holding, lacking, margins, methods, page, read, recipes, table, unfinished, write
 
 from xmc_ray.labels import LabelIndex
 
@@ -35,15 +37,15 @@ def test_ranking_has_the_first_ten_known_labels_in_their_places(rows: list[list[
     assert ranking(pa.array(rows, pa.list_(pa.string())), index).tolist() == expected
 
 
-def write(file: Path, labels: list[list[str]]) -> None:
+def write_labels(file: Path, labels: list[list[str]]) -> None:
     file.parent.mkdir(exist_ok=True)
     pq.write_table(pa.table({"labels": pa.array(labels, pa.list_(pa.string()))}), file)
 
 
 def test_score_leaves_out_true_labels_that_training_lacks(tmp_path: Path) -> None:
-    write(tmp_path / "train.parquet", [["a", "b"], ["a"], ["c"]])
-    write(tmp_path / "test.parquet", [["a", "new"], ["b", "c"], ["new"]])
-    write(tmp_path / "out" / "predictions.parquet", [["a", "c"], ["a", "c", "b"], ["a"]])
+    write_labels(tmp_path / "train.parquet", [["a", "b"], ["a"], ["c"]])
+    write_labels(tmp_path / "test.parquet", [["a", "new"], ["b", "c"], ["new"]])
+    write_labels(tmp_path / "out" / "predictions.parquet", [["a", "c"], ["a", "c", "b"], ["a"]])
     result = score(tmp_path, tmp_path / "out")
     assert (result["documents"], result["unlabelled"]) == (3, 1)
     assert result["total"]["P@1"] == 1 / 2
@@ -75,7 +77,7 @@ def test_a_finished_run_is_kept_until_its_command_or_script_changes(method: Meth
     method.script.write_text(f"{WRITER}# changed\n")
     assert run(Method(method.name, method.script, ("--deeper",)), tmp_path, out)
     assert (tmp_path / "calls").read_text() == "xxx"
-    write(tmp_path / "test.parquet", [["another"]])
+    write_labels(tmp_path / "test.parquet", [["another"]])
     assert run(Method(method.name, method.script, ("--deeper",)), tmp_path, out)
     assert (tmp_path / "calls").read_text() == "xxxx"
     kept = json.loads((out / "run.json").read_text())
@@ -139,7 +141,7 @@ def test_a_peer_without_an_environment_does_not_end_the_benchmark(
     assert collect(tmp_path, tmp_path, ["peer"])["peer"]["failure"] == "has no environment"
 
 
-def result(value: float) -> dict[str, object]:
+def result(value: float) -> dict[str, Any]:
     costs = {"train_seconds": 1, "predict_seconds": 2, "cpu_seconds": 3, "model_bytes": 4e6, "peak_bytes": 5e6}
     costs |= {"date": "2026-11-25T12:00:00+00:00", "cores": 2}
     return {"total": dict.fromkeys(TOTAL, value), "bands": {"1": {"P@5": None}}, "costs": costs}
@@ -157,7 +159,7 @@ def test_margins_are_those_of_our_ensemble_or_best_recipe_on_the_best_peer() -> 
 
 def test_a_verdict_wants_all_runs_but_those_of_peers_that_take_too_long() -> None:
     slow, long = {"failure": "stopped after 1 minutes", "minutes": 1}, result(0.5)
-    long["costs"] |= {"train_seconds": 3601}  # type: ignore[operator]
+    long["costs"] |= {"train_seconds": 3601}
     runs = {"peer": slow, "xmc_ray-slow": slow, "broken": {"failure": "failed with status 3"}, "xmc_ray-long": long}
     found = lacking({"set": runs | {"good": result(0.5)}}, {"set": [*runs, "good", "lost"]})
     assert found == [
@@ -181,6 +183,35 @@ def test_the_page_says_when_on_what_and_against_which_releases() -> None:
     assert "Nothing is finished." in text and "not looked at" not in text
     assert "the test split is not looked at" in page({}, is_fresh=True)
     assert "Made on 2 cores, 2026-11-25. Peers: libmultilabel 0" in text and "libpecos 1" in text
+
+
+@pytest.fixture
+def row(method: Method, tmp_path: Path) -> dict[str, Any]:
+    """A row of the record, of ``method`` as it is."""
+    assert run(method, tmp_path, tmp_path / "one")
+    return result(0.5) | {"costs": json.loads((tmp_path / "one" / "run.json").read_text())}
+
+
+def test_a_record_keeps_rows_until_what_they_are_made_of_changes(method: Method, row: dict[str, Any], tmp_path: Path) -> None:
+    late = {name: row["costs"][name] for name in ("command", "source")} | {"failure": "stopped after 2 minutes", "minutes": 2.0}
+    write(tmp_path / "quality.md", {"set": {"one": row, "late": late}}, False)
+    runs = read(tmp_path / "quality.jsonl")["set"]
+    assert runs == {"one": row, "late": late} and read(tmp_path / "none.jsonl") == {}
+    queue = [method, replace(method, name="late")]
+    assert holding(runs, queue, tmp_path) == runs and holding(runs, [], tmp_path) == {}
+    assert unfinished(runs, queue, tmp_path, 2.0) == [] and unfinished(runs, queue, tmp_path, 3.0) == queue[1:]
+    assert unfinished({}, queue, tmp_path, 2.0) == queue
+    method.script.write_text(f"{WRITER}# changed\n")
+    assert holding(runs, queue, tmp_path) == {} and unfinished(runs, queue, tmp_path, 2.0) == queue
+
+
+def test_an_ensemble_that_is_to_be_run_wants_its_members_models(method: Method, row: dict[str, Any], tmp_path: Path) -> None:
+    other, together = replace(method, name="other"), replace(method, name="all", members=("one",))
+    runs, queue = {"one": row, "other": row, "all": row}, [method, other, together]
+    assert unfinished(runs, queue, tmp_path, 1.0) == []
+    newer = row | {"costs": row["costs"] | {"date": "9999-01-01"}}
+    assert unfinished(runs | {"one": newer}, queue, tmp_path, 1.0) == [method, together]
+    assert unfinished({"one": row, "other": row}, queue, tmp_path, 1.0) == [method, together]
 
 
 def test_every_peer_has_a_script_and_pinned_requirements() -> None:
