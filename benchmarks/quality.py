@@ -173,7 +173,7 @@ def holding(runs: Runs, queue: list[Method], data: Path) -> Runs:
 
 
 def unfinished(runs: Runs, queue: list[Method], data: Path, minutes: float) -> list[Method]:
-    """What of ``queue`` is to be run: what has no row that stands and is as new as its members', and, for their models, they."""
+    """What of ``queue`` is to be run: what has no row that stands and is as new as its members', and they."""
     date = {name: told(one).get("date", "") for name, one in runs.items()}
     left = [
         one
