@@ -228,6 +228,12 @@ def make_newer(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(settings | {"xmc_ray_format": 99}))
 
 
+def lose_lift(folder: Path) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    settings["model"]["lift"] = 0.0  # the weights still have one
+    (folder / "config.json").write_text(json.dumps(settings))
+
+
 def make_foreign(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "bert"}')
 
@@ -243,6 +249,7 @@ def cut_marker(folder: Path) -> None:
         (damage_weights, "model.safetensors"),
         (lose_labels, "labels.parquet"),
         (make_newer, "newer format"),
+        (lose_lift, "recall.lift"),
         (make_foreign, "not a bundle"),
         (cut_marker, "config.json"),
     ],

@@ -103,7 +103,11 @@ def load_bundle(uri: str) -> Bundle:
     if lexical is not None and settings["xmc_ray_format"] == 2:
         kept_F = (state[_WEIGHTS] > 0).nonzero()[:, 0]
         state[_VECTORS] = state[_VECTORS][kept_F if len(kept_F) else slice(1)]
-    model.load_state_dict(state, assign=True)
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        found = " ".join(str(error).split())
+        raise ModelError("the weights are not those of the bundle's settings", where=uri, found=found) from error
     labels = LabelIndex.from_table(table)
     return Bundle(
         model=model.eval(),
