@@ -51,14 +51,16 @@ def trained(
     config: FitConfig,
     split: Split,
     prepare: Callable[[LightXML, Split], None] = lambda model, split: None,
+    begin: Callable[[TrainState], None] = lambda state: None,
 ) -> tuple[Listed, dict[str, float]]:
-    """Predictions for the test split, and what training cost; ``prepare`` may change the fresh model."""
+    """Predictions for the test split, and what training cost; ``prepare`` may change the model, ``begin`` its optimiser."""
     test = held_out(folder, split)
     tokens = split.table["tokens"].combine_chunks()
     weight_F = term_weights([tokens], config.lexical) if config.lexical.width else None
     model = build_model(config, split.tokenizer, split.index, split.groups, weight_F=weight_F)
     prepare(model, split)
     state = TrainState.start(model, config.optim)
+    begin(state)
     plan = epoch_plan(config.loop, len(split.table))
     started = time.monotonic()
     for step in train(state, model, lambda first: split.batches(config.loop, first=first), plan.steps, config.loop):

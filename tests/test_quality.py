@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from _levers import merged
 from _quality import PEERS, Method, collect, fresh, peers, ranking, run, score
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -245,3 +246,11 @@ def test_a_lift_from_outside_reorders_by_odds_over_propensity(scores: list[float
     propensity = np.array([1.0, 0.5, 0.5])  # the odds of the two rarer labels double: 1.5, 2 and a fifth
     assert reordered(listed, propensity, 0.0).tolist() == [[0, 1, 2, -1]]
     assert reordered(listed, propensity, 1.0).tolist() == [[1, 0, 2, -1]]
+
+
+def test_of_a_label_and_its_copy_the_higher_score_counts() -> None:
+    listed = np.array([[0.9, 0.8, 0.7, 0.6, 0.0]], np.float32), np.array([[1, 4, 6, 0, -1]])
+    scores, ids = merged(listed, 3)
+    assert ids.tolist() == [[1, 0, -1, -1, -1]] and np.allclose(scores, [[0.9, 0.7, 0, 0, 0]])
+    scores, ids = merged(listed, 10)
+    assert ids.tolist() == listed[1].tolist() and scores.tolist() == listed[0].tolist()
