@@ -218,9 +218,10 @@ def main() -> None:
 
     known = {set_: methods(set_, arguments.seeds or SEEDS.get(set_, [6088]), settings) for set_ in folders}
     queues = {set_: [one for one in queue if one.name.startswith(wanted)] for set_, queue in known.items()}
-    sets = read(output.with_suffix(".jsonl"))
+    kept = read(output.with_suffix(".jsonl"))
+    sets = {set_: kept.get(set_, {}) for set_ in dict.fromkeys([*SETS, *kept, *known]) if set_ in kept.keys() | known.keys()}
     for set_, queue in known.items():
-        found = sets.get(set_, {}), collect(folders[set_], results / set_, [one.name for one in queue])
+        found = sets[set_], collect(folders[set_], results / set_, [one.name for one in queue])
         sets[set_] = {name: one for runs in found for name, one in holding(runs, queue, folders[set_]).items()}
     output.parent.mkdir(parents=True, exist_ok=True)
     rounds = [] if arguments.score else zip_longest(*([(set_, one) for one in queue] for set_, queue in queues.items()))
