@@ -228,7 +228,7 @@ def test_a_recipe_is_a_row_a_seed_and_several_make_an_ensemble() -> None:
     assert one.options == ("--config=jobs/configs/small-cpu.toml", "--seed=1", "--loop.epochs=3")
     *single, together = recipes("debian-deps", [1, 2], [])
     assert [method.name for method in single] == [
-        f"xmc_ray-{name}" for name in ("recipe-1", "recipe-2", "grouped-1", "grouped-2")
+        f"xmc_ray-{name}-{seed}" for name in ("recipe", "joint", "joint-grouped") for seed in (1, 2)
     ]
     assert together.members == tuple(method.name for method in single) and together.options == ("--members", *together.members)
 
