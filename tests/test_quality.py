@@ -227,9 +227,7 @@ def test_a_recipe_is_a_row_a_seed_and_several_make_an_ensemble() -> None:
     assert one.name == "xmc_ray-small-cpu-1"
     assert one.options == ("--config=jobs/configs/small-cpu.toml", "--seed=1", "--loop.epochs=3")
     *single, together = recipes("debian-deps", [1, 2], [])
-    assert [method.name for method in single] == [
-        f"xmc_ray-{name}-{seed}" for name in ("recipe", "joint", "joint-grouped") for seed in (1, 2)
-    ]
+    assert [method.name for method in single] == [f"xmc_ray-{name}-{seed}" for name in ("recipe", "joint") for seed in (1, 2)]
     assert together.members == tuple(method.name for method in single) and together.options == ("--members", *together.members)
 
 
