@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from _frame import verdict
 from _quality import DEPTH, ROOT, Method, collect, labels_of, ranking, score_ranking
 from _setup import DATA, require
-from quality import JUDGED, OURS, SEEDS, SETS, methods
+from quality import JUDGED, OURS, SETS, methods
 
 from xmc_ray.ensemble import Ensemble, Listed
 from xmc_ray.labels import IntArray, LabelIndex
@@ -89,12 +89,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA, help="the folder that the data sets are in")
     parser.add_argument("--results", type=Path, default=ROOT / "runs" / "peers-results", help="runs of quality")
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS, help="names of data sets in it")
     arguments = parser.parse_args()
     least = dict.fromkeys(("with", "without"), float("inf"))
-    for set_ in SETS:
+    for set_ in arguments.sets:
         folder, results = require(arguments.data / set_), arguments.results / set_
         index = labels_of(folder)
-        known = methods(set_, SEEDS[set_], [])
+        known = methods(set_, None, [])
         over = {name: "failure" not in one for name, one in collect(folder, results, [one.name for one in known]).items()}
         queue = [method for method in known if method.members or not method.name.startswith(OURS)]
         print(f"\n{set_:24}{'lifted':16}" + "".join(f"{name:>8}" for name in JUDGED))

@@ -23,6 +23,7 @@ and no run that failed or is missing; a peer may have taken too long.
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from _setup import DATA, minilm, require
 
 SETS = ("tate", "debian-tags", "debian-deps")
 FEW_LABELS = ("debian-tags",)
-SEEDS = {"tate": [6088, 6089, 6090], "debian-tags": [6088, 6089], "debian-deps": [6088]}  # each with each recipe
+SEEDS = {"quality-tate": (6088, 6089, 6090), "quality-debian-tags-joint": (6088, 6089)}  # of a recipe; the others' is the first
 TOTAL = tuple(f"{name}@{k}" for name in ("P", "nDCG", "PSP") for k in (1, 3, 5))
 JUDGED = ("P@1", "P@3", "P@5", "PSP@5")
 HOUR = 3600
@@ -44,8 +45,8 @@ Runs = dict[str, dict[str, Any]]
 """What `collect` gives for a data set: `Metrics.result` and ``costs`` of each method, or its ``failure``."""
 
 
-def recipes(set_: str, seeds: list[int], settings: list[str]) -> list[Method]:
-    """Our methods for a data set: each recipe with each seed, and all of them together if there are several."""
+def recipes(set_: str, seeds: Sequence[int] | None, settings: list[str]) -> list[Method]:
+    """Our methods for a data set: each recipe with each seed (None: its own), and all of them together if there are several."""
     script, named = ROOT / "benchmarks" / "_recipe.py", f"quality-{set_}"
     files = sorted(CONFIGS.glob(f"{named}*.toml"), key=lambda file: file.stem) or [CONFIGS / "small-cpu.toml"]
     single = [
@@ -55,14 +56,14 @@ def recipes(set_: str, seeds: list[int], settings: list[str]) -> list[Method]:
             (f"--config={file.relative_to(ROOT)}", f"--seed={seed}", *settings),
         )
         for file in files
-        for seed in seeds
+        for seed in seeds or SEEDS.get(file.stem, (6088,))
     ]
     names = tuple(method.name for method in single)
     together = Method(f"{OURS}-ensemble-x{len(names)}", script, ("--members", *names), members=names)
     return [*single, together] if len(names) > 1 else single
 
 
-def methods(set_: str, seeds: list[int], settings: list[str]) -> list[Method]:
+def methods(set_: str, seeds: Sequence[int] | None, settings: list[str]) -> list[Method]:
     """All methods for a data set, the quickest first; a machine a label only where there are hundreds of labels."""
     first, *others = [peer for peer in peers(minilm()) if set_ in FEW_LABELS or "svc" not in peer.name]
     return [first, *recipes(set_, seeds, settings), *others]
@@ -198,7 +199,7 @@ def main() -> None:
     parser.add_argument(
         "--methods", nargs="+", help="only methods whose name begins with one of these, such as omikuji xmc_ray"
     )
-    parser.add_argument("--seeds", type=int, nargs="+", help="seeds of our models, each of them a row; those in this file")
+    parser.add_argument("--seeds", type=int, nargs="+", help="of each of our recipes, each of them a row; those in this file")
     parser.add_argument("--results", type=Path, help="where runs are kept; runs/peers-results, or peers-fresh")
     parser.add_argument("--environments", type=Path, default=ENVIRONMENTS, help="where the peers' virtual environments are")
     parser.add_argument(
@@ -216,7 +217,7 @@ def main() -> None:
     if arguments.fresh:
         folders = {set_: fresh(folder, results / "data" / set_) for set_, folder in folders.items()}
 
-    known = {set_: methods(set_, arguments.seeds or SEEDS.get(set_, [6088]), settings) for set_ in folders}
+    known = {set_: methods(set_, arguments.seeds, settings) for set_ in folders}
     queues = {set_: [one for one in queue if one.name.startswith(wanted)] for set_, queue in known.items()}
     kept = read(output.with_suffix(".jsonl"))
     sets = {set_: kept.get(set_, {}) for set_ in dict.fromkeys([*SETS, *kept, *known]) if set_ in kept.keys() | known.keys()}
