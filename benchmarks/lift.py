@@ -6,7 +6,7 @@ propensities, which is what a lift can do for a model that has none; of a peer, 
 each figure.
 
 Bar: ours as they are ahead of every peer, lifted or not, and ours without a lift ahead of every peer without one, in P@1, P@3,
-P@5 and PSP@5 on every set.
+P@5 and PSP@5 on every set, and no run is missing; a peer may have taken too long.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "runs" / "peers-results", help="runs of quality")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS, help="names of data sets in it")
     arguments = parser.parse_args()
-    least = dict.fromkeys(("with", "without"), float("inf"))
+    least, missing = dict.fromkeys(("with", "without"), float("inf")), 0
     for set_ in arguments.sets:
         folder, results = require(arguments.data / set_), arguments.results / set_
         index = labels_of(folder)
@@ -104,6 +104,7 @@ def main() -> None:
         for method in queue:
             if not all(over.get(name) for name in (method.name, *method.members)):
                 print(f"{method.name:24}is missing or has not ended")
+                missing += method.name not in over
                 continue
             for how, figures in rows(folder, results, method, index):
                 print(f"{method.name:24}{how:16}" + "".join(f"{value:8.2f}" for value in figures.values()), flush=True)
@@ -118,7 +119,8 @@ def main() -> None:
             print(f"ours {side} a lift: " + ", ".join(f"{name} {value:+.2f}" for name, value in margins.items()))
             least[side] = min(least[side], *margins.values())
     figure = f"{least['with']:+.2f} points at the worst with lifts, {least['without']:+.2f} without"
-    verdict("lift", figure, "above 0 on every set, either way", min(least.values()) > 0)
+    figure += f", {missing} runs missing" if missing else ""
+    verdict("lift", figure, "above 0 on every set, either way", min(least.values()) > 0 and not missing)
 
 
 if __name__ == "__main__":
