@@ -12,7 +12,7 @@ left out. Seconds depend on what else the machine does; CPU s, of all processes 
 ensemble's hold its members' own predictions as well).
 
 With ``--fresh`` nobody sees the test split, by whose figures recipes may have been chosen: nine tenths of the training split
-train, and the rest tests, without what begins like a document of the nine. (Debian-tags' `lexical.rarest` was chosen there.)
+train, and the rest tests, without what begins like a document of the nine. (What was chosen there says results/variants.md.)
 
 The tables go to ``--output``, anew after every run: all rows of the record that still hold, and the figures in which ours is
 ahead of the best peer, or behind it. "Ours" is the ensemble of all our models, as most peers are three trees; where there is
@@ -164,7 +164,9 @@ def read(record: Path) -> dict[str, Runs]:
 def write(output: Path, sets: dict[str, Runs], is_fresh: bool) -> None:
     """The tables, and their record: a line a row, sorted, so that two states of it differ in the rows that do."""
     rows = [{"set": set_, "method": name} | sets[set_][name] for set_ in sorted(sets) for name in sorted(sets[set_])]
-    output.with_suffix(".jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    partial = output.with_suffix(".partial")
+    partial.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    partial.replace(output.with_suffix(".jsonl"))  # a run that is ended here leaves the record whole
     output.write_text(page(sets, is_fresh))
 
 

@@ -197,6 +197,9 @@ def test_a_record_keeps_rows_until_what_they_are_made_of_changes(method: Method,
     late = {name: row["costs"][name] for name in ("command", "source")} | {"failure": "stopped after 2 minutes", "minutes": 2.0}
     write(tmp_path / "quality.md", {"set": {"one": row, "late": late}}, False)
     runs = read(tmp_path / "quality.jsonl")["set"]
+    with pytest.raises(TypeError):
+        write(tmp_path / "quality.md", {"set": {"one": {"costs": object()}}}, False)
+    assert read(tmp_path / "quality.jsonl")["set"] == runs, "a record that could not be written took the place of the old one"
     assert runs == {"one": row, "late": late} and read(tmp_path / "none.jsonl") == {}
     queue = [method, replace(method, name="late")]
     assert holding(runs, queue, tmp_path) == runs and holding(runs, [], tmp_path) == {}
