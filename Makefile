@@ -7,7 +7,7 @@ ARGS   ?=
 
 BIN        := .venv/bin
 READY      := .venv/.ready
-BENCHMARKS := $(subst _,-,$(filter-out _%,$(patsubst benchmarks/%.py,%,$(sort $(wildcard benchmarks/*.py)))))
+BENCHMARKS := $(filter-out _%,$(basename $(notdir $(sort $(wildcard benchmarks/training/*.py benchmarks/tagging/*.py benchmarks/quality/*.py)))))
 
 # Nothing here asks a model hub, reports usage, or tokenises on more cores than Ray has handed out.
 export HF_HUB_OFFLINE          ?= 1
@@ -50,14 +50,14 @@ audit: $(READY)  ## known faults in the packages of constraints.txt, where the i
 	@$(BIN)/python cluster/audit.py
 
 bench: bench-name $(READY)  ## run one benchmark alone; NAME=clustering
-	@$(BIN)/python benchmarks/$(subst -,_,$(NAME)).py $(ARGS)
+	@$(BIN)/python -m $(subst /,.,$(basename $(wildcard benchmarks/*/$(subst -,_,$(NAME)).py))) $(ARGS)
 
 bench-quality: $(READY)  ## our recipes against every peer; ARGS="--sets tate --methods omikuji xmc_ray"
-	@$(BIN)/python benchmarks/quality.py $(ARGS)
+	@$(BIN)/python -m benchmarks.quality.quality $(ARGS)
 
 bench-name:
-	@$(if $(filter $(BENCHMARKS),$(NAME)),:,$(error $(if $(NAME),no benchmark is called $(NAME),NAME is missing); \
-		run: make bench NAME=... with one of: $(or $(BENCHMARKS),(none yet))))
+	@$(if $(filter $(BENCHMARKS),$(subst -,_,$(NAME))),:,$(error $(if $(NAME),no benchmark is called $(NAME),NAME is missing); \
+		run: make bench NAME=... with one of: $(subst _,-,$(BENCHMARKS))))
 
 format: $(READY)  ## rewrite the code in its format
 	@$(BIN)/ruff check --fix .

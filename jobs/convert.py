@@ -4,8 +4,8 @@ python jobs/convert.py --layout lines [--setting value ...]        --help lists 
 """
 
 from xmc_ray.command import run
-from xmc_ray.conversion import ConvertConfig
-from xmc_ray.conversion import run as convert
+from xmc_ray.data.convert import ConvertConfig
+from xmc_ray.data.convert import run as convert
 
 if __name__ == "__main__":
     raise SystemExit(run(convert, ConvertConfig))

@@ -3,9 +3,9 @@
 python jobs/extend.py --bundle FOLDER --documents.uri FILE --output FOLDER        --help lists every setting
 """
 
+from xmc_ray.bundle.extend import ExtendConfig
+from xmc_ray.bundle.extend import run as extend
 from xmc_ray.command import run
-from xmc_ray.extension import ExtendConfig
-from xmc_ray.extension import run as extend
 
 if __name__ == "__main__":
     raise SystemExit(run(extend, ExtendConfig))

@@ -20,9 +20,9 @@ def test_public_names() -> None:
     ("module", "absent"),
     [
         ("xmc_ray", {"torch", "ray", "transformers", "pyarrow"}),
-        ("xmc_ray.conversion", {"torch", "ray", "transformers"}),
-        ("xmc_ray.groups", {"torch", "ray", "transformers"}),
-        ("xmc_ray.metrics", {"torch", "ray", "transformers"}),
+        ("xmc_ray.data.convert", {"torch", "ray", "transformers"}),
+        ("xmc_ray.data.groups", {"torch", "ray", "transformers"}),
+        ("xmc_ray.metrics.at_k", {"torch", "ray", "transformers"}),
         ("xmc_ray.storage", {"torch", "ray", "transformers"}),
         ("xmc_ray.classifier", {"ray"}),
     ],

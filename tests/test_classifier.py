@@ -17,7 +17,7 @@ from xmc_ray import (
     OptimConfig,
     XMCClassifier,
 )
-from xmc_ray.loop import Step
+from xmc_ray.training.loop import Step
 
 COLOURS, KINDS = ["red", "green", "yellow"], ["apple", "pear", "plum", "grape"]
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from xmc_ray import command
-from xmc_ray.classifier import FitConfig
-from xmc_ray.encoder import EncoderConfig
+from xmc_ray.data.split import ValidationConfig
 from xmc_ray.errors import ConfigError, DataError
-from xmc_ray.loop import LoopConfig
-from xmc_ray.preparation import ValidationConfig
-from xmc_ray.tagging import TagConfig
-from xmc_ray.training import TrainConfig
+from xmc_ray.model.encoder import EncoderConfig
+from xmc_ray.on_ray.tag.job import TagConfig
+from xmc_ray.on_ray.train.job import TrainConfig
+from xmc_ray.training.fit import FitConfig
+from xmc_ray.training.loop import LoopConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,12 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 
 from xmc_ray import command
-from xmc_ray.conversion import ConvertConfig
-from xmc_ray.optim import OptimConfig
-from xmc_ray.training import TrainConfig
+from xmc_ray.data.convert import ConvertConfig
+from xmc_ray.on_ray.train.job import TrainConfig
+from xmc_ray.training.optim import OptimConfig
 
 FOLDER = ROOT / "jobs" / "configs"
 CONFIGS = sorted(FOLDER.glob("*.toml"))
@@ -58,6 +58,6 @@ def test_the_paper_s_settings(path: Path) -> None:
 
 def test_no_code_knows_a_data_set() -> None:
     assert len(PAPER) == 5
-    code = "".join(path.read_text() for folder in ("xmc_ray", "jobs") for path in (ROOT / folder).glob("*.py")).lower()
+    code = "".join(path.read_text() for folder in ("xmc_ray", "jobs") for path in (ROOT / folder).rglob("*.py")).lower()
     for name in {path.stem for path in PAPER} | {path.stem.partition("-")[0] for path in PAPER} - {"wiki", "amazon"}:
         assert name not in code

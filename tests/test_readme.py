@@ -11,12 +11,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from checkout import ROOT
 
+from xmc_ray.bundle.explain import ExplainConfig
+from xmc_ray.bundle.extend import ExtendConfig
 from xmc_ray.command import parse
-from xmc_ray.explanation import ExplainConfig
-from xmc_ray.extension import ExtendConfig
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 

@@ -7,32 +7,32 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from xmc_ray.classifier import FitConfig as FitConfig
     from xmc_ray.classifier import XMCClassifier as XMCClassifier
-    from xmc_ray.encoder import EncoderConfig as EncoderConfig
+    from xmc_ray.data.groups import GroupsConfig as GroupsConfig
     from xmc_ray.errors import ConfigError as ConfigError
     from xmc_ray.errors import DataError as DataError
     from xmc_ray.errors import ModelError as ModelError
     from xmc_ray.errors import XmcError as XmcError
-    from xmc_ray.groups import GroupsConfig as GroupsConfig
-    from xmc_ray.lexical import LexicalConfig as LexicalConfig
-    from xmc_ray.loop import LoopConfig as LoopConfig
-    from xmc_ray.model import ModelConfig as ModelConfig
-    from xmc_ray.optim import OptimConfig as OptimConfig
-    from xmc_ray.text import TextConfig as TextConfig
+    from xmc_ray.model.encoder import EncoderConfig as EncoderConfig
+    from xmc_ray.model.lexical import LexicalConfig as LexicalConfig
+    from xmc_ray.model.lightxml import ModelConfig as ModelConfig
+    from xmc_ray.model.text import TextConfig as TextConfig
+    from xmc_ray.training.fit import FitConfig as FitConfig
+    from xmc_ray.training.loop import LoopConfig as LoopConfig
+    from xmc_ray.training.optim import OptimConfig as OptimConfig
 
 _HOMES = {
     "ConfigError": "errors",
     "DataError": "errors",
-    "EncoderConfig": "encoder",
-    "FitConfig": "classifier",
-    "GroupsConfig": "groups",
-    "LexicalConfig": "lexical",
-    "LoopConfig": "loop",
-    "ModelConfig": "model",
+    "EncoderConfig": "model.encoder",
+    "FitConfig": "training.fit",
+    "GroupsConfig": "data.groups",
+    "LexicalConfig": "model.lexical",
+    "LoopConfig": "training.loop",
+    "ModelConfig": "model.lightxml",
     "ModelError": "errors",
-    "OptimConfig": "optim",
-    "TextConfig": "text",
+    "OptimConfig": "training.optim",
+    "TextConfig": "model.text",
     "XMCClassifier": "classifier",
     "XmcError": "errors",
 }

@@ -8,54 +8,35 @@ The jobs on Ray are made of the same functions.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
-from xmc_ray.bundle import Bundle, save_bundle
-from xmc_ray.calibration import DEPTH, Calibration
-from xmc_ray.encoder import EncoderConfig, build_encoder
-from xmc_ray.ensemble import Ensemble
-from xmc_ray.epochs import EpochPlan
+from xmc_ray.bundle.ensemble import Ensemble
+from xmc_ray.bundle.explain import Explanation, explain
+from xmc_ray.bundle.extend import extend
+from xmc_ray.bundle.folder import Bundle, save_bundle
+from xmc_ray.bundle.regression import RowsConfig
+from xmc_ray.data.groups import group_labels
+from xmc_ray.data.labels import LabelIndex, list_lengths
 from xmc_ray.errors import ConfigError, DataError
-from xmc_ray.exchange import Exchange
-from xmc_ray.explanation import Explanation, explain
-from xmc_ray.extension import extend
-from xmc_ray.groups import GroupsConfig, LabelGroups, group_labels
-from xmc_ray.labels import IntArray, LabelIndex, list_lengths
-from xmc_ray.lexical import LexicalConfig, build_lexical, term_weights
-from xmc_ray.loop import LoopConfig, Step, TrainState, predict, share_of_batches, train
-from xmc_ray.metrics import Metrics, find_hits
-from xmc_ray.model import LightXML, ModelConfig
-from xmc_ray.optim import OptimConfig
-from xmc_ray.regression import RowsConfig
-from xmc_ray.text import TextConfig, Tokenizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """Everything that decides what a model becomes."""
-
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    text: TextConfig = field(default_factory=TextConfig)
-    groups: GroupsConfig = field(default_factory=GroupsConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    lexical: LexicalConfig = field(default_factory=LexicalConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
+from xmc_ray.metrics.at_k import Metrics
+from xmc_ray.metrics.calibration import Calibration
+from xmc_ray.model.lexical import term_weights
+from xmc_ray.model.predict import PredictConfig
+from xmc_ray.model.text import Tokenizer
+from xmc_ray.training.fit import FitConfig, add_hits, build_model, epoch_plan, predictions_and_hits, share_of_batches
+from xmc_ray.training.loop import Step, TrainState, train
 
 
 class XMCClassifier:
     """A trained model, or an ensemble of them, behind plain lists of strings."""
 
-    def __init__(self, bundle: Bundle | Ensemble, loop: LoopConfig | None = None) -> None:
+    def __init__(self, bundle: Bundle | Ensemble, prediction: PredictConfig | None = None) -> None:
         self.ensemble = bundle if isinstance(bundle, Ensemble) else Ensemble([bundle])
-        self.loop = loop or LoopConfig()
+        self.prediction = prediction or PredictConfig()
 
     @property
     def bundle(self) -> Bundle:
@@ -113,13 +94,13 @@ class XMCClassifier:
             if on_step:
                 on_step(step)
         state.averager.keep(model.eval())
-        return cls(Bundle(model, tokenizer, index, groups, metrics={}), config.loop)
+        return cls(Bundle(model, tokenizer, index, groups, metrics={}), config.loop.prediction)
 
     def predict(self, texts: Sequence[str], k: int = 5) -> list[list[tuple[str, float]]]:
         """The ``k`` best (label, score) of each text, best first, scores in 0..1."""
         if k < 1:
             raise ConfigError("k does not fit", found=k, expected="at least 1")
-        scores, ids = self.ensemble.predict(self.ensemble.encode(pa.array(texts, pa.string())), k, self.loop)
+        scores, ids = self.ensemble.predict(self.ensemble.encode(pa.array(texts, pa.string())), k, self.prediction)
         labels = np.asarray(self.ensemble.labels.labels.to_pylist(), object)[ids]
         return [
             [(label, float(score)) for label, score, place in zip(*row, strict=True) if place >= 0]
@@ -137,7 +118,7 @@ class XMCClassifier:
         if documents is not None:
             lists = pa.array([list(row) for row in documents[1]], pa.list_(pa.string()))
             chunks = [(pa.array(documents[0], pa.string()), lists)]
-        return explain(self.ensemble, text, label, self.loop, chunks)
+        return explain(self.ensemble, text, label, self.prediction, chunks)
 
     def extend(
         self,
@@ -158,7 +139,9 @@ class XMCClassifier:
         lists = pa.array([list(row) for row in labels], pa.list_(pa.string()))
         table = None if names is None else pa.table({"label": list(names), "name": list(names.values())})
         parts = pa.array(texts, pa.string()), lists, table
-        return XMCClassifier(extend(self.bundle, *parts, deprecate=deprecate, config=rows, loop=self.loop), self.loop)
+        return XMCClassifier(
+            extend(self.bundle, *parts, deprecate=deprecate, config=rows, prediction=self.prediction), self.prediction
+        )
 
     def evaluate(self, texts: Sequence[str], labels: Sequence[Sequence[str]]) -> dict[str, Any]:
         """Metrics of the predictions for ``texts`` against their true ``labels``; see `metrics.Metrics.result`."""
@@ -166,7 +149,7 @@ class XMCClassifier:
         truth = index.encode(pa.array([list(row) for row in labels], pa.list_(pa.string())))
         metrics = Metrics.empty(index.counts, index.n_documents)
         tokens = self.ensemble.encode(pa.array(texts, pa.string()))
-        _add_hits(metrics, self.ensemble.predict(tokens, max(metrics.ks), self.loop)[1], truth)
+        add_hits(metrics, self.ensemble.predict(tokens, max(metrics.ks), self.prediction)[1], truth)
         return metrics.result()
 
     def calibrate(self, texts: Sequence[str], labels: Sequence[Sequence[str]]) -> "XMCClassifier":
@@ -180,7 +163,7 @@ class XMCClassifier:
         truth = bundle.labels.encode(pa.array([list(row) for row in labels], pa.list_(pa.string())))
         labelled = pa.array(list_lengths(truth) > 0)
         tokens, truth = bundle.tokenizer.encode(pa.array(texts, pa.string()).filter(labelled))[0], truth.filter(labelled)
-        scores, ids, hits = predictions_and_hits(bundle.model, tokens, truth, len(bundle.labels), self.loop)
+        scores, ids, hits = predictions_and_hits(bundle.model, tokens, truth, len(bundle.labels), self.prediction)
         bundle.calibration = Calibration.of(scores, ids, hits, bundle.labels.counts)
         return self
 
@@ -198,59 +181,6 @@ class XMCClassifier:
         Raises ModelError when one is not a bundle, is damaged, is of a newer format, or has other labels than the first.
         """
         return cls(Ensemble.load(uri).to(device or _best_device()))
-
-
-def build_model(
-    config: FitConfig,
-    tokenizer: Tokenizer,
-    labels: LabelIndex,
-    groups: LabelGroups,
-    exchange: Exchange | None = None,
-    device: str | torch.device = "cpu",
-    weight_F: npt.NDArray[np.float32] | None = None,
-) -> LightXML:
-    """An untrained model on ``device``: pretrained encoder, fresh heads with biases from the label counts.
-
-    ``weight_F`` are the `lexical.term_weights` of the training documents, where the model has a lexical branch. The same
-    weights in every process of the same seed.
-    """
-    torch.manual_seed(config.loop.seed)
-    heads = config.model
-    if heads.table == "auto":
-        heads = replace(heads, table="bfloat16" if torch.device(device).type == "cuda" else "float32")
-    encoder = None if config.encoder.layers == 0 else build_encoder(config.encoder, tokenizer.summary_position)
-    lexical = build_lexical(config.lexical, weight_F)
-    model = LightXML(encoder, groups, heads, exchange, config.loop.seed, lexical)
-    model.start_from_counts(labels.counts, labels.n_documents)
-    return model.to(device)
-
-
-def epoch_plan(config: LoopConfig, n_documents: int) -> EpochPlan:
-    """The order of ``n_documents`` training documents."""
-    return EpochPlan(n_documents=n_documents, batch_size=config.batch_size, window=config.window, seed=config.seed)
-
-
-def update_metrics(metrics: Metrics, model: LightXML, tokens: pa.ListArray, truth: pa.ListArray, config: LoopConfig) -> None:
-    """Predict documents (list<int32>[D]) and add their hits against ``truth`` (list<int32>[D], label ids)."""
-    _add_hits(metrics, predict(model, tokens, max(metrics.ks), config)[1], truth)
-
-
-def predictions_and_hits(
-    model: LightXML, tokens: pa.ListArray, truth: pa.ListArray, n_labels: int, config: LoopConfig, k: int = DEPTH
-) -> tuple[npt.NDArray[np.float32], IntArray, npt.NDArray[np.bool_]]:
-    """Of documents (list<int32>[D]): the model's own scores [D, k], label ids [D, k] and which are right, by ``truth``."""
-    scores, ids = predict(model, tokens, k, config)
-    return scores, ids, find_hits(ids, *_flat(truth), n_labels)
-
-
-def _add_hits(metrics: Metrics, predicted: IntArray, truth: pa.ListArray) -> None:
-    metrics.update(predicted, *_flat(truth))
-
-
-def _flat(truth: pa.ListArray) -> tuple[IntArray, IntArray]:
-    """Offsets and values, from 0 on."""
-    offsets = np.concatenate([[0], np.cumsum(list_lengths(truth))])
-    return offsets, pc.list_flatten(truth).to_numpy().astype(np.int64)
 
 
 def _best_device() -> str:

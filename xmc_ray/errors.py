@@ -8,6 +8,16 @@ XmcError
 Each is one line that says what is wrong, where, what was found, what was expected, and the way out.
 """
 
+import re
+
+# Neither HTML nor UTF-8 can hold these, and a terminal obeys some of them.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+
+
+def printable(text: str) -> str:
+    """The text with U+FFFD in place of control codes and lone surrogates; tabs and ends of lines stay."""
+    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
 
 class XmcError(Exception):
     """Base of all errors raised on purpose; ``str()`` is one line fit for a terminal."""

@@ -1,0 +1,119 @@
+"""What exactly-once costs: a whole night against its own stages with nothing kept, on tate's documents in S3.
+
+`on`: the library's night: census, pieces written one by one, merged, published. `off`: the same pieces (planned beforehand,
+uncounted) are read, tokenised, tagged and turned into labels and scores by the same tasks and actor, and then only counted:
+nothing is written. So the difference is the census and every write, even those that any job needs.
+
+Start-up is in neither: one Ray for all turns, warmed up, and clocks that start with the first piece at the model. What is read
+by then is counted with its CPU seconds shared among the cores, and the census of `on` is counted. They take turns.
+
+The model: MiniLM with all its layers (unless told) and tate's labels, heads untrained. Bar: 5 %.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.frame import verdict
+from benchmarks.tagging._tagging import (
+    Diary,
+    Timed,
+    TimedRead,
+    TimedTag,
+    diary,
+    documents_of,
+    label_lists,
+    make_bundle,
+    options,
+    own_ray,
+    s3_server,
+    spread,
+    tag_config,
+    tagger,
+    told,
+    write_documents,
+)
+from xmc_ray.bundle.ensemble import Members
+from xmc_ray.data.documents import Rules
+from xmc_ray.data.reader import list_inputs
+from xmc_ray.on_ray.session import arrow_batches
+from xmc_ray.on_ray.tag import job
+from xmc_ray.on_ray.tag.job import TagConfig
+from xmc_ray.on_ray.tag.pieces import TagColumns, _tables
+from xmc_ray.on_ray.tag.plan import Plan, take_census
+
+BAR, WARM = 0.05, 2_000
+
+
+class CountPieces:
+    """In the place of `WritePieces`: makes the columns of the tags and counts them."""
+
+    def __init__(self, columns: TagColumns) -> None:
+        self.columns = columns
+
+    def __call__(self, pieces: pa.Table) -> Iterator[pa.Table]:
+        for _, table in _tables(pieces):
+            yield pa.table({"rows": [len(self.columns(table)[0])]})
+
+
+def plan_of(config: TagConfig) -> Plan:
+    pieces = job._PIECES_AN_ACTOR * config.pool.max
+    rules = Rules.of(config.documents, labelled=False)
+    return take_census(list_inputs(config.documents), rules, [], config.commit_rows // 2, pieces)
+
+
+def off(book: Diary, config: TagConfig, plan: Plan) -> Timed:
+    """The stages of `tagging` without anything that is kept."""
+    members = Members.read(config.bundle)
+    labels, tokenizers = members.fetch()
+    columns = TagColumns(pq.read_table(labels, columns=["label", "name", "count"]), members.fingerprint, config.min_score)
+    began, rows = time.time(), 0
+    with job._piece_by_piece():
+        stream = job._dataset(plan.pieces, [*range(len(plan.pieces))], job._PIECES_A_TASK)
+        read = TimedRead(Rules.of(config.documents, labelled=False), tokenizers)
+        stream = stream.map_batches(read.__call__, batch_format="pyarrow", batch_size=None, **config.pool.beside(0.5))
+        model = (members.uris, config.k, config.pool, config.model)
+        stream = stream.map_batches(TimedTag, fn_constructor_args=model, **job._BY_ROW, **config.pool.resources)
+        count = CountPieces(columns)
+        for table in arrow_batches(stream.map_batches(count.__call__, **job._BY_ROW, **config.pool.beside(0.25))):
+            rows += sum(table["rows"].to_pylist())
+    assert rows == plan.rows, f"{rows} of {plan.rows} rows"
+    return Timed("", began, time.time(), book.since(began))
+
+
+def main() -> None:
+    arguments = options(__doc__, documents=16_384, rounds=3)
+    documents = documents_of(arguments.data, arguments.documents)
+    with tempfile.TemporaryDirectory() as folder, diary() as book, s3_server() as bucket, own_ray():
+        arguments.pool = arguments.pool.settled()
+        bundle = make_bundle(Path(folder) / "bundle", tagger(arguments.layers), label_lists(arguments.data))
+        few = write_documents(f"{bucket}/few", documents.slice(0, WARM))
+        book.night(tag_config(few, bundle, f"{bucket}/warm", pool=arguments.pool))
+        source = write_documents(f"{bucket}/documents", documents, files=4)
+        print(told(arguments))
+        print(f"{'off s':>8}{'on s':>8}{'more':>8}{'census s':>10}{'write s':>9}{'publish s':>11}")
+        configs = [
+            tag_config(source, bundle, f"{bucket}/night-{turn}", pool=arguments.pool) for turn in range(arguments.rounds)
+        ]
+        plan, turns = plan_of(configs[0]), []
+        for config in configs:
+            without, night = off(book, config, plan), book.night(config)
+            turns.append((without.seconds, night.seconds + night.total("census")))
+            print(
+                f"{turns[-1][0]:8.1f}{turns[-1][1]:8.1f}{turns[-1][1] / turns[-1][0] - 1:8.1%}"
+                f"{night.total('census'):10.1f}{night.total('write'):9.1f}{night.total('publish'):11.1f}",
+                flush=True,
+            )
+    print(f"off {spread([len(documents) / each for each, _ in turns], 0)} documents/s")
+    print(f"on  {spread([len(documents) / each for _, each in turns], 0)} documents/s")
+    more = median(with_all / without_all - 1 for without_all, with_all in turns)
+    verdict("tag-checkpointing", f"{more:.1%}", f"{BAR:.0%}", more <= BAR)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+"""The benchmarks of quality: predictions as files are scored as they should be, and a finished run is not run again."""
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.quality._levers import merged
+from benchmarks.quality._quality import PEERS, Method, collect, fresh, peers, ranking, run, score
+from benchmarks.quality.lift import reordered
+from benchmarks.quality.quality import (
+    SETS,
+    TOTAL,
+    described,
+    holding,
+    lacking,
+    margins,
+    methods,
+    page,
+    read,
+    recipes,
+    table,
+    unfinished,
+    write,
+)
+from xmc_ray.data.labels import LabelIndex
+
+COUNTER = """
+import json, pathlib, sys
+out = pathlib.Path(sys.argv[2])
+(out.parent / "calls").open("a").write("x")
+"""
+WRITER = f"""{COUNTER}
+(out / "costs.json").write_text(json.dumps({{"train_seconds": 1.0, "predict_seconds": 0.5, "model_bytes": 7}}))
+"""
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.sampled_from("abcdefghijklmnop"), unique=True), max_size=5))
+def test_ranking_has_the_first_ten_known_labels_in_their_places(rows: list[list[str]]) -> None:
+    index = LabelIndex.count([pa.array([["a", "b"], list("bcdefghijklm")])])
+    places = {name: place for place, name in enumerate(index.labels.to_pylist())}
+    expected = [([places.get(label, -1) for label in row] + [-1] * 10)[:10] for row in rows]
+    assert ranking(pa.array(rows, pa.list_(pa.string())), index).tolist() == expected
+
+
+def write_labels(file: Path, labels: list[list[str]]) -> None:
+    file.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table({"labels": pa.array(labels, pa.list_(pa.string()))}), file)
+
+
+def test_score_leaves_out_true_labels_that_training_lacks(tmp_path: Path) -> None:
+    write_labels(tmp_path / "train.parquet", [["a", "b"], ["a"], ["c"]])
+    write_labels(tmp_path / "test.parquet", [["a", "new"], ["b", "c"], ["new"]])
+    write_labels(tmp_path / "out" / "predictions.parquet", [["a", "c"], ["a", "c", "b"], ["a"]])
+    result = score(tmp_path, tmp_path / "out")
+    assert (result["documents"], result["unlabelled"]) == (3, 1)
+    assert result["total"]["P@1"] == 1 / 2
+    assert np.isclose(result["total"]["P@3"], (1 + 2) / 6)
+
+
+def test_a_fresh_split_is_of_the_training_split_alone_without_near_duplicates(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    texts = [f"One, two THREE four. five {row if row % 7 else 0} and {row}" for row in range(2_150)]
+    pq.write_table(pa.table({"text": texts, "labels": [["a"]] * len(texts)}), tmp_path / "data" / "train.parquet")
+    folder = fresh(tmp_path / "data", tmp_path / "fresh")
+    train, test = (pq.read_table(folder / f"{split}.parquet")["text"].to_pylist() for split in ("train", "test"))
+    assert train == [text for row, text in enumerate(texts) if row // 100 % 10 != 9]
+    assert test == [text for row, text in enumerate(texts) if row // 100 % 10 == 9 and row % 7]
+
+
+@pytest.fixture
+def method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Method:
+    monkeypatch.setattr("benchmarks.quality._quality.ROOT", tmp_path)
+    (tmp_path / "script.py").write_text(WRITER)
+    return Method("one", tmp_path / "script.py")
+
+
+def test_a_finished_run_is_kept_until_its_command_or_script_changes(method: Method, tmp_path: Path) -> None:
+    out = tmp_path / "one"
+    for options, calls in ((), "x"), ((), "x"), (("--deeper",), "xx"), (("--deeper",), "xx"):
+        assert run(Method(method.name, method.script, options), tmp_path, out)
+        assert (tmp_path / "calls").read_text() == calls
+    method.script.write_text(f"{WRITER}# changed\n")
+    assert run(Method(method.name, method.script, ("--deeper",)), tmp_path, out)
+    assert (tmp_path / "calls").read_text() == "xxx"
+    write_labels(tmp_path / "test.parquet", [["another"]])
+    assert run(Method(method.name, method.script, ("--deeper",)), tmp_path, out)
+    assert (tmp_path / "calls").read_text() == "xxxx"
+    kept = json.loads((out / "run.json").read_text())
+    assert kept["command"] == ["script.py", "--deeper"] and kept["model_bytes"] == 7 and kept["cpu_seconds"] >= 0
+
+
+def test_a_run_that_does_not_say_what_it_was_made_of_is_repeated(method: Method, tmp_path: Path) -> None:
+    assert run(method, tmp_path, tmp_path / "one")
+    told = json.loads((tmp_path / "one" / "run.json").read_text())
+    (tmp_path / "one" / "run.json").write_text(json.dumps({name: told[name] for name in told if name != "source"}))
+    assert run(method, tmp_path, tmp_path / "one")
+    assert (tmp_path / "calls").read_text() == "xx"
+
+
+def test_a_comment_in_a_recipe_or_among_releases_makes_no_other_run(method: Method, tmp_path: Path) -> None:
+    recipe = Method(method.name, method.script, ("--config=recipe.toml",))
+    for text, calls in ("# good\nepochs = 1\n", "x"), ("# better\nepochs = 1\n", "x"), ("# better\nepochs = 2\n", "xx"):
+        (tmp_path / "recipe.toml").write_text(text)
+        assert run(recipe, tmp_path, tmp_path / "one")
+        assert (tmp_path / "calls").read_text() == calls
+
+
+def test_an_ensemble_is_made_again_when_a_member_is_newer_and_has_its_costs(method: Method, tmp_path: Path) -> None:
+    method.script.write_text(WRITER.replace('"model_bytes"', '"cpu_seconds": 100.0, "peak_bytes": 1e15, "model_bytes"'))
+    together = Method("all", method.script, members=(method.name,))
+    for date, calls in ("2001-01-01", "xx"), ("2001-01-01", "xx"), ("9999-01-01", "xxx"):
+        assert run(method, tmp_path, tmp_path / method.name)
+        member = tmp_path / method.name / "run.json"
+        member.write_text(json.dumps(json.loads(member.read_text()) | {"date": date}))
+        assert run(together, tmp_path, tmp_path / together.name) and (tmp_path / "calls").read_text() == calls
+    costs = json.loads((tmp_path / together.name / "run.json").read_text())
+    assert costs["peak_bytes"] == 1e15 and 100 <= costs["cpu_seconds"] < 200
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes", "failure"),
+    [
+        ("raise SystemExit(3)", None, "failed with status 3"),
+        ("import time; time.sleep(60)", 1e-3, "stopped after 0.001 minutes"),
+    ],
+)
+def test_a_run_that_fails_says_so_and_is_repeated_unless_it_took_too_long(
+    method: Method, tmp_path: Path, text: str, minutes: float | None, failure: str
+) -> None:
+    method.script.write_text(f"{COUNTER}{text}")
+    assert not run(method, tmp_path, tmp_path / "one", minutes=minutes)
+    found = collect(tmp_path, tmp_path, ["one", "never"])
+    assert found["one"]["failure"] == failure and list(found) == ["one"]
+    assert not run(method, tmp_path, tmp_path / "one", minutes=minutes)
+    assert (tmp_path / "calls").read_text() == ("xx" if minutes is None else "x")
+    method.script.write_text(WRITER)
+    assert run(method, tmp_path, tmp_path / "one", minutes=minutes or 1)
+
+
+def test_a_peer_without_an_environment_does_not_end_the_benchmark(
+    method: Method, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.quality._quality.interpreter", lambda *_: subprocess.run(["false"], check=True))
+    peer = Method("peer", method.script, environment="peer")
+    assert not run(peer, tmp_path, tmp_path / "peer")
+    assert collect(tmp_path, tmp_path, ["peer"])["peer"]["failure"] == "has no environment"
+
+
+def result(value: float) -> dict[str, Any]:
+    costs = {"train_seconds": 1, "predict_seconds": 2, "cpu_seconds": 3, "model_bytes": 4e6, "peak_bytes": 5e6}
+    costs |= {"date": "2026-11-25T12:00:00+00:00", "cores": 2}
+    return {"total": dict.fromkeys(TOTAL, value), "bands": {"1": {"P@5": None}}, "costs": costs}
+
+
+def test_margins_are_those_of_our_ensemble_or_best_recipe_on_the_best_peer() -> None:
+    peers_runs = {"c": result(0.25), "d": result(0.625), "e": {"failure": "failed"}}
+    points = margins({"xmc_ray-a": result(0.5), "xmc_ray-b": result(0.75), **peers_runs})
+    assert points == dict.fromkeys(TOTAL, 12.5)
+    points = margins({"xmc_ray-a": result(0.75), "xmc_ray-ensemble-x2": result(0.5), **peers_runs})
+    assert points == dict.fromkeys(TOTAL, -12.5)
+    assert margins(peers_runs) == {}
+    assert described({"P@1": 1.0, "P@3": -0.25}) == "Ahead of the best peer: P@1 +1.00. Behind: P@3 -0.25."
+
+
+def test_a_verdict_wants_all_runs_but_those_of_peers_that_take_too_long() -> None:
+    slow, long = {"failure": "stopped after 1 minutes", "minutes": 1}, result(0.5)
+    long["costs"] |= {"train_seconds": 3601}
+    runs = {"peer": slow, "xmc_ray-slow": slow, "broken": {"failure": "failed with status 3"}, "xmc_ray-long": long}
+    found = lacking({"set": runs | {"good": result(0.5)}}, {"set": [*runs, "good", "lost"]})
+    assert found == [
+        "set: xmc_ray-slow stopped after 1 minutes",
+        "set: broken failed with status 3",
+        "set: xmc_ray-long trained for 3601 s",
+        "set: lost is missing",
+    ]
+
+
+def test_table_has_the_best_first_and_as_many_cells_a_row() -> None:
+    runs = {"late": {"failure": "stopped after 90 minutes"}, "low": result(0.25), "xmc_ray-high": result(0.5)}
+    lines = table(runs).splitlines()
+    assert lines[2].startswith("| **xmc_ray-high** | 50.00") and lines[3].startswith("| low | 25.00")
+    assert lines[4].startswith("| late stopped after 90 minutes | –")
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_the_page_says_when_on_what_and_against_which_releases() -> None:
+    text = page({"nothing": {}, "something": {"one": result(0.5)}})
+    assert "Nothing is finished." in text and "not looked at" not in text
+    assert "the test split is not looked at" in page({}, is_fresh=True)
+    assert "Made on 2 cores, 2026-11-25. Peers: libmultilabel 0" in text and "libpecos 1" in text
+
+
+@pytest.fixture
+def row(method: Method, tmp_path: Path) -> dict[str, Any]:
+    """A row of the record, of ``method`` as it is."""
+    assert run(method, tmp_path, tmp_path / "one")
+    return result(0.5) | {"costs": json.loads((tmp_path / "one" / "run.json").read_text())}
+
+
+def test_a_record_keeps_rows_until_what_they_are_made_of_changes(method: Method, row: dict[str, Any], tmp_path: Path) -> None:
+    late = {name: row["costs"][name] for name in ("command", "source")} | {"failure": "stopped after 2 minutes", "minutes": 2.0}
+    write(tmp_path / "quality.md", {"set": {"one": row, "late": late}}, False)
+    runs = read(tmp_path / "quality.jsonl")["set"]
+    assert runs == {"one": row, "late": late} and read(tmp_path / "none.jsonl") == {}
+    queue = [method, replace(method, name="late")]
+    assert holding(runs, queue, tmp_path) == runs and holding(runs, [], tmp_path) == {}
+    assert unfinished(runs, queue, tmp_path, 2.0) == [] and unfinished(runs, queue, tmp_path, 3.0) == queue[1:]
+    assert unfinished({}, queue, tmp_path, 2.0) == queue
+    method.script.write_text(f"{WRITER}# changed\n")
+    assert holding(runs, queue, tmp_path) == {} and unfinished(runs, queue, tmp_path, 2.0) == queue
+
+
+def test_a_record_that_breaks_off_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "quality.md", {"set": {"one": result(0.5)}}, False)
+
+    def half(file: Path, text: str) -> None:
+        file.write_bytes(text.encode()[: len(text) // 2])
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError, match="full"):
+        write(tmp_path / "quality.md", {"set": {"one": result(0.25)}}, False)
+    assert read(tmp_path / "quality.jsonl") == {"set": {"one": result(0.5)}}
+
+
+def test_an_ensemble_that_is_to_be_run_wants_its_members_models(method: Method, row: dict[str, Any], tmp_path: Path) -> None:
+    other, together = replace(method, name="other"), replace(method, name="all", members=("one",))
+    runs, queue = {"one": row, "other": row, "all": row}, [method, other, together]
+    assert unfinished(runs, queue, tmp_path, 1.0) == []
+    newer = row | {"costs": row["costs"] | {"date": "9999-01-01"}}
+    assert unfinished(runs | {"one": newer}, queue, tmp_path, 1.0) == [method, together]
+    assert unfinished({"one": row, "other": row}, queue, tmp_path, 1.0) == [method, together]
+
+
+def test_every_peer_has_a_script_and_pinned_requirements() -> None:
+    for peer in peers("encoder"):
+        assert peer.script.exists()
+        lines = (PEERS / f"{peer.environment}.txt").read_text().splitlines()
+        assert all(line.startswith("#") or "==" in line for line in lines)
+
+
+def test_a_recipe_is_a_row_a_seed_and_several_make_an_ensemble() -> None:
+    (one,) = recipes("unheard-of", [1], ["--loop.epochs=3"])
+    assert one.name == "xmc_ray-small-cpu-1"
+    assert one.options == ("--config=jobs/configs/small-cpu.toml", "--seed=1", "--loop.epochs=3")
+    *single, together = recipes("debian-deps", [1, 2], [])
+    assert [method.name for method in single] == [f"xmc_ray-{name}-{seed}" for name in ("recipe", "joint") for seed in (1, 2)]
+    assert together.members == tuple(method.name for method in single) and together.options == ("--members", *together.members)
+
+
+@pytest.mark.parametrize("set_", SETS)
+def test_names_of_methods_are_distinct(set_: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.quality.quality.minilm", lambda: "encoder")
+    names = [method.name for method in methods(set_, [1, 2], [])]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("scores", [[0.6, 0.5, 0.1, 0.0], [0.4, 0.0, -2.2, -9.0]], ids=["chances", "margins"])
+def test_a_lift_from_outside_reorders_by_odds_over_propensity(scores: list[float]) -> None:
+    listed = np.array([scores], np.float32), np.array([[0, 1, 2, -1]])
+    propensity = np.array([1.0, 0.5, 0.5])  # the odds of the two rarer labels double: 1.5, 2 and a fifth
+    assert reordered(listed, propensity, 0.0).tolist() == [[0, 1, 2, -1]]
+    assert reordered(listed, propensity, 1.0).tolist() == [[1, 0, 2, -1]]
+
+
+def test_of_a_label_and_its_copy_the_higher_score_counts() -> None:
+    listed = np.array([[0.9, 0.8, 0.7, 0.6, 0.0]], np.float32), np.array([[1, 4, 6, 0, -1]])
+    scores, ids = merged(listed, 3)
+    assert ids.tolist() == [[1, 0, -1, -1, -1]] and np.allclose(scores, [[0.9, 0.7, 0, 0, 0]])
+    scores, ids = merged(listed, 10)
+    assert ids.tolist() == listed[1].tolist() and scores.tolist() == listed[0].tolist()

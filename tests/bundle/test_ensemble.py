@@ -1,0 +1,255 @@
+"""Averaged scores against sums in dictionaries; several bundles as one classifier."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xmc_ray.bundle.ensemble import Ensemble, Listed, Members, agreement, average, n_listed
+from xmc_ray.bundle.folder import Bundle, load_bundle, save_bundle
+from xmc_ray.classifier import XMCClassifier
+from xmc_ray.data.groups import LabelGroups
+from xmc_ray.data.labels import LabelIndex
+from xmc_ray.errors import ConfigError, ModelError
+from xmc_ray.metrics.calibration import Calibration
+from xmc_ray.model.encoder import EncoderConfig, build_encoder
+from xmc_ray.model.lightxml import LightXML, ModelConfig
+from xmc_ray.model.predict import PredictConfig, predict
+from xmc_ray.model.text import Tokenizer
+
+QUICK = settings(max_examples=100, deadline=None, derandomize=True)
+TEXTS = ["a red apple", "the green pear and a plum", "grape " * 30, "", "a yellow plum " * 9]
+N_LABELS = 12
+
+
+@st.composite
+def lists(draw: Any) -> tuple[list[Listed], int]:
+    """What several models list for some documents: scores with ties, some zero, fewer than there is room for or none."""
+    rng = np.random.default_rng(draw(st.integers(0, 10_000)))
+    k, n_rows = draw(st.integers(1, 6)), draw(st.integers(0, 4))
+    width = k + draw(st.integers(0, 4))
+    listed = []
+    for _ in range(draw(st.integers(1, 4))):
+        scores, labels = np.zeros((n_rows, width), np.float32), np.full((n_rows, width), -1, np.int64)
+        for row in range(n_rows):
+            size = rng.integers(0, width + 1)
+            scores[row, :size] = -np.sort(-rng.integers(0, 9, size) / 8)
+            labels[row, :size] = rng.choice(15, size, replace=False)
+        listed.append((scores, labels))
+    return listed, k
+
+
+@QUICK
+@given(lists())
+def test_mean_equals_the_slow_twin(problem: tuple[list[Listed], int]) -> None:
+    listed, k = problem
+    dicts = [
+        [{label: score for label, score in zip(*row, strict=True) if label >= 0} for row in zip(labels, scores, strict=True)]
+        for scores, labels in listed
+    ]
+    scores, labels = average(listed, k)
+    assert scores.shape == labels.shape == (len(listed[0][0]), k)
+    assert (scores.dtype, labels.dtype) == (np.float32, np.int64)
+    for row, expected in enumerate(reference.mean_scores(dicts, k)):
+        padded = expected + [(-1, 0.0)] * (k - len(expected))
+        assert labels[row].tolist() == [label for label, _ in padded]
+        np.testing.assert_allclose(scores[row], [score for _, score in padded], rtol=1e-6)
+
+
+@QUICK
+@given(lists())
+def test_one_list_is_left_as_it_is(problem: tuple[list[Listed], int]) -> None:
+    (scores, labels), k = problem[0][0], problem[1]
+    for same in (average([(scores, labels)], k), average([(scores, labels)] * 3, k)):
+        np.testing.assert_array_equal(same[0], scores[:, :k])
+        np.testing.assert_array_equal(same[1], labels[:, :k])
+
+
+@pytest.mark.parametrize(
+    ("k", "n_labels", "expected"),
+    [(1, 10**6, 100), (10, 10**6, 100), (20, 10**6, 200), (500, 10**6, 1000), (2000, 10**6, 2000), (5, 40, 40), (50, 40, 50)],
+)
+def test_how_many_labels_are_listed(k: int, n_labels: int, expected: int) -> None:
+    assert n_listed(k, n_labels) == expected
+
+
+def make_bundle(encoder: Path, n_groups: int, max_tokens: int = 24, n_labels: int = N_LABELS) -> Bundle:
+    torch.manual_seed(n_groups)
+    labels = LabelIndex.count([pa.array([[f"label {n}" for n in range(row + 1)] for row in range(n_labels)])])
+    groups = LabelGroups(np.arange(n_labels) % n_groups)
+    module = build_encoder(EncoderConfig(name=str(encoder), feature_layers=2, pooling="mean"), "first")
+    model = LightXML(module, groups, ModelConfig(shortlist=n_groups, bottleneck=16)).eval()
+    return Bundle(model, Tokenizer.load(encoder, max_tokens), labels, groups, metrics={})
+
+
+@pytest.fixture(scope="module")
+def places(tiny_encoder: Path, other_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Bundles of other groups (grouped, flat), other lengths, and another encoder with another tokenizer."""
+    folder = tmp_path_factory.mktemp("bundles")
+    bundles = {
+        "grouped": make_bundle(tiny_encoder, 3),
+        "flat": make_bundle(tiny_encoder, N_LABELS),
+        "short": make_bundle(tiny_encoder, 4, max_tokens=8),
+        "other": make_bundle(other_encoder, 2),
+    }
+    for name, bundle in bundles.items():
+        save_bundle(bundle, str(folder / name))
+    return [str(folder / name) for name in bundles]
+
+
+def scored(uris: str | list[str], k: int) -> list[dict[str, float]]:
+    return [dict(tags) for tags in XMCClassifier.load(uris, device="cpu").predict(TEXTS, k)]
+
+
+def test_an_ensemble_averages_its_classifiers(places: list[str]) -> None:
+    ids = {label: number for number, label in enumerate(load_bundle(places[0]).labels.labels.to_pylist())}
+    listed = [[{ids[label]: score for label, score in row.items()} for row in scored(place, N_LABELS)] for place in places]
+    for row, expected in zip(scored(places, 5), reference.mean_scores(listed, 5), strict=True):
+        assert [ids[label] for label in row] == [label for label, _ in expected]
+        np.testing.assert_allclose(list(row.values()), [score for _, score in expected], rtol=1e-5)
+
+
+def test_members_are_calibrated_before_the_mean(places: list[str]) -> None:
+    texts = pa.array(TEXTS)
+    one, two = (Ensemble.load(place) for place in places[:2])
+    raw = [part.predict(part.encode(texts), N_LABELS, PredictConfig()) for part in (one, two)]
+    for part, (scores, labels), wish in zip((one, two), raw, (0.3, 0.7), strict=True):
+        hits = np.random.default_rng(0).random(scores.shape) < wish
+        part.bundles[0].calibration = Calibration.of(scores, labels, hits, part.labels.counts)
+    both = Ensemble([*one.bundles, *two.bundles])
+    maps = [part.bundles[0].calibration for part in (one, two)]
+    expected = average([(known.calibrated(*listed), listed[1]) for known, listed in zip(maps, raw, strict=True) if known], 4)
+    np.testing.assert_array_equal(both.predict(both.encode(texts), 4, PredictConfig())[0], expected[0])
+    one.bundles[0].calibration = None  # one without: the scores are the models' own again
+    np.testing.assert_array_equal(both.predict(both.encode(texts), 4, PredictConfig())[0], average(raw, 4)[0])
+
+
+def test_neither_order_nor_repetition_matters(places: list[str]) -> None:
+    for row, other in zip(scored(places, 4), scored(places[::-1], 4), strict=True):
+        assert row == pytest.approx(other, rel=1e-5)
+    for row, same in zip(scored(places[0], 4), scored([places[0], places[0]], 4), strict=True):
+        assert list(row.items()) == list(same.items())
+    assert scored(places[0], 4) == scored(places[:1], 4)
+
+
+def test_the_first_tags_do_not_depend_on_k(places: list[str]) -> None:
+    for few, many in zip(scored(places, 2), scored(places, 10), strict=True):
+        assert list(few.items()) == list(many.items())[:2]
+
+
+def test_one_bundle_predicts_as_its_model(places: list[str]) -> None:
+    bundle, ensemble, texts = load_bundle(places[0]), Ensemble.load(places[0]), pa.array(TEXTS)
+    expected = predict(bundle.model, bundle.tokenizer.encode(texts)[0], 3, PredictConfig())
+    for one, other in zip(ensemble.predict(ensemble.encode(texts), 3, PredictConfig()), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_scoring_by_measurement(places: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    ensemble, config = Ensemble.load(places[:1]), PredictConfig()
+    tokens, asked = ensemble.encode(pa.array(TEXTS)), []
+
+    def takes(seconds: dict[str, float]) -> str:
+        clock = [0.0]
+
+        def slow(*args: Any) -> Any:
+            asked.append(args[-1])
+            clock[0] += seconds[args[-1]] * (100 if len(asked) % 8 in (1, 2) else 1)  # the warm-up does not count
+            return predict(*args)
+
+        monkeypatch.setattr("xmc_ray.bundle.ensemble.predict", slow)
+        monkeypatch.setattr("xmc_ray.bundle.ensemble.time.perf_counter", lambda: clock[0])
+        return ensemble.fastest_scoring(tokens, 3, config)
+
+    assert takes({"grouped": 1.0, "exact": 1.09}) == "exact"
+    assert takes({"grouped": 1.0, "exact": 1.11}) == "grouped"
+    assert takes({"grouped": 9.0, "exact": 1.0}) == "exact"
+    assert asked == ["grouped", "exact"] * 12
+    assert Ensemble.load(places[1]).fastest_scoring(tokens, 3, config) == "exact", "flat models score every label"
+
+
+def test_exact_scoring_of_an_ensemble(places: list[str]) -> None:
+    ensemble, config = Ensemble.load(places), PredictConfig()
+    tokens = ensemble.encode(pa.array(TEXTS))
+    for bundle in ensemble.bundles:
+        bundle.model.shortlist = 1
+    few, exact = (ensemble.predict(tokens, 5, config, scoring) for scoring in ("grouped", "exact"))
+    for bundle in ensemble.bundles:
+        bundle.model.shortlist = bundle.model.recall.n_groups
+    every = ensemble.predict(tokens, 5, config)
+    np.testing.assert_allclose(exact[0], every[0], rtol=1e-5)
+    np.testing.assert_array_equal(exact[1], every[1])
+    assert (few[0] <= every[0] + 1e-6).all() and (few[0] < every[0] - 1e-3).any()
+
+
+def test_agreement_of_predictions() -> None:
+    labels = [np.array([[3, 1, 2], [4, 5, -1], [7, 8, 9]]), np.array([[3, 2, 6], [5, 4, 1], [-1, -1, -1]])]
+    one, other = ((np.zeros((3, 3), np.float32), part) for part in labels)
+    assert agreement(one, other) == (1 / 3, 4 / 8)
+    assert agreement(other, one) == (1 / 3, 4 / 6)
+    assert agreement(one, one) == (1, 1)
+
+
+def test_int8_predicts_nearly_the_same_and_leaves_the_model_alone(places: list[str]) -> None:
+    ensemble, config = Ensemble.load(places), PredictConfig()
+    tokens = ensemble.encode(pa.array(TEXTS))
+    before, int8 = ensemble.predict(tokens, 5, config), ensemble.quantised()
+    listed = int8.predict(tokens, 5, config)
+    np.testing.assert_allclose(listed[0], before[0], atol=0.01)
+    assert agreement(before, listed).overlap > 0.7
+    for one, other in zip(ensemble.predict(tokens, 5, config), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for bundle, quantised in zip(ensemble.bundles, int8.bundles, strict=True):
+        assert quantised.model.recall.weight is bundle.model.recall.weight, "nothing but linear layers is stored twice"
+        assert quantised.fingerprint == bundle.fingerprint
+
+
+def test_metrics_of_an_ensemble(places: list[str]) -> None:
+    classifier = XMCClassifier.load(places, device="cpu")
+    first = [[tags[0][0]] for tags in classifier.predict(TEXTS, k=1)]
+    assert classifier.evaluate(TEXTS, first)["total"]["P@1"] == 1.0
+
+
+def test_a_text_is_encoded_once_by_each_distinct_tokenizer(places: list[str]) -> None:
+    ensemble = Ensemble.load(places)
+    lengths = [[len(row) for row in tokens.to_pylist()] for tokens in ensemble.encode(pa.array(TEXTS))]
+    assert [max(row) for row in lengths] == [24, 8, 24]  # grouped and flat read the same tokens
+    labels_file, tokenizers = Members.read(places).fetch()
+    assert labels_file.exists()
+    assert [tokenizer.max_tokens for tokenizer in tokenizers] == [24, 8, 24]
+
+
+def test_fingerprints(places: list[str]) -> None:
+    one, two, turned = (Members.read(uris).fingerprint for uris in (places[0], places[:2], places[1::-1]))
+    assert one == Members.read([Path(places[0])]).fingerprint == load_bundle(places[0]).fingerprint
+    assert len({one, two, turned}) == 3
+    assert len(two) == 16 and int(two, 16) > 0
+
+
+def test_other_labels_are_refused(places: list[str], tiny_encoder: Path, tmp_path: Path) -> None:
+    bundle = make_bundle(tiny_encoder, 3, n_labels=7)
+    save_bundle(bundle, str(tmp_path / "other"))
+    with pytest.raises(ModelError, match="different labels") as caught:
+        Members.read([places[0], str(tmp_path / "other")])
+    for told in (places[0], str(tmp_path / "other"), bundle.labels.fingerprint, load_bundle(places[0]).labels.fingerprint):
+        assert told in str(caught.value)
+    with pytest.raises(ModelError, match=r"different labels: bundle 2"):
+        Ensemble([make_bundle(tiny_encoder, 3), make_bundle(tiny_encoder, 3, n_labels=7)])
+
+
+def test_an_empty_list_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no bundle is given"):
+        XMCClassifier.load([])
+    with pytest.raises(ConfigError, match="no bundle is given"):
+        Ensemble([])
+
+
+def test_an_ensemble_is_not_saved_as_one_bundle(places: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="save each bundle"):
+        XMCClassifier.load(places, device="cpu").save(str(tmp_path / "all"))
+    assert not (tmp_path / "all").exists()

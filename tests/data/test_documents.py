@@ -1,0 +1,182 @@
+"""Rows in: what a file holds becomes a document, or a row with the reason why not."""
+
+import hashlib
+import json
+from itertools import product
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xmc_ray.data import documents
+from xmc_ray.data.documents import DocumentsConfig, Rules, text_digest
+
+COLUMNS = DocumentsConfig(uri="").columns(labelled=True)
+
+# A line, and what is wrong with it.
+BAD_LINES = {
+    '{"id": "1", "text": null}': "text is null",
+    '{"id": "2"}': "text is null",
+    '{"id": "3", "text": " \\n\\u3000"}': "text is empty",
+    '{"id": "4", "text": 7}': "text is not a string (int)",
+    '{"id": "5", "text": ["a"]}': "text is not a string (list)",
+    '{"text": "a"}': "id is null",
+    '{"id": "", "text": "a"}': "id is empty",
+    '{"id": 1.5, "text": "a"}': "id is not a string or an integer (float)",
+    '{"id": true, "text": "a"}': "id is not a string or an integer (bool)",
+    '{"id": "6", "text": "a", "labels": "b"}': "labels is not a list of strings (str)",
+    '{"id": "7", "text": "a", "labels": ["b", 1]}': "labels is not a list of strings (list)",
+    "null": "not a JSON object (NoneType)",
+    '["a"]': "not a JSON object (list)",
+    '{"id": "8", "text": "a"': "invalid JSON: Expecting ',' delimiter",
+    '{"id": "9", "text": "\\ud800"}': "invalid JSON: UnicodeEncodeError",
+    "[" * 100_000: "invalid JSON: RecursionError",
+}
+
+
+def parse(lines: bytes, **further: Any) -> list[dict[str, Any]]:
+    rows = Rules.of(DocumentsConfig(uri="/folder", **further), labelled=True).from_json(lines, "/folder/file", 7).to_pylist()
+    assert [(row.pop("file"), row.pop("row")) for row in rows] == [("/folder/file", 7 + place) for place in range(len(rows))]
+    return rows
+
+
+def from_parquet(table: pa.Table, *texts: str, **further: Any) -> list[dict[str, Any]]:
+    config = DocumentsConfig(uri="s3://bucket", text=list(texts or ["text"]), **further)
+    rules = Rules.of(config, labelled="labels" in table.column_names)
+    rows = rules.from_parquet(table, "s3://bucket/file", 0).to_pylist()
+    assert [(row.pop("file"), row.pop("row")) for row in rows] == [("s3://bucket/file", place) for place in range(len(rows))]
+    return rows
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_a_bad_line_is_one_rejected_row(line: str) -> None:
+    good = b'{"id": "good", "text": "a", "labels": ["x"]}'
+    rows = parse(b"\n".join([good, line.encode(), good]))
+    assert [row["reason"] for row in rows] == [None, BAD_LINES[line], None]
+    assert rows[0] == rows[2] == {"id": "good", "text": "a", "labels": ["x"], "reason": None}
+    assert rows == [parse(good)[0], parse(line.encode())[0], parse(good)[0]]
+
+
+def test_bytes_that_are_no_text_are_rejected() -> None:
+    assert [row["reason"] for row in parse(b'{"id": "\xff", "text": "a"}\n{"id": "b", "text": "b"}')] == [
+        "invalid JSON: UnicodeDecodeError",
+        None,
+    ]
+    latin = pa.array([b"a", b"\xe4", None]).view(pa.string())
+    text = pa.array(["x", "y", "z"])
+    assert [row["reason"] for row in from_parquet(pa.table({"id": latin, "text": text}))] == [
+        None,
+        "id is not UTF-8",
+        "id is null",
+    ]
+    assert [row["reason"] for row in from_parquet(pa.table({"id": text, "text": latin}))] == [
+        None,
+        "text is not UTF-8",
+        "text is null",
+    ]
+
+
+@pytest.mark.parametrize(
+    "lines", [b'{"id": 1, "text": "a"}', b'\xef\xbb\xbf{"id": "1", "text": "a"}\r', b'  {"text":"a","id":"1"} ']
+)
+def test_unusual_but_good_lines(lines: bytes) -> None:
+    assert parse(lines + b"\n" + lines) == [{"id": "1", "text": "a", "labels": [], "reason": None}] * 2
+
+
+def test_labels_are_unique_and_never_null() -> None:
+    labels = [["b", "a", "b", None], None, [], [None], ["c"]]
+    expected = [["b", "a"], [], [], [], ["c"]]
+    lines = [json.dumps({"id": n, "text": "t", "labels": row}).encode() for n, row in enumerate(labels)]
+    assert [row["labels"] for row in parse(b"\n".join(lines))] == expected
+    table = pa.table({"id": range(5), "text": ["t"] * 5, "labels": pa.array(labels, pa.large_list(pa.large_string()))})
+    assert [row["labels"] for row in from_parquet(table)] == expected
+    assert [row["labels"] for row in from_parquet(table.slice(2))] == expected[2:]
+
+
+def test_string_types_of_parquet() -> None:
+    text = pa.array(["a", None, "a"])
+    for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())):
+        rows = from_parquet(pa.table({"id": pa.array([2**63, 1, 0], pa.uint64()), "text": text.cast(kind)}))
+        assert [(row["id"], row["text"]) for row in rows] == [(str(2**63), "a"), ("1", None), ("0", "a")]
+
+
+def test_series_are_strings_and_read_only_if_asked_for() -> None:
+    config = DocumentsConfig(uri="/f")
+    rules = Rules.of(config, labelled=True, series="series")
+    latin = pa.array([b"a", b"\xe4", None]).view(pa.string())
+    table = pa.table({"id": range(3), "text": ["t"] * 3, "labels": pa.array([["x"]] * 3), "series": latin})
+    found = rules.from_parquet(table, "/f", 0).to_pylist()
+    reasons = [None, "series is not UTF-8", None]
+    assert [(row["series"], row["reason"]) for row in found] == list(zip(["a", None, None], reasons, strict=True))
+    for ids, series in product(((1, 2), ("1", "2")), ((3, 4), ("3", "4"), (3, "4"))):
+        lines = [json.dumps({"id": n, "text": "t", "series": own}).encode() for n, own in zip(ids, series, strict=True)]
+        found = rules.from_json(b"\n".join(lines), "/f", 0).to_pylist()
+        assert [(row["id"], row["series"]) for row in found] == [("1", "3"), ("2", "4")]
+    [wrong] = rules.from_json(b'{"id": "1", "text": "t", "series": [1]}', "/f", 0).to_pylist()
+    assert wrong["reason"] == "series is not a string or an integer (list)"
+    problem = rules.problem({"id": pa.string(), "text": pa.string(), "labels": pa.list_(pa.string())})
+    assert problem is not None and "no column 'series'" in str(problem)
+    assert "set validation.series to the right column, or to null for none" in str(problem)
+    assert "series" not in Rules.of(config, labelled=True).from_json(b'{"id": "1", "text": "t"}', "/f", 0).column_names
+
+
+@pytest.mark.parametrize("name", ["text", "labels", "id"])
+@pytest.mark.parametrize("row", [{"id": 1, "text": "t"}, {"id": "1", "text": 7}, {"id": "1", "text": "t", "labels": ["x"]}])
+def test_a_column_named_twice_is_read_alike_in_good_and_in_odd_company(name: str, row: dict[str, Any]) -> None:
+    rules, line = Rules.of(DocumentsConfig(uri="/f"), labelled=True, series=name), json.dumps(row).encode()
+    alone = rules.from_json(line, "/f", 0).to_pylist()
+    assert alone == rules.from_json(line + b"\nnull", "/f", 0).to_pylist()[:1]
+
+
+PARTS = st.none() | st.text(st.sampled_from(" \t\n\u3000ab"), max_size=3)
+
+
+@given(st.lists(st.tuples(PARTS, PARTS, PARTS)), st.sampled_from(["\n", " | ", ""]))
+@settings(deadline=None)
+def test_joined_texts_are_those_of_a_plain_loop(rows: list[tuple[str | None, ...]], separator: str) -> None:
+    columns = {name: pa.array(values, pa.string()) for name, values in zip("abc", zip(*rows, strict=True), strict=False)}
+    columns = columns or dict.fromkeys("abc", pa.array([], pa.string()))
+    found = from_parquet(pa.table({"id": range(len(rows)), **columns}), "a", "b", "c", separator=separator)
+    for row, parts in zip(found, rows, strict=True):
+        filled = [part for part in parts if part is not None and part.strip()]
+        empty = "text is null" if all(part is None for part in parts) else "text is empty"
+        assert row["text"] == (separator.join(filled) if filled else None)
+        assert row["reason"] == (None if filled else empty)
+
+
+VALUES = st.none() | st.integers(0, 9) | st.text(max_size=3) | st.lists(st.none() | st.text(max_size=2), max_size=3)
+OBJECTS = st.dictionaries(st.sampled_from(["id", "text", "labels", "other"]), VALUES).map(json.dumps)
+ODD = st.sampled_from(
+    ["", " ", "null", "3", "[]", "{}", "{", "}{", "{}{}", '{"id": 1, "id": 2}', '{"other": {"id": "x"}}', " {} "]
+)
+
+
+@given(st.lists(OBJECTS | ODD, min_size=1))
+@settings(deadline=None)
+def test_fast_parser_agrees_with_the_slow_one(lines: list[str]) -> None:
+    data = "\n".join(lines).strip().encode() or b"{}"
+    slow = [column.to_pylist() for column in documents._parse_one_by_one(data, COLUMNS)]
+    fast = documents._parse_at_once(data, COLUMNS)
+    assert fast is None or [column.to_pylist() for column in fast] == slow
+
+
+def test_text_digest() -> None:
+    expected = [hashlib.blake2b(text.encode(), digest_size=16).hexdigest() for text in ("", "Größe")]
+    assert text_digest(pa.array(["", None, "Größe"])).to_pylist() == [expected[0], None, expected[1]]
+
+
+def test_ids_are_made_of_file_and_row_where_there_are_none() -> None:
+    assert [row["id"] for row in parse(b'{"text": "a"}\n{"text": "b"}', id=None)] == ["file:7", "file:8"]
+    rules = Rules.of(DocumentsConfig(uri="/folder/file", id=None), labelled=False)
+    assert rules.from_parquet(pa.table({"text": ["a"]}), "/folder/file", 3)["id"].to_pylist() == ["file:3"]
+    assert rules.unreadable(2, "gone", "/folder/file", 3).to_pylist() == [
+        {"id": None, "text": None, "file": "/folder/file", "row": row, "reason": "gone"} for row in (3, 4)
+    ]
+
+
+def test_a_text_that_is_too_long_is_rejected_and_not_carried_along() -> None:
+    rows = from_parquet(pa.table({"id": ["a", "b"], "text": ["ä" * 5, "ä" * 5 + "x"]}), max_bytes=10)
+    assert [row["reason"] for row in rows] == [None, "text is longer than 10 bytes"]
+    assert [row["text"] for row in rows] == ["ä" * 5, None]

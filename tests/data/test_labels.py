@@ -1,0 +1,83 @@
+"""Labels: their order, ids, counts and names; list columns against plain loops."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xmc_ray.data.labels import LabelIndex, list_lengths, lists_from_rows, unique_in_rows
+from xmc_ray.errors import DataError
+
+QUICK = settings(max_examples=60, deadline=None, derandomize=True)
+ROWS = st.lists(st.none() | st.lists(st.none() | st.sampled_from("abcdé"), max_size=5), max_size=8)
+STRINGS = pa.list_(pa.string())
+
+
+def lists(rows: object) -> pa.ListArray:
+    return pa.array(rows, STRINGS)
+
+
+def unique(row: list[str | None] | None) -> list[str]:
+    return list(dict.fromkeys(value for value in row or [] if value is not None))
+
+
+def test_most_frequent_first_then_by_name() -> None:
+    index = LabelIndex.count([lists([["b", "a"], ["c", "b"]]), lists([["c"], [], ["d", "a"]])])
+    assert index.labels.to_pylist() == ["a", "b", "c", "d"]
+    assert index.counts.tolist() == [2, 2, 2, 1]
+    assert index.n_documents == 5
+    other = LabelIndex.count([lists([["d", "a"], [], ["c"]]), lists([["c", "b"], ["b", "a"]])])
+    assert other.labels.equals(index.labels)
+    assert other.fingerprint == index.fingerprint
+
+
+def test_a_label_that_stands_twice_in_a_row_counts_once() -> None:
+    assert LabelIndex.count([lists([["a", "a", None], ["a"], None])]).counts.tolist() == [2]
+
+
+@pytest.mark.parametrize("rows", [[], [[]], [None, []], [[None]]])
+def test_no_label_at_all(rows: list[object]) -> None:
+    with pytest.raises(DataError, match=f"no document has a label; found {len(rows)} documents"):
+        LabelIndex.count([lists(rows)])
+
+
+@QUICK
+@given(ROWS, st.integers(0, 3))
+def test_encode_equals_a_loop(rows: list[list[str | None] | None], skipped: int) -> None:
+    index = LabelIndex.count([lists([["b", "a", "é"], ["b", "é"], ["b"]])])
+    ids = {label: number for number, label in enumerate(index.labels.to_pylist())}
+    expected = [[ids[label] for label in unique(row) if label in ids] for row in rows[skipped:]]
+    assert index.encode(lists(rows).slice(skipped)).to_pylist() == expected
+    chunks = pa.chunked_array([lists(rows).slice(skipped), lists([["a"]])])
+    assert index.encode(chunks).to_pylist() == [*expected, [ids["a"]]]
+
+
+@QUICK
+@given(ROWS, st.integers(0, 3))
+def test_list_columns_equal_loops(rows: list[list[str | None] | None], skipped: int) -> None:
+    column = lists(rows).slice(skipped)
+    assert unique_in_rows(column).to_pylist() == [unique(row) for row in rows[skipped:]]
+    assert list_lengths(column).tolist() == [len(row or []) for row in rows[skipped:]]
+
+
+def test_lists_from_rows() -> None:
+    import numpy as np
+
+    assert lists_from_rows(np.array([1, 1, 3]), pa.array([7, 8, 9]), 5).to_pylist() == [[], [7, 8], [], [9], []]
+
+
+def test_names_and_round_trip(tmp_path: Path) -> None:
+    index = LabelIndex.count([lists([["a", "b"], ["a"]])])
+    assert not index.has_names
+    named = index.with_names(pa.table({"label": ["x", "b"], "name": ["X", "Bee"]}))
+    assert named.names.to_pylist() == [None, "Bee"]
+    assert named.has_names
+    assert named.fingerprint == index.fingerprint != LabelIndex.count([lists([["a", "c"], ["a"]])]).fingerprint
+    named.save(tmp_path / "labels.parquet")
+    again = LabelIndex.load(tmp_path / "labels.parquet")
+    assert again.to_table().equals(named.to_table())
+    assert again.n_documents == 2
+    with pytest.raises(DataError, match="lack a column"):
+        index.with_names(pa.table({"label": ["a"], "title": ["A"]}))

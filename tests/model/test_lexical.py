@@ -1,0 +1,124 @@
+"""The lexical branch: the terms of documents, their weights, and vectors that learn."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from xmc_ray import ConfigError, EncoderConfig, FitConfig, GroupsConfig, LexicalConfig, LoopConfig, XMCClassifier
+from xmc_ray.data.groups import LabelGroups
+from xmc_ray.model.lexical import LexicalBranch, build_lexical, count_terms, term_weights
+from xmc_ray.model.lightxml import LightXML, ModelConfig
+from xmc_ray.model.sharding import Exchange
+from xmc_ray.model.text import make_batch
+
+COLUMNS = 64
+
+documents = st.lists(st.lists(st.integers(0, 30_000), max_size=8), min_size=1, max_size=6)
+
+
+def tokens_of(rows: list[list[int]]) -> pa.ListArray:
+    return pa.array(rows, pa.list_(pa.int32()))
+
+
+@given(rows=documents)
+@settings(max_examples=50, deadline=None)
+def test_terms_are_tokens_and_pairs_of_each_document(rows: list[list[int]]) -> None:
+    batch = make_batch(tokens_of(rows))
+    row_N, column_N, count_N = (part.tolist() for part in count_terms(batch.tokens_BT, batch.mask_BT, COLUMNS))
+    found = dict(zip(zip(row_N, column_N, strict=True), count_N, strict=True))
+    assert list(found) == sorted(found)
+    assert found == reference.terms(rows, COLUMNS)
+
+
+@given(rows=documents, rarest=st.integers(1, 3))
+@settings(max_examples=50, deadline=None)
+def test_features_are_weighted_sums_of_vectors_and_a_layer(rows: list[list[int]], rarest: int) -> None:
+    config = LexicalConfig(width=4, columns=COLUMNS, rarest=rarest)
+    weight_F = term_weights([tokens_of(rows[:2]), tokens_of(rows[2:])], config)
+    np.testing.assert_allclose(weight_F, reference.term_weights(rows, COLUMNS, rarest), rtol=1e-6)
+    torch.manual_seed(0)
+    branch = build_lexical(config, weight_F)
+    assert branch is not None
+    batch = make_batch(tokens_of(rows))
+    with torch.no_grad():
+        kept_F = torch.from_numpy(weight_F > 0)
+        vectors_FH = torch.zeros(COLUMNS, 4)
+        vectors_FH[kept_F] = branch.vectors.weight[: int(kept_F.sum())]
+        expected = reference.lexical_features(rows, weight_F, vectors_FH, branch.mix.weight, branch.mix.bias)
+        torch.testing.assert_close(branch(batch.tokens_BT, batch.mask_BT), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_columns_spread_over_the_whole_width() -> None:
+    batch = make_batch(tokens_of([list(range(30_000))]))
+    _, column_N, count_N = count_terms(batch.tokens_BT, batch.mask_BT, 2**18)
+    assert len(column_N) > 0.9 * 2**18 * (1 - np.exp(-60_000 / 2**18))  # as many as random ones would hit, and a few less
+    assert int(count_N.max()) < 10
+
+
+def test_a_term_left_out_and_padding_change_nothing() -> None:
+    config = LexicalConfig(width=4, columns=2**16, rarest=2)
+    branch = build_lexical(config, term_weights([tokens_of([[1, 2, 3], [1, 2, 3]])], config))
+    assert branch is not None
+    known, other = make_batch(tokens_of([[1, 2, 3]])), make_batch(tokens_of([[1, 2, 3, 9], [7] * 9]))
+    with torch.no_grad():
+        features = branch(other.tokens_BT, other.mask_BT)
+        torch.testing.assert_close(features[:1], branch(known.tokens_BT, known.mask_BT))
+        assert features[1].count_nonzero() == 0  # nothing known in it, and the layer's bias starts at zero
+
+
+def test_a_model_without_a_transformer_learns_and_survives_a_bundle(tiny_encoder: Path, tmp_path: Path) -> None:
+    config = FitConfig(
+        encoder=EncoderConfig(name=str(tiny_encoder), layers=0),
+        lexical=LexicalConfig(width=16, columns=512),
+        groups=GroupsConfig(max_size=1),
+        model=ModelConfig(dropout=0.0),
+        loop=LoopConfig(epochs=12, batch_size=8),
+    )
+    colours, kinds = ["red", "green"], ["apple", "pear", "plum"]
+    labels = [[colour, kind] for colour in colours for kind in kinds] * 8
+    classifier = XMCClassifier.fit([" ".join(row) for row in labels], labels, config=config)
+    assert classifier.evaluate([" ".join(row) for row in labels], labels)["total"]["P@1"] == 1.0
+    classifier.save(str(tmp_path / "bundle"))
+    assert not (tmp_path / "bundle" / "encoder").exists()
+    again = XMCClassifier.load(str(tmp_path / "bundle"))
+    assert again.predict(["a green plum"], k=3) == classifier.predict(["a green plum"], k=3)
+    assert "lexical branch: width 16, 512 columns" in (tmp_path / "bundle" / "README.md").read_text()
+    as_format_2(tmp_path / "bundle")
+    (old,), (new,) = (each.predict(["a green plum"], k=3) for each in (XMCClassifier.load(str(tmp_path / "bundle")), again))
+    assert dict(old) == pytest.approx(dict(new))
+    quantised = again.ensemble.quantised()
+    assert quantised.bundles[0].model.encoder is None
+
+
+def as_format_2(bundle: Path) -> None:
+    """Make it what earlier releases wrote: a vector for every column."""
+    state, marker = load_file(bundle / "model.safetensors"), json.loads((bundle / "config.json").read_text())
+    kept_F = state["lexical.weight_F"] > 0
+    vectors_FH = torch.full((len(kept_F), state["lexical.vectors.weight"].shape[1]), torch.nan)
+    assert 0 < kept_F.sum() < len(kept_F)
+    vectors_FH[kept_F] = state["lexical.vectors.weight"]
+    save_file(state | {"lexical.vectors.weight": vectors_FH}, bundle / "model.safetensors")
+    marker |= {"xmc_ray_format": 2, "fingerprint": "0123456789abcdef"}
+    marker["files"]["model.safetensors"]["size"] = (bundle / "model.safetensors").stat().st_size
+    (bundle / "config.json").write_text(json.dumps(marker))
+
+
+@pytest.mark.parametrize("settings", [{"width": -1}, {"columns": 0}, {"rarest": 0}])
+def test_settings_that_do_not_fit(settings: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="does not fit"):
+        LexicalConfig(**settings)
+
+
+def test_a_model_needs_something_to_read_with() -> None:
+    with pytest.raises(ConfigError, match=r"encoder\.layers = 0 and lexical\.width = 0"):
+        LightXML(None, LabelGroups(np.arange(3)), ModelConfig(), Exchange())
+    assert build_lexical(LexicalConfig(), None) is None
+    assert LightXML(None, LabelGroups(np.arange(3)), ModelConfig(), lexical=LexicalBranch(torch.ones(8), 4)).width == 4

@@ -1,0 +1,123 @@
+"""Tokens and batches: padded only as far as needed, every row once."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from xmc_ray.errors import ConfigError, ModelError
+from xmc_ray.model.text import Tokenizer, budget_batches, make_batch
+
+QUICK = settings(max_examples=60, deadline=None, derandomize=True)
+INTS = pa.list_(pa.int32())
+
+
+def test_tokens_are_those_of_the_pretrained_tokenizer(tiny_encoder: Path) -> None:
+    texts = ["a red apple", "", "the Green pear, and 12 plums!", "grape " * 40]
+    tokens, truncated = Tokenizer.load(tiny_encoder, 16).encode(pa.array(texts))
+    pretrained = AutoTokenizer.from_pretrained(tiny_encoder)
+    assert tokens.to_pylist() == pretrained(texts, truncation=True, max_length=16)["input_ids"]
+    assert tokens.type == INTS
+    assert truncated.to_pylist()[:2] == [False, False]
+    assert truncated.to_pylist()[3] is True
+
+
+@pytest.mark.parametrize(("words", "is_cut"), [(13, False), (14, False), (15, True)])
+def test_truncation_is_counted_exactly(tiny_encoder: Path, words: int, is_cut: bool) -> None:
+    tokens, truncated = Tokenizer.load(tiny_encoder, 16).encode(pa.array(["grape " * words]))
+    assert truncated.to_pylist() == [is_cut]
+    assert len(tokens[0]) == min(words + 2, 16)
+
+
+def test_tokens_become_text_again(tiny_encoder: Path) -> None:
+    tokenizer = Tokenizer.load(tiny_encoder, 8)
+    tokens, _ = tokenizer.encode(pa.array(["A Red  apple", "", "the pear and the plum and the grape"]))
+    assert [tokenizer.decode(row) for row in tokens.to_pylist()] == ["a red apple", "", "the pear an ##d the plum"]
+
+
+def test_a_tokenizer_travels_to_other_processes(tiny_encoder: Path) -> None:
+    tokenizer = Tokenizer.load(tiny_encoder, 8)
+    again = copy.deepcopy(tokenizer)  # by the same protocol as pickling
+    texts = pa.array(["grape " * 20, "a plum"])
+    assert [part.to_pylist() for part in again.encode(texts)] == [part.to_pylist() for part in tokenizer.encode(texts)]
+    assert again.summary_position == "first"
+
+
+def test_the_fingerprint_is_that_of_what_encoding_gives(tiny_encoder: Path, other_encoder: Path) -> None:
+    one, same, shorter = (Tokenizer.load(tiny_encoder, length).fingerprint for length in (8, 8, 7))
+    assert one == same
+    assert len({one, shorter, Tokenizer.load(other_encoder, 8).fingerprint}) == 3
+
+
+@pytest.mark.parametrize("max_tokens", [0, 2, 129])
+def test_a_length_that_the_encoder_does_not_take(tiny_encoder: Path, max_tokens: int) -> None:
+    with pytest.raises(ConfigError, match=r"text\.max_tokens is out of range"):
+        Tokenizer.load(tiny_encoder, max_tokens)
+
+
+def test_no_tokenizer_there(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        Tokenizer.load(tmp_path / "nothing", 8)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_summary_token_may_stand_last(tiny_encoder: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    pretrained = AutoTokenizer.from_pretrained(tiny_encoder)
+    around = [(name, pretrained.convert_tokens_to_ids(name)) for name in ("[CLS]", "[SEP]")]
+    pretrained.backend_tokenizer.post_processor = TemplateProcessing(single="$A [SEP] [CLS]", special_tokens=around)
+    assert Tokenizer(pretrained, 8).summary_position == "last"
+    pretrained.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    assert Tokenizer(pretrained, 8).summary_position is None
+
+
+@QUICK
+@given(st.lists(st.lists(st.integers(1, 99), max_size=9), min_size=1, max_size=6), st.integers(0, 3))
+def test_a_batch_is_padded_to_its_longest(rows: list[list[int]], n_labels: int) -> None:
+    labels = [[row * 10 + label for label in range(n_labels)] for row in range(len(rows))]
+    batch = make_batch(pa.array(rows, INTS), pa.array(labels, INTS))
+    longest = max(1, *map(len, rows)) if len(rows) > 1 else max(1, len(rows[0]))
+    assert batch.tokens_BT.tolist() == [row + [0] * (longest - len(row)) for row in rows]
+    assert batch.mask_BT.tolist() == [[place < len(row) for place in range(longest)] for row in rows]
+    pairs = [(row, label) for row, true in enumerate(labels) for label in true]
+    assert list(zip(batch.row_P.tolist(), batch.label_P.tolist(), strict=True)) == pairs
+    sliced = make_batch(pa.array([[7], *rows], INTS).slice(1), pa.array([[7], *labels], INTS).slice(1))
+    assert sliced.tokens_BT.tolist() == batch.tokens_BT.tolist()
+    assert sliced.label_P.tolist() == batch.label_P.tolist()
+
+
+@QUICK
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.data())
+def test_micro_batches_are_the_batch_cut_in_nearly_equal_parts(lengths: list[int], data: st.DataObject) -> None:
+    parts = data.draw(st.integers(1, len(lengths)))
+    rows = [[place + 1] * length for place, length in enumerate(lengths)]
+    labels = [[10 * place + label for label in range(place % 3)] for place in range(len(rows))]
+    batch = make_batch(pa.array(rows, INTS), pa.array(labels, INTS))
+    pieces = batch.split(parts)
+    sizes = [len(piece) for piece in pieces]
+    assert len(pieces) == parts and sum(sizes) == len(batch) and max(sizes) - min(sizes) <= 1
+    first = 0
+    for piece, size in zip(pieces, sizes, strict=True):
+        here = slice(first, first + size)
+        expected = make_batch(pa.array(rows[here], INTS), pa.array(labels[here], INTS))
+        assert {name: tensor.tolist() for name, tensor in vars(piece).items()} == {
+            name: tensor.tolist() for name, tensor in vars(expected).items()
+        }
+        first += size
+
+
+@QUICK
+@given(st.lists(st.integers(0, 40), max_size=30), st.integers(1, 100))
+def test_budget_batches_cover_every_row_once(lengths: list[int], budget: int) -> None:
+    batches = list(budget_batches(np.array(lengths, np.int64), budget))
+    assert sorted(row for rows in batches for row in rows.tolist()) == list(range(len(lengths)))
+    for rows in batches:
+        assert len(rows) == 1 or len(rows) * max(lengths[row] for row in rows) <= budget
+    longest = [max(lengths[row] for row in rows) for rows in batches]
+    assert longest == sorted(longest, reverse=True)

@@ -1,0 +1,225 @@
+"""The jobs end to end on Ray, called in process with tiny configs; their bad input as a user meets it."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from fruit import options
+from safetensors.torch import load_file
+from seaweed import S3
+
+from xmc_ray import command
+from xmc_ray.bundle.ensemble import Members
+from xmc_ray.classifier import XMCClassifier
+from xmc_ray.errors import ConfigError, DataError, ModelError, XmcError
+from xmc_ray.on_ray import evaluate
+from xmc_ray.on_ray.train import job
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def train(*arguments: Any) -> str:
+    return job.run(command.parse(job.TrainConfig, options(*arguments)))
+
+
+def test_one_worker_learns_and_leaves_a_run_folder(trained: Path) -> None:
+    entries = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    scores = [entry["validation/P@1"] for entry in entries if "validation/P@1" in entry]
+    assert len(scores) >= 2 and scores[-1] > 0.9
+    assert any("documents_per_second" in entry for entry in entries)
+    assert list((trained / "tensorboard").glob("events*"))
+    assert "seed = 6088" in (trained / "run.toml").read_text()
+    assert list((trained / "checkpoints").rglob("checkpoint.json"))
+    bundle = XMCClassifier.load(str(trained / "bundle"))
+    (tags,) = bundle.predict(["a green plum"], k=3)
+    assert {label for label, _ in tags} == {"fruit", "green", "plum"}
+    metrics, calibration = bundle.bundle.metrics, bundle.bundle.calibration
+    assert metrics["P@1"] == max(scores)
+    assert calibration is not None and metrics["calibration"]["predictions"] == len(calibration) > 0
+    assert metrics["calibration"]["ECE@5"] < 0.3 and set(metrics["calibration"]["thresholds"]) == {"0.5", "0.8", "0.9"}
+
+
+def test_two_workers_on_object_storage(fruit: Path, tiny_encoder: Path, s3: S3, trained: Path) -> None:
+    uri = s3.uri("runs/two")
+    bundle = train(fruit, os.path.relpath(tiny_encoder), uri, "--workers.count=2")
+    (tags,) = XMCClassifier.load(bundle).predict(["a yellow grape"], k=3)
+    assert {label for label, _ in tags} == {"fruit", "yellow", "grape"}
+
+
+def test_evaluate_equals_the_classifier(fruit: Path, trained: Path, tmp_path: Path) -> None:
+    config = {"documents.uri": fruit / "test.parquet", "bundle": trained / "bundle", "output": tmp_path / "evaluation"}
+    arguments = [f"--{name}={value}" for name, value in config.items()]
+    result = evaluate.run(
+        command.parse(evaluate.EvaluateConfig, [*arguments, "--pool.batch_rows=7", "--pool.max=1", "--pool.threads=1"])
+    )
+    test = pq.read_table(fruit / "test.parquet")
+    expected = XMCClassifier.load(str(trained / "bundle")).evaluate(test["text"].to_pylist(), test["labels"].to_pylist())
+    assert result["total"] == expected["total"] and result["bands"] == expected["bands"]
+    assert result["total"]["P@1"] > 0.9
+    assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text()) == result
+    with pytest.raises(ConfigError, match="there already"):
+        evaluate.run(command.parse(evaluate.EvaluateConfig, arguments))
+
+
+def test_evaluate_without_a_known_label(trained: Path, tmp_path: Path) -> None:
+    rows = [{"id": "1", "text": "a red apple", "labels": ["unheard of"]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test.parquet")
+    arguments = [
+        f"--documents.uri={tmp_path / 'test.parquet'}",
+        f"--bundle={trained / 'bundle'}",
+        "--pool.max=1",
+        "--pool.threads=1",
+    ]
+    with pytest.raises(DataError, match="no document has a label that the bundle knows"):
+        evaluate.run(command.parse(evaluate.EvaluateConfig, arguments))
+
+
+def test_evaluate_with_thresholds(fruit: Path, trained: Path, bundles: list[str]) -> None:
+    arguments = [f"--documents.uri={fruit / 'test.parquet'}", "--pool.max=1", "--pool.threads=1", "--min_precision=0.5"]
+    parsed = command.parse(evaluate.EvaluateConfig, [*arguments, f"--bundle={trained / 'bundle'}"])
+    told = evaluate.run(parsed)["calibration"]
+    assert told["calibrated"] and told["min_precision"] == 0.5
+    assert told["precision"] > 0.5 and told["coverage"] > 0.9 and told["ECE@5"] < 0.3
+    for ks in ("[1]", "[1, 14]"):  # what is told of scores depends on no depth of a metric
+        again = command.parse(evaluate.EvaluateConfig, [*arguments, f"--bundle={trained / 'bundle'}", f"--ks={ks}"])
+        assert evaluate.run(again)["calibration"] == told
+    with pytest.raises(ConfigError, match=r"needs a calibrated bundle: .*/other; found no calibration"):
+        evaluate.run(command.parse(evaluate.EvaluateConfig, [*arguments, f"--bundle={bundles[1]}"]))
+
+
+def test_without_held_out_documents_there_is_no_calibration(fruit: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+    bundle = train(fruit, tiny_encoder, tmp_path / "run", "--validation.share=0", "--loop.epochs=1")
+    opened = XMCClassifier.load(bundle).bundle
+    assert opened.calibration is None and opened.metrics["calibration"] == {"documents": 0, "predictions": 0}
+
+
+def test_evaluate_an_ensemble(fruit: Path, bundles: list[str]) -> None:
+    arguments = [
+        f"--documents.uri={fruit / 'test.parquet'}",
+        f"--bundle={json.dumps(bundles)}",
+        "--pool.max=1",
+        "--pool.threads=1",
+    ]
+    result = evaluate.run(command.parse(evaluate.EvaluateConfig, [*arguments, "--pool.batch_rows=7"]))
+    test = pq.read_table(fruit / "test.parquet")
+    expected = XMCClassifier.load(bundles).evaluate(test["text"].to_pylist(), test["labels"].to_pylist())
+    assert result["total"] == expected["total"] and result["bands"] == expected["bands"]
+    assert result["bundle"] == Members.read(bundles).fingerprint
+
+
+BAD = {
+    "missing file": (["--documents.uri=/nowhere/x.parquet"], DataError, "/nowhere/x.parquet"),
+    "encoder not found": (["--encoder.name=/nowhere/encoder"], ModelError, "/nowhere/encoder"),
+    "wrong column": (['--documents.text=["words"]'], DataError, "words"),
+    "no label names": (["--label_names=/nowhere/names.parquet"], DataError, "/nowhere/names.parquet"),
+    "more workers than groups": (["--workers.count=5"], ConfigError, "5 workers, 4 groups"),
+    "batch and workers": (["--workers.count=4", "--loop.batch_size=3"], ConfigError, "cannot share a batch"),
+    "nothing to resume from": (["--resume=/nowhere/checkpoint"], ModelError, "/nowhere/checkpoint"),
+    "gpu where there is none": (["--workers.gpu=true"], ConfigError, "found 0 GPUs, 1 workers of 1 CPU and 1 GPU"),
+    "more CPUs than there are": (["--workers.count=2", "--workers.cpus=4"], ConfigError, "found 6 CPUs, 2 workers of 4 CPU"),
+    "too many tokens": (["--text.max_tokens=100000"], ConfigError, "max_tokens"),
+    "too many layers": (["--encoder.layers=99"], ConfigError, "encoder.layers"),
+    "non-finite loss": (["--optim.rows_lr=1e30", "--optim.warmup=0", "--optim.clip_norm=0"], ModelError, "step"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_training_input_is_one_clear_line(case: str, fruit: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+    further, kind, told = BAD[case]
+    with pytest.raises(XmcError) as caught:
+        train(fruit, tiny_encoder, tmp_path / "run", *further)
+    assert type(caught.value) is kind
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "bundle").exists()
+
+
+RESUMED: dict[str, tuple[list[str], Callable[[dict[str, Any]], Any], str]] = {
+    "another label set": ([], lambda marker: marker["identity"].update(labels="0123"), "other labels"),
+    "another model shape": (["--model.bottleneck=8"], lambda marker: None, "other model"),
+    "other batches": (["--loop.batch_size=12"], lambda marker: None, "other documents"),
+    "a newer format": ([], lambda marker: marker.update(xmc_ray_checkpoint=99), "newer format"),
+}
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_a_start_that_does_not_fit_is_told_before_any_training(
+    case: str, fruit: Path, tiny_encoder: Path, trained: Path, tmp_path: Path
+) -> None:
+    further, change, told = RESUMED[case]
+    shutil.copytree(sorted((trained / "checkpoints").glob("step-*"))[-1], tmp_path / "step-000000270")
+    marker = tmp_path / "step-000000270" / "checkpoint.json"
+    content = json.loads(marker.read_text())
+    change(content)
+    marker.write_text(json.dumps(content))
+    start, cache = f"--resume={tmp_path / 'step-000000270'}", f"--cache={trained.parent / 'cache'}"
+    with pytest.raises(ModelError, match=told):
+        train(fruit, tiny_encoder, tmp_path / "run", start, cache, *further)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_begins_at_the_checkpoint_it_is_given(
+    fruit: Path, tiny_encoder: Path, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On fewer workers than asked for, since the cluster has no room for more."""
+    first = sorted((trained / "checkpoints").glob("step-*"))[0]
+    room_for_one = ["--workers.count=2", "--workers.least=1", "--workers.cpus=4"]
+    train(fruit, tiny_encoder, tmp_path / "run", f"--resume={first}", f"--cache={trained.parent / 'cache'}", *room_for_one)
+    step = int(first.name.removeprefix("step-"))
+    assert f"training with 1 workers after step {step}, saved by 1: {first}" in capfd.readouterr().out
+    bundles = [load_file(folder / "bundle" / "model.safetensors") for folder in (trained, tmp_path / "run")]
+    assert all(torch.equal(tensor, bundles[1][name]) for name, tensor in bundles[0].items())
+
+
+def test_a_run_killed_in_its_last_validation_has_it_after_all(
+    fruit: Path, tiny_encoder: Path, trained: Path, tmp_path: Path
+) -> None:
+    """What such a run leaves: its last step is saved, without a score, and there is no bundle."""
+    shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("bundle"))
+    settings = (tmp_path / "run" / "run.toml").read_text()
+    (tmp_path / "run" / "run.toml").write_text(settings.replace(str(trained), str(tmp_path / "run")))
+    newest = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))[-1] / "checkpoint.json"
+    marker = json.loads(newest.read_text())
+    expected = marker["metrics"]
+    newest.write_text(json.dumps(marker | {"score": None, "metrics": {}}))
+    train(fruit, tiny_encoder, tmp_path / "run", f"--cache={trained.parent / 'cache'}")
+    assert expected and json.loads(newest.read_text())["metrics"] == expected
+    bundles = [load_file(folder / "bundle" / "model.safetensors") for folder in (trained, tmp_path / "run")]
+    assert all(torch.equal(tensor, bundles[1][name]) for name, tensor in bundles[0].items())
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [([], "empty|no input|no document"), ([[], []], "no document has a label"), ([None, None], "no document has a label")],
+)
+def test_empty_and_unlabelled_data(labels: list[Any], told: str, tiny_encoder: Path, tmp_path: Path) -> None:
+    schema = pa.schema({"id": pa.string(), "text": pa.string(), "labels": pa.list_(pa.string())})
+    rows = [{"id": f"{n}", "text": "a red apple", "labels": row} for n, row in enumerate(labels)]
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "train.parquet")
+    pq.write_table(pa.table({"label": ["red"], "name": ["Red"]}), tmp_path / "labels.parquet")
+    with pytest.raises(DataError, match=told):
+        train(tmp_path, tiny_encoder, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_run_is_left_alone_and_another_is_refused(fruit: Path, tiny_encoder: Path, trained: Path) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*"))
+    assert train(fruit, tiny_encoder, trained, "--workers.count=2") == str(trained / "bundle")
+    with pytest.raises(ConfigError, match=r"other settings: .*found rows_lr = 0.08; expected rows_lr = 0.5"):
+        train(fruit, tiny_encoder, trained, "--optim.rows_lr=0.5")
+    with pytest.raises(ConfigError, match="not empty"):
+        train(fruit, tiny_encoder, trained, "--resume=never")
+    assert sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*")) == before
+
+
+def test_a_folder_of_something_else_is_refused(fruit: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"not empty: .*precious\.txt"):
+        train(fruit, tiny_encoder, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]

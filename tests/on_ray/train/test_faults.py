@@ -1,0 +1,164 @@
+"""Training under kill -9, real processes throughout: no fault costs more than the steps since the last checkpoint.
+
+In all of these the order of the documents is kept, so the final parameters are those of the run that nothing happened to.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from faults import SECONDS, children, kill, running, submit, wait_for
+from fruit import options
+from safetensors.torch import load_file
+from seaweed import S3
+
+from xmc_ray import command, storage
+from xmc_ray.on_ray.train import job
+from xmc_ray.storage import folders
+from xmc_ray.training.checkpoint import MARKER, find
+
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(900)]
+
+SETTINGS = [
+    "--workers.count=2",
+    "--loop.epochs=40",
+    "--validation.every=1000",
+    "--checkpoints.steps=60",
+    "--checkpoints.keep_last=3",
+    "--optim.swa_start=0.5",
+]
+
+
+@pytest.fixture(scope="module")
+def settings(fruit: Path, tiny_encoder: Path, s3: S3) -> Callable[[object], list[str]]:
+    """The options of a run at an address; all share their tokens, so all see the same documents in the same order."""
+    cache = s3.uri("faults/tokens")
+    return lambda output: options(fruit, tiny_encoder, output, *SETTINGS, f"--cache={cache}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(settings: Callable[[object], list[str]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The parameters at the end of a run that nothing happens to."""
+    return weights(job.run(parse(settings(tmp_path_factory.mktemp("runs") / "undisturbed"))))
+
+
+def test_workers_and_data_tasks_are_killed(
+    settings: Callable[[object], list[str]],
+    undisturbed: dict[str, torch.Tensor],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    place = tmp_path / "run" / "checkpoints"
+    with training_run(parse(settings(tmp_path / "run"))) as result:
+        # a worker in a step, after the first checkpoint
+        wait_for(lambda: complete(place))
+        kill(children("ray::RayTrainWorker")[-1:])
+        # the worker that would have written the marker, in the middle of a checkpoint
+        wait_for(lambda: len(restarts(result)) == 1)
+        wait_for(lambda: kill_in_a_write(place))
+        # a task that prepares batches
+        wait_for(lambda: len(restarts(result)) == 2)
+        wait_for(lambda: kill(children("ray::MapBatches(_Share)")))
+    output = "".join(result["lines"])
+    assert re.search(r"warning: passing over the checkpoint \S+: unfinished", output)
+    assert equal(weights(result["bundle"]), undisturbed)
+
+
+@pytest.mark.slow
+def test_the_driver_is_killed_and_a_checkpoint_is_cut_short(
+    settings: Callable[[object], list[str]], undisturbed: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    place, arguments = tmp_path / "run" / "checkpoints", settings(tmp_path / "run")
+    first = submit("train", arguments)
+    wait_for(lambda: len(complete(place)) >= 2)
+    orphans = children("ray::", of=first.pid)
+    first.kill()
+    first.wait()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in orphans))
+    newest, before = complete(place)[:2]
+    shard = next(Path(newest).glob("rows-00001-*"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+
+    again = submit("train", arguments)
+    output = again.communicate(timeout=SECONDS)[0]
+    assert again.returncode == 0, output
+    assert re.search(rf"warning: passing over the checkpoint {newest}: cut short, rows-00001", output)
+    assert re.search(rf"training with 2 workers after step [\d,]+, saved by 2: {before}", output)
+    assert equal(weights(str(tmp_path / "run" / "bundle")), undisturbed)
+    assert not (tmp_path / "run" / "tokens").exists()
+
+
+@pytest.mark.slow
+def test_storage_is_away_for_twenty_seconds_in_a_checkpoint(
+    settings: Callable[[object], list[str]], undisturbed: dict[str, torch.Tensor], s3: S3
+) -> None:
+    output = s3.uri("faults/run")
+    with training_run(parse(settings(output))) as result:
+        wait_for(lambda: complete(storage.join(output, "checkpoints")))
+        s3.stop()
+        time.sleep(20)
+        s3.start()
+    assert restarts(result) == [], "waiting is enough, nothing has to start again"
+    assert equal(weights(result["bundle"]), undisturbed)
+
+
+# -- runs to disturb -----------------------------------------------------------------------------------------------------
+
+
+def parse(arguments: list[str]) -> job.TrainConfig:
+    return command.parse(job.TrainConfig, arguments)
+
+
+@contextmanager
+def training_run(config: job.TrainConfig) -> Iterator[dict[str, Any]]:
+    """A run to disturb; at the end ``bundle`` is its address. ``lines``: what it said."""
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        lines.append(line + "\n")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xmc_ray.on_ray.train.journal.say", say)
+        told: dict[str, Any] = {"lines": lines}
+        with running(lambda: job.run(config)) as outcome:
+            yield told
+        told["bundle"] = outcome["result"]
+
+
+def restarts(result: dict[str, Any]) -> list[str]:
+    return [line for line in result["lines"] if "workers after step" in line]
+
+
+def complete(place: object) -> list[str]:
+    """The addresses of the complete checkpoints, newest first."""
+    try:
+        return [saved.uri for saved in find(str(place))]
+    except Exception:  # folders come and go under the eyes of whoever looks
+        return []
+
+
+def kill_in_a_write(place: Path) -> bool:
+    """Kill all workers while a checkpoint has files but no marker; whether it stayed without."""
+    for folder in place.glob("step-*"):
+        if not (folder / MARKER).exists() and any(folder.glob("*.safetensors")):
+            kill(children("ray::RayTrainWorker"))
+            return folder.exists() and not (folder / MARKER).exists()
+    return False
+
+
+def weights(bundle: str) -> dict[str, torch.Tensor]:
+    return dict(load_file(folders.local_copy(bundle) / "model.safetensors"))
+
+
+def equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    """Raises AssertionError unless all parameters are the same, up to the order of float32 sums."""
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-5, msg=name)
+    return True

@@ -1,0 +1,127 @@
+"""A folder is held by one process at a time; a dead one holds nothing."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from seaweed import S3
+
+from xmc_ray import storage
+from xmc_ray.errors import ConfigError
+from xmc_ray.storage.lease import DRIVER, held, is_free
+
+BEAT = 0.2  # seconds
+
+HOLDER = """
+import sys, time
+from xmc_ray.storage.lease import held
+with held(sys.argv[1], float(sys.argv[2])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@contextmanager
+def holder(folder: str) -> Iterator["subprocess.Popen[str]"]:
+    """Another process that holds a folder."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, folder, str(BEAT)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "out" / "night")
+    s3: S3 = request.getfixturevalue("s3")
+    return s3.uri(f"lease/{tmp_path.name}")
+
+
+def mark(folder: str) -> dict[str, object]:
+    return dict(storage.read_json(storage.join(folder, DRIVER)))
+
+
+def write(folder: str, **changes: object) -> None:
+    storage.write_json(storage.join(folder, DRIVER), mark(folder) | changes)
+
+
+def test_one_at_a_time(folder: str) -> None:
+    with holder(folder) as process:
+        refused = pytest.raises(ConfigError, match=rf"another job works in this folder: .*found process {process.pid} on ")
+        with refused, held(folder, BEAT):
+            pass
+        assert mark(folder)["process"] == process.pid, "it is left alone"
+
+
+def test_nothing_is_left_of_a_job_that_ends(folder: str) -> None:
+    with held(folder, BEAT) as lease:
+        lease.check()
+        assert not is_free(folder) or [file.uri for file in storage.all_files(folder)] == [storage.join(folder, DRIVER)]
+    assert storage.is_empty(folder) and not Path(folder).parent.exists()
+    with held(folder, BEAT):
+        storage.write_bytes(storage.join(folder, "part"), b"")
+        assert not is_free(folder)
+    assert [file.uri.rpartition("/")[2] for file in storage.all_files(folder)] == ["part"]
+
+
+def test_a_dead_process_of_this_machine_holds_nothing(folder: str) -> None:
+    with holder(folder) as process:
+        process.kill()
+        process.wait()
+        started = time.monotonic()
+        with held(folder, 600.0):  # nothing is watched: that would take half an hour
+            assert time.monotonic() - started < 60
+            assert mark(folder)["process"] != process.pid
+
+
+def test_a_process_of_another_machine_is_watched(folder: str) -> None:
+    with holder(folder) as process:
+        process.kill()
+        process.wait()
+    write(folder, host="elsewhere")
+    started = time.monotonic()
+    with held(folder, BEAT) as lease:
+        assert time.monotonic() - started > 3 * BEAT
+        lease.check()
+
+
+def test_who_was_cut_off_finds_another_in_its_place(folder: str) -> None:
+    with held(folder, BEAT) as lease:
+        write(folder, driver="another")
+        time.sleep(3 * BEAT)
+        with pytest.raises(ConfigError, match="another job works"):
+            lease.check()
+    assert mark(folder)["driver"] == "another", "it stays"
+
+
+def test_of_two_that_come_at_once_one_is_refused(folder: str) -> None:
+    processes = [
+        subprocess.Popen([sys.executable, "-c", HOLDER, folder, "5"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    try:
+        deadline = time.monotonic() + 60
+        while all(process.poll() is None for process in processes) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        (loser,) = (process for process in processes if process.poll() is not None)
+        assert loser.stderr is not None and "another job works in this folder" in loser.stderr.read()
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def test_a_mark_that_is_none_is_written_over(folder: str) -> None:
+    storage.write_bytes(storage.join(folder, DRIVER), b"{ not JSON")
+    with held(folder, BEAT):
+        assert json.dumps(mark(folder))

@@ -1,0 +1,100 @@
+"""What Kubernetes and KubeRay accept, as far as it can be told without them; for test_cluster_files.py."""
+
+import copy
+import json
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from checkout import ROOT
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError, best_match
+
+CRDS = Path(os.environ.get("XMC_RAY_CRDS", ROOT.parent / "shared" / "kuberay-crds"))
+KUBERNETES = "1.32"
+
+Document = dict[str, Any]
+
+
+def documents(path: Path) -> list[Document]:
+    """The manifests of a file, and those inside its ConfigMaps."""
+    found = [document for document in yaml.safe_load_all(path.read_text()) if document]
+    inner = [text for document in found if document["kind"] == "ConfigMap" for text in document["data"].values()]
+    return found + [document for text in inner for document in yaml.safe_load_all(text)]
+
+
+def check(manifest: Document) -> None:
+    """Raise a ValidationError where the API server would turn the manifest away, or drop a key that it does not know."""
+    if manifest["apiVersion"] != "ray.io/v1":
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+        return
+    error = best_match(_validator(manifest["kind"]).iter_errors(manifest))
+    if error is not None:
+        raise error
+
+
+def accepts(manifest: Document) -> bool:
+    """Whether `check` has nothing to say."""
+    try:
+        check(manifest)
+    except (ValidationError, kubernetes_validate.ValidationError):
+        return False
+    return True
+
+
+@cache
+def _validator(kind: str) -> Draft202012Validator:
+    path = CRDS / f"{kind.lower()}s.json"
+    if not path.exists():
+        pytest.skip(f"{path} is missing; XMC_RAY_CRDS names a folder with KubeRay's schemas")
+    return Draft202012Validator(_closed(json.loads(path.read_text())["openAPIV3Schema"]))
+
+
+def _closed(schema: Any) -> Any:
+    """A structural OpenAPI schema as JSON schema, in which a key that it does not name is an error."""
+    if isinstance(schema, list):
+        return [_closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {name: part for name, part in schema.items() if name not in {"properties", "format", "default"}}
+    result = {name: _closed(part) for name, part in result.items() if not name.startswith("x-")}
+    if schema.get("x-kubernetes-int-or-string"):
+        result["type"] = ["integer", "string"]
+    if result.pop("nullable", False):
+        result["type"] = [result["type"], "null"]
+    if "properties" in schema:
+        result["properties"] = {name: _closed(part) for name, part in schema["properties"].items()}
+        if not schema.get("x-kubernetes-preserve-unknown-fields"):
+            result.setdefault("additionalProperties", False)
+    return result
+
+
+def keys(part: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every key of a manifest."""
+    if isinstance(part, dict):
+        yield from ((*path, name) for name in part)
+    for name, child in part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ():
+        yield from keys(child, (*path, name))
+
+
+def misspelt(manifest: Document, path: tuple[Any, ...]) -> Document:
+    """The manifest with an ``x`` behind one key."""
+    changed = copy.deepcopy(manifest)
+    parent: Any = changed
+    for name in path[:-1]:
+        parent = parent[name]
+    parent[f"{path[-1]}x"] = parent.pop(path[-1])
+    return changed
+
+
+def having(part: Any, name: str) -> Iterator[Document]:
+    """The mappings, at any depth, that have a key of this name."""
+    for child in part if isinstance(part, list) else part.values() if isinstance(part, dict) else ():
+        yield from having(child, name)
+    if isinstance(part, dict) and name in part:
+        yield part

@@ -1,0 +1,362 @@
+"""Optimisers, schedule and weight averaging."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from toys import OPTIM, batch_of, toy_model
+
+from xmc_ray.data.groups import LabelGroups
+from xmc_ray.errors import ConfigError
+from xmc_ray.model.lightxml import LightXML
+from xmc_ray.model.sharding import Exchange, OwnedRows, RowGradients, rounded
+from xmc_ray.training.optim import (
+    Averager,
+    OptimConfig,
+    Optimizer,
+    RowAdagrad,
+    VectorAdagrad,
+    clip,
+    gathered_sparse,
+    learning_rate_factor,
+)
+
+STEADY = OptimConfig(encoder_lr=0.05, head_lr=0.05, rows_lr=0.05, warmup=0, decay=False, weight_decay=0.0)
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 3)
+
+
+class ScriptedRows(OwnedRows):
+    """Rows whose gradients are given."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__(len(weight), Exchange())
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(weight.shape[:-1]), requires_grad=False)
+        self.due: list[RowGradients] = []
+
+    def gradients(self) -> Iterator[RowGradients]:
+        yield from self.due
+
+
+def step(model: nn.Module, optimizer: Optimizer, progress: float = 0.5, scale: float = 1.0) -> None:
+    (scale * model.head(model.encoder(torch.ones(2, 4))).sum()).backward()
+    optimizer.step(progress)
+
+
+def train_step(model: LightXML, optimizer: Optimizer, truth: list[list[int]], seed: int = 0) -> float:
+    loss = sum(model(batch_of(np.random.default_rng(seed), truth)))
+    loss.backward()
+    optimizer.step(0.5)
+    return float(loss.detach())
+
+
+# -- schedule and groups of parameters -----------------------------------------------------------------------------------
+
+
+def test_the_rate_rises_to_its_peak_and_falls_to_nothing() -> None:
+    config = OptimConfig(warmup=0.1)
+    factors = [learning_rate_factor(share / 100, config) for share in range(101)]
+    assert factors[0] == 0
+    assert factors[5] == pytest.approx(0.5)
+    assert factors[10] == max(factors) == pytest.approx(1)
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[100] == 0
+    assert learning_rate_factor(0.9, OptimConfig(warmup=0.1, decay=False)) == 1
+    assert learning_rate_factor(0.0, OptimConfig(warmup=0.0)) == 1
+
+
+def test_encoder_and_heads_have_rates_of_their_own_and_vectors_no_decay() -> None:
+    model = Model()
+    optimizer = Optimizer(model, model.encoder, OptimConfig(encoder_lr=1e-3, head_lr=1e-1, rows_lr=1e-1, warmup=0, decay=False))
+    step(model, optimizer)
+    assert [optimizer.learning_rates()[name] for name in ("encoder_lr", "head_lr")] == [1e-3, 1e-1]
+    rates = {id(parameter): group for group in optimizer.adamw.param_groups for parameter in group["params"]}
+    assert [rates[id(parameter)]["lr"] for parameter in model.parameters()] == [1e-3, 1e-3, 1e-1, 1e-1]
+    assert [rates[id(parameter)]["weight_decay"] for parameter in model.parameters()] == [0.01, 0, 0.01, 0]
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_every_part_learns_and_follows_the_schedule() -> None:
+    model = toy_model()
+    optimizer, before = Optimizer(model, model.encoder, STEADY), deepcopy(model.state_dict())
+    optimizer.config = OptimConfig(warmup=0, encoder_lr=0.05, head_lr=0.05, rows_lr=0.05)
+    losses = model(batch_of(np.random.default_rng(0), [[0, 3], [5]]))
+    (losses.recall + losses.rank).backward()
+    optimizer.step(progress=1.0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items()), "a rate of 0 moves nothing"
+    train_step(model, optimizer, [[0, 3], [5]])
+    assert not [name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])]
+
+
+def test_rows_have_a_rate_of_their_own() -> None:
+    model = toy_model()
+    before = deepcopy(model.state_dict())
+    still = OptimConfig(encoder_lr=0.05, head_lr=0.05, rows_lr=0.0, warmup=0)
+    train_step(model, Optimizer(model, model.encoder, still), [[0, 3], [5]])
+    stayed = {name for name, tensor in model.state_dict().items() if torch.equal(tensor, before[name])}
+    assert stayed == {"recall.weight", "recall.bias", "table.weight", "table.bias"}
+
+
+def test_frozen_parameters_stay() -> None:
+    model = Model()
+    model.encoder.requires_grad_(False)
+    before = model.encoder.weight.clone()
+    optimizer = Optimizer(model, model.encoder, OptimConfig(head_lr=0.1, rows_lr=0.1))
+    step(model, optimizer)
+    assert torch.equal(model.encoder.weight, before)
+    assert optimizer.adamw is not None
+    trained = {id(parameter) for group in optimizer.adamw.param_groups for parameter in group["params"]}
+    assert trained == {id(parameter) for parameter in model.head.parameters()}
+
+
+# -- clipping ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("norm", "factor"), [(13.0, 1.0), (20.0, 1.0), (6.5, 0.5), (0.0, 1.0)])
+def test_clipping_takes_dense_and_sparse_gradients_together(norm: float, factor: float) -> None:
+    """Lengths 5 and 12 are 13 together."""
+    parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(4, 2)), nn.Parameter(torch.zeros(3))]
+    parameters[0].grad = torch.tensor([3.0, 4.0])
+    parameters[1].grad = torch.sparse_coo_tensor([[3]], [[0.0, 12.0]], (4, 2), check_invariants=True).coalesce()
+    clip(parameters, norm)
+    assert parameters[0].grad.tolist() == pytest.approx([3 * factor, 4 * factor])
+    assert parameters[1].grad.to_dense()[3].tolist() == pytest.approx([0, 12 * factor])
+    assert parameters[2].grad is None
+
+
+def test_encoder_and_heads_are_clipped_each_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, norms = toy_model(), []
+    optimizer = Optimizer(model, model.encoder, OptimConfig(clip_norm=0.01))
+
+    def look() -> None:
+        for part in (model.encoder, model.bottleneck):
+            gradients = [parameter.grad for parameter in part.parameters()]  # type: ignore[union-attr]
+            values = [gradient.to_dense() if gradient.is_sparse else gradient for gradient in gradients]  # type: ignore[union-attr]
+            norms.append(float(nn.utils.get_total_norm(values)))
+
+    monkeypatch.setattr(optimizer.adamw, "step", look)
+    train_step(model, optimizer, [[0, 3], [5]])
+    assert norms == pytest.approx([0.01, 0.01], rel=1e-3)
+
+
+# -- word vectors --------------------------------------------------------------------------------------------------------
+
+
+def test_words_of_the_step_move_as_under_adam_and_no_others() -> None:
+    lazy, eager = toy_model(), toy_model()
+    eager.encoder.vectors.sparse = False
+    before = lazy.encoder.vectors.weight.detach().clone()
+    batch = batch_of(np.random.default_rng(0), [[0, 3], [5]])
+    for model in (lazy, eager):
+        train_step(model, Optimizer(model, model.encoder, STEADY), [[0, 3], [5]])
+    seen = torch.unique(batch.tokens_BT)  # the padded ones have a gradient of zero
+    unseen = [word for word in range(len(before)) if word not in seen.tolist()]
+    after = lazy.encoder.vectors.weight.detach()
+    torch.testing.assert_close(after, eager.encoder.vectors.weight.detach(), rtol=1e-4, atol=1e-5)
+    assert unseen and torch.equal(after[unseen], before[unseen])
+    assert (after[batch.tokens_BT[batch.mask_BT]] != before[batch.tokens_BT[batch.mask_BT]]).any(1).all()
+
+
+def test_a_word_seen_twice_has_one_gradient() -> None:
+    gradient = torch.sparse_coo_tensor([[4, 1, 4]], [[1.0], [2.0], [3.0]], (6, 1), check_invariants=True)
+    gathered = gathered_sparse(gradient, Exchange())
+    assert gathered.indices().tolist() == [[1, 4]]
+    assert gathered.values().tolist() == [[2.0], [4.0]]
+
+
+# -- vectors with sparse gradients ---------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.25, 0.5]))
+@settings(max_examples=30, deadline=None)
+def test_vectors_that_were_seen_move_as_the_twin_says(seed: int, power: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    vectors = nn.Parameter(torch.randn(6, 3, generator=generator))
+    adagrad = VectorAdagrad([vectors], power)
+    slow, squares = vectors.tolist(), [0.0] * 6
+    for _ in range(3):
+        places = torch.randperm(6, generator=generator)[:4].sort().values
+        gradient = torch.randn(4, 3, generator=generator)
+        vectors.grad = torch.sparse_coo_tensor(places[None], gradient, vectors.shape).coalesce()
+        adagrad.step(0.3)
+        reference.vector_adagrad(slow, squares, dict(zip(places.tolist(), gradient.tolist(), strict=True)), 0.3, power)
+        assert vectors.grad is None
+    torch.testing.assert_close(vectors.detach(), torch.tensor(slow), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(adagrad.square[0], torch.tensor(squares), rtol=1e-4, atol=1e-6)
+    adagrad.step(0.3)  # nothing is due
+    with pytest.raises(ConfigError, match="lexical_power does not fit"):
+        OptimConfig(lexical_power=0.7)
+
+
+# -- row-wise Adagrad ----------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def scripts(draw: Any) -> tuple[tuple[int, ...], list[list[int]], int]:
+    """Shape of the rows, and which groups have a gradient in each of a few steps; none, some or all."""
+    n_groups, seed = draw(st.integers(1, 4)), draw(st.integers(0, 1000))
+    shape = draw(st.sampled_from([(n_groups, 3), (n_groups, 2, 3)]))
+    return shape, draw(st.lists(st.lists(st.integers(0, n_groups - 1), unique=True), min_size=1, max_size=5)), seed
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(scripts(), st.sampled_from([0.0, 0.1]))
+def test_rows_move_as_in_the_slow_twin_and_only_where_touched(
+    script: tuple[tuple[int, ...], list[list[int]], int], decay: float
+) -> None:
+    shape, touched, seed = script
+    torch.manual_seed(seed)
+    head = ScriptedRows(torch.randn(shape))
+    adagrad = RowAdagrad({"head": head}, decay)
+    for groups in touched:
+        weight, bias = torch.randn(len(groups), *shape[1:]), torch.randn(len(groups), *shape[1:-1])
+        before = [tensor.clone() for tensor in (head.weight, head.bias, adagrad.square["head"])]
+        first, rest = slice(groups[0], groups[0] + 1) if groups else slice(0, 0), torch.tensor(groups[1:], dtype=torch.long)
+        head.due = [
+            RowGradients(first, weight[:1].clone(), bias[:1].clone()),
+            RowGradients(rest, weight[1:].clone(), bias[1:].clone()),
+        ]
+        adagrad.step(0.3)
+        for group in range(shape[0]):
+            after = [tensor[group] for tensor in (head.weight, head.bias, adagrad.square["head"])]
+            if group not in groups:
+                assert all(torch.equal(one, tensor[group]) for one, tensor in zip(after, before, strict=True))
+                continue
+            place = groups.index(group)
+            of_group = [*(tensor[group] for tensor in before), weight[place], bias[place]]
+            shapes = ((-1, 3), (-1,), (-1,), (-1, 3), (-1,))  # a group may be one row
+            each = [tensor.reshape(shape).tolist() for tensor, shape in zip(of_group, shapes, strict=True)]
+            slow = [reference.row_adagrad(*row, 0.3, decay) for row in zip(*each, strict=True)]
+            for one, values in zip(after, zip(*slow, strict=True), strict=True):
+                torch.testing.assert_close(one, torch.tensor(values).view_as(one), rtol=1e-4, atol=1e-5)
+
+
+def test_untouched_groups_stay_and_the_state_is_four_bytes_a_row() -> None:
+    groups = LabelGroups(np.arange(400) % 40)
+    model = toy_model(groups)
+    optimizer = Optimizer(model, model.encoder, OptimConfig(head_lr=0.1, rows_lr=0.1, weight_decay=0.5, warmup=0))
+    table, before = model.table, deepcopy(model.state_dict())
+    assert table is not None
+    train_step(model, optimizer, [[3, 4], [45]])
+    moved = (table.weight != before["table.weight"]).flatten(1).any(1)
+    assert moved[[3, 4, 5]].all()
+    assert 3 <= moved.sum() <= 3 + 2 * model.shortlist
+    assert torch.equal(table.bias[~moved], before["table.bias"][~moved])
+    assert optimizer.rows.square["table"][~moved].abs().sum() == 0
+
+    rows = sum(head.bias.numel() for head in model.heads.values())
+    assert sum(square.nbytes for square in optimizer.rows.square.values()) == 4 * rows
+    others = [*optimizer.adamw.state.values(), *optimizer.lazy_adam.state.values()]  # type: ignore[union-attr]
+    assert max(value.numel() for state in others for value in state.values() if torch.is_tensor(value)) < rows
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+# -- bfloat16 ------------------------------------------------------------------------------------------------------------
+
+
+def test_rounding_by_chance_is_right_on_average() -> None:
+    torch.manual_seed(0)
+    step_up = 2.0**-7  # from 1 to the next bfloat16
+    for share in (0.0, 0.1, 0.5, 0.9):
+        value = 1 + share * step_up
+        for sign in (1.0, -1.0):
+            draws = rounded(torch.full((20_000,), sign * value), torch.bfloat16).float()
+            assert set(draws.tolist()) <= {sign, sign * (1 + step_up)}
+            assert draws.mean().item() == pytest.approx(sign * value, abs=0.02 * step_up)
+
+
+def test_what_bfloat16_can_hold_is_kept() -> None:
+    values = torch.randn(1000).bfloat16().float()
+    values[:4] = torch.tensor([0.0, torch.inf, -torch.inf, 1e-38])
+    values = values.bfloat16().float()
+    assert torch.equal(rounded(values, torch.bfloat16).float(), values)
+    assert rounded(torch.tensor([torch.nan]), torch.bfloat16).isnan().all()
+    exact = torch.randn(1000)
+    assert torch.equal(rounded(exact, torch.float32), exact)
+
+
+def test_updates_too_small_for_bfloat16_add_up() -> None:
+    torch.manual_seed(0)
+    heads = [ScriptedRows(torch.ones(1, 512, 8, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16)]
+    for head in heads:
+        adagrad = RowAdagrad({"head": head}, 0.0)
+        for _ in range(50):
+            head.due = [RowGradients(slice(0, 1), torch.ones(1, 512, 8), torch.ones(1, 512))]
+            adagrad.step(1e-4)
+    exact, half = (1 - head.weight.float().mean().item() for head in heads)
+    assert 0 < exact < 2.0**-9, "rounding to the nearest would have lost every step"
+    assert half == pytest.approx(exact, rel=0.1)
+
+
+def test_a_table_in_bfloat16_learns_like_one_in_float32() -> None:
+    final = {}
+    for kind in ("float32", "bfloat16"):
+        model = toy_model(LabelGroups(np.arange(12) % 3), table=kind)
+        optimizer = Optimizer(model, model.encoder, STEADY)
+        model.encoder.requires_grad_(False)
+        losses = [train_step(model, optimizer, [[0, 3], [5], [7, 8]]) for _ in range(40)]
+        assert losses[-1] < 0.5 * losses[0]
+        final[kind] = losses[-1]
+    assert final["bfloat16"] == pytest.approx(final["float32"], rel=0.1)
+
+
+# -- averaging -----------------------------------------------------------------------------------------------------------
+
+
+def averaged_model() -> tuple[LightXML, Averager, dict[str, Tensor]]:
+    """A model after ten steps, its average of the weights from step 4 on, every second one, and the mean of those."""
+    config = OptimConfig(encoder_lr=0.05, head_lr=0.05, rows_lr=0.05, swa_start=0.3, swa_every=2)
+    model, averager, seen = toy_model(), Averager(config), []
+    optimizer = Optimizer(model, model.encoder, config)
+    for number in range(1, 11):
+        train_step(model, optimizer, [[0, 3], [5]], seed=number)
+        averager.update(model, number, number / 10)
+        if number in (4, 6, 8, 10):
+            seen.append(deepcopy(model.state_dict()))
+    return model, averager, {name: torch.stack([state[name] for state in seen]).mean(0) for name in seen[0]}
+
+
+def test_the_average_is_the_plain_mean_of_the_weights_seen() -> None:
+    model, averager, mean = averaged_model()
+    assert averager.count == 4
+    own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with averager.in_use(model):
+        torch.testing.assert_close(dict(model.state_dict()), mean, rtol=1e-5, atol=1e-6)
+    assert all(torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items())
+    averager.keep(model)
+    torch.testing.assert_close(dict(model.state_dict()), mean, rtol=1e-5, atol=1e-6)
+
+
+def test_own_weights_return_after_an_error_and_training_goes_on_with_them() -> None:
+    model, averager, _ = averaged_model()
+    own, average = deepcopy(model.state_dict()), deepcopy(averager.averaged)
+    with pytest.raises(RuntimeError, match="validation"), averager.in_use(model):
+        raise RuntimeError("validation")
+    assert all(torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items())
+    train_step(model, Optimizer(model, model.encoder, OPTIM), [[0, 3], [5]])
+    assert not torch.equal(model.table.weight, own["table.weight"])  # type: ignore[union-attr]
+    assert all(torch.equal(tensor, average[name]) for name, tensor in averager.averaged.items())
+
+
+def test_averaging_is_off_by_default() -> None:
+    model, averager = toy_model(), Averager(OptimConfig())
+    own = deepcopy(model.state_dict())
+    for number in range(200):
+        averager.update(model, number, number / 200)
+    assert averager.averaged == {}
+    with averager.in_use(model):
+        assert all(torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items())

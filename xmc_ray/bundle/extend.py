@@ -1,0 +1,287 @@
+"""New labels for a finished model, and old ones taken out of use, without training it again.
+
+What reads the documents stays as it is, and so does every row there is: an old label's score is what it was. New labels get
+rows by `regression`, from the documents that have them; the other documents given are the negatives. A label of which there is
+only a name gets its row from that.
+
+In group mode a label joins the group that recall gives its documents, if it has a free place and is given them with at least
+`join`; the others go to new groups, with rows in the recall head of their own, lifted if the model is. A label's row learns
+from the documents that shortlist its group in prediction. New groups take part in recall: by grouped scoring, one can keep an
+old group from being shortlisted. A deprecated label keeps its id and gets a bias of -inf: no score but 0, which is no tag.
+
+Letters: D documents, F features or bottleneck, G groups, K shortlisted groups, L labels, N new labels or outputs, P pairs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from xmc_ray import storage
+from xmc_ray.bundle.folder import Bundle, load_bundle, save_bundle
+from xmc_ray.bundle.regression import Known, RowsConfig, Shortlisted, new_rows
+from xmc_ray.data.documents import DocumentsConfig
+from xmc_ray.data.groups import LabelGroups, balanced_groups, label_incidence, unit_rows
+from xmc_ray.data.labels import IntArray, LabelIndex, lists_from_rows, unique_in_rows
+from xmc_ray.data.reader import read_names, read_rows
+from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.model.lightxml import LightXML
+from xmc_ray.model.predict import PredictConfig, features
+
+_KNOWN = 4096  # known labels whose names and rows the map from names to rows is learned from, at most
+
+
+_DOCUMENTS = 1024  # whose recall scores are in memory together
+
+
+STRINGS = pa.list_(pa.string())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtendConfig:
+    """Add labels to a bundle, or take some out of use, without training it again."""
+
+    bundle: str
+    """The bundle's folder, local or s3://; it stays as it is."""
+    output: str
+    """Folder for the new bundle, empty or not there yet."""
+    documents: DocumentsConfig | None = None
+    """Labelled documents, with new labels and without: these are the negatives. They are in memory together, as features."""
+    label_names: str | None = None
+    """Parquet file (label, name); a label in it that is in no document is new as well, and made from its name alone."""
+    deprecate: list[str] = field(default_factory=list)
+    """Labels that are never predicted again; their ids stay."""
+    rows: RowsConfig = field(default_factory=RowsConfig)
+
+
+class Extension(NamedTuple):
+    """What the new labels are made of: the new index, features of documents and names, and which documents have which.
+
+    ``x_DF``: of the documents; ``y_DN``: float32, sparse, whether one has a new label; ``name_NF``: of the new labels' names.
+    """
+
+    labels: LabelIndex
+    x_DF: Tensor
+    y_DN: sparse.csr_array
+    name_NF: Tensor
+
+
+def run(config: ExtendConfig) -> str:
+    """Extend, save, and return the new bundle's fingerprint. Raises ConfigError where something lies already."""
+    if not storage.is_empty(config.output):
+        raise ConfigError("the place for the bundle is not empty", where=config.output, way_out="choose another or remove it")
+    bundle = load_bundle(config.bundle)
+    names = None if config.label_names is None else read_names(config.label_names)
+    texts, lists = pa.array([], pa.string()), pa.array([], STRINGS)
+    if config.documents is not None:
+        table = pa.concat_tables(part.select(["text", "labels"]) for part in read_rows(config.documents, labelled=True))
+        texts, lists = (table[name].combine_chunks() for name in ("text", "labels"))
+    extended = extend(bundle, texts, lists, names, config.deprecate, config.rows, PredictConfig())
+    fingerprint = save_bundle(extended, config.output)
+    told = ", ".join(f"{count:,} {what}" for what, count in extended.metrics["extension"].items() if isinstance(count, int))
+    print(f"{told}, of {len(extended.labels):,} labels in all\nbundle {fingerprint}: {config.output}")
+    return fingerprint
+
+
+def extend(
+    bundle: Bundle,
+    texts: pa.Array,
+    lists: pa.ListArray,
+    names: pa.Table | None = None,
+    deprecate: Sequence[str] = (),
+    config: RowsConfig | None = None,
+    prediction: PredictConfig | None = None,
+) -> Bundle:
+    """A bundle with the labels that are new in ``lists`` (list<string>[D], of ``texts``, string[D]) or in ``names``, too.
+
+    ``names`` are columns ``label`` and ``name``. The bundle given stays as it is; what reads the documents is shared with it.
+    Nothing is measured: of figures the new one has only those of ``bundle``, in ``metrics["extension"]["before"]``.
+    Raises ConfigError for a deprecated label that is not known, DataError when nothing is new and nothing deprecated.
+    """
+    config, prediction = config or RowsConfig(), prediction or PredictConfig()
+    hidden = np.array([bundle.labels.find(label) for label in deprecate], np.int64)
+    labels = _with_new(bundle.labels, lists, names)
+    n_old, n_new = len(bundle.labels), len(labels) - len(bundle.labels)
+    if not n_new and not len(hidden):
+        raise DataError("nothing to add", found=f"{len(lists)} documents, no new label", way_out="give documents of new labels")
+    ids = labels.encode(lists)
+    y_DN = label_incidence(ids, len(labels))[:, n_old:]
+    x_DF, name_NF = (
+        features(bundle.model, bundle.tokenizer.encode(part)[0], prediction)
+        for part in (texts, _texts(labels, np.arange(n_old, len(labels))))
+    )
+    new = Extension(labels, x_DF, y_DN, name_NF)
+    groups = bundle.groups if not n_new else _placed(bundle, new, config)
+    model = _grown(bundle.model, groups, labels)
+    if n_new:
+        _fill(bundle, model, groups, new, config, prediction)
+    _hide(model, groups, hidden)
+    counts = {"labels from documents": int((labels.counts[n_old:] > 0).sum()), "deprecated": len(hidden)}
+    counts["labels from names alone"] = n_new - counts["labels from documents"]
+    metrics = {"extension": {"of": bundle.fingerprint, **counts, "before": bundle.metrics}}
+    calibration = None if bundle.calibration is None else bundle.calibration.over(labels.counts)
+    grown = replace(bundle, model=model, labels=labels, groups=groups, calibration=calibration)
+    return replace(grown, metrics=metrics, fingerprint="")
+
+
+# -- labels --------------------------------------------------------------------------------------------------------------
+
+
+def _with_new(old: LabelIndex, lists: pa.ListArray, names: pa.Table | None) -> LabelIndex:
+    """The old labels, with their ids, counts and names; then those new in documents, most frequent first; then those in names.
+
+    The number of documents is that of training, unless more are given.
+    """
+    lists = unique_in_rows(lists)
+    values, rows = pc.list_flatten(lists), pc.list_parent_indices(lists).to_numpy()
+    is_new = pc.invert(pc.is_in(values, value_set=old.labels))
+    fresh, counts = pa.array([], pa.string()), np.empty(0, np.int64)
+    if pc.any(is_new).as_py():
+        kept = lists_from_rows(rows[is_new.to_numpy(zero_copy_only=False)], values.filter(is_new), len(lists))
+        index = LabelIndex.count([kept])
+        fresh, counts = index.labels, index.counts
+    if names is not None:
+        old = replace(old, names=pc.coalesce(old.names, old.with_names(names).names))
+        named = pc.drop_null(names["label"].combine_chunks().cast(pa.string())).unique()
+        named = named.filter(pc.invert(pc.is_in(named, value_set=pa.concat_arrays([old.labels, fresh]))))
+        fresh, counts = pa.concat_arrays([fresh, named]), np.concatenate([counts, np.zeros(len(named), np.int64)])
+    index = LabelIndex(fresh, counts, pa.nulls(len(fresh), pa.string()), 0)
+    index = index if names is None else index.with_names(names)
+    return LabelIndex(
+        pa.concat_arrays([old.labels, fresh]),
+        np.concatenate([old.counts, counts]),
+        pa.concat_arrays([old.names, index.names]),
+        max(old.n_documents, len(lists)),
+    )
+
+
+def _texts(labels: LabelIndex, ids: IntArray) -> pa.Array:
+    """string[n]: what labels are called; the label itself where it has no name."""
+    return pc.coalesce(labels.names.take(pa.array(ids)), labels.labels.take(pa.array(ids)))
+
+
+# -- groups --------------------------------------------------------------------------------------------------------------
+
+
+def _placed(bundle: Bundle, new: Extension, config: RowsConfig) -> LabelGroups:
+    """The groups with the new labels in them; in flat mode each is one."""
+    old = bundle.groups
+    if old.flat:
+        return LabelGroups(np.arange(len(new.labels)))
+    assert bundle.model.table is not None
+    bare_N = new.y_DN.sum(axis=0) == 0
+    evidence_DF = torch.cat([new.x_DF, new.name_NF[torch.from_numpy(bare_N)]])
+    of_names = sparse.eye_array(len(bare_N), format="csr")[np.flatnonzero(bare_N)]
+    share_ND = sparse.vstack([new.y_DN, of_names]).T.tocsr()
+    share_ND = sparse.diags_array(1 / share_ND.sum(axis=1)) @ share_ND
+
+    recall_NG = np.zeros((len(bare_N), len(old)))
+    for first in range(0, len(evidence_DF), _DOCUMENTS):
+        here = slice(first, first + _DOCUMENTS)
+        recall_NG += share_ND[:, here] @ _recall(bundle.model, evidence_DF[here]).sigmoid().numpy()
+    group_N = joined(recall_NG, bundle.model.table.places - old.sizes_G, config.join)
+    left = np.flatnonzero(group_N < 0)
+    if len(left):
+        centres_NF = unit_rows(sparse.csr_array((share_ND @ evidence_DF.numpy())[left].astype(np.float32)))
+        group_N[left] = len(old) + balanced_groups(centres_NF, int(old.sizes_G.max()), seed=0)
+    return LabelGroups(np.concatenate([old.group_L, group_N]))
+
+
+def joined(recall_NG: npt.NDArray[np.float64], free_G: IntArray, least: float) -> IntArray:
+    """int64[N]: the group with a free place that has the highest recall, label by label; -1 where that is below ``least``.
+
+    A loop, because a label takes the place that the next one wants.
+    """
+    group_N, free_G = np.full(len(recall_NG), -1, np.int64), free_G.copy()
+    for label, recall_G in enumerate(recall_NG):
+        group = int(np.where(free_G > 0, recall_G, -1).argmax())
+        if free_G[group] > 0 and recall_G[group] >= least:
+            group_N[label] = group
+            free_G[group] -= 1
+    return group_N
+
+
+# -- rows ----------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _grown(model: LightXML, groups: LabelGroups, labels: LabelIndex) -> LightXML:
+    """The same model over ``groups`` and ``labels``, of which the first are its own; what is new has random rows."""
+    grown = LightXML(model.encoder, groups, model.config, lexical=model.lexical)
+    grown.start_from_counts(labels.counts, labels.n_documents)  # for the lift of new groups
+    grown.bottleneck = model.bottleneck
+    for rows, before in zip(grown.heads.values(), model.heads.values(), strict=True):
+        own = tuple(map(slice, before.bias.shape))
+        rows.weight[own], rows.bias[own] = before.weight.to(rows.weight.device), before.bias.to(rows.bias.device)
+    if grown.recall.lift is not None and model.recall.lift is not None:
+        grown.recall.lift[: len(model.recall.lift)] = model.recall.lift.to(grown.recall.lift.device)
+    return grown.to(model.recall.weight.device).eval()
+
+
+@torch.no_grad()
+def _fill(
+    bundle: Bundle, model: LightXML, groups: LabelGroups, new: Extension, config: RowsConfig, prediction: PredictConfig
+) -> None:
+    """Give ``model`` the rows of what is new: groups in the recall head, and labels in the table."""
+    n_old, first = len(bundle.labels), len(bundle.groups)
+    known_E = np.linspace(0, n_old - 1, min(n_old, _KNOWN)).astype(np.int64)
+    group_E, group_N = bundle.groups.group_L[known_E], groups.group_L[n_old:]
+    name_EF = features(bundle.model, bundle.tokenizer.encode(_texts(bundle.labels, known_E))[0], prediction)
+    population = new.labels.n_documents
+
+    n_groups = len(groups) - first
+    if n_groups:
+        inside = group_N >= first
+        member_NU = sparse.csr_array(
+            (np.ones(inside.sum()), (np.flatnonzero(inside), group_N[inside] - first)), shape=(len(group_N), n_groups)
+        )
+        y_DU = ((new.y_DN @ member_NU) > 0).astype(np.float32)
+        in_use_U, of_U = np.unique(group_E, return_inverse=True)
+        known = Known(_means(name_EF, of_U), *(part[in_use_U].cpu() for part in (model.recall.weight, model.recall.bias)))
+        names_UF = _means(new.name_NF[inside], group_N[inside] - first)
+        rows = new_rows(new.x_DF, y_DU.tocsc(), None, names_UF, known, population, config)
+        for target, values in zip((model.recall.weight, model.recall.bias), rows, strict=True):
+            target[first:] = values.to(target)
+    if model.table is None or model.bottleneck is None:
+        return
+    x_DH, name_NH, name_EH = (_narrow(model, part) for part in (new.x_DF, new.name_NF, name_EF))
+    shortlist_DK = torch.cat([_recall(model, part).topk(model.shortlist).indices for part in new.x_DF.split(_DOCUMENTS)])
+    slots = torch.from_numpy(groups.slot_L)
+    old, added = ((torch.from_numpy(groups.group_L[part]), slots[part]) for part in (known_E, slice(n_old, None)))
+    known = Known(name_EH, model.table.weight[old].float().cpu(), model.table.bias[old].cpu())
+    pairs = Shortlisted(shortlist_DK, torch.from_numpy(group_N))
+    rows = new_rows(x_DH, new.y_DN.tocsc(), pairs, name_NH, known, population, config)
+    for target, values in zip((model.table.weight, model.table.bias), rows, strict=True):
+        target[added] = values.to(target)
+
+
+@torch.no_grad()
+def _hide(model: LightXML, groups: LabelGroups, label_P: IntArray) -> None:
+    group_P, slot_P = groups.group_L[label_P], groups.slot_L[label_P]
+    if model.table is None:
+        model.recall.bias[group_P] = -torch.inf
+    else:
+        model.table.bias[group_P, slot_P] = -torch.inf
+
+
+def _narrow(model: LightXML, x_DF: Tensor) -> Tensor:
+    assert model.bottleneck is not None
+    vectors_DH: Tensor = model.bottleneck(x_DF.to(model.recall.weight.device))
+    return vectors_DH.float().cpu()
+
+
+def _recall(model: LightXML, x_DF: Tensor) -> Tensor:
+    return model.recall.logits(x_DF.to(model.recall.weight.device)).float().cpu()
+
+
+def _means(x_EF: Tensor, place_E: IntArray) -> Tensor:
+    """float32[n, F]: the mean of the rows that have the same place, for places 0 to n - 1, none of them empty."""
+    sums_NF = x_EF.new_zeros(int(place_E.max()) + 1, x_EF.shape[1]).index_add_(0, torch.from_numpy(place_E), x_EF)
+    return sums_NF / torch.from_numpy(np.bincount(place_E))[:, None]

@@ -1,0 +1,259 @@
+"""The bundle: all of a trained model that others need.
+
+A bundle is a folder (local or on object storage):
+
+    config.json          format, shapes, settings, and size and digest of every other file; written last: without it,
+                         or with a file that does not match it, the folder is not a bundle
+    model.safetensors    all weights, and the lift of each group if there is one
+    encoder/config.json  the transformer's own config
+    tokenizer.json ...   the tokenizer
+    labels.parquet       label, name, count, group, threshold; row = id
+    calibration.parquet  held-out predictions: label (id), score, hit; missing where nothing was held out for it
+    metrics.json         what the model reached in validation; below ``extension``, what it had reached before one
+    run.toml             the settings of the run that made it
+    README.md            model card
+
+No pickle anywhere.
+"""
+
+import dataclasses
+import hashlib
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.torch
+import torch
+
+from xmc_ray import storage
+from xmc_ray.data.groups import LabelGroups
+from xmc_ray.data.labels import LabelIndex
+from xmc_ray.errors import ConfigError, ModelError
+from xmc_ray.metrics.calibration import DEFAULT_PRECISION, Calibration
+from xmc_ray.model.encoder import load_empty_encoder
+from xmc_ray.model.lexical import LexicalBranch
+from xmc_ray.model.lightxml import LightXML, ModelConfig
+from xmc_ray.model.text import Tokenizer
+from xmc_ray.storage import folders
+
+FORMAT = 4  # 3 knew no lift; 2 had vectors for columns that are left out, too; 1 a transformer always, and no lexical branch
+
+
+_WEIGHTS, _VECTORS = "lexical.weight_F", "lexical.vectors.weight"
+
+
+MARKER = "config.json"
+
+
+LABELS_FILE = "labels.parquet"
+
+
+CALIBRATION_FILE = "calibration.parquet"
+
+
+@dataclass
+class Bundle:
+    """A model with everything it needs to tag text. ``fingerprint`` is 16 hex digits of all its files.
+
+    Without a ``calibration`` scores are the model's own.
+    """
+
+    model: LightXML
+    tokenizer: Tokenizer
+    labels: LabelIndex
+    groups: LabelGroups
+    metrics: dict[str, Any]
+    run_toml: str = ""
+    fingerprint: str = ""
+    calibration: Calibration | None = None
+
+
+def save_bundle(bundle: Bundle, uri: str) -> str:
+    """Write a bundle and return its fingerprint; the marker goes last. Raises ConfigError where something lies already."""
+    if not storage.is_empty(uri):
+        raise ConfigError("the place for the bundle is not empty", where=uri, way_out="choose another place or remove it")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        _write_parts(bundle, folder)
+        files = {
+            str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": folders.digest(path)}
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        settings = _settings(bundle)
+        content = json.dumps([settings, files], sort_keys=True).encode()
+        settings |= {"fingerprint": hashlib.sha256(content).hexdigest()[:16], "files": files}
+        (folder / MARKER).write_text(json.dumps(settings, indent=2) + "\n")
+        folders.upload(folder, uri, last=MARKER)
+    bundle.fingerprint = str(settings["fingerprint"])
+    return bundle.fingerprint
+
+
+def load_bundle(uri: str) -> Bundle:
+    """Open a bundle on the CPU. Raises ModelError when it is not one, is incomplete, or is of a newer format.
+
+    The weights are the mapped file: all processes of a machine share its pages, and one that changes a weight gets a page of
+    its own (but for lexical vectors in format 2). One on S3 is downloaded once a machine; see `folders.node_copy`.
+    """
+    settings = read_settings(uri)
+    folder = folders.node_copy(uri, settings["fingerprint"])
+    table = pq.read_table(folder / LABELS_FILE)
+    groups = LabelGroups(table["group"].to_numpy().astype(np.int64))
+    encoder = load_empty_encoder(folder / "encoder", **settings["encoder"]) if settings["encoder"] else None
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    with torch.device("meta"):  # shapes without memory
+        lexical = LexicalBranch(state[_WEIGHTS], settings["lexical"]["width"]) if settings.get("lexical") else None
+        model = LightXML(encoder, groups, ModelConfig(**settings["model"]), lexical=lexical)
+    if lexical is not None and settings["xmc_ray_format"] == 2:
+        kept_F = (state[_WEIGHTS] > 0).nonzero()[:, 0]
+        state[_VECTORS] = state[_VECTORS][kept_F if len(kept_F) else slice(1)]
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        found = " ".join(str(error).split())
+        raise ModelError("the weights are not those of the bundle's settings", where=uri, found=found) from error
+    labels = LabelIndex.from_table(table)
+    return Bundle(
+        model=model.eval(),
+        tokenizer=Tokenizer.load(folder, settings["max_tokens"]),
+        labels=labels,
+        groups=groups,
+        metrics=json.loads((folder / "metrics.json").read_text()),
+        run_toml=(folder / "run.toml").read_text(),
+        fingerprint=settings["fingerprint"],
+        calibration=read_calibration(folder, labels),
+    )
+
+
+def read_calibration(folder: Path, labels: LabelIndex) -> Calibration | None:
+    """The calibration of a bundle on this machine; None where it has none."""
+    path = folder / CALIBRATION_FILE
+    return Calibration.from_table(pq.read_table(path), labels.counts) if path.exists() else None
+
+
+def read_settings(uri: str) -> dict[str, Any]:
+    """The content of a bundle's ``config.json``, once all files are there in full and of a format known here.
+
+    Raises ModelError where there is no bundle, or one that is damaged or of a newer format.
+    """
+    where = storage.join(uri, MARKER)
+    if not storage.exists(where):
+        raise ModelError(
+            "not a finished bundle", where=uri, found="no config.json", way_out="train again, or give another bundle"
+        )
+    try:
+        settings = storage.read_json(where)
+        version = int(settings["xmc_ray_format"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError("not a bundle of xmc_ray", where=where, found=repr(error), expected="xmc_ray_format") from error
+    if version > FORMAT:
+        raise ModelError(
+            "the bundle is of a newer format", where=uri, found=version, expected=f"at most {FORMAT}", way_out="upgrade xmc_ray"
+        )
+    _check_files(uri, settings["files"])
+    return dict(settings)
+
+
+def _write_parts(bundle: Bundle, folder: Path) -> None:
+    safetensors.torch.save_file(_tensors(bundle.model.state_dict()), folder / "model.safetensors")
+    if bundle.model.encoder is not None:
+        bundle.model.encoder.transformer.config.save_pretrained(folder / "encoder")
+    bundle.tokenizer.save(folder)
+    table = bundle.labels.to_table()
+    table = table.append_column("group", pa.array(bundle.groups.group_L))
+    calibration, thresholds = bundle.calibration, pa.nulls(len(table), pa.float32())
+    if calibration is not None:
+        thresholds = pa.array(calibration.thresholds(DEFAULT_PRECISION))
+        pq.write_table(calibration.to_table(), folder / CALIBRATION_FILE)
+    table = table.append_column("threshold", thresholds)
+    pq.write_table(table, folder / LABELS_FILE)
+    (folder / "metrics.json").write_text(json.dumps(bundle.metrics, indent=2) + "\n")
+    (folder / "run.toml").write_text(bundle.run_toml)
+    (folder / "README.md").write_text(_card(bundle))
+
+
+def _settings(bundle: Bundle) -> dict[str, Any]:
+    encoder, lexical = bundle.model.encoder, bundle.model.lexical
+    read = ("feature_layers", "pooling", "max_tokens")
+    return {
+        "xmc_ray_format": FORMAT,
+        "labels": len(bundle.labels),
+        "groups": len(bundle.groups),
+        "label_fingerprint": bundle.labels.fingerprint,
+        "max_tokens": bundle.tokenizer.max_tokens,
+        "encoder": None if encoder is None else {name: getattr(encoder, name) for name in read},
+        "lexical": None if lexical is None else {"columns": len(lexical.weight_F), "width": lexical.width},
+        "model": dataclasses.asdict(bundle.model.config),
+    }
+
+
+def _check_files(uri: str, files: dict[str, dict[str, Any]]) -> None:
+    sizes = {file.uri: file.size for file in storage.list_files(uri)}
+    for name, expected in files.items():
+        size = next((size for known, size in sizes.items() if known.endswith(f"/{name}")), None)
+        if size != expected["size"]:
+            raise ModelError(
+                "the bundle is damaged",
+                where=storage.join(uri, name),
+                found="no such file" if size is None else f"{size} bytes",
+                expected=f"{expected['size']} bytes",
+                way_out="copy the bundle again or train again",
+            )
+
+
+def _tensors(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def _card(bundle: Bundle) -> str:
+    stage = "flat (recall scores the labels themselves)" if bundle.groups.flat else f"{len(bundle.groups):,} label groups"
+    figures = "\n".join(_figures(bundle.metrics))
+    return f"""# A LightXML model
+
+Tags text with the right few of {len(bundle.labels):,} labels; {stage}.
+
+{_reading(bundle)}
+- weights: {sum(parameter.numel() for parameter in bundle.model.parameters()):,} parameters
+{figures}
+
+```python
+from xmc_ray import XMCClassifier
+XMCClassifier.load("this/folder").predict(["some text"], k=5)
+```
+
+`run.toml` holds the settings that made it, `metrics.json` what it reached in validation, before any extension.
+"""
+
+
+def _figures(metrics: dict[str, Any]) -> list[str]:
+    """Lines of a list; what was measured before an extension is a list inside, for the model was another one."""
+    lines = [f"- {name}: {value}" for name, value in metrics.items() if not isinstance(value, dict)]
+    extension = metrics.get("extension", {})
+    before = _figures(extension["before"]) if "before" in extension else []
+    if before:
+        told = ", ".join(f"{count:,} {what}" for what, count in extension.items() if isinstance(count, int))
+        lines += [f"- before the extension ({told}):", *(f"    {line}" for line in before)]
+    return lines
+
+
+def _reading(bundle: Bundle) -> str:
+    """What the model reads documents with, as lines of a list."""
+    encoder, lexical, longest = bundle.model.encoder, bundle.model.lexical, bundle.tokenizer.max_tokens
+    lines = []
+    if encoder is not None:
+        settings, tokens = encoder.transformer.config, min(encoder.max_tokens or longest, longest)
+        lines.append(
+            f"- encoder: {settings.model_type}, {settings.num_hidden_layers} layers, width {settings.hidden_size}, at most "
+            f"{tokens} tokens, last {encoder.feature_layers} hidden states, pooling `{encoder.pooling}`"
+        )
+    if lexical is not None:
+        columns, vectors = len(lexical.weight_F), lexical.vectors.num_embeddings
+        lines.append(
+            f"- lexical branch: width {lexical.width}, {columns:,} columns, {vectors:,} vectors, at most {longest} tokens"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,326 @@
+"""Layouts: the files that public benchmarks come in, as streams of documents.
+
+    lines   a file of texts and a file of labels, one line a document
+    json    lines of {uid, title, content, target_ind}, the last being places in a file of labels, lines of {uid, title};
+            the Extreme Classification Repository's layout for data sets with texts
+    tsv     labels <tab> text, or id <tab> labels <tab> text; LibMultiLabel's layout
+
+Each stream reads its files, local or on S3, compressed or not (.gz, .bz2), some thousand lines at a time, and makes one
+table of them: ``id``, the texts, ``labels`` (list<string>, each label once a row). Memory does not grow with the files.
+Where there is no id, it is the number of the line. What does not fit is a DataError with file and line.
+
+----
+The conversion job: a split of a public benchmark, in one of three `layouts`, to one Parquet file of documents.
+"""
+
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from itertools import chain, islice, zip_longest
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from xmc_ray import storage
+from xmc_ray.data.labels import list_lengths, unique_in_rows
+from xmc_ray.errors import ConfigError, DataError
+
+_NULL = pa.scalar(None, pa.string())
+_EXPECTED = {
+    **{"uid": "a string or an integer", "target_ind": "a list of integers from 0 on"},
+    **dict.fromkeys(("title", "content"), "a string or null"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class LabelNames:
+    """``labels`` and ``names``: string[L], the latter with nulls; the row is the label's place in the file ``uri``."""
+
+    uri: str
+    labels: pa.StringArray
+    names: pa.StringArray
+
+    @cached_property
+    def known(self) -> frozenset[str]:
+        """All the labels."""
+        return frozenset(self.labels.to_pylist())
+
+    @classmethod
+    def read(cls, uri: str, *, rows: int) -> "LabelNames":
+        """From JSON lines (.json, .jsonl) of uid and title, or from lines of names, whose labels are "0", "1", ...
+
+        Raises DataError where two labels have the same uid.
+        """
+        labels, names = [pa.array([], pa.string())], [pa.array([], pa.string())]
+        for chunk in _chunks(uri, rows):
+            if re.search(r"\.jsonl?(\.\w+)?$", uri):
+                _, (uids, titles) = _objects(chunk, ["uid", "title"])
+                labels.append(_strings(uids))
+                names.append(pa.array(titles, pa.string()))
+            else:
+                labels.append(pc.subtract(chunk.numbers, 1).cast(pa.string()))
+                names.append(chunk.lines)
+        found = cls(uri, pa.concat_arrays(labels), _without_blanks(pa.concat_arrays(names)))
+        values, counts = pc.value_counts(found.labels).flatten()
+        if len(values) < len(found.labels):
+            twice = values.filter(pc.greater(counts, 1))[0]
+            raise DataError("two labels have the same uid", where=uri, found=twice, way_out="without names, labels are numbers")
+        return found
+
+
+def read_lines(
+    documents: str, labels: str, *, rows: int, separator: str | None = None, names: LabelNames | None = None
+) -> Iterator[pa.Table]:
+    """Tables of ``id``, ``text``, ``labels``; DataError where the two files differ in their number of lines.
+
+    Labels stand between ``separator``, or white space; where ``names`` are given, each must be one of them.
+    """
+    for texts, others in zip_longest(_chunks(documents, rows), _chunks(labels, rows)):
+        if texts is None or others is None or len(texts.lines) != len(others.lines):
+            n_texts, n_labels = (sum(map(len, _raw_chunks(uri, rows))) for uri in (documents, labels))
+            found = f"{n_texts:,} lines, and {n_labels:,} in {labels}"
+            raise DataError("texts and labels differ in number", where=documents, found=found, expected="a line a document")
+        lists = _split_labels(others, others.lines, separator, names)
+        yield pa.table({"id": texts.numbers.cast(pa.string()), "text": texts.lines, "labels": lists})
+
+
+def read_tsv(documents: str, *, rows: int, separator: str | None = None, names: LabelNames | None = None) -> Iterator[pa.Table]:
+    """Tables of ``id``, ``text``, ``labels``, with ``separator`` and ``names`` as in `read_lines`."""
+    width = 0
+    for chunk in _chunks(documents, rows):
+        fields = pc.split_pattern(chunk.lines, "\t")
+        widths = list_lengths(fields)
+        width = width or int(widths[0])
+        bad = np.flatnonzero((widths != width) | (widths < 2) | (widths > 3))
+        if len(bad):
+            expected = "2 (labels, text) or 3 (id, labels, text), the same in every line"
+            raise DataError("wrong number of columns", where=chunk.where(int(bad[0])), found=widths[bad[0]], expected=expected)
+        *ids, labels, texts = (pc.list_element(fields, place) for place in range(width))
+        lists = _split_labels(chunk, labels, separator, names)
+        yield pa.table({"id": ids[0] if ids else chunk.numbers.cast(pa.string()), "text": texts, "labels": lists})
+
+
+def read_json(documents: str, *, rows: int, names: LabelNames | None = None) -> Iterator[pa.Table]:
+    """Tables of ``id``, ``title``, ``content``, ``labels``; both texts may be null.
+
+    A label is what stands in ``names`` at the place that target_ind gives, or without ``names`` that number itself.
+    """
+    for chunk in _chunks(documents, rows):
+        lines, (uids, titles, contents, targets) = _objects(chunk, ["uid", "title", "content", "target_ind"])
+        if not lines:
+            continue
+        places = pa.array(targets, pa.list_(pa.int64()))
+        if names is not None and len(over := np.flatnonzero(places.values.to_numpy() >= len(names.labels))):
+            where = chunk.where(lines[pc.list_parent_indices(places)[int(over[0])].as_py()])
+            expected = f"less than {len(names.labels):,}, the labels in {names.uri}"
+            raise DataError("target_ind is out of range", where=where, found=places.values[int(over[0])], expected=expected)
+        labels = places.values.cast(pa.string()) if names is None else names.labels.take(places.values)
+        lists = unique_in_rows(pa.ListArray.from_arrays(places.offsets, labels))
+        columns = {"id": _strings(uids), "title": pa.array(titles, pa.string()), "content": pa.array(contents, pa.string())}
+        yield pa.table({**columns, "labels": lists})
+
+
+class _Chunk(NamedTuple):
+    """Lines that follow each other in a file, without their ends; ``first`` is the number of the first, from 1 on."""
+
+    uri: str
+    first: int
+    lines: pa.StringArray
+
+    def where(self, row: int) -> str:
+        return f"{self.uri}:{self.first + row}"
+
+    @property
+    def numbers(self) -> pa.Int64Array:
+        return pa.array(np.arange(self.first, self.first + len(self.lines)))
+
+
+def _chunks(uri: str, rows: int) -> Iterator[_Chunk]:
+    """``rows`` lines at a time. A line ends with a newline and nothing else: texts hold all kinds of other breaks."""
+    first = 1
+    for lines in _raw_chunks(uri, rows):
+        try:
+            texts = pa.array(lines, pa.binary()).cast(pa.string())
+        except pa.ArrowInvalid:
+            row = next(row for row, line in enumerate(lines) if line.decode(errors="ignore").encode() != line)
+            hints = {"found": repr(lines[row][:40]), "way_out": "convert the file, for instance by iconv -f latin1 -t utf8"}
+            raise DataError("not UTF-8", where=f"{uri}:{first + row}", **hints) from None
+        yield _Chunk(uri, first, pc.ascii_rtrim(texts, characters="\r\n"))
+        first += len(lines)
+
+
+def _raw_chunks(uri: str, rows: int) -> Iterator[list[bytes]]:
+    filesystem, path = storage.arrow_filesystem(uri)
+    with storage.explained(uri), io.BufferedReader(filesystem.open_input_stream(path), 1 << 20) as stream:
+        while lines := list(islice(stream, rows)):
+            yield lines
+
+
+def _split_labels(chunk: _Chunk, lines: pa.StringArray, separator: str | None, names: LabelNames | None) -> pa.ListArray:
+    """list<string>: the labels in ``lines``, which are those of ``chunk`` or a column of them."""
+    split = pc.utf8_split_whitespace(lines) if separator is None else pc.split_pattern(lines, separator)
+    labels = unique_in_rows(pa.ListArray.from_arrays(split.offsets, _without_blanks(split.values)))
+    unknown = set(labels.values.unique().to_pylist()) - names.known if names is not None else set()
+    if names is not None and unknown:
+        place = int(np.flatnonzero(pc.is_in(labels.values, value_set=pa.array(list(unknown))))[0])
+        where = chunk.where(pc.list_parent_indices(labels)[place].as_py())
+        raise DataError("a label without a name", where=where, found=labels.values[place], expected=f"one in {names.uri}")
+    return labels
+
+
+def _objects(chunk: _Chunk, keys: Sequence[str]) -> tuple[list[int], list[list[Any]]]:
+    """Which lines are not blank, and what their objects hold under each of ``keys``.
+
+    A loop, because Arrow's parser cannot say which line is wrong, and crashes on some (apache/arrow#47409).
+    """
+    rows: list[int] = []
+    columns: list[list[Any]] = [[] for _ in keys]
+    for row, line in enumerate(chunk.lines.to_pylist()):
+        if not line.strip():
+            continue
+        value = _load(line, chunk.where(row))
+        for key, column in zip(keys, columns, strict=True):
+            if not _fits(key, value.get(key)):
+                found = repr(value.get(key))[:60]
+                raise DataError(f"{key} does not fit", where=chunk.where(row), found=found, expected=_EXPECTED[key])
+            column.append(value.get(key))
+        rows.append(row)
+    return rows, columns
+
+
+def _load(line: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+        if "\\ud" in line.lower():
+            json.dumps(value, ensure_ascii=False).encode()  # fails on half a surrogate pair, which JSON lets pass
+    except (ValueError, RecursionError) as error:
+        raise DataError("not JSON", where=where, found=getattr(error, "msg", type(error).__name__)) from None
+    if not isinstance(value, dict):
+        raise DataError("not a JSON object", where=where, found=type(value).__name__)
+    return value
+
+
+def _fits(key: str, value: Any) -> bool:
+    if key == "uid":
+        return type(value) in (str, int)
+    if key == "target_ind":
+        return isinstance(value, list) and all(type(place) is int and 0 <= place < 2**63 for place in value)
+    return isinstance(value, str | None)
+
+
+def _strings(uids: list[Any]) -> pa.StringArray:
+    return pa.array([str(uid) for uid in uids], pa.string())
+
+
+def _without_blanks(texts: pa.StringArray) -> pa.StringArray:
+    """``texts`` without white space around them; null where nothing is left."""
+    trimmed = pc.utf8_trim_whitespace(texts)
+    return pc.if_else(pc.equal(trimmed, ""), _NULL, trimmed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Convert a split of a public benchmark to Parquet: id, text (json: title, content), labels."""
+
+    layout: Literal["lines", "json", "tsv"]
+    """lines: texts, and labels in another file; json: uid, title, content, target_ind; tsv: labels and text, maybe an id."""
+    documents: str
+    """File of documents, local or s3://; it may be compressed (.gz, .bz2), and so may the next two."""
+    labels: str | None = None
+    """File with the labels of a document in the line of the document; for layout lines alone."""
+    names: str | None = None
+    """File of label names: JSON lines (.json, .jsonl) of uid and title, or a name a line, the first of which is label 0's."""
+    separator: str | None = None
+    """What stands between the labels of a line; None is white space. For layouts lines and tsv."""
+    output: str
+    """Parquet file to write, local or s3://."""
+    names_output: str | None = None
+    """Parquet file to write label names to (label, name), as the training job reads them."""
+    rows: int = 8192
+    """Documents in a row group, which are in memory together."""
+    overwrite: bool = False
+    """Replace files that are there already."""
+
+    def __post_init__(self) -> None:
+        if (self.layout == "lines") != (self.labels is not None):
+            found = f"layout {self.layout}, labels {self.labels}"
+            raise ConfigError("layout lines needs a file of labels, and it alone", found=found)
+        if self.separator is not None and (not self.separator or self.layout == "json"):
+            raise ConfigError("separator does not fit", found=repr(self.separator), expected="layout lines or tsv, and not ''")
+        if self.names_output is not None and self.names is None:
+            raise ConfigError("names_output lacks its input", found=self.names_output, way_out="set names")
+        for output in self.outputs():
+            if not output.endswith(".parquet"):
+                raise ConfigError("not the name of a Parquet file", found=output, expected="*.parquet")
+        if self.rows < 1:
+            raise ConfigError("rows does not fit", found=self.rows, expected="at least 1")
+
+    def outputs(self) -> list[str]:
+        """The files to write."""
+        return [output for output in (self.output, self.names_output) if output is not None]
+
+
+def run(config: ConvertConfig) -> dict[str, int]:
+    """Convert; print and return the counts: documents, unlabelled, without_text, labels (distinct), occurrences.
+
+    Documents without labels or without text are kept. A file appears when it is complete. Raises ConfigError, with nothing
+    written, where one is there already, and DataError for a file that has not the layout.
+    """
+    for output in config.outputs():
+        if not config.overwrite and storage.exists(output):
+            raise ConfigError("the output is there already", where=output, way_out="choose another one or set overwrite")
+    names = LabelNames.read(config.names, rows=config.rows) if config.names is not None else None
+    counts: Counter[str] = Counter()
+    with storage.new_file(config.output) as path:
+        _write(path, _counted(_tables(config, names), counts))
+        if counts["documents"] == counts["without_text"]:
+            raise DataError("no document has a text", where=config.documents, found=f"{counts['documents']:,} documents")
+        if config.names_output is not None and names is not None:
+            with storage.new_file(config.names_output) as names_path:
+                _write(names_path, iter([pa.table({"label": names.labels, "name": names.names})]))
+    shown = "{documents:,} documents ({unlabelled:,} unlabelled, {without_text:,} without text)".format_map(counts)
+    print(f"{config.output}: {shown}, {counts['labels']:,} labels, {counts['occurrences']:,} times in all")
+    if config.names_output is not None and names is not None:
+        print(f"{config.names_output}: {len(names.labels):,} labels with names")
+    return dict(counts)
+
+
+def _tables(config: ConvertConfig, names: LabelNames | None) -> Iterator[pa.Table]:
+    if config.labels is not None:
+        return read_lines(config.documents, config.labels, rows=config.rows, separator=config.separator, names=names)
+    if config.layout == "tsv":
+        return read_tsv(config.documents, rows=config.rows, separator=config.separator, names=names)
+    return read_json(config.documents, rows=config.rows, names=names)
+
+
+def _counted(tables: Iterator[pa.Table], counts: Counter[str]) -> Iterator[pa.Table]:
+    """The tables as they are; ``counts`` is filled on the way."""
+    distinct: set[str] = set()
+    for table in tables:
+        labels = table["labels"].combine_chunks()
+        blank = [pc.equal(pc.utf8_trim_whitespace(column).fill_null(""), "") for column in table.columns[1:-1]]
+        distinct.update(labels.values.unique().to_pylist())
+        counts["documents"] += len(table)
+        counts["unlabelled"] += int((list_lengths(labels) == 0).sum())
+        counts["without_text"] += pc.sum(reduce(pc.and_, blank)).as_py() or 0
+        counts["labels"] = len(distinct)
+        counts["occurrences"] += len(labels.values)
+        yield table
+
+
+def _write(path: Path, tables: Iterator[pa.Table]) -> None:
+    """A row group a table; no file where there is no table."""
+    first = next(tables, None)
+    if first is None:
+        return
+    with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
+        for table in chain([first], tables):
+            writer.write_table(table)

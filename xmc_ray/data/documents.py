@@ -1,0 +1,271 @@
+"""A document as files hold it, and as the jobs see it: columns, types, and what becomes of rows that do not fit.
+
+A row is never dropped. One that cannot be used travels on with a ``reason``, past the model and into the rejects.
+"""
+
+import hashlib
+import json
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json
+
+from xmc_ray import storage
+from xmc_ray.data.labels import unique_in_rows
+from xmc_ray.errors import ConfigError, DataError
+
+_NULL, _STRINGS = pa.scalar(None, pa.string()), pa.list_(pa.string())
+
+
+_TYPES = {"id": pa.string(), "text": pa.string(), "series": pa.string(), "labels": _STRINGS}
+
+
+_NUMBERS = ("id", "series")  # strings, in files integers as well
+
+
+_NULLABLE = {"id": "ids made of file and row", "series": "none"}
+
+
+_EXPECTED = {"text": "a string", "labels": "a list of strings"} | dict.fromkeys(_NUMBERS, "a string or an integer")
+
+
+Columns = Sequence[tuple[str, str]]  # (setting of DocumentsConfig, or ``series``; column that it names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentsConfig:
+    """Where documents lie, and in which columns."""
+
+    uri: str
+    """A file, or a folder with all below it, local or s3://: Parquet (.parquet) or JSON lines (.jsonl, .jsonl.gz, .json)."""
+    id: str | None = "id"
+    """Column of the ids, strings or integers; null: a document's id is its file, below ``uri``, and its row."""
+    text: list[str] = field(default_factory=lambda: ["text"])
+    """Columns of the text; several are joined in this order, without those that are null or blank."""
+    separator: str = "\n"
+    """What stands between joined texts."""
+    labels: str = "labels"
+    """Column of the labels, a list of strings a document; looked at only where labels are needed."""
+    max_bytes: int = 1 << 20
+    """Longest text, in bytes of UTF-8; a longer one is a mistake of whoever made the file, and rejected."""
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise ConfigError("documents.text names no column", found="[]", expected="at least one column")
+        if self.max_bytes < 1:
+            raise ConfigError("documents.max_bytes does not fit", found=self.max_bytes, expected="at least 1")
+
+    def columns(self, *, labelled: bool, series: str | None = None) -> Columns:
+        """(setting, column that it names) of each column to read: the id, the texts and, if asked for, series and labels."""
+        ids = [("id", self.id)] if self.id else []
+        of_series = [("series", series)] if series else []
+        labels = [("labels", self.labels)] if labelled else []
+        return [*ids, *(("text", name) for name in self.text), *of_series, *labels]
+
+
+def text_digest(texts: pa.Array) -> pa.Array:
+    """string[n]: BLAKE2b of each text's UTF-8, 16 bytes as 32 hex digits; null stays null.
+
+    A loop, because Arrow has no such kernel: 700,000 texts of 300 letters a second, most of it spent on hashing.
+    """
+    raw = texts.cast(pa.binary()).to_pylist()
+    return pa.array([None if text is None else hashlib.blake2b(text, digest_size=16).hexdigest() for text in raw], pa.string())
+
+
+def _fits(setting: str, kind: pa.DataType) -> bool:
+    """Whether columns of type ``kind`` can be read as what the setting names, null columns included."""
+    if setting == "labels":
+        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+        return is_list and _fits("text", kind.value_type)
+    if pa.types.is_dictionary(kind):
+        return _fits(setting, kind.value_type)
+    checks = [pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null]
+    return any(check(kind) for check in checks) or (setting in _NUMBERS and pa.types.is_integer(kind))
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How what a file holds becomes ``id``, ``text``, ``series`` and ``labels`` (if asked for), ``file``, ``row``, ``reason``.
+
+    ``row`` (int64) counts from 0, and blank lines are no rows. ``reason`` is null in a good row and otherwise says why it
+    cannot be used. Integers become strings as ids and series, a null list of labels becomes an empty one, and a label is there
+    once a row.
+    """
+
+    columns: Columns
+    separator: str
+    max_bytes: int
+    root: str  # what made ids leave out of a file's address
+
+    @classmethod
+    def of(cls, config: DocumentsConfig, *, labelled: bool, series: str | None = None) -> "Rules":
+        """The rules that a config sets, with labels or without, and with a column of the series or without."""
+        columns = config.columns(labelled=labelled, series=series)
+        return cls(columns, config.separator, config.max_bytes, storage.absolute(config.uri))
+
+    @property
+    def names(self) -> list[str]:
+        """The columns to read, each once."""
+        return [*dict.fromkeys(name for _, name in self.columns)]
+
+    def problem(self, found: Mapping[str, pa.DataType | None]) -> DataError | None:
+        """What is wrong with the columns of a file; ``found`` has their types, None where each row has its own."""
+        for setting, name in self.columns:
+            section = "validation" if setting == "series" else "documents"
+            hints = {"expected": _EXPECTED[setting], "way_out": f"set {section}.{setting} to the right column"}
+            if setting in _NULLABLE:
+                hints["way_out"] += f", or to null for {_NULLABLE[setting]}"
+            if name not in found:
+                return DataError(f"no column {name!r}", found=", ".join(found), **hints)
+            if (kind := found[name]) is not None and not _fits(setting, kind):
+                return DataError(f"column {name!r} has a wrong type", found=kind, **hints)
+        return None
+
+    def from_parquet(self, table: pa.Table, file: str, row: int) -> pa.Table:
+        """The rows of ``table``, whose first is number ``row`` of the file."""
+        values = [table[name].cast(_TYPES[setting]).combine_chunks() for setting, name in self.columns]
+        return self._documents(values, pa.nulls(len(table), pa.string()), file, row)
+
+    def from_json(self, lines: bytes, file: str, row: int) -> pa.Table:
+        """The rows of ``lines``, at least one, without a newline at the end."""
+        *values, reasons = _parse_at_once(lines, self.columns) or _parse_one_by_one(lines, self.columns)
+        return self._documents(values, reasons, file, row)
+
+    def unreadable(self, rows: int, reason: str, file: str, row: int) -> pa.Table:
+        """Rows of which no more is known than that they are there."""
+        values = [pa.nulls(rows, _TYPES[setting]) for setting, _ in self.columns]
+        return self._documents(values, pa.repeat(pa.scalar(reason), rows), file, row, made_ids=False)
+
+    def _documents(self, values: Sequence[pa.Array], reasons: pa.Array, file: str, row: int, made_ids: bool = True) -> pa.Table:
+        """From the values of ``columns``, in the types of `_TYPES`, and the reasons known before."""
+        further, strings, series_is_utf8 = {}, [], pa.repeat(True, len(reasons))
+        for (setting, _), value in zip(self.columns, values, strict=True):
+            if setting == "labels":
+                further["labels"] = unique_in_rows(value)
+            elif setting == "series":
+                further["series"], series_is_utf8 = _keep_utf8(value)
+            else:
+                strings.append(value)
+        rows = pa.array(np.arange(row, row + len(reasons)))
+        if self.columns[0][0] != "id":
+            nothing = pa.nulls(len(reasons), pa.string())
+            made = pc.binary_join_element_wise(_below(self.root, file), rows.cast(pa.string()), ":") if made_ids else nothing
+            strings.insert(0, made)
+        (ids, *parts), (id_is_utf8, *part_is_utf8) = zip(*map(_keep_utf8, strings), strict=True)
+        text, text_reasons = _join(parts, self.separator)
+        too_long = pc.greater(pc.binary_length(text), self.max_bytes).fill_null(False)
+        reasons = pc.coalesce(
+            reasons,
+            _unless(id_is_utf8, "id is not UTF-8"),
+            _unless(pc.is_valid(ids), "id is null"),
+            _unless(pc.not_equal(ids, ""), "id is empty"),
+            _unless(reduce(pc.and_, part_is_utf8), "text is not UTF-8"),
+            _unless(series_is_utf8, "series is not UTF-8"),
+            text_reasons,
+            _unless(pc.invert(too_long), f"text is longer than {self.max_bytes:,} bytes"),
+        )
+        text = pc.if_else(too_long, _NULL, text)
+        files = pa.repeat(pa.scalar(file), len(reasons))
+        return pa.table({"id": ids, "text": text, **further, "file": files, "row": rows, "reason": reasons})
+
+
+def _below(root: str, file: str) -> str:
+    """The address of ``file`` without that of the folder that holds it."""
+    return posixpath.basename(file) if file == root else posixpath.relpath(file, root)
+
+
+def _parse_at_once(lines: bytes, columns: Columns) -> list[pa.Array] | None:
+    """The columns and no reasons, if every line is an object with values of the right types."""
+    n_lines = lines.count(b"\n") + 1
+    # Arrow takes a line "null" for a row, or crashes on it (apache/arrow#47409); it must see none that is not an object.
+    # Nor has it a type for a column that two settings name.
+    is_named_twice = len({name for _, name in columns}) < len(columns)
+    if is_named_twice or not lines.startswith(b"{") or lines.count(b"\n{") + 1 != n_lines:
+        return None
+    reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(lines) + 1)
+    n_either = sum(setting in _NUMBERS for setting, _ in columns)
+    for types in map(iter, product((pa.string(), pa.int64()), repeat=n_either)):
+        schema = pa.schema({name: next(types) if setting in _NUMBERS else _TYPES[setting] for setting, name in columns})
+        parsing = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+        try:
+            table = pyarrow.json.read_json(pa.BufferReader(lines), reading, parsing)
+            table.validate(full=True)
+        except pa.ArrowInvalid:
+            continue
+        if len(table) == n_lines:
+            values = [table[name].cast(_TYPES[setting]).combine_chunks() for setting, name in columns]
+            return [*values, pa.nulls(n_lines, pa.string())]
+    return None
+
+
+def _parse_one_by_one(lines: bytes, columns: Columns) -> list[pa.Array]:
+    """The columns and the reasons; the slow twin of `_parse_at_once` for lines of any kind."""
+    rows = [_parse_line(line, columns) for line in lines.split(b"\n") if line.strip()]
+    types = [*(_TYPES[setting] for setting, _ in columns), pa.string()]
+    return [pa.array(values, kind) for values, kind in zip(zip(*rows, strict=True), types, strict=True)]
+
+
+def _parse_line(line: bytes, columns: Columns) -> tuple[Any, ...]:
+    """The values of ``columns``, null where they do not fit, and the reason of the first that does not."""
+    loaded = load_object(line)
+    if isinstance(loaded, str):
+        return *[None] * len(columns), loaded
+    pairs = [_check_value(setting, loaded.get(name)) for setting, name in columns]
+    return *(value for value, _ in pairs), next((reason for _, reason in pairs if reason), None)
+
+
+def load_object(line: bytes) -> dict[str, Any] | str:
+    """The object in a line, or the reason why there is none."""
+    try:
+        value = json.loads(line)
+        if b"\\u" in line:
+            json.dumps(value, ensure_ascii=False).encode()  # fails on half a surrogate pair, which JSON lets pass
+    except (ValueError, RecursionError) as error:
+        return f"invalid JSON: {getattr(error, 'msg', type(error).__name__)}"
+    return value if isinstance(value, dict) else f"not a JSON object ({type(value).__name__})"
+
+
+def _check_value(setting: str, value: Any) -> tuple[Any, str | None]:
+    """``value`` as Arrow takes it, or null and the reason."""
+    if setting in _NUMBERS and type(value) is int:
+        value = str(value)
+    if setting == "labels":
+        fits = isinstance(value, list | None) and all(isinstance(label, str | None) for label in value or [])
+    else:
+        fits = isinstance(value, str | None)
+    return (value, None) if fits else (None, f"{setting} is not {_EXPECTED[setting]} ({type(value).__name__})")
+
+
+def _join(parts: Sequence[pa.Array], separator: str) -> tuple[pa.Array, pa.Array]:
+    """The joined text, null where there is none, and the reason for that."""
+    filled = [pc.if_else(pc.or_(pc.utf8_is_space(part), pc.equal(part, "")), _NULL, part) for part in parts]
+    # Not by null_handling="skip", which leaves out rows whose parts are all null.
+    text = reduce(lambda left, right: pc.coalesce(pc.binary_join_element_wise(left, right, separator), left, right), filled)
+    is_null = reduce(pc.and_, map(pc.is_null, parts))
+    return text, pc.coalesce(_unless(pc.invert(is_null), "text is null"), _unless(pc.is_valid(text), "text is empty"))
+
+
+def _unless(condition: pa.Array, reason: str) -> pa.Array:
+    return pc.if_else(condition, _NULL, reason)
+
+
+def _keep_utf8(texts: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """``texts``, null where they are not UTF-8, and bool[n], false there.
+
+    Parquet files may hold such bytes, of which nothing complains until something decodes them.
+    """
+    try:
+        texts.validate(full=True)
+        return texts, pa.repeat(True, len(texts))
+    except pa.ArrowInvalid:
+        raw = texts.cast(pa.binary()).to_pylist()
+        good = [text is None or text.decode(errors="ignore").encode() == text for text in raw]
+        kept = [text if is_good else None for text, is_good in zip(raw, good, strict=True)]
+        return pa.array(kept, pa.binary()).cast(pa.string()), pa.array(good)

@@ -1,0 +1,199 @@
+"""Label groups: labels that occur in similar documents lie together, in groups of nearly equal size.
+
+A label's vector is the normalised sum of the TF-IDF vectors of its documents (PIFA: positive instance feature
+aggregation). Recursive balanced 2-means cuts the label set in two halves until a part holds at most ``max_size``
+labels, so group sizes differ by at most one. All matrices are sparse: memory grows with the number of non-zeros.
+
+Letters: D documents, F hashed features, L labels, G groups, M places in a group.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from operator import add
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy import sparse
+
+from xmc_ray.data.labels import IntArray, list_lengths
+
+_ROUNDS = 20  # 2-means settles in about ten; the limit only guards against a cycle between equal splits
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupsConfig:
+    """How labels are grouped."""
+
+    max_size: int = 100
+    """Most labels in a group. 1 is flat mode: recall scores the labels themselves and there is no ranking stage."""
+    features: int = 2**18
+    """Width of the hashed TF-IDF vectors (tokens and pairs of neighbouring tokens)."""
+    seed: int = 0
+    """Seed of the clustering; another seed gives another grouping, as an ensemble wants."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelGroups:
+    """A partition of labels; ``group_L``: int64[L], the group of each label."""
+
+    group_L: IntArray
+
+    @cached_property
+    def sizes_G(self) -> IntArray:
+        """int64[G]: labels in each group."""
+        return np.bincount(self.group_L)
+
+    @cached_property
+    def slot_L(self) -> IntArray:
+        """int64[L]: a label's place in its group, in order of id."""
+        order = np.argsort(self.group_L, kind="stable")
+        slots = np.empty_like(order)
+        slots[order] = np.arange(len(order)) - np.repeat(np.cumsum(self.sizes_G) - self.sizes_G, self.sizes_G)
+        return slots
+
+    @cached_property
+    def label_GM(self) -> IntArray:
+        """int64[G, M]: the label in each place, -1 where a place is empty."""
+        table = np.full((len(self), int(self.sizes_G.max())), -1, np.int64)
+        table[self.group_L, self.slot_L] = np.arange(len(self.group_L))
+        return table
+
+    @property
+    def flat(self) -> bool:
+        """Whether every group is a single label."""
+        return len(self) == len(self.group_L)
+
+    def __len__(self) -> int:
+        return len(self.sizes_G)
+
+
+def group_labels(
+    config: GroupsConfig, tokens: Iterable[pa.ListArray], labels: Iterable[pa.ListArray], n_labels: int
+) -> LabelGroups:
+    """Groups of the ``n_labels`` labels from chunks of documents: tokens (list<int32>) and label ids (list<int32>).
+
+    Tokens are gone through twice, a chunk at a time: memory grows with the labels, not with the documents. A label without
+    documents has a zero vector and lands where there is room.
+    """
+    if config.max_size == 1 or n_labels <= 1:
+        return LabelGroups(np.arange(n_labels))
+    if n_labels <= config.max_size:
+        return LabelGroups(np.zeros(n_labels, np.int64))
+    idf_F = inverse_document_frequency(hashed_counts(chunk, config.features) for chunk in tokens)
+    sums = (
+        label_incidence(label_chunk, n_labels).T.tocsr() @ tfidf(hashed_counts(token_chunk, config.features), idf_F)
+        for token_chunk, label_chunk in zip(tokens, labels, strict=True)
+    )
+    return LabelGroups(balanced_groups(label_vectors(sums), config.max_size, config.seed))
+
+
+def hashed_counts(tokens: pa.ListArray, n_features: int) -> sparse.csr_array:
+    """float32[D, F]: how often each token and each pair of neighbouring tokens occurs, hashed into F columns."""
+    lengths = list_lengths(tokens)
+    ids = pc.list_flatten(tokens).to_numpy().astype(np.uint64)
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    inside = rows[1:] == rows[:-1]
+    # Multiplication by a large odd number spreads ids over the high bits (Knuth's multiplicative hashing).
+    pairs = (ids[:-1] * np.uint64(0x9E3779B97F4A7C15) + ids[1:] + np.uint64(1))[inside]
+    keys = np.concatenate([ids, pairs]) * np.uint64(0xD6E8FEB86659FD93) >> np.uint64(32)
+    cells = (np.ones(len(keys), np.float32), (np.concatenate([rows, rows[1:][inside]]), keys % np.uint64(n_features)))
+    return sparse.coo_array(cells, shape=(len(lengths), n_features)).tocsr()
+
+
+def inverse_document_frequency(counts: Iterable[sparse.csr_array]) -> npt.NDArray[np.float64]:
+    """float64[F]: 1 + log((1 + D) / (1 + df)) over all rows of all ``counts`` (each D_i x F)."""
+    n_rows, frequency_F = 0, np.zeros(1, np.int64)
+    for chunk in counts:
+        n_rows += chunk.shape[0]
+        frequency_F = frequency_F + np.bincount(chunk.indices, minlength=chunk.shape[1])
+    return 1 + np.log((1 + n_rows) / (1 + frequency_F))
+
+
+def tfidf(counts: sparse.csr_array, idf_F: npt.NDArray[np.float64]) -> sparse.csr_array:
+    """float32[D, F]: rows (1 + log tf) * idf, scaled to length one; ``counts`` is overwritten."""
+    counts.data = ((1 + np.log(counts.data)) * idf_F[counts.indices]).astype(np.float32)
+    return unit_rows(counts)
+
+
+def label_incidence(labels: pa.ListArray, n_labels: int) -> sparse.csr_array:
+    """float32[D, L]: 1 where a document has a label."""
+    offsets = np.concatenate([[0], np.cumsum(list_lengths(labels))])
+    ids = pc.list_flatten(labels).to_numpy()
+    return sparse.csr_array((np.ones(len(ids), np.float32), ids, offsets), shape=(len(labels), n_labels))
+
+
+def label_vectors(sums: Iterable[sparse.csr_array]) -> sparse.csr_array:
+    """float32[L, F]: PIFA, the sum of the vectors of a label's documents, scaled to length one.
+
+    ``sums``: such sums over chunks of documents. They are added up in the manner of merge sort, equal sizes first.
+    """
+    parts: list[sparse.csr_array] = []
+    for part in sums:
+        parts.append(part)
+        while len(parts) > 1 and parts[-1].nnz >= parts[-2].nnz:
+            parts.append(parts.pop() + parts.pop())
+    return unit_rows(reduce(add, reversed(parts)).tocsr())
+
+
+def unit_rows(matrix: sparse.csr_array) -> sparse.csr_array:
+    """Scale rows to Euclidean length one, in place; zero rows stay zero."""
+    starts, filled = matrix.indptr[:-1], np.diff(matrix.indptr) > 0
+    squares = np.zeros(matrix.shape[0], np.float32)
+    squares[filled] = np.add.reduceat(matrix.data**2, starts[filled]) if filled.any() else 0
+    scale = 1 / np.sqrt(np.where(squares > 0, squares, 1))
+    matrix.data *= np.repeat(scale, np.diff(matrix.indptr)).astype(matrix.data.dtype)
+    return matrix
+
+
+def balanced_groups(vectors_LF: sparse.csr_array, max_size: int, seed: int) -> IntArray:
+    """int64[L]: the group of each label, sizes differing by at most one, by recursive balanced 2-means.
+
+    Depth first, so that besides the vectors only one path of halves is in memory.
+    """
+    n_labels = vectors_LF.shape[0]
+    depth = int(np.ceil(np.log2(n_labels / max_size))) if n_labels > max_size else 0
+    group_L = np.zeros(n_labels, np.int64)
+    stack = [(vectors_LF, np.arange(n_labels), 0, 0)]
+    while stack:
+        vectors, members, level, node = stack.pop()
+        if level == depth:
+            group_L[members] = node
+            continue
+        vectors = _drop_empty_columns(vectors)
+        right = halve(vectors, np.random.default_rng([seed, level, node]))
+        for half, child in ((~right, 2 * node), (right, 2 * node + 1)):
+            stack.append((vectors[np.flatnonzero(half)], members[half], level + 1, child))
+    return group_L
+
+
+def halve(vectors: sparse.csr_array, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """bool[n]: which rows go right, n // 2 of them, by balanced spherical 2-means from two random rows."""
+    n_rows = vectors.shape[0]
+    transposed = vectors.T  # a view: csr read as csc
+    seeds = np.zeros(n_rows, np.float32)
+    seeds[rng.choice(n_rows, 2, replace=False)] = -1, 1
+    direction = transposed @ seeds
+    right = np.zeros(n_rows, bool)
+    for _ in range(_ROUNDS):
+        order = np.argsort(vectors @ direction, kind="stable")
+        before, right = right, np.zeros(n_rows, bool)
+        right[order[n_rows - n_rows // 2 :]] = True
+        if (before == right).all():
+            break
+        direction = _unit(transposed @ right.astype(np.float32)) - _unit(transposed @ (~right).astype(np.float32))
+    return right
+
+
+def _unit(vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return vector / max(float(np.linalg.norm(vector)), 1e-12)
+
+
+def _drop_empty_columns(matrix: sparse.csr_array) -> sparse.csr_array:
+    """Renumber the columns that are in use, so that centres are as short as the part at hand is small."""
+    used = np.zeros(matrix.shape[1], bool)
+    used[matrix.indices] = True
+    renumbered = (np.cumsum(used) - 1)[matrix.indices].astype(matrix.indices.dtype)
+    return sparse.csr_array((matrix.data, renumbered, matrix.indptr), shape=(matrix.shape[0], int(used.sum())))

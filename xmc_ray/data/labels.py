@@ -1,0 +1,158 @@
+"""Labels: what a label is called, how often it occurs, and its id.
+
+A label's *id* is its place in the index, 0 to L-1, most frequent first. Documents' labels travel as Arrow lists, of
+strings outside and of int32 ids inside, so that a million rows are encoded by one call.
+"""
+
+import difflib
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from xmc_ray.errors import ConfigError, DataError
+
+IntArray = npt.NDArray[np.int64]
+
+
+_TABLES = 64  # counts of so many chunks are kept before they are added up
+
+
+_N_DOCUMENTS = b"xmc_ray.documents"
+
+
+@dataclass(frozen=True, eq=False)
+class LabelIndex:
+    """The labels of a training split.
+
+    ``labels``: string[L], unique; ``counts``: int64[L], training documents of each; ``names``: string[L], null where a
+    label has no name; ``n_documents``: training documents in all, labelled or not.
+    """
+
+    labels: pa.StringArray
+    counts: IntArray
+    names: pa.StringArray
+    n_documents: int
+
+    @classmethod
+    def count(cls, documents: Iterable[pa.ListArray]) -> "LabelIndex":
+        """Index of the labels in ``documents`` (chunks of list<string>), each counted once a document.
+
+        Ordered by falling count, then by label: the same labels give the same ids in whatever order they are read.
+        Raises DataError when there is no label at all.
+        """
+        n_documents, tables = 0, [pa.table({"label": pa.array([], pa.string()), "count": pa.array([], pa.int64())})]
+        for lists in documents:
+            n_documents += len(lists)
+            labels, counts = pc.value_counts(pc.list_flatten(unique_in_rows(lists))).flatten()
+            tables.append(pa.table({"label": labels.cast(pa.string()), "count": counts}))
+            if len(tables) > _TABLES:
+                tables = [_summed(tables)]
+        totals = _summed(tables).sort_by([("count", "descending"), ("label", "ascending")])
+        if not len(totals):
+            raise DataError(
+                "no document has a label",
+                found=f"{n_documents} documents",
+                expected="at least one label to learn",
+                way_out="set documents.labels to the column of label lists",
+            )
+        labels = totals["label"].combine_chunks()
+        return cls(labels, totals["count"].to_numpy(), pa.nulls(len(labels), pa.string()), n_documents)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def with_names(self, table: pa.Table) -> "LabelIndex":
+        """The same index with the names from ``table`` (columns ``label``, ``name``); others stay null."""
+        missing = {"label", "name"} - set(table.column_names)
+        if missing:
+            raise DataError("label names lack a column", found=table.column_names, expected="label, name")
+        places = pc.index_in(self.labels, value_set=table["label"].combine_chunks().cast(pa.string()))
+        return replace(self, names=pc.take(table["name"].combine_chunks().cast(pa.string()), places))
+
+    def encode(self, lists: pa.ListArray) -> pa.ListArray:
+        """list<string> to list<int32> of ids, each once a row; labels that the index does not know are left out."""
+        lists = unique_in_rows(lists)
+        ids = pc.index_in(pc.list_flatten(lists), value_set=self.labels)
+        rows = pc.list_parent_indices(lists).to_numpy()
+        known = ids.is_valid().to_numpy(zero_copy_only=False)
+        return lists_from_rows(rows[known], pc.drop_null(ids).cast(pa.int32()), len(lists))
+
+    def find(self, label: str) -> int:
+        """The id of a label. Raises ConfigError, with the labels that are spelt most like it, where the index has none such."""
+        place = int(pc.index(self.labels, label).as_py())
+        if place < 0:
+            near = difflib.get_close_matches(label, self.labels.to_pylist(), n=3, cutoff=0.4)
+            hint = f"perhaps one of: {', '.join(near)}" if near else "no label is spelt like it"
+            raise ConfigError("the bundle does not know this label", found=label, way_out=hint)
+        return place
+
+    @cached_property
+    def has_names(self) -> bool:
+        """Whether any label has a name."""
+        return bool(self.names.null_count < len(self.names))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits that change with the labels or their order (not with names or counts)."""
+        digest = hashlib.sha256()
+        for label in self.labels.to_pylist():
+            digest.update(label.encode() + b"\0")
+        return digest.hexdigest()[:32]
+
+    def to_table(self) -> pa.Table:
+        """Columns ``label``, ``name``, ``count``; row = id; the number of documents is in the schema's metadata."""
+        table = pa.table({"label": self.labels, "name": self.names, "count": self.counts})
+        return table.replace_schema_metadata({_N_DOCUMENTS: str(self.n_documents)})
+
+    @classmethod
+    def from_table(cls, table: pa.Table) -> "LabelIndex":
+        """The inverse of `to_table`; further columns are ignored."""
+        columns = {name: table[name].combine_chunks() for name in ("label", "name", "count")}
+        return cls(columns["label"], columns["count"].to_numpy(), columns["name"], int(table.schema.metadata[_N_DOCUMENTS]))
+
+    def save(self, path: Path) -> None:
+        """Write to a Parquet file."""
+        pq.write_table(self.to_table(), path)
+
+    @classmethod
+    def load(cls, path: Path) -> "LabelIndex":
+        """Read what `save` has written."""
+        return cls.from_table(pq.read_table(path))
+
+
+def _summed(tables: list[pa.Table]) -> pa.Table:
+    """``label``, ``count``: each label once."""
+    return pa.concat_tables(tables).group_by("label").aggregate([("count", "sum")]).rename_columns(["label", "count"])
+
+
+def lists_from_rows(rows: IntArray, values: pa.Array, n_rows: int) -> pa.ListArray:
+    """Lists from (row, value) pairs whose ``rows`` rise; a row without pairs is an empty list."""
+    offsets = np.searchsorted(rows, np.arange(n_rows + 1))
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
+
+
+def unique_in_rows(lists: pa.ListArray) -> pa.ListArray:
+    """Lists of distinct values, in order of first occurrence; nulls are left out, a null row becomes an empty list."""
+    if isinstance(lists, pa.ChunkedArray):
+        lists = lists.combine_chunks()
+    values, rows = pc.list_flatten(lists), pc.list_parent_indices(lists).to_numpy()
+    codes = values.dictionary_encode().indices
+    valid = codes.is_valid().to_numpy(zero_copy_only=False)
+    keys = rows * (len(values) + 1) + codes.fill_null(-1).to_numpy()
+    first = np.zeros(len(keys), bool)
+    first[np.unique(keys, return_index=True)[1]] = True
+    keep = first & valid
+    return lists_from_rows(rows[keep], values.filter(pa.array(keep)), len(lists))
+
+
+def list_lengths(lists: pa.ListArray) -> IntArray:
+    """int64[n]: the number of values in each row."""
+    return np.asarray(pc.list_value_length(lists).fill_null(0), np.int64)

@@ -1,0 +1,347 @@
+"""Files of documents, chunk by chunk. What can be read is read; what cannot be read is told, with its place and the reason.
+
+A chunk says where it starts, so that its rows can be read again without those before it: a row of a Parquet file, a byte of
+(unpacked) JSON lines. A storage that is away for a while is waited for, in the middle of a file as well.
+
+----
+What jobs read: which files there are, what is wrong with their columns, and their rows, without Ray.
+"""
+
+import posixpath
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from xmc_ray import storage
+from xmc_ray.data.documents import DocumentsConfig, Rules, load_object
+from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.storage.files import FileInfo
+
+PARQUET, JSON_LINES = (".parquet",), (".jsonl", ".jsonl.gz", ".json")
+CHUNK = 1024  # most rows of a chunk
+_BYTES = 4 << 20  # of JSON lines, read at a time; one bad line takes its chunk from the fast parser to the slow one
+_LINE = 256 << 20  # longest line; a longer one is no JSON line but a file of another kind
+_SMALL, _AHEAD = 1 << 20, 16  # bytes of a file that is read ahead, and how many are
+_PAUSE, _LOOKS = 2.0, 3  # a file is missing, or damaged, when it is so several times, some seconds apart
+_SAMPLED_FILES = 10  # files whose columns are looked at before anything runs
+_LARGE = 64 << 20  # bytes of a Parquet file that is read by several tasks
+_PARTS = pa.schema(
+    [("uri", pa.string()), ("size", pa.int64()), ("version", pa.string()), *((n, pa.int64()) for n in ("file", "row", "rows"))]
+)
+
+
+class Chunk(NamedTuple):
+    """Consecutive rows of a file, as `Rules` gives them; ``start`` is where they start and ``end`` where the next ones do.
+
+    ``reason``: why its rows cannot be read, if so; of a file whose number of rows is not known, one row stands for the rest.
+    """
+
+    start: int
+    end: int
+    table: pa.Table
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows of one file that are read together.
+
+    ``row`` is the number of the first, ``start`` its place in the file (see `Chunk`); ``reason``, if given, is why they are
+    not read at all.
+    """
+
+    file: FileInfo
+    start: int
+    row: int
+    rows: int
+    reason: str | None = None
+
+
+class _Damaged(Exception):
+    """The file holds something that cannot be read."""
+
+
+def read_file(file: FileInfo, rules: Rules, segment: Segment | None = None, chunk: int = CHUNK) -> Iterator[Chunk]:
+    """The rows of a file, or of a segment of it: exactly as many as it has, readable or not, at most ``chunk`` at a time.
+
+    Raises ConfigError when its storage does not answer for `storage.PATIENCE` seconds.
+    """
+    known = segment is not None
+    left = segment or Segment(file, 0, 0, 1 << 62)
+    if left.reason is not None:
+        yield Chunk(left.start, left.start, rules.unreadable(left.rows, left.reason, file.uri, left.row), left.reason)
+        return
+    reader = _parquet if file.uri.endswith(PARQUET) else _json_lines
+    give_up, looks = time.monotonic() + storage.PATIENCE, 0
+    while left.rows:
+        try:
+            _check_version(file)
+            for part in reader(left, rules, chunk):
+                if len(part.table):
+                    yield part
+                left = replace(left, start=part.end, row=left.row + len(part.table), rows=left.rows - len(part.table))
+                give_up, looks = time.monotonic() + storage.PATIENCE, 0
+            if not known or not left.rows:
+                return
+            reason = "the file has fewer rows than before"
+        except (OSError, pa.ArrowException, ConfigError, _Damaged) as error:
+            looks += 1
+            away = _is_away(error)
+            if away and time.monotonic() > give_up:
+                with storage.explained(file.uri):
+                    raise
+            if away or (looks < _LOOKS and not isinstance(error, _Damaged) and _is_remote(file)):
+                time.sleep(_PAUSE)
+                continue
+            reason = _told(error)
+        # Unknown rows are one row, so that the loss is seen and counted.
+        rows = left.rows if known else 1
+        yield Chunk(left.start, left.start, rules.unreadable(rows, reason, file.uri, left.row), reason)
+        return
+
+
+def read_all(parts: Iterable[tuple[FileInfo, Segment | None]], rules: Rules, chunk: int = CHUNK) -> Iterator[tuple[int, Chunk]]:
+    """The chunks of files, or of segments of them, one after the other, with the place of each in ``parts``.
+
+    Small files are read ahead, several at a time: on object storage most of their time is waiting.
+    """
+    waiting: deque[tuple[int, Iterator[Chunk] | Future[list[Chunk]]]] = deque()
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        for place, (file, segment) in enumerate(parts):
+            chunks = read_file(file, rules, segment, chunk)
+            waiting.append((place, pool.submit(list, chunks) if file.size <= _SMALL else chunks))
+            while len(waiting) > _AHEAD:
+                yield from _next(waiting)
+        while waiting:
+            yield from _next(waiting)
+
+
+def _next(waiting: "deque[tuple[int, Iterator[Chunk] | Future[list[Chunk]]]]") -> Iterator[tuple[int, Chunk]]:
+    place, chunks = waiting.popleft()
+    for part in chunks.result() if isinstance(chunks, Future) else chunks:
+        yield place, part
+
+
+def columns(file: FileInfo) -> dict[str, pa.DataType | None]:
+    """The columns of a file and their types, None where each row has its own; empty if it has no rows.
+
+    Raises what pyarrow raises for a file that cannot be read.
+    """
+    filesystem, path = storage.arrow_filesystem(file.uri)
+    if file.uri.endswith(PARQUET):
+        footer = pq.read_metadata(path, filesystem=filesystem)
+        schema = footer.schema.to_arrow_schema()
+        return dict(zip(schema.names, schema.types, strict=True)) if footer.num_rows else {}
+    with filesystem.open_input_stream(path) as stream:
+        return dict.fromkeys(first_keys(next(_whole_lines(stream, 0, CHUNK), (0, b""))[1]))
+
+
+def first_keys(lines: bytes, sample: int = 100) -> list[str]:
+    """The keys of the first objects; raises ArrowInvalid if there are lines, but no object."""
+    some = lines.strip().split(b"\n")[:sample]
+    objects = [value for value in map(load_object, some) if isinstance(value, dict)]
+    if some != [b""] and not objects:
+        raise pa.ArrowInvalid(
+            f"not JSON lines; found {some[0][:40].decode(errors='replace')!r}; expected an object on each line"
+        )
+    return [*dict.fromkeys(name for value in objects for name in value)]
+
+
+def _parquet(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:
+    """A row group that cannot be read is told as such, and the next one is tried."""
+    filesystem, path = storage.arrow_filesystem(left.file.uri)
+    with filesystem.open_input_file(path) as stream:
+        file = pq.ParquetFile(stream, pre_buffer=True)
+        schema, total = file.schema_arrow, file.metadata.num_rows
+        problem = rules.problem(dict(zip(schema.names, schema.types, strict=True)))
+        stop = min(total, left.start + left.rows)
+        if problem is not None:
+            yield _lost(left.start, stop, str(problem).partition("; expected")[0], left, rules)
+            return
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        for group, end in enumerate(np.cumsum(sizes, dtype=np.int64).tolist()):
+            at, last = end - sizes[group], min(end, stop)
+            if at >= stop or end <= left.start:
+                continue
+            done = max(at, left.start)
+            try:
+                for batch in file.iter_batches(chunk, row_groups=[group], columns=rules.names, use_threads=False):
+                    first, at = at, at + len(batch)
+                    if at <= done or done >= last:
+                        continue
+                    rows = pa.Table.from_batches([batch]).slice(done - first, min(at, last) - done)
+                    yield Chunk(done, done + len(rows), rules.from_parquet(rows, left.file.uri, done))
+                    done += len(rows)
+            except (OSError, pa.ArrowException) as error:
+                if _is_away(error):
+                    raise
+                yield _lost(done, last, _told(error), left, rules)
+
+
+def _lost(start: int, end: int, reason: str, left: Segment, rules: Rules) -> Chunk:
+    return Chunk(start, end, rules.unreadable(end - start, reason, left.file.uri, start), reason)
+
+
+def _json_lines(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:
+    filesystem, path = storage.arrow_filesystem(left.file.uri)
+    rows, row = left.rows, left.row
+    packed = left.file.uri.endswith(".gz")
+    with filesystem.open_input_stream(path) if packed else filesystem.open_input_file(path) as stream:
+        if packed:
+            for start in range(0, left.start, _BYTES):
+                stream.read(min(_BYTES, left.start - start))
+        else:
+            stream.seek(left.start)
+        for start, lines in _whole_lines(stream, left.start, chunk):
+            if rows <= 0:
+                return
+            end = start + len(lines)
+            if lines := lines.strip():
+                table = rules.from_json(lines, left.file.uri, row).slice(0, rows)
+                yield Chunk(start, end, table)
+                rows, row = rows - len(table), row + len(table)
+
+
+def _whole_lines(stream: Any, start: int, count: int) -> Iterator[tuple[int, bytes]]:
+    """At most ``count`` lines at a time with where they start, newlines included; the last may lack its own."""
+    rest = b""
+    while data := stream.read(_BYTES):
+        head, newline, rest = (rest + data).rpartition(b"\n")
+        for lines in _cut(head + newline, count):
+            yield start, lines
+            start += len(lines)
+        if len(rest) > _LINE:
+            raise _Damaged(f"a line of more than {_LINE >> 20} MiB")
+    if rest:
+        yield start, rest
+
+
+def _cut(lines: bytes, count: int) -> Iterator[bytes]:
+    """After every ``count`` lines."""
+    ends = np.flatnonzero(np.frombuffer(lines, np.uint8) == ord("\n"))[count - 1 :: count] + 1
+    starts = [0, *ends.tolist()]
+    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+        if start < end:
+            yield lines[start:end]
+
+
+def _check_version(file: FileInfo) -> None:
+    if storage.stat(file.uri).version != file.version:
+        raise _Damaged("the file has changed since it was listed")
+
+
+def _is_remote(file: FileInfo) -> bool:
+    return file.uri.startswith("s3://")
+
+
+def _is_away(error: BaseException) -> bool:
+    """Whether it is the storage that does not answer, and not the file that is damaged."""
+    if isinstance(error, ConfigError):
+        return True
+    refused = any(word in str(error) for word in ("ACCESS_DENIED", "NO_SUCH", "NOT_FOUND"))
+    return "AWS Error" in str(error) and not refused and not isinstance(error, FileNotFoundError)
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "the file has disappeared"
+    return " ".join(f"{'' if isinstance(error, _Damaged) else 'cannot be read: '}{error}".split())[:300]
+
+
+def list_inputs(config: DocumentsConfig) -> list[FileInfo]:
+    """The files to read, by address; DataError if there are none or if they are of two kinds."""
+    files = storage.list_files(config.uri, (*PARQUET, *JSON_LINES))
+    if any(all(file.uri.endswith(suffixes) for file in files) for suffixes in (PARQUET, JSON_LINES)):
+        return files
+    found = " and ".join(sorted({f"*{posixpath.splitext(file.uri)[1]}" for file in files}))
+    expected = f"either *{PARQUET[0]} or *{', *'.join(JSON_LINES)}"
+    raise DataError("documents of unknown or different kinds", where=config.uri, found=found, expected=expected)
+
+
+def check_columns(files: list[FileInfo], config: DocumentsConfig, *, labelled: bool, series: str | None = None) -> None:
+    """Raises DataError unless one of the first files that have rows has the columns that are asked for.
+
+    So a wrong setting is told before anything runs, while one odd file among many is not taken for it.
+    """
+    rules, first = Rules.of(config, labelled=labelled, series=series), None
+    for looked, file in enumerate(files):
+        if looked >= _SAMPLED_FILES and first is not None:
+            break
+        try:
+            found = columns(file)
+            problem = rules.problem(found) if found else None
+        except (OSError, pa.ArrowException) as error:
+            found, problem = {}, DataError("cannot be read", found=error)
+        if found and problem is None:
+            return
+        if problem is not None and first is None:
+            first = DataError(
+                problem.what, where=file.uri, found=problem.found, expected=problem.expected, way_out=problem.way_out
+            )
+    raise first or DataError(
+        "no documents", where=config.uri, found=f"{len(files)} files without rows", expected="at least one row"
+    )
+
+
+def read_names(uri: str) -> pa.Table:
+    """Columns ``label``, ``name`` of a Parquet file."""
+    filesystem, path = storage.arrow_filesystem(uri)
+    try:
+        return pq.read_table(path, filesystem=filesystem)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError("cannot read label names", where=uri, found=error, expected="a Parquet file: label, name") from error
+
+
+def read_rows(config: DocumentsConfig, *, labelled: bool) -> Iterator[pa.Table]:
+    """Chunks of the rows that can be used, as `documents.Rules` makes them, in this process; those with a reason are left out.
+
+    Raises DataError where `list_inputs` or `check_columns` do, and for a file that cannot be read.
+    """
+    files, rules = list_inputs(config), Rules.of(config, labelled=labelled)
+    check_columns(files, config, labelled=labelled)
+    for file in files:
+        for chunk in read_file(file, rules):
+            if chunk.reason is not None:
+                raise DataError("cannot read documents", where=file.uri, found=chunk.reason)
+            yield chunk.table.filter(pc.is_null(chunk.table["reason"]))
+
+
+def parts(files: list[FileInfo]) -> pa.Table:
+    """What can be read by itself, one row each for `from_row`: a file, or a range of rows of a large Parquet file."""
+    rows = [
+        {**vars(file), "file": number, "row": row, "rows": rows}
+        for number, file in enumerate(files)
+        for row, rows in (_ranges(file) if file.uri.endswith(PARQUET) and file.size > _LARGE else [(0, None)])
+    ]
+    return pa.Table.from_pylist(rows, _PARTS)
+
+
+def from_row(part: Mapping[str, Any]) -> tuple[FileInfo, Segment | None]:
+    """The file of a part, and its segment if it is not the whole."""
+    file = FileInfo(uri=part["uri"], size=part["size"], version=part["version"])
+    return file, None if part["rows"] is None else Segment(file, part["row"], part["row"], part["rows"])
+
+
+def _ranges(file: FileInfo) -> list[tuple[int, int | None]]:
+    """First row and number of rows of each row group; of a file that cannot be read, the whole."""
+    filesystem, path = storage.arrow_filesystem(file.uri)
+    try:
+        footer = pq.read_metadata(path, filesystem=filesystem)
+    except (OSError, pa.ArrowException):
+        return [(0, None)]
+    sizes = np.array([footer.row_group(group).num_rows for group in range(footer.num_row_groups)], np.int64)
+    return [*zip((sizes.cumsum() - sizes).tolist(), sizes.tolist(), strict=True)]
+
+
+def segment_of(segment: Mapping[str, Any]) -> tuple[FileInfo, Segment]:
+    """A piece's segment as its file and the rows to read there."""
+    file = FileInfo(uri=segment["uri"], size=segment["size"], version=segment["version"])
+    return file, Segment(file, segment["start"], segment["row"], segment["rows"], segment["reason"])

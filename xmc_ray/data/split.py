@@ -1,0 +1,57 @@
+"""Which training documents are held out: to choose the best epoch, and to calibrate the scores on."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from xmc_ray.data.labels import IntArray
+from xmc_ray.errors import ConfigError
+
+METRICS = [f"{name}@{k}" for name in ("P", "R", "nDCG", "PSP", "PSnDCG", "coverage") for k in (1, 3, 5, 10)]
+"""What the best checkpoint may be chosen by; see `metrics.at_k`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Documents kept out of training to watch it by."""
+
+    share: float = 0.02
+    """Share of the training documents that is held out, chosen by a hash of their words; 0 trains on all, blindly."""
+    series: str | None = None
+    """Column of what a document is one of many of, such as a collection or a seller, strings or integers: all documents of a
+    series are held out, or none, by a hash of its name. The words decide where it is null or blank."""
+    every: float = 1.0
+    """Epochs from one validation (and checkpoint) to the next; the end of training always has one."""
+    metric: str = "nDCG@5"
+    """The metric that the best checkpoint is best in."""
+    calibrate: bool = True
+    """Put half of the held-out documents by, by the same hash, to calibrate the scores on; false chooses by all of them."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise ConfigError("validation.share does not fit", found=self.share, expected="0 to below 1")
+        if self.every <= 0:
+            raise ConfigError("validation.every does not fit", found=self.every, expected="more than 0 epochs")
+        if self.metric not in METRICS:
+            raise ConfigError("validation.metric is unknown", found=self.metric, expected=", ".join(METRICS))
+
+
+def held_out_use(texts: pa.Array, series: pa.Array, validation: ValidationConfig | None) -> IntArray:
+    """The use of each text by a hash of its series or else its words, 0, 1 or 2: the same in every run and on every machine.
+
+    Documents of a series have the same use, and so have those without one that say the same, or the held-out ones would reward
+    learning by heart. Where there is no series and no word, there is nothing to hold out.
+    """
+    limit = 0 if validation is None else int(validation.share * 2**32)
+    if validation is None or not limit:
+        return np.zeros(len(texts), np.int64)
+    words = pc.utf8_trim(pc.replace_substring_regex(pc.utf8_lower(texts), r"[^\pL\pN]+", " "), " ")
+    series = pc.utf8_trim_whitespace(series.fill_null(""))
+    keys = pc.if_else(pc.equal(series, ""), words, series)
+    digests = b"".join(hashlib.sha256(key.encode()).digest()[:8] for key in keys.to_pylist())
+    first_D, second_D = np.frombuffer(digests, ">u4").reshape(-1, 2).T
+    calibrates_D = second_D % 2 == 1 if validation.calibrate else np.zeros(len(texts), bool)  # further bits: not the share's
+    return np.where((first_D < limit) & (np.asarray(pc.binary_length(keys)) > 0), 1 + calibrates_D, 0)

@@ -1,0 +1,279 @@
+"""Calibration: from a score to the chance that the label is right, and from a wanted precision to a threshold a label.
+
+    chance     isotonic regression of "right or wrong" on the score, over held-out predictions (Zadrozny and Elkan 2002),
+               linear between the centres of its steps (Oron and Flournoy 2017), so that scores that differ stay different
+    threshold  the lowest chance at which the held-out predictions from there up are right often enough, one more being
+               counted as wrong (as in Barber and Candes 2015), so that a handful of lucky ones proves nothing
+    ECE@k      the mean gap between the chance that was told and the share that was right, over 15 bins of equal width
+               (Guo et al. 2017, section 2)
+
+One map serves all labels: it rises, so it reorders nothing (decision 0013). Thresholds are those of the label where its own
+held-out predictions can tell, else of its frequency band, else of all labels.
+
+Letters: D documents, k predictions of each, N held-out predictions, L labels, R rows (none, then each band), Q knots.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
+
+from xmc_ray.errors import ConfigError
+from xmc_ray.metrics.at_k import BANDS, band_names, band_rows
+
+IntArray = NDArray[np.int64]
+
+
+ScoreArray = NDArray[np.float32]
+
+
+FloatArray = NDArray[np.float64]
+
+
+BoolArray = NDArray[np.bool_]
+
+
+Predictions = tuple[ScoreArray, IntArray, BoolArray]
+
+
+"""Of documents: scores, falling; label ids, -1 where there are no more; hits. [D, k] each."""
+
+
+DEPTH = 10  # predictions of a document that a calibration is fitted on
+
+
+PRECISIONS = (0.5, 0.8, 0.9)  # for which metrics.json states coverage
+
+
+DEFAULT_PRECISION = 0.5  # of the thresholds in labels.parquet
+
+
+ENOUGH_OF_LABEL, ENOUGH_OF_BAND = 50, 500  # held-out predictions for thresholds of one's own
+
+
+BINS = 15
+SCORE_BINS = 20  # of the histogram of a night's scores, equal bins of [0, 1]
+
+
+_STRETCHES = 32  # or a few more, that documents are cut into, to be dealt in two
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Held-out predictions, and what follows from them.
+
+    ``label_N``: int64, label ids; ``score_N``: float32, the model's own scores; ``hit_N``: bool, whether the label was right;
+    ``band_L``: int8, the row of each label's band, see `metrics.band_rows`. Any number of predictions, even none.
+    """
+
+    label_N: IntArray
+    score_N: ScoreArray
+    hit_N: BoolArray
+    band_L: NDArray[np.int8]
+
+    @classmethod
+    def of(cls, scores_Dk: ScoreArray, labels_Dk: IntArray, hit_Dk: BoolArray, counts_L: IntArray) -> "Calibration":
+        """Of predictions with -1 for labels where there are no more; ``counts_L``: training documents a label."""
+        real_Dk = labels_Dk >= 0
+        return cls(labels_Dk[real_Dk], scores_Dk[real_Dk], hit_Dk[real_Dk], band_rows(counts_L))
+
+    def over(self, counts_L: IntArray) -> "Calibration":
+        """The same evidence over more labels, the first of which are the own ones: new ones take thresholds of their band."""
+        return replace(self, band_L=band_rows(counts_L))
+
+    def __len__(self) -> int:
+        return len(self.label_N)
+
+    @cached_property
+    def knots(self) -> tuple[FloatArray, FloatArray]:
+        """Scores float64[Q], rising, and the chances that belong to them; see `fit_map`."""
+        return fit_map(self.score_N, self.hit_N)
+
+    def calibrated(self, scores_Dk: ScoreArray, labels_Dk: IntArray) -> ScoreArray:
+        """float32[D, k]: chances for scores, in their order; 0 where there is no label. The scores, if fitted on nothing."""
+        chances_Dk = apply_map(self.knots, scores_Dk)
+        return np.where(labels_Dk >= 0, chances_Dk, np.float32(0))
+
+    def thresholds(self, precision: float) -> ScoreArray:
+        """float32[L]: the lowest calibrated score with which each label may be a tag; inf for one that never may.
+
+        Raises ConfigError for a ``precision`` that is not above 0 and below 1.
+        """
+        check_precision(precision)
+        band_N = self.band_L[self.label_N].astype(np.int64)
+        all_1 = self._thresholds(np.zeros_like(self.label_N), np.full(1, np.inf, np.float32), 1, precision)
+        of_all_R = np.broadcast_to(all_1, len(BANDS) + 1)
+        of_band_R = self._thresholds(band_N, of_all_R, ENOUGH_OF_BAND, precision)
+        return self._thresholds(self.label_N, of_band_R[self.band_L], ENOUGH_OF_LABEL, precision)
+
+    def _thresholds(self, owner_N: IntArray, others: ScoreArray, enough: int, precision: float) -> ScoreArray:
+        """The thresholds of each owner's own predictions, or else those of ``others``.
+
+        Own ones need ``enough`` predictions. That nothing is right often enough needs besides so many from the other threshold
+        up that they could have shown it: n right ones of n do, if n / (n + 1) reaches ``precision``.
+        """
+        chance_N, n_owners = apply_map(self.knots, self.score_N), len(others)
+        own = lowest(owner_N, chance_N, self.hit_N, n_owners, precision)
+        could_N = chance_N >= others[owner_N]
+        n, n_above = np.bincount(owner_N, minlength=n_owners), np.bincount(owner_N[could_N], minlength=n_owners)
+        return np.where((n >= enough) & (np.isfinite(own) | (n_above >= precision * (n_above + 1))), own, others)
+
+    def sizes(self) -> dict[str, int]:
+        """Predictions of each band, such as ``{"2-9": 57}``; bands without any are there with 0."""
+        n_R = np.bincount(self.band_L[self.label_N], minlength=len(BANDS) + 1)
+        return dict(zip(band_names(BANDS), n_R[1:].tolist(), strict=True))
+
+    def to_table(self) -> pa.Table:
+        """Columns ``label`` (id), ``score``, ``hit``: one row a held-out prediction."""
+        return pa.table({"label": pa.array(self.label_N, pa.int32()), "score": self.score_N, "hit": self.hit_N})
+
+    @classmethod
+    def from_table(cls, table: pa.Table, counts_L: IntArray) -> "Calibration":
+        """The inverse of `to_table`, with the counts of the label index."""
+        label, score, hit = (table[name].to_numpy() for name in ("label", "score", "hit"))
+        return cls(label.astype(np.int64), score, hit, band_rows(counts_L))
+
+
+def fit_map(score_N: ScoreArray, hit_N: BoolArray) -> tuple[FloatArray, FloatArray]:
+    """Knots of a rising map from scores to chances: scores float64[Q] and chances float64[Q]; of no prediction, the identity.
+
+    A knot lies at the mean score of a step of the isotonic regression. No chance is nearer to 0 or 1 than N predictions can
+    tell: 1 / (N + 2), the rule of succession.
+    """
+    if not len(score_N):
+        return np.array([0.0, 1.0]), np.array([0.0, 1.0])
+    distinct, place_N, count = np.unique(score_N.astype(np.float64), return_inverse=True, return_counts=True)
+    right = np.bincount(place_N, hit_N)
+    steps = isotonic_regression(right / count, weights=count).blocks[:-1]
+    n_Q = np.add.reduceat(count, steps)
+    score_Q, right_Q = np.add.reduceat(distinct * count, steps) / n_Q, np.add.reduceat(right, steps)
+    least = 1 / (len(score_N) + 2)
+    return score_Q, np.clip(right_Q / n_Q, least, 1 - least)
+
+
+def apply_map(knots: tuple[FloatArray, FloatArray], scores: ScoreArray) -> ScoreArray:
+    """The chances of scores of any shape, float32; flat beyond the outermost knots."""
+    return np.interp(scores, *knots).astype(np.float32)
+
+
+def lowest(owner_N: NDArray[Any], chance_N: ScoreArray, hit_N: BoolArray, n_owners: int, precision: float) -> ScoreArray:
+    """float32[n_owners]: for each owner the lowest of its chances from which up its predictions reach ``precision``, or inf.
+
+    Reached means: right ones / (all + 1) >= precision. Equal chances stand or fall together.
+    """
+    order = np.lexsort((-chance_N, owner_N))
+    owner_N, chance_N, hit_N = owner_N[order].astype(np.int64), chance_N[order], hit_N[order]
+    size = np.bincount(owner_N, minlength=n_owners)
+    before = (np.cumsum(size) - size)[owner_N]
+    total = np.concatenate([[0], np.cumsum(hit_N)])
+    right_N = total[1:] - total[before]
+    all_N = np.arange(1, len(owner_N) + 1) - before
+    is_last_N = np.append((np.diff(owner_N) != 0) | (np.diff(chance_N) != 0), True)[: len(owner_N)]  # of equal ones
+    reached_N = is_last_N & (right_N >= precision * (all_N + 1))
+    thresholds = np.full(n_owners, np.inf, np.float32)
+    np.minimum.at(thresholds, owner_N[reached_N], chance_N[reached_N])
+    return thresholds
+
+
+def check_precision(precision: float) -> None:
+    """Raises ConfigError for what is no precision to ask for: no number of documents proves that all is right."""
+    if not 0 < precision < 1:
+        raise ConfigError("min_precision does not fit", found=precision, expected="above 0, below 1")
+
+
+class Reliability:
+    """Sums for ECE@k; ``sums``: float64[3, 15], predictions, chances told, right ones, by the chance's bin."""
+
+    def __init__(self, k: int = 5) -> None:
+        self.k, self.sums = k, np.zeros((3, BINS))
+
+    def update(self, scores_Dk: ScoreArray, labels_Dk: IntArray, hit_Dk: BoolArray) -> None:
+        """Count the k best predictions of each document, scores falling; -1 for labels where there are no more."""
+        real_Dk = labels_Dk[:, : self.k] >= 0
+        score_N, hit_N = (values[:, : self.k][real_Dk].astype(np.float64) for values in (scores_Dk, hit_Dk))
+        bin_N = np.minimum((score_N * BINS).astype(np.int64), BINS - 1)
+        self.sums += [np.bincount(bin_N, weights, BINS) for weights in (np.ones_like(score_N), score_N, hit_N)]
+
+    def result(self) -> float | None:
+        """ECE@k, 0..1; None where nothing was counted."""
+        n, told, right = self.sums
+        return float(np.abs(told - right).sum() / n.sum()) if n.any() else None
+
+
+@dataclass
+class Selection:
+    """Counts of what thresholds leave: documents, those of them with a tag, tags, right tags."""
+
+    thresholds_L: ScoreArray
+    documents: int = 0
+    tagged: int = 0
+    tags: int = 0
+    right: int = 0
+
+    def update(self, scores_Dk: ScoreArray, labels_Dk: IntArray, hit_Dk: BoolArray) -> None:
+        """Count documents; see `Reliability.update`."""
+        kept_Dk = (labels_Dk >= 0) & (scores_Dk >= self.thresholds_L[labels_Dk])
+        self.documents += len(kept_Dk)
+        self.tagged += int(kept_Dk.any(1).sum())
+        self.tags += int(kept_Dk.sum())
+        self.right += int((kept_Dk & hit_Dk).sum())
+
+    def add(self, other: "Selection") -> None:
+        """Count what ``other`` has counted, by thresholds of its own."""
+        for name in ("documents", "tagged", "tags", "right"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def result(self) -> dict[str, float | int | None]:
+        """``precision`` of the tags, ``coverage`` (share of documents with a tag), ``abstention`` (share without), ``tags``,
+        ``never`` (labels that are never a tag); None where there is nothing to divide by.
+        """
+        coverage = self.tagged / self.documents if self.documents else None
+        return {
+            "precision": self.right / self.tags if self.tags else None,
+            "coverage": coverage,
+            "abstention": None if coverage is None else 1 - coverage,
+            "tags": self.tags,
+            "never": int(np.isinf(self.thresholds_L).sum()),
+        }
+
+
+def cross_fitted(predicted: Predictions, counts_L: IntArray) -> list[tuple[Calibration, Predictions]]:
+    """Two calibrations, each of every other stretch of documents, with the predictions of those that it has not seen.
+
+    Stretches, for neighbours are often of a series, and a map that has seen a document's series knows too much; what of it lies
+    further apart may still be on both sides.
+    """
+    scores_Dk, labels_Dk, hit_Dk = predicted
+    is_odd_D = np.arange(len(hit_Dk)) // max(1, len(hit_Dk) // _STRETCHES) % 2 == 1
+    even, odd = ((scores_Dk[is_in_D], labels_Dk[is_in_D], hit_Dk[is_in_D]) for is_in_D in (~is_odd_D, is_odd_D))
+    return [(Calibration.of(*odd, counts_L), even), (Calibration.of(*even, counts_L), odd)]
+
+
+def measure(calibration: Calibration, unseen: Iterable[tuple[Calibration, Predictions]]) -> dict[str, Any]:
+    """ECE@5 before and after, and what thresholds for some precisions do.
+
+    ``unseen``: calibrations with predictions, by the model's own scores, that each was not fitted on. ``calibration`` is the
+    one in use: how many labels are never a tag is told of its thresholds.
+    """
+    before, after, documents = Reliability(), Reliability(), 0
+    selections = {precision: Selection(calibration.thresholds(precision)) for precision in PRECISIONS}
+    for fitted, (scores_Dk, labels_Dk, hit_Dk) in unseen:
+        chances_Dk = fitted.calibrated(scores_Dk, labels_Dk)
+        documents += len(scores_Dk)
+        before.update(scores_Dk, labels_Dk, hit_Dk)
+        after.update(chances_Dk, labels_Dk, hit_Dk)
+        for precision, selection in selections.items():
+            part = Selection(fitted.thresholds(precision))
+            part.update(chances_Dk, labels_Dk, hit_Dk)
+            selection.add(part)
+    return {
+        "measured_on": documents,
+        "ECE@5 before": before.result(),
+        "ECE@5": after.result(),
+        "thresholds": {str(precision): selection.result() for precision, selection in selections.items()},
+    }

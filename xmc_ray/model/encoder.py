@@ -1,0 +1,252 @@
+"""The text encoder: any pretrained transformer, its last hidden states as features.
+
+Features = the summary of each of the last n hidden states, concatenated (LightXML, section 3.1: n = 5 and the first
+token). Hidden state 0 is the embedding layer's output, so an encoder cut to one layer still has two to offer.
+
+Letters: B documents, T tokens, F features = n x hidden width.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+from transformers.utils import logging as transformers_logging
+
+from xmc_ray.errors import ConfigError, ModelError
+from xmc_ray.storage import folders
+
+_CACHED = 128  # rows that are rounded at a time: they stay in the cache
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Which transformer, and what is taken from it."""
+
+    name: str = "bert-base-uncased"
+    """Hub name or folder, local or s3://, of any encoder that AutoModel loads from safetensors."""
+    layers: int | None = None
+    """Keep only the first n layers of the pretrained encoder; None keeps all, 0 leaves all to the lexical branch."""
+    max_tokens: int | None = None
+    """Read only the first n tokens of a document; None reads all that the tokenizer has kept."""
+    feature_layers: int = 5
+    """How many of the last hidden states make the features; the embeddings count as one, the cut encoder's layers follow."""
+    pooling: Literal["auto", "first", "last", "mean"] = "auto"
+    """Summary of a hidden state: its first or last token, or the mean of all; auto asks the tokenizer where its summary is."""
+    freeze: int = 0
+    """Leave the embeddings and the lowest n layers as they were pretrained; 0 trains everything."""
+    dropout: float | None = None
+    """Dropout inside the encoder; None keeps the pretrained setting."""
+    random: bool = False
+    """Start from random weights of the same shape instead of the pretrained ones."""
+
+
+class TextEncoder(nn.Module):
+    """A transformer and the way its hidden states become features. ``pooling`` is first, last or mean."""
+
+    def __init__(self, transformer: Any, feature_layers: int, pooling: str, max_tokens: int | None = None) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.feature_layers = feature_layers
+        self.pooling = pooling
+        self.max_tokens = max_tokens
+
+    @property
+    def width(self) -> int:
+        """F, the number of features of a document."""
+        return int(self.transformer.config.hidden_size) * self.feature_layers
+
+    def forward(self, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """float[B, F]: the features of padded documents."""
+        tokens_BT, mask_BT = tokens_BT[:, : self.max_tokens], mask_BT[:, : self.max_tokens]
+        output = self.transformer(input_ids=tokens_BT, attention_mask=mask_BT.long(), output_hidden_states=True)
+        states = output.hidden_states[-self.feature_layers :]
+        return torch.cat([self._summary(state_BTH, mask_BT) for state_BTH in states], dim=-1)
+
+    def _summary(self, state_BTH: Tensor, mask_BT: Tensor) -> Tensor:
+        if self.pooling == "first":
+            return state_BTH[:, 0]
+        length_B = mask_BT.sum(1)
+        if self.pooling == "last":
+            return state_BTH[torch.arange(len(state_BTH), device=state_BTH.device), length_B - 1]
+        weight_BT = mask_BT.to(state_BTH.dtype) / length_B.clamp(min=1)[:, None]
+        return torch.einsum("bth,bt->bh", state_BTH, weight_BT)
+
+    def freeze_lowest(self, layers: int) -> None:
+        """Stop the gradients of everything below layer ``layers`` (embeddings included); 0 leaves all as it is."""
+        if layers == 0:
+            return
+        name, stack = _layer_stack(self.transformer)
+        trained = tuple(f"{name}.{index}." for index in range(layers, len(stack)))
+        for parameter_name, parameter in self.transformer.named_parameters():
+            if not parameter_name.startswith(trained):
+                parameter.requires_grad_(False)
+
+    @torch.enable_grad()
+    def freeze_unused(self) -> None:
+        """Stop the gradients of parameters that never reach the features, such as BERT's pooler.
+
+        Found by one tiny step: data-parallel training would wait forever for a gradient that never comes.
+        """
+        tokens_BT = torch.zeros(1, 2, dtype=torch.long)
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if not trained:
+            return
+        features_BF = self(tokens_BT, torch.ones_like(tokens_BT, dtype=torch.bool))
+        gradients = torch.autograd.grad(features_BF.sum(), trained, allow_unused=True)
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
+
+
+class Int8Linear(nn.Module):
+    """A linear layer in whole numbers, for prediction on a CPU: int8 weights with a scale a row, inputs with one a call.
+
+    So a document's features depend, in the third digit or so, on the documents beside it. Inputs have 7 bits: a CPU without
+    VNNI adds two products in 16, which would overflow with 8.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach()
+        self.scale = weight.abs().amax(1).clamp(min=1e-12) / 127
+        self.zero = torch.zeros(len(weight), dtype=torch.long)
+        self.packed = torch.ops.onednn.qlinear_prepack((weight / self.scale[:, None]).round().to(torch.int8), None)
+        self.bias = None if linear.bias is None else linear.bias.detach()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """float32[..., out] of floats[..., in]."""
+        least, most = (float(bound) for bound in torch.aminmax(inputs))
+        least, most = min(least, 0.0), max(most, 0.0)
+        scale = max(most - least, 1e-12) / 127
+        zero = round(-least / scale)
+        inputs_NF = inputs.flatten(0, -2)
+        whole_NF, half = torch.empty(inputs_NF.shape, dtype=torch.uint8), torch.tensor(zero + 0.5)
+        for part, whole in zip(inputs_NF.split(_CACHED), whole_NF.split(_CACHED), strict=True):
+            whole.copy_(torch.add(half, part, alpha=1 / scale))  # cut off, so rounded to the nearest
+        weights = self.packed, self.scale, self.zero, self.bias
+        plain: tuple[Any, ...] = 1.0, 0, torch.float32, "none", [], ""  # no scale of the output, nothing done to it
+        product: Tensor = torch.ops.onednn.qlinear_pointwise(whole_NF, scale, zero, *weights, *plain)
+        return product.view(*inputs.shape[:-1], -1)
+
+
+def quantise(encoder: TextEncoder) -> None:
+    """Turn the linear layers into `Int8Linear`, for prediction alone. Raises ConfigError where torch lacks oneDNN."""
+    if not torch.backends.mkldnn.is_available():
+        raise ConfigError("int8 needs a torch with oneDNN", found="a torch without it", way_out="predict in float32")
+    for module in list(encoder.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Linear:
+                setattr(module, name, Int8Linear(child))
+
+
+def check_encoder(config: EncoderConfig, max_tokens: int | None = None) -> Any:
+    """The transformer's own settings, cut to ``config.layers``, without loading weights; None where it has no layers.
+
+    Raises ModelError when there is no such encoder, ConfigError when ``config`` or ``max_tokens`` do not fit it.
+    """
+    if config.layers == 0:
+        return None
+    settings = _load_settings(config.name)
+    depth = settings.num_hidden_layers
+    if config.layers is not None:
+        if not 0 <= config.layers <= depth:
+            raise _out_of_range("encoder.layers", config.layers, 0, depth)
+        settings.num_hidden_layers = depth = config.layers
+        if getattr(settings, "layer_types", None):
+            settings.layer_types = settings.layer_types[:depth]
+    if not 1 <= config.feature_layers <= depth + 1:
+        raise _out_of_range("encoder.feature_layers (layers and embeddings)", config.feature_layers, 1, depth + 1)
+    if not 0 <= config.freeze <= depth:
+        raise _out_of_range("encoder.freeze", config.freeze, 0, depth)
+    if config.max_tokens is not None and config.max_tokens < 1:
+        raise ConfigError("encoder.max_tokens does not fit", found=config.max_tokens, expected="at least 1, or nothing at all")
+    limit, read = getattr(settings, "max_position_embeddings", None), config.max_tokens or max_tokens
+    if read is not None and limit is not None and min(read, max_tokens or read) > limit:
+        raise _out_of_range("encoder.max_tokens" if config.max_tokens else "text.max_tokens", read, 3, limit)
+    return settings
+
+
+def build_encoder(config: EncoderConfig, summary_position: str | None) -> TextEncoder:
+    """A pretrained encoder, cut to one layer at least, with dropout set and frozen as ``config`` says.
+
+    ``summary_position`` is the tokenizer's (`Tokenizer.summary_position`); without one, ``auto`` takes the mean.
+    Raises ModelError when the encoder is not there or lacks weights, ConfigError when the config does not fit it.
+    """
+    settings = check_encoder(config)
+    assert settings is not None
+    transformer = _from_settings(settings) if config.random else _load_pretrained(config.name, settings)
+    if config.dropout is not None:
+        for module in transformer.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = config.dropout
+    pooling = (summary_position or "mean") if config.pooling == "auto" else config.pooling
+    transformer.get_input_embeddings().sparse = True  # a step sees few words: see optim.Optimizer
+    encoder = TextEncoder(transformer, config.feature_layers, pooling, config.max_tokens)
+    encoder.freeze_unused()
+    encoder.freeze_lowest(config.freeze)
+    return encoder
+
+
+def load_empty_encoder(folder: Path, feature_layers: int, pooling: str, max_tokens: int | None = None) -> TextEncoder:
+    """An encoder of the shape that ``folder``'s ``config.json`` states; its weights are to be loaded by the caller."""
+    return TextEncoder(_from_settings(_load_settings(str(folder))), feature_layers, pooling, max_tokens)
+
+
+def _load_settings(name: str) -> Any:
+
+    try:
+        return AutoConfig.from_pretrained(folders.at_hand(name), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _not_found(name, error) from error
+
+
+def _out_of_range(setting: str, found: int, least: int, most: int) -> ConfigError:
+    return ConfigError(f"{setting} is out of range", found=found, expected=f"{least} to {most}")
+
+
+def _load_pretrained(name: str, settings: Any) -> Any:
+
+    verbosity, has_bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()  # cut layers are left behind on purpose: no table of "unexpected" weights
+    transformers_logging.disable_progress_bar()
+    try:
+        transformer, report = AutoModel.from_pretrained(
+            folders.at_hand(name), config=settings, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise _not_found(name, error) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if has_bar:
+            transformers_logging.enable_progress_bar()
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise ModelError("the encoder lacks weights", where=name, found=f"{len(missing)} missing, such as {missing[0]}")
+    return transformer.float()
+
+
+def _from_settings(settings: Any) -> Any:
+
+    return AutoModel.from_config(settings, trust_remote_code=False).float()
+
+
+def _layer_stack(transformer: nn.Module) -> tuple[str, nn.ModuleList]:
+    depth = transformer.config.num_hidden_layers  # type: ignore[union-attr]
+    for name, module in transformer.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return name, module
+    raise ModelError("cannot find the encoder's layers", found=type(transformer).__name__, way_out="set encoder.freeze = 0")
+
+
+def _not_found(name: str, error: Exception) -> ModelError:
+    offline = " (offline: HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+    return ModelError(
+        "encoder not found",
+        where=name + offline,
+        found=str(error).strip().split("\n")[0],
+        expected="a hub name, or a folder, local or s3://, with config.json and model.safetensors",
+        way_out="set encoder.name",
+    )

@@ -1,0 +1,243 @@
+"""LightXML: one transformer, label-group recall, label ranking with dynamic negatives, trained jointly.
+
+    features = dropout(encoder(text), lexical(text))  the last n hidden states' summaries; vectors of words, if wanted
+    recall   = linear(features)                       one logit a group (Jiang et al. 2021, section 3.2, "generator")
+    ranking  = bottleneck(features) . label vectors   of the labels in the K best groups (section 3.4, "discriminator")
+    loss     = BCE(recall) + BCE(ranking)             negatives change as recall learns (section 3.3)
+    score    = sigmoid(ranking) * sigmoid(recall of the label's group + lift of the group)
+
+In flat mode every group is one label: recall scores the labels themselves and there is no ranking stage. The lift, which is
+higher for rare labels, is not the paper's; it is 0 unless asked for (decision 0016).
+
+Letters: B documents, F features, G groups, K shortlisted groups, M places in a group, H bottleneck, P true pairs.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from xmc_ray.data.groups import LabelGroups
+from xmc_ray.data.labels import IntArray
+from xmc_ray.errors import ConfigError
+from xmc_ray.metrics.at_k import propensities
+from xmc_ray.model.encoder import TextEncoder, quantise
+from xmc_ray.model.lexical import LexicalBranch
+from xmc_ray.model.ranking import ALIGNMENT, LabelTable
+from xmc_ray.model.recall import RecallHead
+from xmc_ray.model.sharding import Exchange, OwnedRows
+from xmc_ray.model.text import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The heads on top of the encoder."""
+
+    shortlist: int = 10
+    """K, the groups with the highest recall score whose labels are ranked."""
+    bottleneck: int = 384
+    """H, the width of the label vectors; a multiple of 8."""
+    dropout: float = 0.5
+    """Dropout of the features."""
+    table: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the label vectors; auto is bfloat16, rounded by chance, on a GPU and float32 on a CPU."""
+    lift: float = 0.0
+    """How far predictions raise rare labels, 0 to 2: with 1 a group's odds are divided by its labels' mean propensity."""
+
+    def __post_init__(self) -> None:
+        if self.bottleneck < ALIGNMENT or self.bottleneck % ALIGNMENT:
+            raise ConfigError("model.bottleneck does not fit", found=self.bottleneck, expected=f"a multiple of {ALIGNMENT}")
+        if self.shortlist < 1:
+            raise ConfigError("model.shortlist does not fit", found=self.shortlist, expected="at least 1")
+        if not 0 <= self.lift <= 2:
+            raise ConfigError("model.lift does not fit", found=self.lift, expected="0 to 2, most often 0 or 1")
+
+
+Scoring = Literal["grouped", "exact"]
+
+
+"""Which labels a prediction scores: those in the groups that recall shortlists, or all. The same in flat mode."""
+
+
+class Losses(NamedTuple):
+    """Two sums over the labels, each a mean over the documents of a batch; scalars."""
+
+    recall: Tensor
+    rank: Tensor
+
+
+class Ranked(NamedTuple):
+    """The best labels of each document, scores falling.
+
+    ``score_Bk``: float32 in 0..1; ``label_Bk``: int64, -1 (with score 0) where a document has fewer candidates than k.
+    """
+
+    score_Bk: Tensor
+    label_Bk: Tensor
+
+
+class LightXML(nn.Module):
+    """Encoder, lexical branch (one of the two may be missing), recall head, bottleneck, label table; ``forward`` is the loss.
+
+    In a process group every worker has the whole encoder and bottleneck, but of recall head and table the rows of its own
+    groups only (`exchange.Exchange.share`). The model that is used alone has all rows, by the same code.
+    """
+
+    group_L: Tensor
+    label_GM: Tensor
+
+    def __init__(
+        self,
+        encoder: TextEncoder | None,
+        groups: LabelGroups,
+        config: ModelConfig,
+        exchange: Exchange | None = None,
+        seed: int = 0,
+        lexical: LexicalBranch | None = None,
+    ) -> None:
+        """``seed`` makes the rows of recall head and table, the same ones on any number of workers.
+
+        Raises ConfigError when there is neither an encoder nor a lexical branch.
+        """
+        super().__init__()
+        self.config = config
+        self.exchange = exchange or Exchange()
+        self.shortlist = min(config.shortlist, len(groups))
+        self.encoder, self.lexical = encoder, lexical
+        self.width = sum(part.width for part in (encoder, lexical) if part is not None)
+        if not self.width:
+            raise ConfigError(
+                "the model has nothing to read with",
+                found="encoder.layers = 0 and lexical.width = 0",
+                way_out="give one of them a number above 0",
+            )
+        self.dropout = nn.Dropout(config.dropout)
+        self.recall = RecallHead(self.width, len(groups), self.exchange, 2 * seed)
+        if config.lift:
+            self.recall.lift = torch.zeros_like(self.recall.bias)
+        self.bottleneck = None if groups.flat else nn.Linear(self.width, config.bottleneck)
+        dtype = torch.bfloat16 if config.table == "bfloat16" else torch.float32
+        self.table = None if groups.flat else LabelTable(groups, config.bottleneck, self.exchange, 2 * seed + 1, dtype)
+        self.register_buffer("group_L", torch.from_numpy(groups.group_L), persistent=False)
+        self.register_buffer("label_GM", torch.from_numpy(groups.label_GM), persistent=False)
+
+    @property
+    def heads(self) -> dict[str, OwnedRows]:
+        """The parts whose rows are shared out among the workers, by name."""
+        return {"recall": self.recall} | ({} if self.table is None else {"table": self.table})
+
+    @torch.no_grad()
+    def start_from_counts(self, counts_L: IntArray, n_documents: int) -> None:
+        """Set the biases to the log-odds seen in training: the first steps need not learn that labels are rare.
+
+        A group's odds are bounded by the sum of its labels' counts; a label's are those within its group. (The prior
+        initialisation of Lin et al. 2017, section 3.3, for every output of its own.)
+
+        Set the lift as well, which training leaves alone: `ModelConfig.lift` times log(true / noted) of each group. Noted are
+        the documents of its labels, true is the sum of each label's count over its propensity.
+        """
+        counts_L = np.maximum(counts_L, 0)
+        counts, group_L = torch.from_numpy(counts_L).double(), self.group_L.cpu()
+        counts_G = torch.zeros(len(self.label_GM), dtype=torch.double).index_add_(0, group_L, counts)
+        own = slice(self.recall.own.start, self.recall.own.stop)
+        self.recall.bias.copy_(torch.logit((counts_G[own] + 0.5) / (n_documents + 1), eps=1e-6).clamp(max=0))
+        if self.recall.lift is not None:
+            noted = counts + 0.5  # the label of no document has a propensity, too
+            true = noted / torch.from_numpy(propensities(counts_L, n_documents))
+            noted_G, true_G = (torch.zeros_like(counts_G).index_add_(0, group_L, part) for part in (noted, true))
+            self.recall.lift.copy_(self.config.lift * torch.log(true_G / noted_G)[own])
+        if self.table is not None:
+            mine = self.table.owned(group_L)
+            share_L = (counts + 0.5) / (counts_G[group_L] + 1)
+            places = group_L[mine] - own.start, self.table.slot_L.cpu()[mine]
+            self.table.bias[places] = torch.logit(share_L[mine], eps=1e-6).to(self.table.bias)
+
+    def forward(self, batch: Batch, documents: int | None = None) -> Losses:
+        """The training loss of a batch, divided by ``documents`` (those of the batch unless told).
+
+        With several workers it is this worker's part of the loss of everybody's documents; ``documents`` counts them all.
+        """
+        features_bF = self.dropout(self.features(batch))
+        documents = len(batch) if documents is None else documents
+        features_BF, row_P, label_P = self._gathered(features_bF, batch)
+
+        # recall: every group, against the groups that hold a true label
+        group_P = self.group_L[label_P]
+        recall_loss, shortlist_BK = self.recall.loss(features_BF, row_P, group_P, self.shortlist, documents)
+        if self.table is None or self.bottleneck is None:
+            return Losses(recall_loss, torch.zeros_like(recall_loss))
+
+        # rank: the labels of the groups that recall believes in now, and of all true ones; the choice has no gradient
+        vectors_BH = self.bottleneck(features_BF)
+        return Losses(recall_loss, self.table.loss(vectors_BH, shortlist_BK, row_P, label_P, documents))
+
+    def features(self, batch: Batch) -> Tensor:
+        """float[B, F]: what encoder and lexical branch make of the documents, side by side."""
+        parts = [part(batch.tokens_BT, batch.mask_BT) for part in (self.encoder, self.lexical) if part is not None]
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+    def predict(self, batch: Batch, k: int, scoring: Scoring = "grouped") -> Ranked:
+        """The ``k`` best labels of each document; call in eval mode, without gradients.
+
+        Exact scoring needs no more memory than a score a group and document. Its ``k`` best labels lie in the ``k`` groups
+        whose own best labels score highest; and no label scores higher than its group, so that only groups can matter whose
+        recall exceeds the last score of grouped scoring: few of them once recall is sure of itself, all at worst.
+
+        With several workers all must call it; each gets the results of everybody's documents, in the order of the ranks.
+        """
+        features_bF = self.features(batch) if len(batch) else self.recall.weight.new_zeros(0, self.width)
+        features_BF, _, _ = self._gathered(features_bF, batch)
+        recall_Bg = self.recall.logits(features_BF)
+        if self.table is None or self.bottleneck is None:
+            recall_Bk, group_Bk = self.recall.best(recall_Bg, min(k, self.recall.n_groups))
+            return _padded(recall_Bk.sigmoid(), self.label_GM[:, 0][group_Bk], k)
+        vectors_BH, (_, shortlist_BK) = self.bottleneck(features_BF), self.recall.best(recall_Bg, self.shortlist)
+        ranked = self._ranked(self.table, vectors_BH, recall_Bg, shortlist_BK, k)
+        if scoring == "grouped" or self.shortlist == self.recall.n_groups:
+            return ranked
+        recall_Bg = recall_Bg.float()
+        score_Bg = recall_Bg.sigmoid()
+        wanted_Bg = score_Bg >= ranked.score_Bk[:, -1:]
+        score_Bg *= self.table.peaks(vectors_BH, wanted_Bg).sigmoid_()
+        _, best_BK = self.recall.best(score_Bg, min(k, self.recall.n_groups))
+        return self._ranked(self.table, vectors_BH, recall_Bg, best_BK, k)
+
+    def quantised(self) -> "LightXML":
+        """A copy for prediction on this CPU whose encoder computes in int8 (`encoder.Int8Linear`); all else is shared."""
+        shared = {id(tensor): tensor for tensor in [*self.parameters(), *self.buffers()]}
+        model = copy.deepcopy(self, shared)
+        if model.encoder is not None:
+            quantise(model.encoder)
+        return model.eval()
+
+    def _ranked(self, table: LabelTable, vectors_BH: Tensor, recall_Bg: Tensor, shortlist_BK: Tensor, k: int) -> Ranked:
+        """The best labels in the groups of a shortlist that all workers share, by all workers' scores."""
+        score_BKM = table.predict(vectors_BH, shortlist_BK)
+        recall_BK = self.recall.of_groups(recall_Bg, shortlist_BK).sigmoid_()
+        score_BKM = torch.where(score_BKM < 0, -1, score_BKM * recall_BK[..., None])
+        label_BKM = F.pad(self.label_GM, (0, score_BKM.shape[2] - self.label_GM.shape[1]), value=-1)[shortlist_BK]
+        best = score_BKM.flatten(1).topk(min(k, score_BKM.shape[1] * score_BKM.shape[2]))
+        own_label_Bk = label_BKM.flatten(1).gather(1, best.indices)
+        return _padded(*self.exchange.best_of_all(best.values, own_label_Bk, best.values.shape[1]), k)
+
+    def _gathered(self, features_bF: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """All workers' features and true pairs; rows count through all workers' documents."""
+        exchange = self.exchange
+        documents, pairs = exchange.counts(len(batch), len(batch.row_P), device=features_bF.device)
+        first = sum(documents[: exchange.rank])
+        truth_P2 = torch.stack([batch.row_P + first, batch.label_P], dim=1)
+        row_P, label_P = exchange.gather(truth_P2, pairs, "true labels").unbind(1)
+        device = features_bF.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        return exchange.gather_features(features_bF.to(dtype), documents), row_P, label_P
+
+
+def _padded(score_Bk: Tensor, label_Bk: Tensor, k: int) -> Ranked:
+    """Up to ``k`` columns. A score of 0 is no tag: such is that of a label whose bias is -inf (`extension`)."""
+    label_Bk = label_Bk.masked_fill(score_Bk <= 0, -1)
+    missing = max(0, k - score_Bk.shape[1])
+    return Ranked(F.pad(score_Bk, (0, missing)).clamp(min=0), F.pad(label_Bk, (0, missing), value=-1))

@@ -1,0 +1,112 @@
+"""Recall: which groups of labels a document may belong to.
+
+One logit a group, against the groups that hold a true label. The target matrix is never built: all of it is zero but for
+the true pairs, so everything is computed as if no group were true, and put right at those pairs.
+
+Letters: B documents, F features, G groups in all, g own groups, K shortlisted groups, P true (document, group) pairs.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from xmc_ray.model.sharding import Exchange, FactoredGradients, OwnedRows, RowGradients, with_gradient
+
+_GROUPS = 1024  # groups that are computed at a time on a CPU; a GPU takes eight times as many
+
+
+class RecallHead(OwnedRows):
+    """A linear layer from features to the logits of this worker's groups; ``weight``: [g, F], ``bias``: [g].
+
+    ``lift``: float32[g], what is added to the biases in prediction, and not in the loss; None if nothing is.
+    """
+
+    lift: Tensor | None
+
+    def __init__(self, width: int, n_groups: int, exchange: Exchange, seed: int) -> None:
+        super().__init__(n_groups, exchange)
+        self.start((width,), 0.02, seed)
+        self.register_buffer("lift", None)
+        self._pending: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def lifted_bias(self) -> Tensor:
+        """float32[g]: what predictions have in place of the biases."""
+        return self.bias if self.lift is None else self.bias + self.lift
+
+    def logits(self, features_BF: Tensor) -> Tensor:
+        """[B, g]: of the own groups, lifted, as predictions have them."""
+        weight, bias = self.weight.to(features_BF.dtype), self.lifted_bias.to(features_BF.dtype)
+        return F.linear(features_BF, weight, bias)
+
+    def best(self, logits_Bg: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The ``k`` best of all workers' groups: logits float32[B, k], falling, and groups int64[B, k]."""
+        logit_BK, group_BK = logits_Bg.topk(min(k, logits_Bg.shape[1]))
+        logit_BK, group_BK = logit_BK.float(), group_BK + self.own.start
+        logit_BK = F.pad(logit_BK, (0, k - logit_BK.shape[1]), value=-torch.inf)
+        group_BK = F.pad(group_BK, (0, k - group_BK.shape[1]))
+        return self.exchange.best_of_all(logit_BK, group_BK, k)
+
+    def of_groups(self, logits_Bg: Tensor, group_BK: Tensor) -> Tensor:
+        """float32[B, K]: the logits of the groups ``group_BK`` (int64), -inf where another worker owns them."""
+        if not self.own:
+            return logits_Bg.new_full(group_BK.shape, -torch.inf, dtype=torch.float32)
+        own_BK = (group_BK - self.own.start).clamp(0, len(self.own) - 1)
+        return logits_Bg.gather(1, own_BK).float().masked_fill(~self.owned(group_BK), -torch.inf)
+
+    def loss(
+        self, features_BF: Tensor, row_P: Tensor, group_P: Tensor, shortlist: int, documents: int
+    ) -> tuple[Tensor, Tensor]:
+        """Binary cross-entropy over the own groups, and every document's ``shortlist`` (int64[B, K]) out of all groups.
+
+        The sum over groups and documents is divided by ``documents``. A (row, group) pair may come more than once.
+        """
+        training = torch.is_grad_enabled()
+        with torch.no_grad():
+            logits_Bg, loss, gradient_BF, gradient_Bg = self._as_if_false(features_BF)
+            shortlist_BK = self.best(logits_Bg, shortlist)[1]
+            true_P = torch.unique(row_P * self.n_groups + group_P)
+            true_P = true_P[self.owned(true_P % self.n_groups)]
+            row_P, own_P = true_P // self.n_groups, true_P % self.n_groups - self.own.start
+            loss = (loss - logits_Bg[row_P, own_P].float().sum()) / documents
+            gradient_BF.index_add_(0, row_P, self.weight[own_P].to(gradient_BF.dtype), alpha=-1)
+            if training:
+                gradient_Bg[row_P, own_P] -= 1
+                self._pending.append((gradient_Bg.div_(documents), features_BF.detach()))
+        return with_gradient(features_BF, loss, gradient_BF.div_(documents)), shortlist_BK
+
+    def _as_if_false(self, features_BF: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """If no group were true: logits [B, g], loss, and its gradients by features, float32[B, F], and by logits, [B, g].
+
+        A few groups at a time: their weights are still in the cache when the gradient needs them again.
+        """
+        gradient_BF = features_BF.new_zeros(features_BF.shape, dtype=torch.float32)
+        loss, logits, probabilities = features_BF.new_zeros((), dtype=torch.float32), [], []
+        for weight, bias in zip(self.weight.split(self._chunk), self.bias.split(self._chunk), strict=True):
+            weight = weight.to(features_BF.dtype)
+            logits.append(F.linear(features_BF, weight, bias.to(features_BF.dtype)))
+            probabilities.append(logits[-1].sigmoid())
+            loss += F.softplus(logits[-1].float()).sum()
+            gradient_BF += probabilities[-1] @ weight
+        return torch.cat(logits, dim=1), loss, gradient_BF, torch.cat(probabilities, dim=1)
+
+    @property
+    def _chunk(self) -> int:
+        return _GROUPS if self.weight.device.type == "cpu" else 8 * _GROUPS
+
+    def gradients(self) -> Iterator[RowGradients | FactoredGradients]:
+        """All own groups, a chunk at a time: recall learns from every logit of every document."""
+        if not self._pending:
+            return
+        pending, self._pending = self._pending, []
+        factor_gB = torch.cat([gradient_Bg for gradient_Bg, _ in pending]).T.contiguous()
+        inputs_BF = torch.cat([features_BF for _, features_BF in pending])
+        for first in range(0, len(self.own), self._chunk):
+            groups = slice(first, first + self._chunk)
+            if inputs_BF.dtype == torch.float32 and len(inputs_BF) < inputs_BF.shape[1]:
+                yield FactoredGradients(groups, factor_gB[groups], inputs_BF)
+            else:
+                factor_UB = factor_gB[groups]
+                yield RowGradients(groups, (factor_UB @ inputs_BF).float(), factor_UB.float().sum(1))

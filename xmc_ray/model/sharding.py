@@ -1,0 +1,253 @@
+"""What training workers say to each other, counted in bytes; with one worker, nothing.
+
+A step's documents are shared out among W workers, and so are the groups. Features are gathered from all workers, every
+worker scores them against the groups it owns, and the gradient of the features is summed back to where they came from.
+What is sent depends on the documents of the step, never on the number of labels.
+
+Bytes are those of the ring algorithms: gathering n bytes from each of W workers sends (W - 1) n, and so does scattering a
+sum; summing n bytes everywhere sends 2 n (W - 1) / W.
+
+----
+Output rows: what the recall head and the label table have in common.
+
+Each worker owns the rows of a contiguous slice of the groups, and nothing of the others': not their weights, not their
+gradients, not their optimiser state.
+
+The gradient of the rows is never built as a whole. Binary cross-entropy has the gradient sigmoid(x) - y with respect to a
+logit x (Renée, Jain et al. 2023, skip the loss and write that down at once); the gradient of a row is the sum of these
+numbers times document vectors. These *factors* are kept until the optimiser's step, which multiplies them out a few groups
+at a time.
+
+Letters: B documents, G groups in all, g own groups, U groups of a chunk, H width.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+IntList = list[int]
+_SEEDED_TOGETHER = 256  # rows that share a random generator: few enough to start a slice anywhere, enough to be quick
+
+
+class Exchange:
+    """The process group that training runs in, or none. ``sent``: bytes this worker has sent, by what was sent."""
+
+    def __init__(self, rank: int = 0, world: int = 1) -> None:
+        self.rank = rank
+        self.world = world
+        self.sent: dict[str, int] = {}
+
+    @classmethod
+    def of_process_group(cls) -> "Exchange":
+        """The default process group, if `torch.distributed` has been initialised; else a worker on its own."""
+        return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
+
+    def share(self, n: int) -> range:
+        """This worker's contiguous part of ``n`` things; parts differ by at most one."""
+        return part_of(n, self.rank, self.world)
+
+    def counts(self, *numbers: int, device: torch.device) -> list[IntList]:
+        """For each of ``numbers``, what all workers gave, by rank."""
+        if self.world == 1:
+            return [[number] for number in numbers]
+        own = torch.tensor(numbers, dtype=torch.int64, device=device)
+        table = self._gather_equal(own, "counts").view(self.world, len(numbers))
+        return [list(column) for column in zip(*table.tolist(), strict=True)]
+
+    def gather(self, tensor: Tensor, counts: Sequence[int], what: str) -> Tensor:
+        """The workers' tensors, one after the other; theirs have ``counts`` rows. No gradient flows back."""
+        if self.world == 1:
+            return tensor
+        longest = max(counts)
+        if longest == 0:
+            return tensor
+        padded = F.pad(tensor, [0, 0] * (tensor.ndim - 1) + [0, longest - len(tensor)]).contiguous()
+        parts = self._gather_equal(padded, what).split(longest)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    def gather_features(self, tensor: Tensor, counts: Sequence[int]) -> Tensor:
+        """Like `gather`, and the gradients of all workers' copies are summed back to the worker a row came from."""
+        if self.world == 1:
+            return tensor
+        gathered: Tensor = _GatherFeatures.apply(tensor, self, counts)  # type: ignore[no-untyped-call]
+        return gathered
+
+    def scatter_sum(self, tensor: Tensor, counts: Sequence[int], what: str) -> Tensor:
+        """The sum of all workers' ``tensor`` over this worker's rows: the inverse way of `gather`."""
+        longest = max(counts)
+        padded = torch.cat([F.pad(part, [0, 0, 0, longest - len(part)]) for part in tensor.split(list(counts))])
+        total = padded.new_empty(longest, *padded.shape[1:])
+        dist.reduce_scatter_single(total, padded)
+        self.count(what, (self.world - 1) * total.nbytes)
+        return total[: counts[self.rank]]
+
+    def best_of_all(self, score_BK: Tensor, id_BK: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The ``k`` best of all workers' lists, scores falling: every worker has K candidates for each of B documents."""
+        if self.world == 1:
+            return score_BK[:, :k], id_BK[:, :k]
+        lists = [
+            self.gather(part, [len(part)] * self.world, "shortlists").unflatten(0, (self.world, -1)).transpose(0, 1).flatten(1)
+            for part in (score_BK, id_BK)
+        ]
+        best = lists[0].topk(k)
+        return best.values, lists[1].gather(1, best.indices)
+
+    def sum(self, tensor: Tensor, what: str = "counts") -> Tensor:
+        """The sum over the workers, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+            self.count(what, self.bytes_of_sum(tensor.nbytes))
+        return tensor
+
+    def bytes_of_sum(self, n_bytes: int) -> int:
+        """Bytes a worker sends for the sum of a tensor of ``n_bytes``."""
+        return 2 * n_bytes * (self.world - 1) // self.world
+
+    def count(self, what: str, n_bytes: int) -> None:
+        """Add to the bytes sent."""
+        self.sent[what] = self.sent.get(what, 0) + n_bytes
+
+    def _gather_equal(self, tensor: Tensor, what: str) -> Tensor:
+        gathered = tensor.new_empty(self.world * len(tensor), *tensor.shape[1:])
+        dist.all_gather_single(gathered, tensor)
+        self.count(what, (self.world - 1) * tensor.nbytes)
+        return gathered
+
+
+class _GatherFeatures(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor, exchange, counts):  # type: ignore[no-untyped-def]
+        ctx.exchange, ctx.counts = exchange, counts
+        return exchange.gather(tensor, counts, "features")
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        return ctx.exchange.scatter_sum(gradient, ctx.counts, "feature gradients"), None, None
+
+
+def part_of(n: int, rank: int, world: int) -> range:
+    """The contiguous part of ``n`` things that falls to ``rank``; parts differ by at most one."""
+    return range(n * rank // world, n * (rank + 1) // world)
+
+
+class RowGradients(NamedTuple):
+    """Gradients of a chunk of groups: ``weight`` float32[U, ..., H], ``bias`` float32[U, ...]; ``groups`` indexes own ones."""
+
+    groups: slice | Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def square(self) -> Tensor:
+        """float32[U, ...]: the squared length of each row's gradient, without its bias."""
+        return self.weight.square().sum(-1)
+
+    def descend(self, rows: Tensor, kept: float, rate: Tensor) -> None:
+        """``rows`` of the groups = kept * rows - rate * gradient; ``rate`` is float32[U, ...]."""
+        left = rows[self.groups].float().mul_(kept)
+        rows[self.groups] = rounded(left.addcmul_(self.weight, rate[..., None], value=-1), rows.dtype)
+
+
+class FactoredGradients(NamedTuple):
+    """The same of contiguous groups, as a product that is never written out: factor_UB @ inputs_BH, of fewer inputs than H."""
+
+    groups: slice
+    factor_UB: Tensor
+    inputs_BH: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """float32[U, H]: the product."""
+        return self.factor_UB @ self.inputs_BH
+
+    @property
+    def bias(self) -> Tensor:
+        """float32[U]."""
+        return self.factor_UB.sum(1)
+
+    def square(self) -> Tensor:
+        """float32[U]: |g X|^2 = g (X X') g'."""
+        return (self.factor_UB @ (self.inputs_BH @ self.inputs_BH.T)).mul_(self.factor_UB).sum(1).clamp_(min=0)
+
+    def descend(self, rows: Tensor, kept: float, rate: Tensor) -> None:
+        """See `RowGradients.descend`; float32 rows are read and written once."""
+        if rows.dtype == torch.float32:
+            rows[self.groups].addmm_(self.factor_UB * rate[:, None], self.inputs_BH, beta=kept, alpha=-1)
+        else:
+            RowGradients(self.groups, self.weight, self.bias).descend(rows, kept, rate)
+
+
+class OwnedRows(nn.Module):
+    """A weight row and a bias for every output of this worker's slice of the groups.
+
+    ``weight``: [g, ..., H], ``bias``: [g, ...]. They take no part in autograd: `gradients` is what is due to them.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+
+    def __init__(self, n_groups: int, exchange: Exchange) -> None:
+        super().__init__()
+        self.exchange = exchange
+        self.n_groups = n_groups
+        self.own = exchange.share(n_groups)
+
+    def start(self, shape: tuple[int, ...], std: float, seed: int, dtype: torch.dtype = torch.float32) -> None:
+        """Normal weights of ``shape`` (without the groups) and zero biases: the same on any number of workers.
+
+        ``dtype`` is that of the weights; biases, one number in a row of many, are always float32.
+        """
+        self.weight = nn.Parameter(seeded_normal(self.own, shape, std, seed, dtype), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(len(self.own), *shape[:-1]), requires_grad=False)
+
+    def owned(self, group: Tensor) -> Tensor:
+        """bool: which of the groups are this worker's."""
+        return (group >= self.own.start) & (group < self.own.stop)
+
+    def gradients(self) -> "Iterator[RowGradients | FactoredGradients]":
+        """The gradients of all micro-batches since the last call, each group at most once; they are forgotten then."""
+        raise NotImplementedError
+
+
+def seeded_normal(rows: range, shape: tuple[int, ...], std: float, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """[len(rows), *shape]: rows of an endless table of normal numbers, the same in whatever slices."""
+    table, generator = torch.empty(len(rows), *shape, dtype=dtype), torch.Generator()
+    for chunk in range(rows.start // _SEEDED_TOGETHER, -(-rows.stop // _SEEDED_TOGETHER)):
+        first = chunk * _SEEDED_TOGETHER
+        values = torch.randn(_SEEDED_TOGETHER, *shape, generator=generator.manual_seed(seed * 1_000_003 + chunk)).mul_(std)
+        wanted = range(max(first, rows.start), min(first + _SEEDED_TOGETHER, rows.stop))
+        table[wanted.start - rows.start : wanted.stop - rows.start] = values[wanted.start - first : wanted.stop - first]
+    return table
+
+
+def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """``values`` (float32) as ``dtype``; to bfloat16 by chance, up or down, so that the mean is right.
+
+    Rounding to the nearest would lose every update smaller than 1/512 of a weight. bfloat16 is the upper half of float32:
+    adding random lower halves carries into it exactly as often as it should.
+    """
+    if dtype != torch.bfloat16:
+        return values.to(dtype)
+    bits = values.view(torch.int32)
+    return ((bits + torch.randint_like(bits, 1 << 16)) & ~0xFFFF).view(torch.float32).to(dtype)
+
+
+def with_gradient(inputs: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+    """``value`` as a function of ``inputs`` whose gradient is already known to be ``gradient``."""
+    result: Tensor = _Known.apply(inputs, value, gradient)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Known(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, inputs, value, gradient):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(gradient.to(inputs.dtype))
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, outer):  # type: ignore[no-untyped-def]
+        (gradient,) = ctx.saved_tensors
+        return gradient * outer, None, None

@@ -1,0 +1,155 @@
+"""Text to tokens, tokens to batches.
+
+Tokens travel as Arrow lists of int32, so no padding is stored or shipped. Documents of like length share a batch, and a
+batch is padded to its own longest document, never to the maximum.
+
+Letters: B documents, T tokens.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from xmc_ray.data.labels import IntArray, list_lengths
+from xmc_ray.errors import ConfigError, ModelError
+from xmc_ray.storage import folders
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """How text becomes tokens."""
+
+    max_tokens: int = 128
+    """Longest document in tokens, special tokens included; the rest of a longer one is cut off and counted."""
+
+
+class Tokenizer:
+    """A pretrained (fast) tokenizer that turns batches of strings into lists of token ids."""
+
+    def __init__(self, pretrained: Any, max_tokens: int) -> None:
+        if not getattr(pretrained, "is_fast", False):
+            raise ModelError("the encoder has no fast tokenizer", found=type(pretrained).__name__, expected="tokenizer.json")
+        if not 3 <= max_tokens <= pretrained.model_max_length:
+            limit = pretrained.model_max_length
+            raise ConfigError("text.max_tokens is out of range", found=max_tokens, expected=f"3 to {limit}")
+        self.pretrained = pretrained
+        self.max_tokens = max_tokens
+        self._backend = pretrained.backend_tokenizer
+        self._backend.no_padding()
+        self._backend.enable_truncation(max_tokens)
+
+    @classmethod
+    def load(cls, name: str | Path, max_tokens: int) -> "Tokenizer":
+        """From a hub name, or a folder, local or s3://; raises ModelError when there is none."""
+
+        try:
+            return cls(AutoTokenizer.from_pretrained(folders.at_hand(str(name)), trust_remote_code=False), max_tokens)
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                "tokenizer not found",
+                where=name,
+                found=str(error).strip().split("\n")[0],
+                way_out="give a hub name, or a folder, local or s3://",
+            ) from error
+
+    def save(self, folder: Path) -> None:
+        """Write ``tokenizer.json`` and what goes with it."""
+        self.pretrained.save_pretrained(str(folder))
+
+    def encode(self, texts: pa.Array) -> tuple[pa.ListArray, pa.BooleanArray]:
+        """Tokens (list<int32>[n]) of ``texts`` (string[n]), and which texts were cut off (bool[n])."""
+        encodings = self._backend.encode_batch(texts.to_pylist())
+        tokens = [encoding.ids for encoding in encodings]
+        return pa.array(tokens, pa.list_(pa.int32())), pa.array(
+            [bool(encoding.overflowing) for encoding in encodings], pa.bool_()
+        )
+
+    def offsets(self, text: str) -> IntArray:
+        """int64[T, 2]: first character of each token that `encode` gives and the one behind its last; 0, 0 for special ones."""
+        return np.array(self._backend.encode(text).offsets, np.int64).reshape(-1, 2)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """A text with these tokens: what was encoded, but for what the rules change, such as case and white space."""
+        return str(self._backend.decode(list(tokens), skip_special_tokens=True))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with what `encode` gives: vocabulary, rules and length."""
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()[:16]
+
+    @property
+    def summary_position(self) -> str | None:
+        """Where the tokenizer puts its summary token: ``first`` (BERT), ``last`` (XLNet), or None if it has none."""
+        ids = self._backend.encode("").ids
+        summary = self.pretrained.cls_token_id
+        if summary is None or summary not in ids:
+            # RoBERTa's first token plays that part without the name.
+            return "first" if ids and ids[0] == self.pretrained.bos_token_id else None
+        return "first" if ids[0] == summary else "last"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded documents and their labels, ready for the model.
+
+    ``tokens_BT``: int64, 0 where padded; ``mask_BT``: bool, True at real tokens; ``row_P``, ``label_P``: int64, the
+    (document, label) pairs that are true, rows rising; empty at prediction.
+    """
+
+    tokens_BT: Tensor
+    mask_BT: Tensor
+    row_P: Tensor
+    label_P: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on ``device``."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+
+    def split(self, parts: int) -> "list[Batch]":
+        """The documents in ``parts`` nearly equal micro-batches, one after the other, each as wide as its longest."""
+        ends = [len(self) * part // parts for part in range(parts + 1)]
+        return [self._rows(first, last) for first, last in pairwise(ends)] if parts > 1 else [self]
+
+    def _rows(self, first: int, last: int) -> "Batch":
+        mask_BT = self.mask_BT[first:last]
+        width = int(mask_BT.sum(1).max())
+        inside_P = (self.row_P >= first) & (self.row_P < last)
+        tokens_BT = self.tokens_BT[first:last, :width]
+        return Batch(tokens_BT, mask_BT[:, :width], self.row_P[inside_P] - first, self.label_P[inside_P])
+
+    def __len__(self) -> int:
+        return len(self.tokens_BT)
+
+
+def make_batch(tokens: pa.ListArray, labels: pa.ListArray | None = None) -> Batch:
+    """Pad ``tokens`` (list<int32>[B]) to the longest; ``labels`` are list<int32>[B] of label ids."""
+    lengths = list_lengths(tokens)
+    mask_BT = np.arange(max(int(lengths.max(initial=0)), 1)) < lengths[:, None]
+    tokens_BT = np.zeros(mask_BT.shape, np.int64)
+    tokens_BT[mask_BT] = pc.list_flatten(tokens).to_numpy()
+    row_P, label_P = np.empty(0, np.int64), np.empty(0, np.int64)
+    if labels is not None:
+        row_P = np.repeat(np.arange(len(labels)), list_lengths(labels))
+        label_P = pc.list_flatten(labels).to_numpy().astype(np.int64)
+    return Batch(*map(torch.from_numpy, (tokens_BT, mask_BT, row_P, label_P)))
+
+
+def budget_batches(lengths: IntArray, token_budget: int) -> Iterator[IntArray]:
+    """Row numbers of batches for prediction: longest first, each at most ``token_budget`` tokens with its padding."""
+    by_length = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(by_length):
+        rows = max(1, token_budget // max(1, int(lengths[by_length[start]])))
+        yield by_length[start : start + rows]
+        start += rows

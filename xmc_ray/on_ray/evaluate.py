@@ -1,0 +1,168 @@
+"""The evaluation job: P, R, nDCG, PSP at k and coverage of a bundle on labelled documents, in total and by frequency.
+
+----
+A test that a bundle has to pass before it tags anything.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import ray.data
+
+from xmc_ray import storage
+from xmc_ray.bundle.ensemble import Members
+from xmc_ray.data.documents import DocumentsConfig
+from xmc_ray.data.labels import LabelIndex
+from xmc_ray.errors import ConfigError, DataError, ModelError
+from xmc_ray.metrics.at_k import Metrics, find_hits, table
+from xmc_ray.metrics.calibration import DEPTH, Reliability, Selection, check_precision
+from xmc_ray.on_ray import evaluate
+from xmc_ray.on_ray.predictor import PoolConfig, ScoringConfig, matrix, predictions
+from xmc_ray.on_ray.session import arrow_batches, connect, own_errors
+from xmc_ray.on_ray.stream import read_documents, tokenise
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Evaluate a bundle, or an ensemble of them, on labelled documents."""
+
+    documents: DocumentsConfig
+    """The test split."""
+    bundle: str | list[str]
+    """The model: a bundle's folder, local or s3://; or a list of them, whose scores are averaged."""
+    output: str | None = None
+    """Folder for metrics.json, empty or not there yet; without it the table is only printed."""
+    ks: list[int] = field(default_factory=lambda: [1, 3, 5, 10])
+    """Depths at which metrics are taken."""
+    min_precision: float | None = None
+    """Also measure the tags that thresholds for this precision leave; needs calibrated bundles."""
+    pool: PoolConfig = field(default_factory=PoolConfig)
+
+    def __post_init__(self) -> None:
+        if self.min_precision is not None:
+            check_precision(self.min_precision)
+
+
+def run(config: EvaluateConfig) -> dict[str, Any]:
+    """Metrics as a nested dict (see `metrics.Metrics.result`), printed as a table and written to ``metrics.json``.
+
+    True labels that the bundle does not know cannot be found by it; they are left out, and their number is stated.
+    Raises DataError when no document has a label that the bundle knows.
+    """
+    if config.output is not None and storage.exists(storage.join(config.output, "metrics.json")):
+        raise ConfigError("metrics.json is there already", where=config.output, way_out="choose another output or remove it")
+    started = time.monotonic()
+    result = measure(
+        config.documents, config.bundle, config.pool, ks=tuple(sorted(config.ks)), min_precision=config.min_precision
+    )
+    print(table(result))
+    print(_shown(result["calibration"]))
+    rate = result["documents"] / (time.monotonic() - started)
+    print(f"{result['documents']:,} documents, {result['rejected']:,} rejected, {rate:,.0f} documents/s with start-up")
+    if config.output is not None:
+        storage.write_json(storage.join(config.output, "metrics.json"), result)
+    return result
+
+
+def measure(
+    documents: DocumentsConfig,
+    bundle: str | list[str],
+    pool: PoolConfig,
+    model: ScoringConfig | None = None,
+    ks: tuple[int, ...] = (1, 3, 5, 10),
+    min_precision: float | None = None,
+) -> dict[str, Any]:
+    """The metrics of `run`, of any labelled documents.
+
+    ``calibration`` has ECE@5 and what thresholds leave of the first `DEPTH` labels, whatever ``ks``; of documents with a label.
+    """
+    members = Members.read(bundle)
+    selection = None if min_precision is None else Selection(members.thresholds(min_precision))
+    labels_file, tokenizers = members.fetch()
+    labels = LabelIndex.load(labels_file)
+    metrics = Metrics.empty(labels.counts, labels.n_documents, ks=ks)
+    connect()
+    with own_errors():
+        tokenised = tokenise(read_documents(documents, labelled=True), *tokenizers)
+        reliability = Reliability()
+        pool = replace(pool, max=pool.max or pool.min)  # a small file is one block, which goes to one actor
+        predicted = predictions(tokenised, members.uris, max(*ks, DEPTH), pool, model)
+        counts = _score(predicted, labels, metrics, [reliability] if selection is None else [reliability, selection])
+    result = metrics.result()
+    if not result["total"]["documents"]:
+        raise DataError("no document has a label that the bundle knows", where=documents.uri, found=counts)
+    told = {"calibrated": all(members.calibrated), "ECE@5": reliability.result()}
+    if selection is not None:
+        told |= {"min_precision": min_precision} | selection.result()
+    return result | counts | {"calibration": told, "bundle": members.fingerprint}
+
+
+def _shown(calibration: dict[str, Any]) -> str:
+    kind = "calibrated" if calibration["calibrated"] else "not calibrated"
+    shares = {name: calibration.get(name) for name in ("ECE@5", "precision", "coverage", "abstention")}
+    known = ", ".join(f"{name} {100 * share:.2f}" for name, share in shares.items() if share is not None)
+    never = f", {calibration['never']:,} labels are never a tag" if calibration.get("never") else ""
+    return f"Scores are {kind}; {known}{never}"
+
+
+def _score(
+    predicted: ray.data.Dataset, labels: LabelIndex, metrics: Metrics, counted: Sequence[Reliability | Selection]
+) -> dict[str, int]:
+    """Add the stream's hits to ``metrics`` and ``counted``; all are sums, so neither order nor batches matter.
+
+    ``counted`` leaves out documents without a label that the bundle knows, as metrics do.
+    """
+    counts = {"documents": 0, "rejected": 0, "truncated": 0, "unknown_labels": 0}
+    for batch in arrow_batches(predicted):
+        good = batch.filter(pc.is_null(batch["reason"]))
+        lists = good["labels"].combine_chunks()
+        truth = labels.encode(lists)
+        offsets, true_ids = (np.asarray(part, np.int64) for part in (truth.offsets, truth.values))
+        ids = matrix(good, "ids")
+        metrics.update(ids, offsets, true_ids)
+        labelled, hits = np.diff(offsets) > 0, find_hits(ids, offsets, true_ids, len(labels))
+        for part in counted:
+            part.update(matrix(good, "probabilities")[labelled, :DEPTH], ids[labelled, :DEPTH], hits[labelled, :DEPTH])
+        counts["documents"] += len(good)
+        counts["rejected"] += len(batch) - len(good)
+        counts["truncated"] += pc.sum(good["truncated"]).as_py() or 0
+        counts["unknown_labels"] += len(pc.list_flatten(lists)) - len(truth.values)
+    return counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    """The least that a bundle has to reach on documents whose labels are known."""
+
+    documents: DocumentsConfig | None = None
+    """Documents whose labels are known; no gate, if not given."""
+    at_least: dict[str, float] = field(default_factory=dict)
+    """Metrics, such as P@1, and the least value of each, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        if (self.documents is None) != (not self.at_least):
+            raise ConfigError("gate.documents and gate.at_least go together", found="only one of them")
+
+
+def pass_gate(gate: GateConfig, bundle: str | list[str], pool: PoolConfig, model: ScoringConfig) -> None:
+    """ModelError unless the bundle reaches what the gate asks for; ConfigError for a metric that there is not."""
+    if gate.documents is None:
+        return
+    total = evaluate.measure(gate.documents, bundle, pool, model)["total"]
+    for name, least in gate.at_least.items():
+        if name not in total:
+            raise ConfigError("no such metric", where="gate.at_least", found=name, expected=", ".join(total))
+        if total[name] < least:
+            raise ModelError(
+                "the bundle does not pass the gate",
+                where=bundle,
+                found=f"{name} {total[name]:.4f}",
+                expected=f"at least {least}",
+                way_out="give the bundle of the night before, or train again",
+            )
+    shown = ", ".join(f"{name} {total[name]:.4f}" for name in gate.at_least)
+    print(f"the bundle passes the gate: {shown}", flush=True)

@@ -1,0 +1,82 @@
+"""Documents in: the files of a catalogue or of a training set, and a stream of what they hold.
+
+Row by row, what does not fit is told in the column ``reason``. A file that cannot be read is an error here, where a model
+is trained or measured; a night of tagging passes over it (`census`).
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial, reduce
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+
+from xmc_ray.data.documents import DocumentsConfig, Rules
+from xmc_ray.data.reader import check_columns, from_row, list_inputs, parts, read_file
+from xmc_ray.data.split import ValidationConfig, held_out_use
+from xmc_ray.errors import DataError
+from xmc_ray.model.text import Tokenizer
+
+
+def read_documents(config: DocumentsConfig, *, labelled: bool, series: str | None = None) -> ray.data.Dataset:
+    """A stream of what `documents.Rules` makes of the files, file by file and row by row; ``series``: the column of that.
+
+    Raises DataError for columns that are missing or of a wrong type, judging by the first files that have rows, and if none
+    has any; a task raises it for a file that cannot be read.
+    """
+    files = list_inputs(config)
+    check_columns(files, config, labelled=labelled, series=series)
+    read = _Read(Rules.of(config, labelled=labelled, series=series))
+    tasks = parts(files)
+    blocks = [tasks.slice(row, 1) for row in range(len(tasks))]
+    return ray.data.from_arrow(blocks).map_batches(read.__call__, batch_format="pyarrow", batch_size=None)
+
+
+class _Read:
+    """A task that reads what its rows name."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+
+    def __call__(self, parts: pa.Table) -> Iterator[pa.Table]:
+        yield self.rules.unreadable(0, "", "", 0)  # so that a file without rows has columns
+        for file, segment in map(from_row, parts.to_pylist()):
+            for chunk in read_file(file, self.rules, segment):
+                if chunk.reason is not None:
+                    raise DataError("cannot read documents", where=file.uri, found=chunk.reason)
+                yield chunk.table
+
+
+def tokenise(
+    documents: ray.data.Dataset, *tokenizers: Tokenizer, held_out: ValidationConfig | None = None, keep_text: bool = False
+) -> ray.data.Dataset:
+    """``text`` becomes ``tokens`` (list<int32>, empty for rejects), ``truncated`` and ``held_out`` (int8), on CPU tasks.
+
+    Each tokenizer has its own `token_columns`; ``truncated`` is what any of them cuts off. ``held_out`` is 0, 1 for
+    documents that choose the best epoch, 2 for those that calibrate, by ``series`` or ``text``, which are left out, ``text``
+    unless it is asked for; other columns stay as they are.
+    """
+    task = partial(tokenise_table, tokenizers=tokenizers, held_out=held_out, keep_text=keep_text)
+    return documents.map_batches(task, batch_format="pyarrow", batch_size=2048)
+
+
+def token_columns(n_tokenizers: int) -> list[str]:
+    """The columns of several tokenizers' tokens: ``tokens``, ``tokens_1``, and so on."""
+    return ["tokens", *(f"tokens_{number}" for number in range(1, n_tokenizers))]
+
+
+def tokenise_table(
+    table: pa.Table, tokenizers: Sequence[Tokenizer], held_out: ValidationConfig | None = None, keep_text: bool = False
+) -> pa.Table:
+    """What `tokenise` does with a batch."""
+    good = pc.is_null(table["reason"]).combine_chunks()
+    texts = pc.if_else(good, table["text"].combine_chunks().fill_null(""), "")
+    encoded = [tokenizer.encode(texts) for tokenizer in tokenizers]
+    for name, (tokens, _) in zip(token_columns(len(tokenizers)), encoded, strict=True):
+        table = table.append_column(name, pc.if_else(good, tokens, pa.scalar([], tokens.type)))
+    truncated = reduce(pc.or_, (cut_off for _, cut_off in encoded))
+    table = table.append_column("truncated", pc.and_(good, truncated).cast(pa.int8()))
+    has_series = "series" in table.column_names
+    series = table["series"].combine_chunks() if has_series else pa.nulls(len(table), pa.string())
+    table = table.append_column("held_out", pa.array(held_out_use(texts, series, held_out), pa.int8()))
+    return table.drop_columns(["series"] * has_series + ["text"] * (not keep_text))

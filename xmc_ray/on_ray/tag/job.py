@@ -1,0 +1,323 @@
+"""The tagging job: documents in, their best labels out, as Parquet in a folder for the day (see `night`).
+
+    census    one pass over the input: rows, duplicates, what the night before has already; cut into pieces
+    pieces    read and tokenise (CPU tasks) -> tag (actors) -> write (CPU tasks), each piece whole or not at all
+    publish   pieces become files of a good size, then manifest, report and, last, _SUCCESS
+
+The same command goes on where a killed run was: the plan is kept, and a piece that is written is done.
+"""
+
+import json
+import time
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date, datetime, timezone
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+
+from xmc_ray import storage
+from xmc_ray.bundle.ensemble import Members
+from xmc_ray.data.documents import DocumentsConfig, Rules
+from xmc_ray.data.reader import check_columns, list_inputs
+from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.metrics.calibration import check_precision
+from xmc_ray.metrics.drift import DriftConfig
+from xmc_ray.on_ray.evaluate import GateConfig, pass_gate
+from xmc_ray.on_ray.meters import announce
+from xmc_ray.on_ray.predictor import PoolConfig, ScoringConfig, settle_scoring
+from xmc_ray.on_ray.session import arrow_batches, connect, make_room, own_errors
+from xmc_ray.on_ray.tag import output
+from xmc_ray.on_ray.tag.output import Night
+from xmc_ray.on_ray.tag.pieces import CopyPieces, ReadPieces, Summary, TagColumns, TagPieces, WritePieces, finished, some_texts
+from xmc_ray.on_ray.tag.plan import Plan, piece_name, take_census
+from xmc_ray.on_ray.tag.totals import Account, progress
+from xmc_ray.storage.files import FileInfo
+from xmc_ray.storage.lease import Lease, held
+
+_PIECES_A_TASK = 8  # neighbours that one task reads, so that a large row group is not read for each
+
+
+_PIECES_AN_ACTOR = 12  # at least, so that no actor waits long for the last ones
+
+
+_MEASURED = 256  # documents that scoring and int8 are measured on
+
+
+_SCORING = "scoring.json"
+
+
+_BY_ROW: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": 1}
+
+
+# How the night is computed and judged, but not what it is: it may be taken up again with other values of these.
+_FREE = ("overwrite", "pool", "date", "commit_rows", "target_bytes", "max_reject_share", "gate", "drift")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TagConfig:
+    """Tag a catalogue with a bundle, or with an ensemble of them."""
+
+    documents: DocumentsConfig
+    """The catalogue."""
+    bundle: str | list[str]
+    """The model: a bundle's folder, local or s3://; or a list of them, whose scores are averaged."""
+    output: str
+    """Where the folders of the days lie."""
+    date: str | None = None
+    """The day, YYYY-MM-DD, that names the folder; today (UTC) if not given."""
+    previous: str | None = None
+    """A finished night whose tags are taken over for documents that have not changed: its folder, or `last`."""
+    k: int = 10
+    """Most tags a document gets."""
+    min_score: float = 0.0
+    """Tags with a lower score are left out."""
+    min_precision: float | None = None
+    """Tags below the threshold with which their label reaches this precision are left out; needs calibrated bundles."""
+    max_reject_share: float = 0.01
+    """Share of rejected documents above which the night fails."""
+    overwrite: bool = False
+    """Make the night anew, beside what another run has left in the day's folder, and replace that at the end."""
+    commit_rows: int = 20_000
+    """Documents that a kill costs at most, for each actor."""
+    target_bytes: int = 128 << 20
+    """Size of the files of tags, about."""
+    model: ScoringConfig = field(default_factory=ScoringConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    drift: DriftConfig = field(default_factory=DriftConfig)
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ConfigError("k does not fit", found=self.k, expected="at least 1")
+        for name in ("min_score", "max_reject_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} does not fit", found=getattr(self, name), expected="0 to 1")
+        if self.min_precision is not None:
+            check_precision(self.min_precision)
+        if self.commit_rows < 2 or self.target_bytes < 1:
+            raise ConfigError("commit_rows or target_bytes is too small", found=f"{self.commit_rows}, {self.target_bytes}")
+        if self.model.int8 and self.pool.gpu:
+            raise ConfigError("model.int8 is for CPUs", found="pool.gpu", way_out="leave one of them out")
+        if self.date is not None:
+            try:
+                date.fromisoformat(self.date)
+            except ValueError:
+                raise ConfigError("date does not fit", found=self.date, expected="YYYY-MM-DD") from None
+
+
+def run(config: TagConfig) -> str:
+    """Tag the catalogue and return the folder of the day; a finished run is left as it is.
+
+    Raises ConfigError when the folder holds another run, DataError when too much is rejected or the labels have moved too far,
+    ModelError for a bundle that cannot be read or does not pass the gate. Nothing is written before the settings, the input
+    and the bundle have been looked at; what is written stays for the next attempt.
+    """
+    started = datetime.now(timezone.utc)
+    folder = storage.join(storage.absolute(config.output), f"dt={config.date or started.date()}")
+    members, files = Members.read(config.bundle), list_inputs(config.documents)
+    if config.min_precision is not None:
+        members.check_precision()
+    identity = {
+        "bundle": members.fingerprint,
+        "input": [asdict(file) for file in files],
+        "config": {name: value for name, value in asdict(config).items() if name not in _FREE},
+    }
+    if Night.open(folder, identity, config.overwrite) is None:
+        return _nothing_to_do(folder)
+    check_columns(files, config.documents, labelled=False)
+    with held(folder) as lease, own_errors():
+        this = Night.open(folder, identity, config.overwrite)  # once more: another job may have ended here just now
+        if this is None:
+            return _nothing_to_do(folder)
+        connect()
+        make_room("actors", config.pool.min, config.pool.needs, config.pool.patience)
+        pass_gate(config.gate, config.bundle, config.pool, config.model)
+        config = replace(config, pool=config.pool.settled())
+        plan = this.plan()
+        previous = plan.previous if plan else _previous(config, folder, members.fingerprint)
+        manifest = _Making(config, this, members, files, previous, lease).finish(plan, started)
+    print(_report(manifest, folder), flush=True)
+    return folder
+
+
+def _nothing_to_do(folder: str) -> str:
+    print(f"finished before, nothing to do: {folder}", flush=True)
+    return folder
+
+
+class _Making:
+    """A night in the making."""
+
+    def __init__(
+        self, config: TagConfig, this: Night, members: Members, files: list[FileInfo], previous: str | None, lease: Lease
+    ) -> None:
+        self.config, self.night, self.members, self.files, self.previous = config, this, members, files, previous
+        self.lease = lease
+        self.rules = Rules.of(config.documents, labelled=False)
+        labels_file, self.tokenizers = members.fetch()
+        labels = pq.read_table(labels_file, columns=["label", "name", "count"])
+        thresholds_L = None if config.min_precision is None else members.thresholds(config.min_precision)
+        self.never = None if thresholds_L is None else int(np.isinf(thresholds_L).sum())
+        self.columns = TagColumns(labels, members.fingerprint, config.min_score, thresholds_L)
+        self.account = Account(labels)
+
+    def finish(self, plan: Plan | None, started: datetime) -> dict[str, Any]:
+        """Whatever is left to do; the manifest. ``plan``: that of an earlier attempt."""
+        clock = time.monotonic()
+        self.night.begin()
+        plan = plan or self._plan()
+        model, done = self._model(plan), finished(self.night.work)
+        for summary in done.values():
+            self.account.add(summary)
+        before = self.account.documents
+        if self.never:
+            of = f"{self.never:,} of {len(self.account.labels):,} labels are never a tag"
+            print(f"warning: {of}: nothing shows that they reach min_precision = {self.config.min_precision}", flush=True)
+        if before:
+            print(f"going on after {before:,} of {plan.rows:,} documents: {self.night.folder}", flush=True)
+        with progress(self.account, plan.rows):
+            for summary in self._left(plan, done, model):
+                self.account.add(summary)
+                self._check_rejects(plan)
+                self.lease.check()
+        self._check_rejects(plan)
+        if self.account.documents != plan.rows:
+            raise DataError("rows were lost", where=self.night.folder, found=self.account.documents, expected=plan.rows)
+        manifest = {
+            "run": self.night.run,
+            **self.night.identity,
+            "previous": self.previous,
+            "scoring": model.scoring,
+            "calibrated": all(self.members.calibrated),
+            "min_precision": self.config.min_precision,
+            "labels_never_tagged": self.never,
+            "started": started.isoformat(timespec="seconds"),
+            "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "documents_per_second": round((self.account.documents - before) / (time.monotonic() - clock), 1),
+            **self.account.manifest(),
+        }
+        before_this = self.previous or output.latest_before(self.night.folder)
+        page, warnings = self.account.close(self.night.folder.rpartition("/")[2], manifest, before_this, self.config.drift)
+        for warning in warnings:
+            print(f"warning: {warning}", flush=True)
+        texts = {output.REPORT: page.encode(), output.COUNTS: self.account.label_table()}
+        self.lease.check()
+        manifest = self.night.publish(plan, self.config.target_bytes, manifest, texts)
+        announce(manifest["drift"])
+        return manifest
+
+    def _plan(self) -> Plan:
+        tags = output.tag_files(self.previous) if self.previous else []
+        pieces = _PIECES_AN_ACTOR * self.config.pool.max
+        plan = take_census(self.files, self.rules, tags, max(1, self.config.commit_rows // 2), pieces)
+        plan = replace(plan, previous=self.previous)
+        self.night.keep_plan(plan)
+        return plan
+
+    def _left(self, plan: Plan, done: Container[str], model: ScoringConfig) -> Iterator[Summary]:
+        """Do the pieces that are not done; the summary of each."""
+        copies = [row for row, number in enumerate(plan.reused["number"].to_pylist()) if piece_name("r", number) not in done]
+        if copies:
+            copy = CopyPieces(self.night.work, self.columns)
+            yield from _summaries(_dataset(plan.reused, copies, 1).map_batches(copy.__call__, **_BY_ROW))
+        pieces = [row for row, number in enumerate(plan.pieces["number"].to_pylist()) if piece_name("t", number) not in done]
+        if pieces:
+            with _piece_by_piece():
+                yield from _summaries(self._tagged(_dataset(plan.pieces, pieces, _PIECES_A_TASK), model))
+
+    def _tagged(self, pieces: ray.data.Dataset, model: ScoringConfig) -> ray.data.Dataset:
+        config = self.config
+        read, write = ReadPieces(self.rules, self.tokenizers), WritePieces(self.night.work, self.columns)
+        pool = config.pool
+        tokenised = pieces.map_batches(read.__call__, batch_format="pyarrow", batch_size=None, **pool.beside(0.5))
+        constructor = (self.members.uris, config.k, pool, model)
+        tagged = tokenised.map_batches(TagPieces, fn_constructor_args=constructor, **_BY_ROW, **pool.resources)
+        return tagged.map_batches(write.__call__, **_BY_ROW, **pool.beside(0.25))
+
+    def _model(self, plan: Plan) -> ScoringConfig:
+        """Settled once a night, and as in the night that tags are taken from."""
+        where, model = storage.join(self.night.work, _SCORING), self.config.model
+        if storage.exists(where):
+            return replace(model, scoring=storage.read_json(where))
+        if self.previous:
+            model = replace(model, scoring=storage.read_json(storage.join(self.previous, output.MANIFEST))["scoring"])
+        elif plan.pieces:
+            texts = some_texts(plan.pieces.slice(0, _PIECES_A_TASK), self.rules, _MEASURED)
+            model = settle_scoring(model, self.members.uris, texts, self.config.k, self.config.pool)
+        storage.write_json(where, model.scoring)
+        return model
+
+    def _check_rejects(self, plan: Plan) -> None:
+        """DataError if more than the share that is put up with is lost, however much is left to do."""
+        size = sum(file.size for file in self.files)
+        share = max(self.account.counts["rejected"] / max(plan.rows, 1), plan.lost_bytes / max(size, 1))
+        if share > self.config.max_reject_share:
+            reasons = ", ".join(f"{reason} ({rows:,})" for reason, rows in self.account.reasons.most_common(5))
+            raise DataError(
+                "too many documents are rejected",
+                where=storage.join(self.night.work, "rejects"),
+                found=f"{share:.1%}: {reasons}",
+                expected=f"at most {self.config.max_reject_share:.1%}",
+                way_out="mend the input, or run again with a higher max_reject_share; what is done stays done",
+            )
+
+
+def _previous(config: TagConfig, this: str, fingerprint: str) -> str | None:
+    """The night to take tags from, if its tags are what this one would give; says so if not."""
+    if config.previous is None:
+        return None
+    last = config.previous == "last"
+    folder = output.latest_before(this) if last else storage.absolute(config.previous)
+    if folder is None:
+        print("nothing is taken over: there is no finished night before this", flush=True)
+        return None
+    output.tag_files(folder)
+    known, settings = storage.read_json(storage.join(folder, output.MANIFEST)), asdict(config)
+    if known["run"] != output.marked_run(folder):
+        raise DataError(
+            "a night that another is just about to replace", where=folder, way_out="run the job that replaces it again, first"
+        )
+    different = [name for name in ("k", "min_score", "min_precision", "model") if known["config"].get(name) != settings[name]]
+    different += ["bundle"] if known["bundle"] != fingerprint else []
+    if different:
+        print(f"nothing is taken over: the night before had another {', '.join(different)}: {folder}", flush=True)
+        return None
+    return folder
+
+
+def _dataset(table: pa.Table, rows: list[int], a_task: int) -> ray.data.Dataset:
+    """Some rows of a plan, neighbours together in a block."""
+    blocks: list[list[int]] = []
+    for row in rows:
+        if not blocks or len(blocks[-1]) >= a_task or blocks[-1][-1] != row - 1:
+            blocks.append([])
+        blocks[-1].append(row)
+    return ray.data.from_arrow([table.take(pa.array(block)) for block in blocks])
+
+
+def _summaries(written: ray.data.Dataset) -> Iterator[Summary]:
+    for table in arrow_batches(written):
+        yield from map(json.loads, table["summary"].to_pylist())
+
+
+@contextmanager
+def _piece_by_piece() -> Iterator[None]:
+    """A block a row, so that a piece goes on as soon as it is ready, and in whatever order."""
+    context = ray.data.DataContext.get_current()
+    size, order = context.target_max_block_size, context.execution_options.preserve_order
+    context.target_max_block_size, context.execution_options.preserve_order = 1, False
+    try:
+        yield
+    finally:
+        context.target_max_block_size, context.execution_options.preserve_order = size, order
+
+
+def _report(manifest: dict[str, Any], folder: str) -> str:
+    parts = [f"{name} {manifest[name]:,}" for name in ("reused", "rejected", "truncated", "untagged")]
+    rate = f"{manifest['documents_per_second']:,} documents/s"
+    return f"tagged {manifest['tagged']:,} of {manifest['in']:,} documents, {', '.join(parts)}, {rate}: {folder}"

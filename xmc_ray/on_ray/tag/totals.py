@@ -1,0 +1,200 @@
+"""What a night adds up to: its counts, the labels it gave, how they have moved, and the report of all that."""
+
+import io
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from xmc_ray import storage
+from xmc_ray.data.labels import IntArray
+from xmc_ray.errors import DataError
+from xmc_ray.metrics.calibration import SCORE_BINS
+from xmc_ray.metrics.drift import Drift, DriftConfig, psi, worst
+from xmc_ray.on_ray.tag.output import COUNTS, MANIFEST
+from xmc_ray.on_ray.tag.pieces import OUTCOMES, Summary
+from xmc_ray.reports.tagging import LabelCount, LabelDrift, LabelShift, Night, Sample, report
+
+_SHOWN_LABELS = 1000  # in the manifest, the most frequent ones; a million lines are read by nobody
+
+
+_FREQUENT, _SAMPLES = 20, 20  # in the report
+
+
+@dataclass
+class Account:
+    """Sums over the pieces of a night, in whatever order they come; ``labels`` has the bundle's labels: label, name, count."""
+
+    labels: pa.Table
+    counts: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    scores: IntArray = field(default_factory=lambda: np.zeros(SCORE_BINS, np.int64))
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.label_counts: IntArray = np.zeros(len(self.labels), np.int64)
+        self.label_scores = np.zeros(len(self.labels))
+
+    def add(self, summary: Summary) -> None:
+        """A piece that is done."""
+        self.counts.update({name: summary[name] for name in OUTCOMES})
+        self.reasons.update(summary["reasons"])
+        self.scores += np.array(summary["scores"])
+        labels, rows, sums = summary["labels"]
+        self.label_counts[labels] += np.array(rows, np.int64)
+        self.label_scores[labels] += sums
+        self.samples = sorted([*self.samples, *summary["samples"]], key=_shuffled)[:_SAMPLES]
+
+    @property
+    def documents(self) -> int:
+        """Documents that are done, one way or another."""
+        return sum(self.counts[name] for name in ("tagged", "reused", "rejected"))
+
+    def manifest(self) -> dict[str, Any]:
+        """The part of the manifest that is added up here."""
+        most = np.argsort(-self.label_counts, kind="stable")[:_SHOWN_LABELS]
+        most = most[self.label_counts[most] > 0]
+        shown = zip(self.labels["label"].take(pa.array(most)).to_pylist(), self.label_counts[most].tolist(), strict=True)
+        return {
+            "in": self.documents,
+            **{name: self.counts[name] for name in OUTCOMES},
+            "reasons": dict(self.reasons.most_common()),
+            "labels": dict(shown),
+            "distinct_labels": int((self.label_counts > 0).sum()),
+            "scores": self.scores.tolist(),
+        }
+
+    def label_table(self) -> bytes:
+        """The file of all labels: documents that got each, and the sum of its scores."""
+        buffer = io.BytesIO()
+        columns = {"documents": pa.array(self.label_counts), "scores": pa.array(self.label_scores)}
+        pq.write_table(pa.table({"label": self.labels["label"], **columns}), buffer)
+        return buffer.getvalue()
+
+    @property
+    def expected_counts(self) -> IntArray:
+        """Documents that have each label, if scores are probabilities: unlikely tags count little, so k matters little."""
+        return np.rint(self.label_scores).astype(np.int64)
+
+    def drift_from_training(self) -> Drift:
+        """Against the labels of the documents that the bundle was trained on."""
+        return psi(self.labels["count"].to_numpy().astype(np.int64), self.expected_counts)
+
+    def drift_from_night(self, folder: str) -> Drift | None:
+        """Against another night; None if it has left no counts."""
+        uri = storage.join(folder, COUNTS)
+        if not storage.exists(uri):
+            return None
+        before = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+        place = pc.index_in(before["label"], value_set=self.labels["label"].combine_chunks())
+        known = pc.is_valid(place).to_numpy()
+        counts = np.zeros(len(self.labels), np.int64)
+        counts[place.drop_null().to_numpy()] = np.rint(before["scores"].to_numpy()[known]).astype(np.int64)
+        return psi(counts, self.expected_counts)
+
+    def close(self, title: str, manifest: dict[str, Any], previous: str | None, config: DriftConfig) -> tuple[str, list[str]]:
+        """The report as a page, and warnings. ``manifest`` gets the drift; DataError if it is more than the config allows."""
+        drifts = {"training": self.drift_from_training(), "previous": self.drift_from_night(previous) if previous else None}
+        manifest["drift"] = {name: drift and drift.total for name, drift in drifts.items()}
+        warnings, parts = [], {}
+        for name, drift in drifts.items():
+            if drift is None:
+                continue
+            parts[name] = LabelDrift(total=drift.total, config=config, worst=self._shifts(drift))
+            verdict = config.verdict(drift.total)
+            if verdict == "fail":
+                raise DataError(
+                    f"the labels have moved too far from those of {name}",
+                    found=f"PSI {drift.total:.3f}, most of it from {', '.join(shift.label for shift in parts[name].worst[:5])}",
+                    expected=f"at most {config.fail}",
+                    way_out="give another bundle, or run again with a higher drift.fail; what is done stays done",
+                )
+            if verdict == "warn":
+                warnings.append(f"the labels have moved from those of {name}: PSI {drift.total:.3f}, more than {config.warn}")
+        before = storage.join(previous, MANIFEST) if previous else None
+        scores = storage.read_json(before)["scores"] if before and storage.exists(before) else None
+        return report(self._night(title, manifest, parts, scores, warnings)), warnings
+
+    def _night(
+        self,
+        title: str,
+        manifest: Mapping[str, Any],
+        drifts: Mapping[str, LabelDrift],
+        scores: list[int] | None,
+        warnings: list[str],
+    ) -> Night:
+        most = np.argsort(-self.label_counts, kind="stable")[:_FREQUENT]
+        return Night(
+            title=title,
+            started=datetime.fromisoformat(manifest["started"]),
+            ended=datetime.fromisoformat(manifest["ended"]),
+            documents=self.documents,
+            **{name: self.counts[name] for name in OUTCOMES},
+            duplicates=self.reasons["duplicate id"],
+            documents_per_second=manifest["documents_per_second"],
+            bundle=manifest["bundle"],
+            settings=manifest["config"],
+            rejects=dict(self.reasons.most_common()),
+            scores=self.scores.tolist(),
+            scores_before=scores,
+            distinct_labels=manifest["distinct_labels"],
+            frequent=[LabelCount(*self._named(place), int(self.label_counts[place])) for place in most.tolist()],
+            drift_previous=drifts.get("previous"),
+            drift_training=drifts.get("training"),
+            samples=[_sample(sample) for sample in self.samples],
+            warnings=warnings,
+        )
+
+    def _shifts(self, drift: Drift) -> list[LabelShift]:
+        return [LabelShift(*self._named(shift.label), *shift[1:]) for shift in worst(drift)]
+
+    def _named(self, place: int) -> tuple[str, str | None]:
+        return self.labels["label"][place].as_py(), self.labels["name"][place].as_py()
+
+
+def _sample(sample: Mapping[str, Any]) -> Sample:
+    names = [name or label for name, label in zip(sample["names"] or sample["labels"], sample["labels"], strict=True)]
+    return Sample(sample["id"], sample["text"], list(zip(names, sample["scores"], strict=True)))
+
+
+def _shuffled(sample: Mapping[str, Any]) -> str:
+    """The same samples whatever the order of the pieces, from all over the input: by a hash that texts have anyway."""
+    return str(sample["digest"])
+
+
+@contextmanager
+def progress(account: Account, rows: int, every: float | None = None) -> Iterator[None]:
+    """Say how far a night of ``rows`` documents is while the body adds to ``account``: ``every`` so many seconds; if not given,
+    every minute, or every second where somebody looks on."""
+    first, started, over = account.documents, time.monotonic(), threading.Event()
+    looked_on = sys.stdout.isatty()
+    every = every or (1.0 if looked_on else 60.0)
+
+    def tell() -> None:
+        while not over.wait(every):
+            done = account.documents
+            rate = (done - first) / (time.monotonic() - started)
+            left = f"{timedelta(seconds=round((rows - done) / rate))} left" if rate else "no piece done yet"
+            line = f"{done:,} of {rows:,} documents ({done / rows:.0%}), {rate:,.0f}/s, {left}, "
+            line += f"{account.counts['rejected']:,} rejected"
+            print(f"\r{line}\033[K" if looked_on else line, end="" if looked_on else "\n", flush=True)
+
+    teller = threading.Thread(target=tell, name="progress", daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
+        if looked_on and time.monotonic() - started > every:
+            print(flush=True)

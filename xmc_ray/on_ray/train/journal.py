@@ -1,0 +1,75 @@
+"""What the workers of a training run tell: to the console, to ``metrics.jsonl``, to TensorBoard."""
+
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import ray
+from ray.util.queue import Empty, Queue
+from tensorboardX import SummaryWriter
+
+from xmc_ray import storage
+from xmc_ray.errors import XmcError
+from xmc_ray.storage import folders
+
+_EVERY = 60.0  # seconds from one copy of the journal to the next: what a killed driver loses
+
+
+_PATIENCE = 60.0  # seconds that the last lines wait for a storage that is away
+
+
+def say(line: str) -> None:
+    """A line for whoever watches."""
+    print(line, flush=True)
+
+
+def _mailbox() -> Queue:
+    """On this very node: it has to outlive every other."""
+    here = ray.get_runtime_context().get_node_id()
+    return Queue(actor_options={"num_cpus": 0, "label_selector": {"ray.io/node-id": here}})
+
+
+@contextmanager
+def journal(output: str) -> Iterator[Queue]:
+    """A mailbox for the workers' progress; what arrives goes to the console, ``metrics.jsonl`` and TensorBoard."""
+    mailbox, done = _mailbox(), threading.Event()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        lines, before = folder / "metrics.jsonl", storage.join(output, "metrics.jsonl")
+        lines.write_bytes(storage.read_bytes(before) if storage.exists(before) else b"")
+        writer = SummaryWriter(str(folder / "tensorboard"))
+
+        def read() -> None:
+            copied = time.monotonic()
+            while not (done.is_set() and mailbox.empty()):
+                try:
+                    entry = mailbox.get(timeout=0.5)
+                except Empty:
+                    continue
+                say(entry.pop("line"))
+                if "step" not in entry:
+                    continue
+                with lines.open("a") as file:
+                    file.write(json.dumps(entry) + "\n")
+                for name, value in entry.items():
+                    writer.add_scalar(name, value, entry["step"])
+                if time.monotonic() - copied > _EVERY or any(name.startswith("validation/") for name in entry):
+                    copied = time.monotonic()
+                    writer.flush()
+                    with suppress(XmcError):  # a storage that is away now gets it all at the end
+                        folders.upload(folder, output)
+
+        reader = threading.Thread(target=read, name="journal")
+        reader.start()
+        try:
+            yield mailbox
+        finally:
+            done.set()
+            reader.join()
+            writer.close()
+            storage.patiently(lambda: folders.upload(folder, output), _PATIENCE)
+            mailbox.shutdown()

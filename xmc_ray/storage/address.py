@@ -1,0 +1,145 @@
+"""What an address means and how it is reached: a local path (``/x``, ``x``, ``file:///x``) or ``s3://bucket/key``.
+
+Small files go through fsspec, Parquet through pyarrow. Both reach S3 with the one set of credentials that
+``S3Access.from_environment`` finds, so that a job never reads as one user and writes as another.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import fsspec
+import pyarrow.fs
+from botocore.exceptions import BotoCoreError
+
+from xmc_ray.errors import ConfigError, DataError, XmcError
+
+Uri = str | os.PathLike[str]
+
+
+# An endpoint that does not answer is reported within about half a minute; a slow one is waited for.
+CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 5, 60, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class S3Access:
+    """How to reach S3. Without keys the libraries search for themselves (profile files, instance roles)."""
+
+    key: str | None = field(default=None, repr=False)
+    secret: str | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+    region: str | None = None
+    endpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.key is None) != (self.secret is None):
+            raise ConfigError("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY go together", found="only one of them")
+        if self.endpoint is not None and not re.match("https?://.", self.endpoint):
+            raise ConfigError("not an S3 endpoint", found=self.endpoint, expected="http://host:port or https://host")
+
+    @classmethod
+    def from_environment(cls) -> "S3Access":
+        """Read the ``AWS_*`` variables, where an empty one counts as unset; ConfigError if they do not fit together."""
+        endpoint = _variable("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+        return cls(
+            key=_variable("AWS_ACCESS_KEY_ID"),
+            secret=_variable("AWS_SECRET_ACCESS_KEY"),
+            token=_variable("AWS_SESSION_TOKEN"),
+            # S3-compatible stores rarely have regions, yet a signature needs one; this is their customary answer.
+            region=_variable("AWS_REGION", "AWS_DEFAULT_REGION") or ("us-east-1" if endpoint else None),
+            endpoint=endpoint,
+        )
+
+
+def split(uri: Uri) -> tuple[str, str]:
+    """Scheme (``file`` or ``s3``) and path: absolute for a file, ``bucket/key`` for S3, without a slash at the end."""
+    text = os.fspath(uri)
+    # One slash will do, since pathlib makes s3:/bucket of s3://bucket, and a local folder called "s3:" helps nobody.
+    address = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]*):/+(.*)", text)
+    if address is None:
+        return "file", os.path.abspath(text)
+    scheme, rest = address[1].lower(), address[2].rstrip("/")
+    if scheme == "file":
+        return "file", "/" + rest
+    if scheme != "s3" or not rest:
+        raise ConfigError("not an address to use", where=text, expected="a local path, file:///path or s3://bucket/key")
+    if "@" in rest.partition("/")[0]:
+        raise ConfigError("an address with credentials in it", expected="s3://bucket/key and AWS_* environment variables")
+    return "s3", rest
+
+
+def is_local(uri: Uri) -> bool:
+    """Whether it lies on this machine, or on a file system that is mounted here."""
+    return split(uri)[0] == "file"
+
+
+def filesystem(uri: Uri) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The fsspec file system of ``uri`` and the path in it, never with cached listings; ConfigError for an unknown scheme."""
+    scheme, path = split(uri)
+    if scheme == "file":
+        return fsspec.filesystem("file"), path
+    access = S3Access.from_environment()
+    return fsspec.filesystem(
+        "s3",
+        key=access.key,
+        secret=access.secret,
+        token=access.token,
+        endpoint_url=access.endpoint,
+        client_kwargs={"region_name": access.region},
+        config_kwargs={
+            "connect_timeout": CONNECT_SECONDS,
+            "read_timeout": READ_SECONDS,
+            "retries": {"max_attempts": ATTEMPTS, "mode": "standard"},
+        },
+        use_listings_cache=False,
+    ), path
+
+
+def arrow_filesystem(uri: Uri) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The pyarrow file system of ``uri`` and the path in it; ConfigError for an unknown scheme."""
+    scheme, path = split(uri)
+    if scheme == "file":
+        return pyarrow.fs.LocalFileSystem(), path
+    access = S3Access.from_environment()
+    endpoint_scheme, _, endpoint_host = (access.endpoint or "https://").partition("://")
+    return pyarrow.fs.S3FileSystem(
+        access_key=access.key,
+        secret_key=access.secret,
+        session_token=access.token,
+        region=access.region,
+        scheme=endpoint_scheme,
+        endpoint_override=endpoint_host or None,
+        connect_timeout=CONNECT_SECONDS,
+        request_timeout=READ_SECONDS,
+        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+    ), path
+
+
+@contextmanager
+def explained(uri: Uri, *, missing: type[XmcError] = DataError) -> Iterator[None]:
+    """Turn what a file system raises inside into one line about ``uri`` without secrets.
+
+    Raises ``missing`` where a file or bucket is not there (a place to write to asks for ConfigError), else ConfigError.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise missing("no such file, folder or bucket", where=uri, found=_without_secrets(error)) from None
+    except (OSError, BotoCoreError) as error:
+        is_s3 = split(uri)[0] == "s3"
+        way_out = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL" if is_s3 else None
+        raise ConfigError("cannot be read or written", where=uri, found=_without_secrets(error), way_out=way_out) from None
+
+
+def _variable(*names: str) -> str | None:
+    return next((os.environ[name] for name in names if os.environ.get(name)), None)
+
+
+def _without_secrets(error: BaseException) -> str:
+    text = str(error)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        if value := _variable(name):
+            text = text.replace(value, f"<{name}>")
+    return text or type(error).__name__

@@ -1,0 +1,338 @@
+"""Checkpoints: the state of a training run, in pieces that any number of workers can take up again.
+
+    <place>/step-000001200/
+        dense.safetensors                 encoder and bottleneck, the same on all workers: weights, optimiser state, average
+        rows-00000-of-00002.safetensors   the rows of recall head and label table that the first of two workers owns
+        rows-00001-of-00002.safetensors
+        checkpoint.json                   counters, identity, and the size of every file; written last
+
+Each worker writes what it owns to its own disk while training waits, and copies it to its place while training goes on.
+The first worker writes the marker once it sees the files of all: a folder without it, or with a file of another size, is
+not a checkpoint. Nothing is pickled, and a worker reads just the files that hold rows of its own.
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from xmc_ray import storage
+from xmc_ray.errors import ConfigError, DataError, ModelError
+from xmc_ray.model.sharding import part_of
+from xmc_ray.storage import folders
+from xmc_ray.training.loop import TrainState
+
+FORMAT = 1
+
+
+MARKER = "checkpoint.json"
+
+
+DENSE = "dense.safetensors"
+
+
+_COUNTERS = ("step", "seconds", "waiting", "documents", "tokens", "padded_tokens")
+
+
+_FOLDER = re.compile(r"step-(\d+)/([^/]+)$")
+
+
+Identity = Mapping[str, object]
+
+
+"""What a run and its checkpoints have in common: label set, groups, shape of the model, documents and their order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointsConfig:
+    """When the state of training is saved, and how much is kept."""
+
+    steps: int | None = None
+    """Save every so many steps; None leaves it to the clock and to validation, which always saves."""
+    minutes: float = 10.0
+    """Save when so many minutes of training have passed since the last time."""
+    keep_last: int = 2
+    """How many of the newest are kept; the best by validation is kept besides."""
+    patience: float = 300.0
+    """Seconds for which a storage that is away is asked again before the run fails."""
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError("checkpoints.steps does not fit", found=self.steps, expected="at least 1, or nothing at all")
+        if self.minutes <= 0:
+            raise ConfigError("checkpoints.minutes does not fit", found=self.minutes, expected="more than 0")
+        if self.patience < 0:
+            raise ConfigError("checkpoints.patience does not fit", found=self.patience, expected="0 or more seconds")
+        if self.keep_last < 1:
+            raise ConfigError("checkpoints.keep_last does not fit", found=self.keep_last, expected="at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A complete checkpoint: its folder, what its marker says, and the number of ``workers`` that wrote it."""
+
+    uri: str
+    workers: int
+    counters: dict[str, Any]
+    identity: dict[str, Any]
+    score: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return int(self.counters["step"])
+
+    def check(self, identity: Identity) -> None:
+        """Raises ModelError unless this is a checkpoint of a run with the same ``identity``."""
+        for name, expected in identity.items():
+            found = self.identity.get(name)
+            if found != expected:
+                raise ModelError(
+                    f"the checkpoint is of a run with other {name}",
+                    where=self.uri,
+                    found=found,
+                    expected=expected,
+                    way_out="go on with that run's documents and settings, or start anew: another output, --resume never",
+                )
+
+
+def find(place: str, warn: Callable[[str], None] = lambda line: None) -> list[Saved]:
+    """The complete checkpoints at ``place``, newest first; ``warn`` is told of each folder that is passed over.
+
+    ``place`` is a folder of checkpoints or one of them. Raises ModelError for a newer format.
+    """
+    saved = []
+    for step, sizes in sorted(_folders(place).items(), reverse=True):
+        uri = place if re.search(r"step-\d+/*$", place) else storage.join(place, _name(step))
+        try:
+            saved.append(_read(uri, sizes))
+        except _IncompleteError as error:
+            warn(f"warning: passing over the checkpoint {uri}: {error}")
+    return saved
+
+
+class Checkpoints:
+    """One worker's view of the checkpoints of a run at ``place``: when to save, saving, keeping few.
+
+    All workers call `save` and `wait` at the same steps.
+    """
+
+    def __init__(self, place: str, config: CheckpointsConfig, identity: Identity) -> None:
+        self.place = place
+        self.config = config
+        self.identity = dict(identity)
+        self.saved_at = 0.0  # seconds of training
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._copying: Future[None] | None = None
+
+    def resume(self, state: TrainState, warn: Callable[[str], None]) -> Saved | None:
+        """Bring ``state`` to the newest complete checkpoint, if there is one; remove what others have left unfinished."""
+        exchange, device = state.model.exchange, next(state.model.parameters()).device
+        saved = storage.patiently(lambda: find(self.place, warn), self.config.patience)
+        steps = exchange.sum(torch.tensor([saved[0].step if saved else 0], device=device), "checkpoints")
+        if int(steps) != exchange.world * (saved[0].step if saved else 0):
+            raise ModelError("the workers see different checkpoints", where=self.place, way_out="use a storage that all share")
+        if saved:
+            saved[0].check(self.identity)
+            restore(state, saved[0])
+            self.saved_at = state.seconds
+        if exchange.rank == 0:
+            for step in set(_folders(self.place)) - {entry.step for entry in saved}:
+                storage.remove(storage.join(self.place, _name(step)))
+        exchange.sum(torch.zeros(1, device=device), "checkpoints")  # nobody saves before that is done
+        return saved[0] if saved else None
+
+    def due(self, state: TrainState) -> bool:
+        """Whether it is time; the same answer on all workers, since their counters are."""
+        by_step = self.config.steps is not None and state.step % self.config.steps == 0
+        return by_step or state.seconds - self.saved_at >= 60 * self.config.minutes
+
+    def save(self, state: TrainState, score: float | None = None, metrics: Mapping[str, float] | None = None) -> None:
+        """Write ``state`` down, and return while it is still being copied to its place.
+
+        ``score`` is what the best checkpoint is best in. Raises what went wrong with the one before.
+        """
+        self.wait()
+        exchange = state.model.exchange
+        folder = tempfile.TemporaryDirectory(prefix="xmc_ray-checkpoint-")
+        save_file(_on_cpu(_rows(state)), Path(folder.name, _rows_file(exchange.rank, exchange.world)))
+        counters = {name: getattr(state, name) for name in _COUNTERS} | {"averaged": state.averager.count}
+        marker = {
+            "xmc_ray_checkpoint": FORMAT,
+            "workers": exchange.world,
+            "counters": counters,
+            "score": score,
+            "metrics": dict(metrics or {}),
+            "identity": self.identity,
+        }
+        if exchange.rank == 0:
+            save_file(_on_cpu(_dense(state)), Path(folder.name, DENSE))
+        self.saved_at = state.seconds
+        self._copying = self._thread.submit(self._copy, folder, marker, exchange.rank)
+
+    def wait(self) -> None:
+        """Return when the last checkpoint lies in its place; raises what went wrong with it."""
+        if self._copying is not None:
+            copying, self._copying = self._copying, None
+            copying.result()
+
+    # -- in the background -----------------------------------------------------------------------------------------------
+
+    def _copy(self, folder: "tempfile.TemporaryDirectory[str]", marker: dict[str, Any], rank: int) -> None:
+        step, workers = marker["counters"]["step"], marker["workers"]
+        uri = storage.join(self.place, _name(step))
+        with folder:
+            storage.patiently(lambda: folders.upload(folder.name, uri), self.config.patience)
+        if rank == 0:
+            names = {DENSE, *(_rows_file(part, workers) for part in range(workers))}
+            sizes = storage.patiently(lambda: _sizes(uri, names), 2 * self.config.patience)  # others may be waiting themselves
+            complete = marker | {"files": sizes}
+            storage.patiently(lambda: storage.write_json(storage.join(uri, MARKER), complete), self.config.patience)
+            storage.patiently(self._remove_old, self.config.patience)
+
+    def _remove_old(self) -> None:
+        saved = find(self.place)
+        keep = {entry.step for entry in saved[: self.config.keep_last]} | {entry.step for entry in best(saved)}
+        for entry in saved:
+            if entry.step not in keep:
+                storage.remove(storage.join(entry.uri, MARKER))  # first: what is left of the folder is no checkpoint
+                storage.remove(entry.uri)
+
+
+def best(saved: list[Saved]) -> list[Saved]:
+    """The one with the highest score, the newest of equal ones; none where none has a score."""
+    scored = [entry for entry in saved if entry.score is not None]
+    return sorted(scored, key=lambda entry: (entry.score, entry.step))[-1:]
+
+
+def restore(state: TrainState, saved: Saved) -> None:
+    """Fill ``state``, fresh or not, with what was ``saved``, whatever the number of workers then and now."""
+    state.averager.count = saved.counters["averaged"]
+    for name in _COUNTERS:
+        setattr(state, name, saved.counters[name])
+    state.averager.averaged = {}
+    if state.averager.count:
+        state.averager.averaged = {name: torch.empty_like(p, dtype=torch.float32) for name, p in state.model.named_parameters()}
+    with _fetched(storage.join(saved.uri, DENSE)) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+    _fill(_dense_weights(state), tensors, saved)
+    state.optimizer.load_dense_state({name: tensor for name, tensor in tensors.items() if name.startswith("optimizer.")})
+    rows, own = _rows(state), state.model.recall.own
+    for part in range(saved.workers):
+        theirs = part_of(state.model.recall.n_groups, part, saved.workers)
+        first, last = max(own.start, theirs.start), min(own.stop, theirs.stop)
+        if first < last:
+            with _fetched(storage.join(saved.uri, _rows_file(part, saved.workers))) as file:
+                slices = {name: file.get_slice(name)[first - theirs.start : last - theirs.start] for name in rows}
+            _fill({name: tensor[first - own.start : last - own.start] for name, tensor in rows.items()}, slices, saved)
+
+
+@torch.no_grad()
+def _fill(targets: dict[str, Tensor], tensors: dict[str, Tensor], saved: Saved) -> None:
+    for name, target in targets.items():
+        if name not in tensors or tensors[name].shape != target.shape:
+            found = tuple(tensors[name].shape) if name in tensors else f"no {name}"
+            raise ModelError(
+                "the checkpoint is of another model",
+                where=saved.uri,
+                found=found,
+                expected=f"{name} {tuple(target.shape)}",
+                way_out="go on with the release that wrote it, or start anew: another output, --resume never",
+            )
+        target.copy_(tensors[name])
+
+
+def _dense(state: TrainState) -> dict[str, Tensor]:
+    return _dense_weights(state) | state.optimizer.dense_state()
+
+
+def _dense_weights(state: TrainState) -> dict[str, Tensor]:
+    return dict(_weights(state, lambda name: name.partition(".")[0] not in state.model.heads))
+
+
+def _rows(state: TrainState) -> dict[str, Tensor]:
+    """What this worker alone has: rows, their lift, averages and accumulators; the first dimension is that of its groups."""
+    accumulators = {f"optimizer.{name}": square for name, square in state.optimizer.rows.square.items()}
+    return dict(_weights(state, lambda name: name.partition(".")[0] in state.model.heads)) | accumulators
+
+
+def _weights(state: TrainState, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
+    for prefix, tensors in (("model", state.model.state_dict()), ("averaged", state.averager.averaged)):
+        yield from ((f"{prefix}.{name}", tensor) for name, tensor in tensors.items() if wanted(name))
+
+
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+class _IncompleteError(Exception):
+    """A folder is not a complete checkpoint."""
+
+
+def _folders(place: str) -> dict[int, dict[str, int]]:
+    """The sizes of the files, by name, in each checkpoint's folder, by step."""
+    folders: dict[int, dict[str, int]] = {}
+    for file in storage.all_files(place):
+        if match := _FOLDER.search(file.uri):
+            folders.setdefault(int(match[1]), {})[match[2]] = file.size
+    return folders
+
+
+def _read(uri: str, sizes: dict[str, int]) -> Saved:
+    if MARKER not in sizes:
+        raise _IncompleteError("unfinished, it has no checkpoint.json")
+    try:
+        marker = json.loads(storage.read_bytes(storage.join(uri, MARKER)))
+        version, files = int(marker["xmc_ray_checkpoint"]), dict(marker["files"])
+        if version <= FORMAT:
+            saved = Saved(uri=uri, **{name: marker[name] for name in ("workers", "counters", "identity", "score", "metrics")})
+    except (ValueError, KeyError, TypeError) as error:
+        raise _IncompleteError(f"checkpoint.json cannot be read ({error!r})") from None
+    if version > FORMAT:
+        raise ModelError(
+            "the checkpoint is of a newer format",
+            where=uri,
+            found=version,
+            expected=f"at most {FORMAT}",
+            way_out="upgrade xmc_ray",
+        )
+    for name, size in files.items():
+        if sizes.get(name) != size:
+            found = f"{sizes[name]:,} bytes" if name in sizes else "no such file"
+            raise _IncompleteError(f"cut short, {name}: found {found}, expected {size:,} bytes")
+    return saved
+
+
+def _sizes(uri: str, names: set[str]) -> dict[str, int]:
+    """The size of each of these files; DataError while one is missing."""
+    sizes = {file.uri.rpartition("/")[2]: file.size for file in storage.all_files(uri)}
+    if missing := names - set(sizes):
+        raise DataError("a checkpoint is not complete", where=uri, found=f"no {', '.join(sorted(missing))}")
+    return {name: sizes[name] for name in sorted(names)}
+
+
+@contextmanager
+def _fetched(uri: str) -> Iterator[Any]:
+    """A safetensors file, wherever it lies; a copy on this machine is removed afterwards."""
+    copy = tempfile.TemporaryDirectory(prefix="xmc_ray-checkpoint-")
+    with copy as folder, safe_open(folders.local_copy(uri, folder), framework="pt") as file:
+        yield file
+
+
+def _name(step: int) -> str:
+    return f"step-{step:09}"
+
+
+def _rows_file(rank: int, world: int) -> str:
+    return f"rows-{rank:05}-of-{world:05}.safetensors"

@@ -1,0 +1,108 @@
+"""What a model is made of and how documents reach it, for a fit in one process and on Ray alike."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from xmc_ray.data.epochs import CHUNK, EpochPlan
+from xmc_ray.data.groups import GroupsConfig, LabelGroups
+from xmc_ray.data.labels import IntArray, LabelIndex, list_lengths
+from xmc_ray.metrics.at_k import Metrics, find_hits
+from xmc_ray.metrics.calibration import DEPTH
+from xmc_ray.model.encoder import EncoderConfig, build_encoder
+from xmc_ray.model.lexical import LexicalConfig, build_lexical
+from xmc_ray.model.lightxml import LightXML, ModelConfig
+from xmc_ray.model.predict import PredictConfig, predict
+from xmc_ray.model.sharding import Exchange
+from xmc_ray.model.text import Batch, TextConfig, Tokenizer, make_batch
+from xmc_ray.training.loop import LoopConfig
+from xmc_ray.training.optim import OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Everything that decides what a model becomes."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    groups: GroupsConfig = field(default_factory=GroupsConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lexical: LexicalConfig = field(default_factory=LexicalConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+def build_model(
+    config: FitConfig,
+    tokenizer: Tokenizer,
+    labels: LabelIndex,
+    groups: LabelGroups,
+    exchange: Exchange | None = None,
+    device: str | torch.device = "cpu",
+    weight_F: npt.NDArray[np.float32] | None = None,
+) -> LightXML:
+    """An untrained model on ``device``: pretrained encoder, fresh heads with biases from the label counts.
+
+    ``weight_F`` are the `lexical.term_weights` of the training documents, where the model has a lexical branch. The same
+    weights in every process of the same seed.
+    """
+    torch.manual_seed(config.loop.seed)
+    heads = config.model
+    if heads.table == "auto":
+        heads = replace(heads, table="bfloat16" if torch.device(device).type == "cuda" else "float32")
+    encoder = None if config.encoder.layers == 0 else build_encoder(config.encoder, tokenizer.summary_position)
+    lexical = build_lexical(config.lexical, weight_F)
+    model = LightXML(encoder, groups, heads, exchange, config.loop.seed, lexical)
+    model.start_from_counts(labels.counts, labels.n_documents)
+    return model.to(device)
+
+
+def epoch_plan(config: LoopConfig, n_documents: int) -> EpochPlan:
+    """The order of ``n_documents`` training documents."""
+    return EpochPlan(n_documents=n_documents, batch_size=config.batch_size, window=config.window, seed=config.seed)
+
+
+def share_of_batches(documents: pa.Table, plan: EpochPlan, epochs: int, first_step: int, exchange: Exchange) -> Iterator[Batch]:
+    """This worker's share of the batches from ``first_step`` on, of documents that are in memory.
+
+    ``documents``: ``tokens`` list<int32>, ``labels`` list<int32>.
+    """
+    tokens, labels = (documents[name].combine_chunks() for name in ("tokens", "labels"))
+    lengths, rows = list_lengths(tokens), np.arange(len(documents))
+    for epoch in range(first_step // plan.steps, epochs):
+        for pool in plan.pools(epoch):
+            inside = np.concatenate([rows[chunk * CHUNK : (chunk + 1) * CHUNK] for chunk in pool.chunks])
+            step_N, row_N = pool.share(lengths[inside], exchange.rank, exchange.world)
+            kept = row_N[step_N >= first_step]
+            for share in np.split(kept, np.flatnonzero(np.diff(step_N[step_N >= first_step])) + 1) if len(kept) else []:
+                taken = pa.array(inside[share])
+                yield make_batch(tokens.take(taken), labels.take(taken))
+
+
+def update_metrics(metrics: Metrics, model: LightXML, tokens: pa.ListArray, truth: pa.ListArray, config: PredictConfig) -> None:
+    """Predict documents (list<int32>[D]) and add their hits against ``truth`` (list<int32>[D], label ids)."""
+    add_hits(metrics, predict(model, tokens, max(metrics.ks), config)[1], truth)
+
+
+def predictions_and_hits(
+    model: LightXML, tokens: pa.ListArray, truth: pa.ListArray, n_labels: int, config: PredictConfig, k: int = DEPTH
+) -> tuple[npt.NDArray[np.float32], IntArray, npt.NDArray[np.bool_]]:
+    """Of documents (list<int32>[D]): the model's own scores [D, k], label ids [D, k] and which are right, by ``truth``."""
+    scores, ids = predict(model, tokens, k, config)
+    return scores, ids, find_hits(ids, *flat_truth(truth), n_labels)
+
+
+def add_hits(metrics: Metrics, predicted: IntArray, truth: pa.ListArray) -> None:
+    """Count the hits of ``predicted`` label ids (int64[D, k]) against ``truth`` (list<int32>[D])."""
+    metrics.update(predicted, *flat_truth(truth))
+
+
+def flat_truth(truth: pa.ListArray) -> tuple[IntArray, IntArray]:
+    """Offsets and values, from 0 on."""
+    offsets = np.concatenate([[0], np.cumsum(list_lengths(truth))])
+    return offsets, pc.list_flatten(truth).to_numpy().astype(np.int64)

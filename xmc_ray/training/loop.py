@@ -1,0 +1,241 @@
+"""Training steps, in one process or in one of several; no Ray, no files, no printing.
+
+`train` is a generator: it yields after every step, and its caller looks at the clock, validates, saves or stops.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from xmc_ray.data.epochs import CHUNK
+from xmc_ray.errors import ConfigError, ModelError
+from xmc_ray.model.lightxml import LightXML, Losses
+from xmc_ray.model.predict import Precision, PredictConfig, uses_bfloat16
+from xmc_ray.model.sharding import Exchange
+from xmc_ray.model.text import Batch
+from xmc_ray.training.optim import Averager, OptimConfig, Optimizer, term_vectors, word_vectors
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long, in what portions and how exactly to train."""
+
+    epochs: int = 10
+    """Passes over the training documents."""
+    minutes: float | None = None
+    """Stop after so many minutes of training even when epochs are left; the schedule is squeezed to end there."""
+    batch_size: int = 32
+    """Documents in a step, all workers together; a few more or less, so that no step is a short one."""
+    accumulate: int = 1
+    """Parts that a worker's share of a step is computed in, one after the other; saves memory, changes no result."""
+    window: int = 4096
+    """Documents of the shuffled stream that are sorted by length together."""
+    precision: Precision = "auto"
+    """Arithmetic of the forward pass; auto is bfloat16 on a GPU and float32 on a CPU. Weights stay float32."""
+    token_budget: int = 8192
+    """Most tokens, padding included, in a batch of prediction."""
+    seed: int = 6088
+    """Seed of weights, dropout and the order of documents."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "window", "token_budget"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"loop.{name} does not fit", found=getattr(self, name), expected="at least 1")
+        if self.batch_size > CHUNK:
+            raise ConfigError("loop.batch_size does not fit", found=self.batch_size, expected=f"at most {CHUNK}")
+        if self.seed < 0:
+            raise ConfigError("loop.seed does not fit", found=self.seed, expected="0 or more")
+        if self.minutes is not None and self.minutes <= 0:
+            raise ConfigError("loop.minutes does not fit", found=self.minutes, expected="more than 0, or nothing at all")
+
+    @property
+    def prediction(self) -> PredictConfig:
+        """How a run's own documents are predicted: by the arithmetic that trains."""
+        return PredictConfig(token_budget=self.token_budget, precision=self.precision)
+
+
+class Step(NamedTuple):
+    """What a step did, all workers together; counts and seconds are totals since the start."""
+
+    number: int
+    epoch: int
+    progress: float
+    recall_loss: float
+    rank_loss: float
+    documents: int
+    tokens: int
+    padded_tokens: int
+    seconds: float
+    waiting: float
+
+    @property
+    def loss(self) -> float:
+        """The sum that is minimised."""
+        return self.recall_loss + self.rank_loss
+
+    @property
+    def padding_share(self) -> float:
+        """Share of the tokens that went through the encoder and were padding."""
+        return 1 - self.tokens / max(self.padded_tokens, 1)
+
+    @property
+    def waiting_share(self) -> float:
+        """Share of the training time that a worker waited for data."""
+        return min(1.0, self.waiting / max(self.seconds, 1e-9))
+
+    @property
+    def seconds_left(self) -> float:
+        """Training time to go, at the pace so far."""
+        return self.seconds * (1 - self.progress) / max(self.progress, 1e-9)
+
+
+@dataclass
+class TrainState:
+    """All that changes in training. Counts are of all workers together, since the start.
+
+    ``seconds``: of training, by the first worker's clock; ``waiting``: those of them that workers waited for data.
+    """
+
+    model: LightXML
+    optimizer: Optimizer
+    averager: Averager
+    step: int = 0
+    seconds: float = 0.0
+    waiting: float = 0.0
+    documents: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+
+    @classmethod
+    def start(cls, model: LightXML, config: OptimConfig) -> "TrainState":
+        """A fresh state for ``model`` where it lies (move it to its device before)."""
+        return cls(model, Optimizer(model, model.encoder, config), Averager(config))
+
+
+def train(
+    state: TrainState,
+    module: Callable[[Batch, int], Losses],
+    batches_from: Callable[[int], Iterable[Batch]],
+    steps_per_epoch: int,
+    config: LoopConfig,
+) -> Iterator[Step]:
+    """Train ``state`` to the end of the schedule, yielding after each step.
+
+    ``module`` computes the losses: the model itself, or its data-parallel wrapper. ``batches_from(n)`` gives this worker's
+    shares of the batches of step n, n + 1 and so on, to the end; a state that has been trained before goes on where it was.
+
+    Raises ModelError at the first loss that is not finite.
+    """
+    model, exchange = state.model, state.model.exchange
+    device = next(model.parameters()).device
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config.precision, device))
+    n_steps = config.epochs * steps_per_epoch
+    batches, started = iter(batches_from(state.step)), None
+    while state.step < n_steps:
+        asked = time.monotonic()
+        batch = next(batches)
+        now = time.monotonic()
+        if started is None:  # the clock begins with the first batch: waiting for it must not use up the warm-up
+            started, asked = now - state.seconds, now
+        shared = _shared(exchange, batch, now - asked, now - started, device)
+        progress = max(state.step / n_steps, shared.seconds / (60 * config.minutes) if config.minutes else 0.0)
+        if progress >= 1:
+            return
+        # -- one step of training --------------------------------------------------------------------------------------
+        model.train()
+        torch.manual_seed(_step_seed(config.seed, state.step, exchange.rank))  # dropout, the same in a run that goes on here
+        total = torch.zeros(2, dtype=torch.float64, device=device)
+        parts = [part.to(device) for part in batch.split(config.accumulate)]
+        for part in parts:
+            with autocast, _silent(module, part is not parts[-1]):
+                losses = module(part, shared.documents)
+                loss = losses.recall + losses.rank
+                if loss.requires_grad:  # else only rows learn: a frozen encoder, and recall alone
+                    loss.backward()
+            total += torch.stack(losses).detach()
+        recall_loss, rank_loss = exchange.sum(total).tolist()
+        if not np.isfinite(recall_loss + rank_loss):
+            raise ModelError(
+                "the loss is not finite",
+                where=f"step {state.step + 1} (epoch {state.step // steps_per_epoch + 1})",
+                found=f"recall {recall_loss}, rank {rank_loss}",
+                way_out="lower optim.rows_lr, optim.head_lr or optim.encoder_lr, or use loop.precision = float32",
+            )
+        state.optimizer.step(progress)
+        state.step += 1
+        _add(state, shared)
+        state.averager.update(model, state.step, progress)
+        # --------------------------------------------------------------------------------------------------------------
+        paused = time.monotonic()
+        epoch = (state.step - 1) // steps_per_epoch
+        counts = (state.documents, state.tokens, state.padded_tokens, state.seconds, state.waiting)
+        yield Step(state.step, epoch, progress, recall_loss, rank_loss, *counts)
+        started += time.monotonic() - paused  # the caller's validation and saving are not training time
+
+
+def data_parallel(model: LightXML) -> nn.Module:
+    """``model`` with the gradients of its dense part summed over the process group; itself where either is missing.
+
+    The losses are parts of one global sum, so gradients add up; nothing is averaged. Recall head and table have no gradients
+    to share, word vectors have sparse ones, which the optimiser gathers.
+    """
+    exchange = model.exchange
+    words = {id(parameter) for parameter in (*word_vectors(model), *term_vectors(model))}
+    ours = [name for name, parameter in model.named_parameters() if id(parameter) in words or not parameter.requires_grad]
+    if exchange.world == 1 or len(ours) == len(list(model.parameters())):
+        return model
+
+    def sum_up(_, bucket):  # type: ignore[no-untyped-def]  # DDP accepts no annotation but its own private class
+        exchange.count("dense gradients", exchange.bytes_of_sum(bucket.buffer().nbytes))
+        future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
+        return future.then(lambda done: done.value()[0])
+
+    ours += [name for name, _ in model.named_buffers()]
+    parallel = nn.parallel.DistributedDataParallel
+    parallel._set_params_and_buffers_to_ignore_for_model(model, ours)
+    module: nn.Module = parallel(model, gradient_as_bucket_view=True)
+    module.register_comm_hook(None, sum_up)  # type: ignore[operator]
+    return module
+
+
+class _Shared(NamedTuple):
+    """Of one step, all workers together; ``seconds`` is the first worker's clock."""
+
+    documents: int
+    tokens: int
+    padded_tokens: int
+    waiting: float
+    seconds: float
+
+
+def _shared(exchange: Exchange, batch: Batch, waited: float, elapsed: float, device: torch.device) -> _Shared:
+    own = [len(batch), int(batch.mask_BT.sum()), batch.mask_BT.numel(), waited / exchange.world, elapsed * (exchange.rank == 0)]
+    if exchange.world > 1:
+        own = exchange.sum(torch.tensor(own, dtype=torch.float64, device=device)).tolist()
+    return _Shared(*map(int, own[:3]), *own[3:])
+
+
+def _add(state: TrainState, shared: _Shared) -> None:
+    state.documents += shared.documents
+    state.tokens += shared.tokens
+    state.padded_tokens += shared.padded_tokens
+    state.waiting += shared.waiting
+    state.seconds = shared.seconds
+
+
+def _silent(module: object, silent: bool) -> AbstractContextManager[None]:
+    """Gradients stay on their worker while a step's micro-batches add up."""
+    if silent and isinstance(module, nn.parallel.DistributedDataParallel):
+        return module.no_sync()
+    return nullcontext()
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
