@@ -177,7 +177,7 @@ def popular(data: Path) -> dict[str, float]:
     metrics = Metrics.empty(index.counts, index.n_documents)
     most = np.tile(np.arange(max(metrics.ks)), (len(test), 1))
     most[:, len(index) :] = -1
-    metrics.update(most, truth.offsets.to_numpy().astype(np.int64), truth.values.to_numpy().astype(np.int64))
+    metrics.update(most, truth)
     total = metrics.result()["total"]
     return {name: 100 * total[name] for name in SHOWN}
 

@@ -27,7 +27,7 @@ from xmc_ray.metrics.calibration import Calibration
 from xmc_ray.model.lexical import term_weights
 from xmc_ray.model.predict import PredictConfig
 from xmc_ray.model.text import Tokenizer
-from xmc_ray.training.fit import FitConfig, add_hits, build_model, epoch_plan, predictions_and_hits, share_of_batches
+from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, predictions_and_hits, share_of_batches
 from xmc_ray.training.loop import Step, TrainState, train
 
 
@@ -149,7 +149,7 @@ class XMCClassifier:
         truth = index.encode(pa.array([list(row) for row in labels], pa.list_(pa.string())))
         metrics = Metrics.empty(index.counts, index.n_documents)
         tokens = self.ensemble.encode(pa.array(texts, pa.string()))
-        add_hits(metrics, self.ensemble.predict(tokens, max(metrics.ks), self.prediction)[1], truth)
+        metrics.update(self.ensemble.predict(tokens, max(metrics.ks), self.prediction)[1], truth)
         return metrics.result()
 
     def calibrate(self, texts: Sequence[str], labels: Sequence[Sequence[str]]) -> "XMCClassifier":

@@ -209,7 +209,7 @@ def score_ranking(data: Path, index: LabelIndex, ids_DK: IntArray) -> dict[str, 
     """``Metrics.result`` of what is predicted for the test split: ids of ``index``, best first, -1 where there are no more."""
     truth = index.encode(pq.read_table(data / "test.parquet", columns=["labels"])["labels"].combine_chunks())
     metrics = Metrics.empty(index.counts, index.n_documents)
-    metrics.update(ids_DK, *(np.asarray(part, np.int64) for part in (truth.offsets, truth.values)))
+    metrics.update(ids_DK, truth)
     return metrics.result()
 
 

@@ -23,7 +23,7 @@ from benchmarks.frame import verdict
 from benchmarks.inputs import DATA, minilm, require
 from xmc_ray.classifier import XMCClassifier
 from xmc_ray.command import parse
-from xmc_ray.data.labels import IntArray, list_lengths
+from xmc_ray.data.labels import IntArray
 from xmc_ray.metrics.at_k import Metrics
 from xmc_ray.training.fit import FitConfig
 
@@ -47,8 +47,7 @@ def fractions(ids_Dk: IntArray, truth: list[list[str]], classifier: XMCClassifie
     index = classifier.ensemble.labels
     encoded = index.encode(pa.array(truth, pa.list_(pa.string())))
     metrics = Metrics.empty(np.maximum(index.counts, 1), index.n_documents)
-    offsets = np.concatenate([[0], np.cumsum(list_lengths(encoded))])
-    metrics.update(ids_Dk[:, :10], offsets, pc.list_flatten(encoded).to_numpy().astype(np.int64))
+    metrics.update(ids_Dk[:, :10], encoded)
     found = metrics.result()["total"]
     return {name: 100 * (found[name] or 0.0) for name in ("P@1", "P@5", "R@5", "R@10")}
 

@@ -24,7 +24,6 @@ import torch
 from benchmarks.inputs import DATA, Split, held_out, minilm, require, training_split
 from xmc_ray.bundle.ensemble import Listed, average
 from xmc_ray.command import parse
-from xmc_ray.data.labels import list_lengths
 from xmc_ray.metrics.at_k import Metrics
 from xmc_ray.model.lexical import term_weights
 from xmc_ray.model.lightxml import LightXML
@@ -78,8 +77,7 @@ def figures(folder: Path, config: FitConfig, listed: Listed, documents: int | No
     split = training_split(folder, config, documents)
     truth = held_out(folder, split)["labels"].combine_chunks()
     metrics = Metrics.empty(split.index.counts, split.index.n_documents)
-    offsets = np.concatenate([[0], np.cumsum(list_lengths(truth))])
-    metrics.update(listed[1][:, : max(metrics.ks)], offsets, np.asarray(truth.flatten(), np.int64))
+    metrics.update(listed[1][:, : max(metrics.ks)], truth)
     total = metrics.result()["total"]
     return {name: 100 * total[name] for name in SHOWN}
 

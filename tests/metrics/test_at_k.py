@@ -5,6 +5,7 @@ from typing import Any
 
 import napkinxc.metrics as oracle
 import numpy as np
+import pyarrow as pa
 import pytest
 import reference
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.metrics.at_k import Metrics, propensities, table
 
 BAND_OF = {"0": range(1), "1": range(1, 2), "2-9": range(2, 10), "10-99": range(10, 100), "100+": range(100, 10**9)}
+LISTS = pa.list_(pa.int32())
 
 Case = tuple[list[list[int]], list[list[int]], list[int]]
 """Predicted labels and true labels of each document; training documents of each label."""
@@ -68,30 +70,22 @@ def test_bands_are_those_of_plain_loops(case: Case, n_documents: int) -> None:
 
 @settings(deadline=None)
 @given(case=cases(), data=st.data())
-def test_pieces_in_any_order_add_up_to_the_whole(case: Case, data: st.DataObject) -> None:
+def test_documents_in_any_order_and_in_any_batches_give_the_same_result(case: Case, data: st.DataObject) -> None:
     predicted, truth, counts = case
-    order = data.draw(st.permutations(range(len(truth))))
-    worker_of = data.draw(st.lists(st.integers(0, 2), min_size=len(truth), max_size=len(truth)))
-    whole = empty(counts)
-    workers = [empty(counts) for _ in range(3)]
+    whole, parts = empty(counts), empty(counts)
     update(whole, predicted, truth)
-    for document, worker in zip(order, worker_of, strict=True):
-        update(workers[worker], [predicted[document]], [truth[document]])
-    merged = empty(counts)
-    for worker in data.draw(st.permutations(workers)):
-        merged.merge(worker)
-    assert merged.result() == whole.result()
-    assert_same(merged, whole)
+    for document in data.draw(st.permutations(range(len(truth)))):
+        update(parts, [predicted[document]], [truth[document]])
+    assert parts.result() == whole.result()
+    assert_same(parts, whole)
 
 
-def test_pieces_add_up_exactly_at_a_size_where_floats_would_not() -> None:
+def test_batches_add_up_exactly_at_a_size_where_floats_would_not() -> None:
     predicted, truth, counts = random_case(n_documents=3000, n_labels=500)
     whole, parts = empty(counts), empty(counts)
     update(whole, predicted, truth)
     for start in reversed(range(0, 3000, 7)):
-        piece = empty(counts)
-        update(piece, predicted[start : start + 7], truth[start : start + 7])
-        parts.merge(piece)
+        update(parts, predicted[start : start + 7], truth[start : start + 7])
     assert_same(parts, whole)
     assert parts.result() == whole.result()
 
@@ -102,22 +96,6 @@ def test_a_large_case_is_napkinxc_s() -> None:
     total = measure(case, 1000)["total"]
     assert total["PSP@5"] == pytest.approx(oracle.psprecision_at_k(truth, predicted, weights, k=5)[4], abs=1e-9)
     assert total["nDCG@10"] == pytest.approx(oracle.ndcg_at_k(truth, predicted, k=10)[9], abs=1e-9)
-
-
-def test_arrays_carry_the_counts_to_another_process() -> None:
-    predicted, truth, counts = random_case(n_documents=50, n_labels=40)
-    here, there = empty(counts), empty(counts)
-    update(here, predicted[:20], truth[:20])
-    update(there, predicted[20:], truth[20:])
-    arrays = there.to_arrays()
-    assert all(array.ndim == 1 for array in arrays.values())
-    here.merge(here.from_arrays(arrays))
-    whole = empty(counts)
-    update(whole, predicted, truth)
-    assert_same(here, whole)
-    update(there, predicted, truth)
-    assert_same(here.from_arrays(arrays), there.from_arrays(arrays))
-    assert here.from_arrays(arrays).result() != there.result(), "the arrays are no copy"
 
 
 @settings(deadline=None)
@@ -146,7 +124,7 @@ def test_pads_and_short_predictions_count_as_misses() -> None:
 
 def test_a_pad_is_no_label() -> None:
     metrics = empty([5, 5])
-    metrics.update(np.array([[-1, -1], [1, -1]]), np.array([0, 1, 2]), np.array([1, 0]))
+    metrics.update(np.array([[-1, -1], [1, -1]]), pa.array([[1], [0]], LISTS))
     assert metrics.result()["total"]["R@10"] == 0
 
 
@@ -175,7 +153,7 @@ def test_nothing_but_unlabelled_documents() -> None:
 
 def test_no_documents_at_all() -> None:
     metrics = empty([5])
-    metrics.update(np.empty((0, 5), np.int64), np.array([0]), np.empty(0, np.int64))
+    metrics.update(np.empty((0, 5), np.int64), pa.array([], LISTS))
     assert metrics.result()["documents"] == 0
 
 
@@ -186,26 +164,26 @@ def test_a_true_label_given_twice_counts_once() -> None:
     assert_same(once, twice)
 
 
-def test_offsets_may_begin_inside_the_labels() -> None:
+def test_the_truth_may_be_a_slice() -> None:
     whole, slice_of = empty([5, 5, 5]), empty([5, 5, 5])
-    whole.update(np.array([[2]]), np.array([0, 2]), np.array([1, 2]))
-    slice_of.update(np.array([[2]]), np.array([1, 3]), np.array([0, 1, 2, 0]))
+    whole.update(np.array([[2]]), pa.array([[1, 2]], LISTS))
+    slice_of.update(np.array([[2]]), pa.array([[0], [1, 2], [0]], LISTS).slice(1, 1))
     assert_same(whole, slice_of)
 
 
 @pytest.mark.parametrize(
-    ("predicted", "offsets", "labels", "message"),
+    ("predicted", "truth", "message"),
     [
-        ([[0]], [0, 1], [3], "found 3 to 3; expected 0 to 2"),
-        ([[0]], [0, 1], [-1], "not a label id"),
-        ([[3]], [0, 1], [0], "not a label id"),
-        ([[-2]], [0, 1], [0], "expected -1 to 2"),
-        ([[0], [1]], [0, 1], [0], "found 2 and 1 documents"),
+        ([[0]], [[3]], "found 3 to 3; expected 0 to 2"),
+        ([[0]], [[-1]], "not a label id"),
+        ([[3]], [[0]], "not a label id"),
+        ([[-2]], [[0]], "expected -1 to 2"),
+        ([[0], [1]], [[0]], "found 2 and 1 documents"),
     ],
 )
-def test_ids_that_do_not_fit_are_errors(predicted: Any, offsets: Any, labels: Any, message: str) -> None:
+def test_ids_that_do_not_fit_are_errors(predicted: Any, truth: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        empty([5, 5, 5]).update(np.array(predicted), np.array(offsets), np.array(labels))
+        empty([5, 5, 5]).update(np.array(predicted), pa.array(truth, LISTS))
 
 
 def test_settings_that_do_not_fit_are_errors() -> None:
@@ -213,8 +191,6 @@ def test_settings_that_do_not_fit_are_errors() -> None:
         empty([])
     with pytest.raises(ConfigError, match=r"k = \(0, 1\)"):
         Metrics.empty(np.array([1]), 5, ks=(0, 1))
-    with pytest.raises(ConfigError, match="different settings"):
-        empty([5]).merge(Metrics.empty(np.array([5]), 20, ks=(1,)))
 
 
 def test_own_ks_and_bands() -> None:
@@ -246,8 +222,7 @@ def empty(counts: list[int], n_documents: int = 1000) -> Metrics:
 def update(metrics: Metrics, predicted: list[list[int]], truth: list[list[int]]) -> None:
     width = max(map(len, predicted), default=0)
     padded = np.array([row + [-1] * (width - len(row)) for row in predicted], np.int64).reshape(len(predicted), width)
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in truth])])
-    metrics.update(padded, offsets, np.array([label for row in truth for label in row], np.int64))
+    metrics.update(padded, pa.array(truth, LISTS))
 
 
 def measure(case: Case, n_documents: int) -> dict[str, Any]:
@@ -269,6 +244,5 @@ def random_case(n_documents: int, n_labels: int) -> Case:
 
 def assert_same(one: Metrics, other: Metrics) -> None:
     """Equal to the last bit."""
-    arrays = other.to_arrays()
-    for name, array in one.to_arrays().items():
-        np.testing.assert_array_equal(array, arrays[name], err_msg=name)
+    for name, value in vars(one).items():
+        np.testing.assert_array_equal(value, getattr(other, name), err_msg=name)

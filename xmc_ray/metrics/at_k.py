@@ -1,10 +1,10 @@
-"""How good ranked labels are: P@k, R@k, nDCG@k, their propensity-scored kin and coverage@k, in total and by label frequency.
+"""Metrics of ranked labels: P@k, R@k, nDCG@k, propensity-scored PSP@k and PSnDCG@k, coverage@k; in total and by frequency.
 
 Notable features
-- Sums and counts until one final division in ``Metrics.result``, so that evaluation can be split over workers.
-- A sum is a whole number of units of 2**-30. Whole numbers add up to the same in any order, floats do not: however the
-  documents are dealt out, not even the last digit changes. Rounding moves a metric by 1e-9 at most; 64 bits hold
-  the sums of some 50 million documents even if all their labels are of the rarest.
+- Sums and counts until one final division in ``Metrics.result``: neither the order of the documents nor their batches matter.
+- Sums are integers in units of 2**-30. Integer addition is associative and that of floats is not, so not even the last
+  digit depends on the order. Rounding moves a metric by 1e-9 at most; 64 bits hold the sums of some 50 million documents
+  even if all their labels are of the rarest.
 - Vectorised over documents and labels; the only loop is over the total and the bands.
 
 Shapes: B documents, K ranks (the largest k), P true (document, label) pairs, L labels, R rows (the total, then each band),
@@ -12,17 +12,17 @@ S kinds of sums, N values of k.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from xmc_ray.data.labels import IntArray, list_lengths
 from xmc_ray.errors import ConfigError, DataError
-
-IntArray = NDArray[np.int64]
-
 
 SmallArray = NDArray[np.int8]
 
@@ -63,15 +63,19 @@ def band_rows(counts_L: IntArray, bands: Sequence[int] = BANDS) -> SmallArray:
     return np.searchsorted(sorted(set(bands)), counts_L, side="right").astype(np.int8)
 
 
-def find_hits(predicted_BK: IntArray, offsets: IntArray, labels: IntArray, n_labels: int) -> BoolArray:
+def find_hits(predicted_BK: IntArray, truth: pa.ListArray, n_labels: int) -> BoolArray:
     """bool[B, K]: which predictions are right; arguments as in `Metrics.update`."""
-    documents_P = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    return _find_hits(predicted_BK, documents_P, labels[offsets[0] : offsets[-1]], n_labels)
+    return _find_hits(predicted_BK, *true_pairs(truth), n_labels)
+
+
+def true_pairs(truth: pa.ListArray) -> tuple[IntArray, IntArray]:
+    """int64[P] each: documents, in rising order, and labels of the pairs in ``truth`` (list<int>[B], label ids)."""
+    return np.repeat(np.arange(len(truth)), list_lengths(truth)), pc.list_flatten(truth).to_numpy().astype(np.int64)
 
 
 @dataclass(kw_only=True, eq=False)
 class Metrics:
-    """Running sums of all metrics; made by ``Metrics.empty``.
+    """Running sums of all metrics; create one with ``Metrics.empty``.
 
     A band's metrics have the truth restricted to the band's labels, over the documents with at least one of them, and the
     predictions left as they are. Documents without any true label are counted, and left out of every division.
@@ -119,15 +123,15 @@ class Metrics:
             reach_L=np.full(len(counts_L), n_ks + 1, np.int8),
         )
 
-    def update(self, predicted_BK: IntArray, offsets: IntArray, labels: IntArray) -> None:
+    def update(self, predicted_BK: IntArray, truth: pa.ListArray) -> None:
         """Count B documents.
 
         ``predicted_BK`` holds distinct label ids in falling order of score, any number of columns, -1 where there are no
-        more. The true labels of document i are ``labels[offsets[i]:offsets[i + 1]]``, in any order; one that is given twice
-        counts once. DataError for ids that are no labels, or if the two are not of the same documents.
+        more. ``truth`` (list<int>[B]) are the ids of the true labels in any order; a repeated one counts once. Raises DataError
+        for ids that are no labels, or if the two differ in length.
         """
-        _check(predicted_BK, offsets, labels, len(self.weight_L))
-        documents_P, labels_P = self._ordered_truth(offsets, labels)
+        _check(predicted_BK, truth, len(self.weight_L))
+        documents_P, labels_P = self._ordered_truth(truth)
         ranked_BK = _with_columns(predicted_BK, self.ks[-1])
         hit_BK = _find_hits(ranked_BK, documents_P, labels_P, len(self.weight_L))
         self.unlabelled += len(ranked_BK) - len(np.unique(documents_P))
@@ -135,34 +139,6 @@ class Metrics:
         for row in range(len(self.documents_R)):
             inside_P, inside_BK = self._in_row(row, labels_P), self._in_row(row, ranked_BK)
             self._update_row(row, ranked_BK, hit_BK & inside_BK, documents_P[inside_P], labels_P[inside_P])
-
-    def merge(self, other: "Metrics") -> None:
-        """Add what ``other`` has counted; ConfigError if it was made with other settings."""
-        if (self.ks, self.bands, len(self.reach_L)) != (other.ks, other.bands, len(other.reach_L)):
-            raise ConfigError("metrics with different settings cannot be added up", found=other.ks, expected=self.ks)
-        self.unlabelled += other.unlabelled
-        self.documents_R += other.documents_R
-        self.sums_SRN += other.sums_SRN
-        np.minimum(self.reach_L, other.reach_L, out=self.reach_L)
-
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """What has been counted, without the settings, as one-dimensional arrays to send to another process."""
-        return {
-            "unlabelled": np.array([self.unlabelled]),
-            "documents": self.documents_R.copy(),
-            "sums": self.sums_SRN.ravel().copy(),
-            "reach": self.reach_L.copy(),
-        }
-
-    def from_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> "Metrics":
-        """Metrics with the settings of this one and the counts that another such one has put into ``arrays``."""
-        return replace(
-            self,
-            unlabelled=int(arrays["unlabelled"][0]),
-            documents_R=arrays["documents"].copy(),
-            sums_SRN=arrays["sums"].reshape(self.sums_SRN.shape).copy(),
-            reach_L=arrays["reach"].copy(),
-        )
 
     def result(self) -> dict[str, Any]:
         """All metrics as fractions, ready for JSON.
@@ -180,11 +156,10 @@ class Metrics:
             "bands": {name: rows[row] for row, name in enumerate(self.bands, 1) if row in held},
         }
 
-    def _ordered_truth(self, offsets: IntArray, labels: IntArray) -> tuple[IntArray, IntArray]:
+    def _ordered_truth(self, truth: pa.ListArray) -> tuple[IntArray, IntArray]:
         """The true pairs as documents int64[P] and labels int64[P]: each once, by document, the heaviest label first."""
-        documents = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-        inside = labels[offsets[0] : offsets[-1]]
-        documents_P, labels_P = np.divmod(np.unique(documents * len(self.weight_L) + inside), len(self.weight_L))
+        documents, labels = true_pairs(truth)
+        documents_P, labels_P = np.divmod(np.unique(documents * len(self.weight_L) + labels), len(self.weight_L))
         order = np.lexsort((-self.weight_L[labels_P], documents_P))
         return documents_P[order], labels_P[order]
 
@@ -250,22 +225,22 @@ def _cell(value: float | None) -> str:
 
 
 def band_names(edges: Sequence[int]) -> tuple[str, ...]:
-    """What bands with these smallest counts, rising, are called: ``2-9``, ``10+``."""
+    """Names of bands with these smallest counts, in rising order: ``2-9``, ``10+``."""
     closed = [str(low) if low + 1 == high else f"{low}-{high - 1}" for low, high in pairwise(edges)]
     return (*closed, *(f"{edge}+" for edge in edges[-1:]))
 
 
-def _check(predicted_BK: IntArray, offsets: IntArray, labels: IntArray, n_labels: int) -> None:
-    if len(offsets) != len(predicted_BK) + 1:
-        found = f"{len(predicted_BK)} and {len(offsets) - 1} documents"
+def _check(predicted_BK: IntArray, truth: pa.ListArray, n_labels: int) -> None:
+    if len(truth) != len(predicted_BK):
+        found = f"{len(predicted_BK)} and {len(truth)} documents"
         raise DataError("predictions and true labels are not of the same documents", found=found)
-    for ids, lowest in ((predicted_BK, -1), (labels, 0)):
+    for ids, lowest in ((predicted_BK, -1), (true_pairs(truth)[1], 0)):
         if ids.size and not (lowest <= ids.min() and ids.max() < n_labels):
             raise DataError("not a label id", found=f"{ids.min()} to {ids.max()}", expected=f"{lowest} to {n_labels - 1}")
 
 
 def _with_columns(predicted_BK: IntArray, n_columns: int) -> IntArray:
-    """The first ``n_columns``, with pads where there are fewer: whoever predicts 5 labels has 5 hits at most at k = 10."""
+    """The first ``n_columns``, padded with -1: a prediction of 5 labels has at most 5 hits at k = 10."""
     first = predicted_BK[:, :n_columns]
     return np.pad(first, ((0, 0), (0, n_columns - first.shape[1])), constant_values=-1)
 

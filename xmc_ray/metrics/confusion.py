@@ -16,8 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from xmc_ray.data.labels import IntArray, LabelIndex, list_lengths
-from xmc_ray.metrics.at_k import Metrics, find_hits
+from xmc_ray.data.labels import IntArray, LabelIndex
+from xmc_ray.metrics.at_k import Metrics, find_hits, true_pairs
 from xmc_ray.metrics.calibration import Reliability
 
 Scores = npt.NDArray[np.floating]
@@ -66,13 +66,11 @@ class Findings:
         ``tokens``, ``truth``: list<int32>[D], the latter distinct label ids. ``label_Dk``: distinct ids, the best first, -1
         where there are no more. ``scores``: [D, k] each, by name: the last is what examples are shown with.
         """
-        offsets = np.concatenate([[0], np.cumsum(list_lengths(truth))])
-        label_P = pc.list_flatten(truth).to_numpy().astype(np.int64)
-        document_P = np.repeat(np.arange(len(truth)), list_lengths(truth))
-        hit_Dk = find_hits(label_Dk, offsets, label_P, len(self.truth_L))
+        document_P, label_P = true_pairs(truth)
+        hit_Dk = find_hits(label_Dk, truth, len(self.truth_L))
 
         self.documents += len(label_Dk)
-        self.metrics.update(label_Dk, offsets, label_P)
+        self.metrics.update(label_Dk, truth)
         self.truth_L += np.bincount(label_P, minlength=len(self.truth_L))
         for name, score_Dk in scores.items():
             self.reliability.setdefault(name, Reliability(TAGS)).update(score_Dk, label_Dk, hit_Dk)

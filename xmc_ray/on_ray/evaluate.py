@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import pyarrow.compute as pc
 import ray.data
 
 from xmc_ray import storage
 from xmc_ray.bundle.ensemble import Members
 from xmc_ray.data.documents import DocumentsConfig
-from xmc_ray.data.labels import LabelIndex
+from xmc_ray.data.labels import LabelIndex, list_lengths
 from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.metrics.at_k import Metrics, find_hits, table
 from xmc_ray.metrics.calibration import DEPTH, Reliability, Selection, check_precision
@@ -121,10 +120,9 @@ def _score(
         good = batch.filter(pc.is_null(batch["reason"]))
         lists = good["labels"].combine_chunks()
         truth = labels.encode(lists)
-        offsets, true_ids = (np.asarray(part, np.int64) for part in (truth.offsets, truth.values))
         ids = matrix(good, "ids")
-        metrics.update(ids, offsets, true_ids)
-        labelled, hits = np.diff(offsets) > 0, find_hits(ids, offsets, true_ids, len(labels))
+        metrics.update(ids, truth)
+        labelled, hits = list_lengths(truth) > 0, find_hits(ids, truth, len(labels))
         for part in counted:
             part.update(matrix(good, "probabilities")[labelled, :DEPTH], ids[labelled, :DEPTH], hits[labelled, :DEPTH])
         counts["documents"] += len(good)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from xmc_ray.data.epochs import CHUNK, EpochPlan
@@ -86,7 +85,7 @@ def share_of_batches(documents: pa.Table, plan: EpochPlan, epochs: int, first_st
 
 def update_metrics(metrics: Metrics, model: LightXML, tokens: pa.ListArray, truth: pa.ListArray, config: PredictConfig) -> None:
     """Predict documents (list<int32>[D]) and add their hits against ``truth`` (list<int32>[D], label ids)."""
-    add_hits(metrics, predict(model, tokens, max(metrics.ks), config)[1], truth)
+    metrics.update(predict(model, tokens, max(metrics.ks), config)[1], truth)
 
 
 def predictions_and_hits(
@@ -94,15 +93,4 @@ def predictions_and_hits(
 ) -> tuple[npt.NDArray[np.float32], IntArray, npt.NDArray[np.bool_]]:
     """Of documents (list<int32>[D]): the model's own scores [D, k], label ids [D, k] and which are right, by ``truth``."""
     scores, ids = predict(model, tokens, k, config)
-    return scores, ids, find_hits(ids, *flat_truth(truth), n_labels)
-
-
-def add_hits(metrics: Metrics, predicted: IntArray, truth: pa.ListArray) -> None:
-    """Count the hits of ``predicted`` label ids (int64[D, k]) against ``truth`` (list<int32>[D])."""
-    metrics.update(predicted, *flat_truth(truth))
-
-
-def flat_truth(truth: pa.ListArray) -> tuple[IntArray, IntArray]:
-    """Offsets and values, from 0 on."""
-    offsets = np.concatenate([[0], np.cumsum(list_lengths(truth))])
-    return offsets, pc.list_flatten(truth).to_numpy().astype(np.int64)
+    return scores, ids, find_hits(ids, truth, n_labels)
