@@ -7,6 +7,8 @@ ARGS   ?=
 
 BIN        := .venv/bin
 READY      := .venv/.ready
+# Two at once: in most of the long tests both cores wait. ARGS="-n 0" runs them one by one, in this process.
+PYTEST     := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 BENCHMARKS := $(filter-out _%,$(basename $(notdir $(sort $(wildcard benchmarks/training/*.py benchmarks/tagging/*.py benchmarks/quality/*.py)))))
 
 # Nothing here asks a model hub, reports usage, or tokenises on more cores than Ray has handed out.
@@ -16,9 +18,9 @@ export TOKENIZERS_PARALLELISM  ?= false
 
 # These start a Ray of their own, on this machine and for this run only. Unset, the mode would be `token`: it leaves a token
 # in the home folder, which a later `ray start` there demands. A cluster that others can reach wants `token`, set on purpose.
-demo test test-slow test-cluster bench bench-quality: export RAY_AUTH_MODE ?= disabled
+demo test test-slow test-all test-cluster bench bench-quality: export RAY_AUTH_MODE ?= disabled
 
-.PHONY: help demo test test-slow test-cluster cluster check audit bench bench-name bench-quality format clean
+.PHONY: help demo test test-slow test-all test-cluster cluster check audit bench bench-name bench-quality format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -27,26 +29,31 @@ demo: $(READY)  ## make the data, train, evaluate and tag; DATA=hpo, or a folder
 	@$(BIN)/python examples/demo.py --data $(DATA) $(ARGS)
 
 test: $(READY)  ## run the test suite, but for what takes minutes a test; ARGS="-k labels" for a part
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 test-slow: $(READY)  ## the rest of it: most of the fault matrix, clusters that grow and shrink
-	@$(BIN)/python -m pytest -m slow $(ARGS)
+	@$(PYTEST) -m slow $(ARGS)
+
+test-all: $(READY)  ## both in one run, as CI does
+	@$(PYTEST) -m "slow or not slow" $(ARGS)
 
 test-cluster: $(READY)  ## all that needs a cluster, quick or slow: jobs submitted, nodes that come and go, the files in cluster/
+	@$(PYTEST) -m "slow or not slow" tests/cluster tests/storage/test_lease.py $(ARGS)
+
+cluster: $(READY)  ## all that needs a cluster, quick or slow: jobs submitted, nodes that come and go, the files in cluster/
 	@$(BIN)/python -m pytest -m "slow or not slow" tests/test_cluster*.py tests/test_autoscaling.py tests/test_policies.py \
 		tests/test_observability.py tests/test_lease.py $(ARGS)
 
 cluster: $(READY)  ## a Ray cluster of two nodes on this machine, until Ctrl-C; ARGS="--grow 3" with an autoscaler
 	@$(BIN)/python cluster/local.py $(ARGS)
 
-check: $(READY)  ## hold the code to its format, lint, types and floors, and its packages to what is known of them
+check: $(READY)  ## hold the code to its format, lint, types and floors
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/python cluster/audit.py
 
-audit: $(READY)  ## known faults in the packages of constraints.txt, where the index offers the data
+audit: $(READY)  ## known vulnerabilities of the packages in constraints.txt; for a weekly schedule, CI does not run it
 	@$(BIN)/python cluster/audit.py
 
 bench: bench-name $(READY)  ## run one benchmark alone; NAME=clustering

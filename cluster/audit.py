@@ -1,6 +1,7 @@
-"""Known faults in the packages of constraints.txt, by pip-audit: ends with 1 if there are any.
+"""Looks up known vulnerabilities of the packages in constraints.txt with pip-audit; exits with 1 if there are any.
 
-An index that has no such data answers for none of the packages; the line says for how many it did.
+Not every package index serves vulnerability data; the closing line says for how many packages it did. Run it on a schedule
+(`make audit`, weekly, say): vulnerabilities become known without a change to the code, so CI has no reason to ask.
 """
 
 import json
@@ -18,15 +19,15 @@ def main() -> int:
     try:
         finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)
         packages = json.loads(finished.stdout)["dependencies"]
-    except (ValueError, subprocess.TimeoutExpired) as error:  # nobody to ask
-        print(f"audit: not made, the index does not answer ({type(error).__name__})")
+    except (ValueError, subprocess.TimeoutExpired) as error:
+        print(f"audit: skipped, the index does not answer ({type(error).__name__})")
         return 0
     known = [package for package in packages if "vulns" in package]
-    faults = [(package["name"], package["version"], fault["id"]) for package in known for fault in package["vulns"]]
-    for fault in faults:
-        print(*fault)
-    print(f"audit: {len(faults)} known faults; data on {len(known)} of {len(packages)} packages")
-    return min(len(faults), 1)
+    found = [(package["name"], package["version"], entry["id"]) for package in known for entry in package["vulns"]]
+    for vulnerability in found:
+        print(*vulnerability)
+    print(f"audit: {len(found)} known vulnerabilities; data on {len(known)} of {len(packages)} packages")
+    return min(len(found), 1)
 
 
 if __name__ == "__main__":

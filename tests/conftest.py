@@ -18,6 +18,33 @@ os.environ |= {
     "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
 }
 
+# The files that take longest, first: whichever worker is free takes the next one, and none is left with a long one at the end.
+LONGEST_FIRST = [
+    "on_ray/tag/test_faults.py",
+    "on_ray/tag/test_job.py",
+    "cluster/test_cluster.py",
+    "on_ray/train/test_faults.py",
+    "on_ray/test_jobs.py",
+    "cluster/test_policies.py",
+    "cluster/test_autoscaling.py",
+    "test_readme.py",
+]
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under pytest-xdist a file's tests run on one worker, since they share fixtures."""
+    if not hasattr(config, "workerinput"):
+        return
+
+    def file(item: pytest.Item) -> str:
+        return item.path.relative_to(ROOT / "tests").as_posix()
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(file(item)))
+    order = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(file(item), len(order)))
+
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:

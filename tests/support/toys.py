@@ -93,12 +93,15 @@ def whole_parameters(by_rank: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def on_workers(worlds: Sequence[int], job: Callable[..., Any], folder: Path, *args: Any) -> dict[int, list[Any]]:
     """What ``job(exchange, *args)`` returns in process groups of so many workers, by the number of workers and by rank."""
-    multiprocessing.spawn(_one_worker, args=(worlds, job, str(folder), args), nprocs=max(worlds))
+    # Workers are forks of a server that has imported torch: importing it takes each of them longer than most jobs do.
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["torch", "xmc_ray.training.checkpoint"])
+    work = {"args": (worlds, job, str(folder), args), "nprocs": max(worlds)}
+    multiprocessing.start_processes(_one_worker, start_method="forkserver", **work)
     return {world: [torch.load(folder / f"{world}-{rank}.pt", weights_only=False) for rank in range(world)] for world in worlds}
 
 
 def _one_worker(rank: int, worlds: Sequence[int], job: Callable[..., Any], folder: str, args: tuple[Any, ...]) -> None:
-    """Takes part in all process groups that have a place for ``rank``: starting a process takes longer than most jobs."""
+    """Takes part in every process group that is larger than ``rank``."""
     torch.set_num_threads(1)
     for world in (world for world in worlds if rank < world):
         meeting, timeout = f"file://{folder}/meeting-{world}", timedelta(seconds=120)
