@@ -11,7 +11,7 @@ READY      := .venv/.ready
 PYTEST     := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 BENCHMARKS := $(filter-out _%,$(basename $(notdir $(sort $(wildcard benchmarks/training/*.py benchmarks/tagging/*.py benchmarks/quality/*.py)))))
 
-# Nothing here asks a model hub, reports usage, or tokenises on more cores than Ray has handed out.
+# No target contacts a model hub, reports usage, or tokenises on more cores than Ray has assigned.
 export HF_HUB_OFFLINE          ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export TOKENIZERS_PARALLELISM  ?= false
@@ -25,35 +25,31 @@ demo test test-slow test-all test-cluster bench bench-quality: export RAY_AUTH_M
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-demo: $(READY)  ## make the data, train, evaluate and tag; DATA=hpo, or a folder with train/test/labels.parquet
+demo: $(READY)  ## make the data, train, evaluate, tag; DATA=hpo, or a folder with train/test/labels.parquet
 	@$(BIN)/python examples/demo.py --data $(DATA) $(ARGS)
 
-test: $(READY)  ## run the test suite, but for what takes minutes a test; ARGS="-k labels" for a part
+test: $(READY)  ## run the tests, except those that take minutes each; ARGS="-k labels" for a part
 	@$(PYTEST) $(ARGS)
 
-test-slow: $(READY)  ## the rest of it: most of the fault matrix, clusters that grow and shrink
+test-slow: $(READY)  ## the tests that take minutes each: most of the fault matrix, clusters that grow and shrink
 	@$(PYTEST) -m slow $(ARGS)
 
 test-all: $(READY)  ## both in one run, as CI does
 	@$(PYTEST) -m "slow or not slow" $(ARGS)
 
-test-cluster: $(READY)  ## all that needs a cluster, quick or slow: jobs submitted, nodes that come and go, the files in cluster/
+test-cluster: $(READY)  ## all tests that need a cluster, quick or slow, and those of the files in cluster/
 	@$(PYTEST) -m "slow or not slow" tests/cluster tests/storage/test_lease.py $(ARGS)
-
-cluster: $(READY)  ## all that needs a cluster, quick or slow: jobs submitted, nodes that come and go, the files in cluster/
-	@$(BIN)/python -m pytest -m "slow or not slow" tests/test_cluster*.py tests/test_autoscaling.py tests/test_policies.py \
-		tests/test_observability.py tests/test_lease.py $(ARGS)
 
 cluster: $(READY)  ## a Ray cluster of two nodes on this machine, until Ctrl-C; ARGS="--grow 3" with an autoscaler
 	@$(BIN)/python cluster/local.py $(ARGS)
 
-check: $(READY)  ## hold the code to its format, lint, types and floors
+check: $(READY)  ## format, lint, types, package imports
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
-audit: $(READY)  ## known vulnerabilities of the packages in constraints.txt; for a weekly schedule, CI does not run it
+audit: $(READY)  ## known vulnerabilities of the packages in constraints.txt; run it weekly, CI does not
 	@$(BIN)/python cluster/audit.py
 
 bench: bench-name $(READY)  ## run one benchmark alone; NAME=clustering
@@ -66,7 +62,7 @@ bench-name:
 	@$(if $(filter $(BENCHMARKS),$(subst -,_,$(NAME))),:,$(error $(if $(NAME),no benchmark is called $(NAME),NAME is missing); \
 		run: make bench NAME=... with one of: $(subst _,-,$(BENCHMARKS))))
 
-format: $(READY)  ## rewrite the code in its format
+format: $(READY)  ## format the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
