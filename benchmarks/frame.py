@@ -1,7 +1,7 @@
-"""What every benchmark shares: fair timing side by side, and the last line that says whether the bar is met.
+"""Shared by all benchmarks: side-by-side timing, and the last line that says whether the bar is met.
 
 A benchmark prints its table and ends with ``name: <figure> | bar <bar> | holds`` (or ``falls short``). Ratios are of runs in
-the same process, taken turn by turn: whatever else the machine does hits both sides.
+the same process, in turns, so that other load on the machine affects both sides alike.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""What the training benchmarks share: the small encoder, data sets, synthetic labels, and models out of them."""
+"""Shared by the training benchmarks: the small encoder, data sets, synthetic labels, and models made of them."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @dataclass(frozen=True)
 class Split:
-    """Documents in memory, with what a model of them is made of; ``table``: ``tokens``, ``labels``, both list<int32>."""
+    """Documents in memory, and the parts of a model for them; ``table``: ``tokens``, ``labels``, both list<int32>."""
 
     table: pa.Table
     index: LabelIndex
@@ -40,7 +40,7 @@ class Split:
 
 
 def small_transformer(layers: int = 1) -> FitConfig:
-    """``layers`` layers of MiniLM and grouped labels, one epoch: what the benchmarks of speed train."""
+    """``layers`` layers of MiniLM and grouped labels, one epoch: the model that speed benchmarks train."""
     return FitConfig(
         encoder=EncoderConfig(name=minilm(), layers=layers, feature_layers=2, pooling="mean", dropout=0.0),
         text=TextConfig(max_tokens=96),
@@ -60,16 +60,16 @@ def minilm() -> str:
 
 
 def require(folder: Path) -> Path:
-    """``folder``, or the end of the program when there are no documents in it."""
+    """Returns ``folder``, or exits the program if it has no documents."""
     if not all((folder / f"{split}.parquet").exists() for split in ("train", "test")):
         raise SystemExit(f"no data set in {folder}: give a folder with train.parquet and test.parquet (id, text, labels)")
     return folder
 
 
 def training_split(folder: Path, config: FitConfig, documents: int | None = None, names: bool = False) -> Split:
-    """The first ``documents`` training documents of a data set (all unless told) and the groups of their labels.
+    """The first ``documents`` training documents of a data set (all by default) and the groups of their labels.
 
-    With ``names``, the name of each label is a document of its own, which counts do not count.
+    With ``names``, the name of each label is a document of its own, left out of the counts.
     """
     rows = pq.read_table(require(folder) / "train.parquet", columns=["text", "labels"]).slice(0, documents)
     lists, tokenizer = rows["labels"].combine_chunks(), Tokenizer.load(config.encoder.name, config.text.max_tokens)

@@ -1,7 +1,7 @@
-"""The method as it is usually written down: what `epoch_speed.py` compares with.
+"""A plain implementation of the method, which `epoch_speed` compares with.
 
 Documents are padded to the maximal length, targets of recall are a dense matrix, candidates are a Python list a document,
-their vectors are looked up one by one, and AdamW updates everything in every step. No step is wasted on purpose.
+their vectors are gathered one by one, and AdamW updates everything in every step. Nothing is slowed down on purpose.
 """
 
 import copy
@@ -53,7 +53,7 @@ class PlainModel(nn.Module):
         return (loss + (loss_BC * (label_BC < len(self.group_of))).sum()) / len(truth)
 
     def candidates(self, shortlist_BK: Tensor, truth: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Labels of shortlisted and of true groups, padded with a label that does not exist, and which of them are true."""
+        """Labels of shortlisted and true groups, padded with a label that does not exist, and which of them are true."""
         labels, targets = [], []
         for shortlist, true in zip(shortlist_BK.tolist(), truth, strict=True):
             groups = dict.fromkeys([*shortlist, *(self.group_of[label] for label in true)])

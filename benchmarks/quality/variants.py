@@ -4,7 +4,7 @@
 
 A variant is a line of settings, as the training job takes them, on top of the recipe; it is named by that line. All documents
 are trained on. Finished runs are kept with their predictions, so that several of them can be averaged: a variant ``A + B`` is
-the ensemble of the runs A and B. Nothing is held to a bar: figures are for decisions.
+the ensemble of the runs A and B. There is no bar: the figures are for decisions.
 """
 
 import argparse

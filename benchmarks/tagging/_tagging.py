@@ -1,7 +1,7 @@
-"""What the benchmarks of tagging share: an S3 server, bundles with untrained heads, and nights whose stages are timed.
+"""Shared by the tagging benchmarks: an S3 server, bundles with untrained heads, and nights whose stages are timed.
 
 Untrained heads cost what trained ones cost, so a benchmark makes its bundle itself: MiniLM and the labels of a data set, in
-groups that nobody has clustered. What it would tag is of no interest.
+groups without clustering. Its tags do not matter.
 """
 
 import io

@@ -1,12 +1,12 @@
 """The scoring stage alone, at 15 K, 670 K and 3 M labels: no encoder, random vectors of H = 256, groups of 32 labels.
 
 `grouped`: K = 16 random groups a document, their labels scored and the best 10 taken. `exact, all`: every group is scored, as
-when recall tells nothing. `exact, sure`: recall leaves 32 groups a document open (twice the shortlist); no other can hold one
-of the best labels, so no other is scored. `recall`: the product that chooses the groups in any case, F = 768; it grows with the
-number of groups and is in none of the other columns.
+if recall excluded none. `exact, sure`: recall leaves 32 groups a document open (twice the shortlist); no other group can hold
+one of the best labels, so no other is scored. `recall`: the matrix product that ranks the groups in every mode, F = 768; it
+grows with the number of groups and is not included in the other columns.
 
-GB/s are bytes of the table that must be read at least once a batch, over the time; what the machine can read is measured in the
-same run. The sizes take turns in one process; medians are compared.
+GB/s is the table's bytes that must be read at least once a batch, divided by the time; the machine's read bandwidth is
+measured in the same run. The sizes take turns in one process; medians are compared.
 
 Bar: grouped scoring takes at most 1.5 times as long at 3 M labels as at 15 K. Random shortlists are the hardest case: at 15 K
 all documents of a batch share 469 groups, which stay in the cache, at 3 M hardly two share one.

@@ -1,11 +1,11 @@
-"""What exactly-once costs: a whole night against its own stages with nothing kept, on tate's documents in S3.
+"""What exactly-once costs: a whole night against its own stages without any writes, on tate's documents in S3.
 
-`on`: the library's night: census, pieces written one by one, merged, published. `off`: the same pieces (planned beforehand,
+`on`: the library's night: planned, pieces written one by one, merged, published. `off`: the same pieces (planned beforehand,
 uncounted) are read, tokenised, tagged and turned into labels and scores by the same tasks and actor, and then only counted:
-nothing is written. So the difference is the census and every write, even those that any job needs.
+nothing is written. So the difference is the plan and every write, even those that any job needs.
 
-Start-up is in neither: one Ray for all turns, warmed up, and clocks that start with the first piece at the model. What is read
-by then is counted with its CPU seconds shared among the cores, and the census of `on` is counted. They take turns.
+Start-up is excluded: one warm Ray for all turns, and clocks that start when the first piece reaches the model. What is read by
+then counts with its CPU seconds divided by the cores, and so does the plan of `on`. The two take turns.
 
 The model: MiniLM with all its layers (unless told) and tate's labels, heads untrained. Bar: 5 %.
 """

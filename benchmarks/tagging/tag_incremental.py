@@ -1,7 +1,7 @@
 """A night in which 3 % of the documents changed, against a night that tags all of them: tate, from S3 to S3.
 
-The second night takes the tags of the other 97 % over (``previous``). Counted is all work: looking at both nights (the
-census), copying, reading, tagging, merging. Not counted is start-up: the start of Ray (one for all nights here, warmed up by
+The second night reuses the tags of the other 97 % (``previous``). All work counts: planning (which reads both nights), copying,
+reading, tagging, merging. Start-up does not count: the start of Ray (one for all nights here, warmed up by
 a small night) and of the actor; what is read in the meantime is counted with its CPU seconds shared among the cores.
 
 The model: MiniLM with all its layers (unless told) and tate's labels, heads untrained. Bar: 10 % of the full night.
@@ -37,7 +37,7 @@ BAR, CHANGED, WARM = 0.10, 0.03, 2_000
 
 
 def changed(documents: pa.Table, seed: int) -> pa.Table:
-    """The documents with `CHANGED` of their texts another, anywhere among them."""
+    """The documents with a share `CHANGED` of their texts replaced, spread over all of them."""
     rows = np.random.default_rng(seed).permutation(len(documents)) < CHANGED * len(documents)
     other = pc.binary_join_element_wise(documents["text"], "revised", " ")
     return documents.set_column(

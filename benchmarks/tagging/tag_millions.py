@@ -1,8 +1,8 @@
-"""Two million short documents through the whole tagging job: is the driver's memory flat, does the object store stay small?
+"""Two million short documents through the whole tagging job: do the driver's memory and the object store stay bounded?
 
 The documents are the commit messages of git-paths under fresh ids, written to a folder as several Parquet files. The model is
-as small as one can be, to load everything around it: a BERT of one layer and width 32 with random weights, MiniLM's tokenizer,
-at most 64 tokens, and the 4,096 most frequent labels. Files are local.
+as small as possible, to put the load on everything around it: a BERT of one layer and width 32 with random weights, MiniLM's
+tokenizer, at most 64 tokens, and the 4,096 most frequent labels. Files are local.
 
 Sampled every second: resident memory of the driver (without shared pages), bytes in the object store, bytes spilled to disk.
 The driver must not grow with the documents: at the end of the pieces at most 1.1 times and 50 MiB more than after a tenth.

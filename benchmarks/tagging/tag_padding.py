@@ -1,8 +1,9 @@
 """How much padding a night of tagging computes: tate's documents, in the pieces that the job cuts them into.
 
-A piece is sorted by length as a whole and cut into batches of the library's token budget, so padding is what the documents of
-a batch differ in. Counted by the actor of a real night (a tiny model: padding does not depend on it). Beside it what other
-ways would pad: all documents sorted together, batches of 32 in the order of the input, and everything to the maximum.
+A piece is sorted by length as a whole and cut into batches of the library's token budget, so padding is only the difference in
+length within a batch. It is counted by the actor of a real night (with a tiny model: padding does not depend on it). For
+comparison, the padding of other ways: all documents sorted together, batches of 32 in the order of the input, and everything
+to the maximum.
 
 Bar: at most 5 % on top of the real tokens.
 """
@@ -33,7 +34,7 @@ BAR, BATCH = 0.05, 32
 
 
 def ways(lengths: IntArray, token_budget: int) -> dict[str, int]:
-    """Tokens with padding, by how documents of these lengths, in the order of the input, are put together."""
+    """Tokens including padding, for each way of batching documents of these lengths, given in input order."""
     sorted_together = budget_batches(lengths, token_budget)
     everything = np.arange(len(lengths))
     in_order = np.array_split(everything, -(-len(lengths) // BATCH))

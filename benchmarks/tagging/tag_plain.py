@@ -1,7 +1,7 @@
 """The whole tagging job against a straightforward loop over the same documents, tate's, with the same model.
 
 `plain`: one process with a thread a core reads a Parquet file and takes 32 documents at a time as they come, pads them to the
-maximum (128 tokens), lists the candidates of each document (labels of its best groups), looks their vectors up one by one, and
+maximum (128 tokens), lists the candidates of each document (labels of its best groups), gathers their vectors one by one, and
 writes labels and scores as Parquet at the end. Tokenising is the same fast tokenizer. `job`: the library's own night on local
 files, start-up excluded as in `tag-speed`.
 

@@ -1,16 +1,16 @@
 """The whole tagging job against its model alone: tate's documents from S3 to S3, on this machine's cores.
 
-`job`: the library's own night, from a real S3 server (SeaweedFS) to it: census, read, tokenise, tag, write, publish.
-`bare`: the same model in one process with a thread a core and nothing beside it, on the same documents, tokenised, sorted by
-length as a whole, cut into batches of the same token budget and padded beforehand. Its scores go nowhere.
+`job`: the library's own night, from a real S3 server (SeaweedFS) and back to it: plan, read, tokenise, tag, write, publish.
+`bare`: the same model alone in one process with a thread a core, on the same documents, tokenised, sorted by
+length as a whole, cut into batches of the same token budget and padded beforehand. Its scores are discarded.
 
-From the moment the job's actor has its model on, the two take turns of 4 seconds (the other's processes are stopped), so that
-both see the same machine; each one's own seconds are compared. Start-up of the job ends when the first piece is at the model
-(imports, Ray, census, the actor and its weights); what is read and tokenised until then counts as the job's work, with its CPU
-seconds shared among the cores. `tag-start` explains the start-up.
+Once the job's actor has loaded its model, the two take turns of 4 seconds (the other's processes are stopped), so that both
+see the same machine; each one's own seconds are compared. The job's start-up (imports, Ray, the plan, the actor and its
+weights) ends when the first piece reaches the model; what is read and tokenised before counts as the job's work, with its CPU
+seconds divided by the cores. `tag-start` explains the start-up.
 
-The model: MiniLM with all its layers (unless told) and tate's 14,954 labels, heads untrained: only speed is looked at.
-The median of the rounds counts. Bar: the job has 0.90 of the bare throughput.
+The model: MiniLM with all its layers (unless told) and tate's 14,954 labels, heads untrained: only speed is measured. The
+median of the rounds counts. Bar: the job has 0.90 of the bare throughput.
 """
 
 import tempfile

@@ -1,4 +1,4 @@
-"""An epoch of tate, by the library and by the method as it is usually written down (`_plain.py`).
+"""An epoch of tate, by the library and by a plain implementation of the method (`benchmarks/plain.py`).
 
 Both start from the same weights and see the same documents in the same batches, with the settings of
 jobs/configs/small-cpu.toml: MiniLM cut to 1 layer, at most 96 tokens. They take turns of 50 steps; the seconds of all turns
@@ -6,7 +6,7 @@ are added up. Making batches out of token lists counts on both sides, tokenising
 
 Both losses are the same sum: cross-entropy over all groups and all candidates, a mean over documents. What differs: the
 library's rows and word vectors have their own, sparser optimisers (row-wise Adagrad and lazy Adam against one AdamW), biases
-do not decay, and dropout draws other numbers. So the curves are alike, not equal.
+do not decay, and dropout draws different numbers. So the curves are similar, not equal.
 
 Bar: the library is at least 3 times faster.
 """

@@ -1,6 +1,6 @@
 """Training on one GPU: BERT-base's shape at 128 tokens, 670 K labels in 8,192 groups and 3 M labels in 32,768 groups.
 
-Random weights and made-up documents with 5 labels: nothing is downloaded. bfloat16 autocast, a bfloat16 label table,
+Random weights and synthetic documents with 5 labels: nothing is downloaded. bfloat16 autocast, a bfloat16 label table,
 vectors of H = 384, 75 groups shortlisted, features of the last 5 layers. The step is `loop.train`'s, batches ready in memory.
 
     MFU          = documents a second x FLOP a document / peak FLOP a second of the card (dense bfloat16; H100 SXM: 989e12)

@@ -3,7 +3,7 @@
 The whole step is `loop.train`'s: making the batch, forward, backward, all optimisers. The encoder's share is its forward and
 backward alone, on the same batches, in turns of one step each. Everything else counts as outside, the encoder's own AdamW,
 clipping and dropout included. The breakdown comes from timers around the parts of the whole step; what they leave over is
-the bottleneck, autograd's bookkeeping and the loop. Where tate is missing, documents and 15 K labels are made up.
+the bottleneck, autograd's bookkeeping and the loop. If tate is missing, documents and 15 K labels are synthetic.
 
 Bar: at most 15 % of a step is outside the encoder.
 """

@@ -1,9 +1,9 @@
 """What a worker sends in a training step, at 10 K and at 3 M labels: two processes, the same documents, more labels.
 
-MiniLM cut to 1 layer, 2 x 16 documents of 64 tokens and 5 labels, groups of 92 labels or so, vectors of H = 64. Bytes are those
-that `exchange.Exchange` counts, by what is sent: no part of them depends on the number of labels. Beside them stands what
-plain data parallelism would send for recall head and table: their dense gradients, summed by a ring, 2 n (W - 1) / W bytes;
-at 10 K labels that is also run, as a DistributedDataParallel of the two heads whose hook counts its buckets.
+MiniLM cut to 1 layer, 2 x 16 documents of 64 tokens and 5 labels, groups of 92 labels or so, vectors of H = 64. Bytes are
+those that `sharding.Exchange` counts, by what is sent: no part depends on the number of labels. Beside them stands what plain
+data parallelism would send for recall head and table: their dense gradients, summed by a ring, 2 n (W - 1) / W bytes; at 10 K
+labels that is also run, as a DistributedDataParallel of the two heads whose hook counts its buckets.
 
 Bar: a step at 3 M labels sends at most 1.05 times the bytes of one at 10 K.
 """
