@@ -19,7 +19,6 @@ from xmc_ray.data.labels import LabelIndex, list_lengths
 from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.metrics.at_k import Metrics, find_hits, table
 from xmc_ray.metrics.calibration import DEPTH, Reliability, Selection, check_precision
-from xmc_ray.on_ray import evaluate
 from xmc_ray.on_ray.predictor import PoolConfig, ScoringConfig, matrix, predictions
 from xmc_ray.on_ray.session import arrow_batches, connect, own_errors
 from xmc_ray.on_ray.stream import read_documents, tokenise
@@ -150,7 +149,7 @@ def pass_gate(gate: GateConfig, bundle: str | list[str], pool: PoolConfig, model
     """ModelError unless the bundle reaches what the gate asks for; ConfigError for a metric that there is not."""
     if gate.documents is None:
         return
-    total = evaluate.measure(gate.documents, bundle, pool, model)["total"]
+    total = measure(gate.documents, bundle, pool, model)["total"]
     for name, least in gate.at_least.items():
         if name not in total:
             raise ConfigError("no such metric", where="gate.at_least", found=name, expected=", ".join(total))
