@@ -3,9 +3,8 @@
 python jobs/explain.py --bundle FOLDER --text "..." --label LABEL        --help lists every setting
 """
 
-from xmc_ray.bundle.explain import ExplainConfig
-from xmc_ray.bundle.explain import run as explain
+from xmc_ray.bundle.explain import ExplainConfig, print_explanation
 from xmc_ray.command import run
 
 if __name__ == "__main__":
-    raise SystemExit(run(explain, ExplainConfig))
+    raise SystemExit(run(print_explanation, ExplainConfig))

@@ -3,9 +3,8 @@
 python jobs/extend.py --bundle FOLDER --documents.uri FILE --output FOLDER        --help lists every setting
 """
 
-from xmc_ray.bundle.extend import ExtendConfig
-from xmc_ray.bundle.extend import run as extend
+from xmc_ray.bundle.extend import ExtendConfig, extend_bundle
 from xmc_ray.command import run
 
 if __name__ == "__main__":
-    raise SystemExit(run(extend, ExtendConfig))
+    raise SystemExit(run(extend_bundle, ExtendConfig))

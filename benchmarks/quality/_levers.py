@@ -133,11 +133,11 @@ def with_layer_decay(state: TrainState) -> None:
     optimizer, encoder = state.optimizer, state.model.encoder
     assert encoder is not None and optimizer.adamw is not None and optimizer.lazy_adam is not None
     layers = int(encoder.transformer.config.num_hidden_layers)
-    groups = []
+    groups, name_of = [], {parameter: name for name, parameter in optimizer.dense.items()}
     for group in optimizer.adamw.param_groups:
         for parameter in group["params"]:
-            of_layer = re.search(r"^encoder\..*\.layer\.(\d+)\.", optimizer.names[parameter])
-            lowest = layers if optimizer.names[parameter].startswith("encoder.") else 0
+            of_layer = re.search(r"^encoder\..*\.layer\.(\d+)\.", name_of[parameter])
+            lowest = layers if name_of[parameter].startswith("encoder.") else 0
             below = layers - 1 - int(of_layer[1]) if of_layer else lowest
             groups.append(group | {"params": [parameter], "peak": group["peak"] * LAYER_DECAY**below})
     optimizer.adamw = torch.optim.AdamW(groups, fused=True)

@@ -344,6 +344,11 @@ def tag_config(documents: str, bundle: str, output: str, **settings: Any) -> Tag
 
 def options(description: str | None, documents: int, rounds: int | None = None, layers: int = 6) -> Namespace:
     """The command line of a benchmark: ``data``, ``documents``, ``layers``, ``pool`` and, if there are any, ``rounds``."""
+    return parsed(parser_of(description, documents, rounds, layers))
+
+
+def parser_of(description: str | None, documents: int, rounds: int | None = None, layers: int = 6) -> ArgumentParser:
+    """What `options` parses, for a benchmark with options of its own."""
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA / "tate", help="folder with train.parquet and test.parquet")
     parser.add_argument("--documents", type=int, default=documents, help="the first ones")
@@ -351,6 +356,11 @@ def options(description: str | None, documents: int, rounds: int | None = None, 
     parser.add_argument("--token-budget", type=int, default=2048, help="of a batch; else the library's")
     if rounds is not None:
         parser.add_argument("--rounds", type=int, default=rounds)
+    return parser
+
+
+def parsed(parser: ArgumentParser) -> Namespace:
+    """The command line, with the ``pool`` that follows from it."""
     arguments = parser.parse_args()
     arguments.pool = PoolConfig(token_budget=arguments.token_budget)
     return arguments

@@ -42,7 +42,7 @@ class Trainer:
     def __init__(self, n_labels: int, encoder: TextEncoder) -> None:
         groups = even_groups(n_labels, -(-n_labels // GROUP))
         self.model = LightXML(encoder, groups, ModelConfig(shortlist=SHORTLIST, bottleneck=WIDTH))
-        self.optimizer = Optimizer(self.model, encoder, OptimConfig())
+        self.optimizer = Optimizer(self.model, OptimConfig())
         self.batches = synthetic_batches(n_labels, 8, DOCUMENTS, TOKENS, LABELS)
         self.done = 0
 

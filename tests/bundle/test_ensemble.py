@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xmc_ray.bundle.ensemble import Ensemble, Listed, Members, agreement, average, n_listed
+from xmc_ray.bundle.ensemble import Ensemble, Listed, Members, average, n_listed
 from xmc_ray.bundle.folder import Bundle, load_bundle, save_bundle
 from xmc_ray.classifier import XMCClassifier
 from xmc_ray.data.groups import LabelGroups
@@ -185,28 +185,6 @@ def test_exact_scoring_of_an_ensemble(places: list[str]) -> None:
     np.testing.assert_allclose(exact[0], every[0], rtol=1e-5)
     np.testing.assert_array_equal(exact[1], every[1])
     assert (few[0] <= every[0] + 1e-6).all() and (few[0] < every[0] - 1e-3).any()
-
-
-def test_agreement_of_predictions() -> None:
-    labels = [np.array([[3, 1, 2], [4, 5, -1], [7, 8, 9]]), np.array([[3, 2, 6], [5, 4, 1], [-1, -1, -1]])]
-    one, other = ((np.zeros((3, 3), np.float32), part) for part in labels)
-    assert agreement(one, other) == (1 / 3, 4 / 8)
-    assert agreement(other, one) == (1 / 3, 4 / 6)
-    assert agreement(one, one) == (1, 1)
-
-
-def test_int8_predicts_nearly_the_same_and_leaves_the_model_alone(places: list[str]) -> None:
-    ensemble, config = Ensemble.load(places), PredictConfig()
-    tokens = ensemble.encode(pa.array(TEXTS))
-    before, int8 = ensemble.predict(tokens, 5, config), ensemble.quantised()
-    listed = int8.predict(tokens, 5, config)
-    np.testing.assert_allclose(listed[0], before[0], atol=0.01)
-    assert agreement(before, listed).overlap > 0.7
-    for one, other in zip(ensemble.predict(tokens, 5, config), before, strict=True):
-        np.testing.assert_array_equal(one, other)
-    for bundle, quantised in zip(ensemble.bundles, int8.bundles, strict=True):
-        assert quantised.model.recall.weight is bundle.model.recall.weight, "nothing but linear layers is stored twice"
-        assert quantised.fingerprint == bundle.fingerprint
 
 
 def test_metrics_of_an_ensemble(places: list[str]) -> None:

@@ -88,7 +88,7 @@ def test_contributions_equal_the_slow_twin(
     kind: str, words: list[str], label: str, classifiers: dict[str, XMCClassifier]
 ) -> None:
     found = classifiers[kind].explain(" ".join(words), label)
-    expected = reference.contributions(words, explain._AROUND, scorer(classifiers[kind], label))
+    expected = reference.contributions(words, explain._PUNCTUATION, scorer(classifiers[kind], label))
     assert [word.word.casefold() for word in found.words] == list(expected)
     for word in found.words:
         times, worth = expected[word.word.casefold()]
@@ -149,7 +149,7 @@ def test_a_text_that_is_cut_off(classifiers: dict[str, XMCClassifier]) -> None:
     short, long = (classifiers["both in groups"].explain(f"{'a ' * 21}red{end}", "red") for end in ("", " apple plum"))
     assert [word.contribution is None for word in long.words] == [False, False, True, True]
     assert long.words[:2] == short.words
-    assert long.notes[0] == "2 words were cut off or give no token: the model has not read them"
+    assert long.notes[0] == "2 words were cut off or have no token: the model has not read them"
 
 
 def test_words_that_are_not_read_cost_nothing(
@@ -185,7 +185,7 @@ def test_a_terminal_obeys_nothing_in_texts_and_labels(classifiers: dict[str, XMC
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", shown)
     assert shown.count("\n") == str(replace(found, paths=(replace(others, others=()),))).count("\n")  # the page's own
     assert shown.startswith(f"red {told} (Red{told} ness): score ") and f"bundle {told}: score " in shown
-    assert f"others there: plum {told} 0.500\n" in shown
+    assert f"others in it: plum {told} 0.500\n" in shown
     assert f" red{told}\n" in shown and f"red{told}]" in shown and re.search(rf"\d a red{re.escape(told)} \w+$", shown)
 
 
@@ -251,4 +251,4 @@ def test_the_job(classifiers: dict[str, XMCClassifier], tmp_path: Path, capsys: 
 
 
 def explain_job(options: dict[str, object]) -> explain.Explanation:
-    return explain.run(command.parse(ExplainConfig, [f"--{name}={value}" for name, value in options.items()]))
+    return explain.print_explanation(command.parse(ExplainConfig, [f"--{name}={value}" for name, value in options.items()]))

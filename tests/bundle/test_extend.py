@@ -15,9 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xmc_ray import command
-from xmc_ray.bundle import extend
 from xmc_ray.bundle.ensemble import Ensemble
-from xmc_ray.bundle.extend import ExtendConfig, joined
+from xmc_ray.bundle.extend import ExtendConfig, extend_bundle, joined
 from xmc_ray.bundle.regression import RowsConfig
 from xmc_ray.classifier import XMCClassifier
 from xmc_ray.data.groups import GroupsConfig
@@ -247,7 +246,7 @@ def test_input_that_does_not_fit(flat: XMCClassifier) -> None:
 
 
 def extend_job(options: dict[str, object]) -> str:
-    return extend.run(command.parse(ExtendConfig, [f"--{name}={value}" for name, value in options.items()]))
+    return extend_bundle(command.parse(ExtendConfig, [f"--{name}={value}" for name, value in options.items()]))
 
 
 def test_the_job(flat: XMCClassifier, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,5 @@
 """The lexical branch: the terms of documents, their weights, and vectors that learn."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 
 from xmc_ray import ConfigError, EncoderConfig, FitConfig, GroupsConfig, LexicalConfig, LoopConfig, XMCClassifier
 from xmc_ray.data.groups import LabelGroups
@@ -91,24 +89,6 @@ def test_a_model_without_a_transformer_learns_and_survives_a_bundle(tiny_encoder
     again = XMCClassifier.load(str(tmp_path / "bundle"))
     assert again.predict(["a green plum"], k=3) == classifier.predict(["a green plum"], k=3)
     assert "lexical branch: width 16, 512 columns" in (tmp_path / "bundle" / "README.md").read_text()
-    as_format_2(tmp_path / "bundle")
-    (old,), (new,) = (each.predict(["a green plum"], k=3) for each in (XMCClassifier.load(str(tmp_path / "bundle")), again))
-    assert dict(old) == pytest.approx(dict(new))
-    quantised = again.ensemble.quantised()
-    assert quantised.bundles[0].model.encoder is None
-
-
-def as_format_2(bundle: Path) -> None:
-    """Make it what earlier releases wrote: a vector for every column."""
-    state, marker = load_file(bundle / "model.safetensors"), json.loads((bundle / "config.json").read_text())
-    kept_F = state["lexical.weight_F"] > 0
-    vectors_FH = torch.full((len(kept_F), state["lexical.vectors.weight"].shape[1]), torch.nan)
-    assert 0 < kept_F.sum() < len(kept_F)
-    vectors_FH[kept_F] = state["lexical.vectors.weight"]
-    save_file(state | {"lexical.vectors.weight": vectors_FH}, bundle / "model.safetensors")
-    marker |= {"xmc_ray_format": 2, "fingerprint": "0123456789abcdef"}
-    marker["files"]["model.safetensors"]["size"] = (bundle / "model.safetensors").stat().st_size
-    (bundle / "config.json").write_text(json.dumps(marker))
 
 
 @pytest.mark.parametrize("settings", [{"width": -1}, {"columns": 0}, {"rarest": 0}])

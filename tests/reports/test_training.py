@@ -316,7 +316,7 @@ def find(rows: Documents, chunk: int, seed: int = 0) -> Findings:
 def told_by_a_worker(step: int, model: LightXML) -> list[dict[str, Any]]:
     """The two lines of ``metrics.jsonl`` on a step after which a worker speaks and validates; rates are half their peaks."""
     config, counts = FitConfig(), {"documents": 64 * step, "tokens": 640 * step, "padded_tokens": 700 * step}
-    state = TrainState(model, Optimizer(model, model.encoder, config.optim), Averager(config.optim), step, 2.5 * step, **counts)
+    state = TrainState(model, Optimizer(model, config.optim), Averager(config.optim), step, 2.5 * step, **counts)
     state.optimizer.factor = 0.5
     progress = worker._progress(Step(step, 0, 0.5, 2.0, 1.0, *counts.values(), state.seconds, 0.1), state, config)
     cost = worker._Worker._cost(SimpleNamespace(state=state, exchange=model.exchange))  # type: ignore[arg-type]

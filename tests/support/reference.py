@@ -171,25 +171,6 @@ def _cross_entropy(logit: Tensor, is_true: bool) -> Tensor:
     return -torch.log(probability if is_true else 1 - probability)
 
 
-# -- encoder -------------------------------------------------------------------------------------------------------------
-
-
-def int8_linear(
-    inputs: Sequence[Sequence[float]], weight: Sequence[Sequence[float]], bias: Sequence[float]
-) -> list[list[float]]:
-    """A linear layer whose weights are rounded to 127 steps a side of each row, its inputs to 127 from least to most."""
-    numbers = [0.0, *(value for row in inputs for value in row)]
-    step = (max(numbers) - min(numbers)) / 127 or 1.0
-    rounded = [[round(value / step) * step for value in row] for row in inputs]
-    outputs: list[list[float]] = [[] for _ in inputs]
-    for numbers_of_row, offset in zip(weight, bias, strict=True):
-        step = max(map(abs, numbers_of_row)) / 127 or 1.0
-        whole = [round(value / step) * step for value in numbers_of_row]
-        for output, row in zip(outputs, rounded, strict=True):
-            output.append(sum(one * other for one, other in zip(row, whole, strict=True)) + offset)
-    return outputs
-
-
 # -- optimiser -----------------------------------------------------------------------------------------------------------
 
 

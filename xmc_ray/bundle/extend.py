@@ -1,15 +1,16 @@
-"""New labels for a finished model, and old ones taken out of use, without training it again.
+"""Adds labels to a trained model, and takes some out of use, without further training.
 
-What reads the documents stays as it is, and so does every row there is: an old label's score is what it was. New labels get
-rows by `regression`, from the documents that have them; the other documents given are the negatives. A label of which there is
-only a name gets its row from that.
+Encoder, lexical branch, bottleneck and all existing rows stay as they are, so the scores of old labels do not change. New
+labels get rows by `regression` from the documents that have them; the other documents are the negatives. A label that only has
+a name gets its row from the name.
 
-In group mode a label joins the group that recall gives its documents, if it has a free place and is given them with at least
-`join`; the others go to new groups, with rows in the recall head of their own, lifted if the model is. A label's row learns
-from the documents that shortlist its group in prediction. New groups take part in recall: by grouped scoring, one can keep an
-old group from being shortlisted. A deprecated label keeps its id and gets a bias of -inf: no score but 0, which is no tag.
+In group mode a label joins the group with the highest mean recall over its documents, if that is at least `join` and the group
+has room; the others form new groups, with rows of their own in the recall head and a lift if the model has one. A label's row
+is fitted on the documents that shortlist its group in prediction. New groups compete in recall: in grouped scoring, one can
+displace an old group from a shortlist. A deprecated label keeps its id and is never predicted.
 
-Letters: D documents, F features or bottleneck, G groups, K shortlisted groups, L labels, N new labels or outputs, P pairs.
+Letters: D documents, E known labels, F features or bottleneck, G groups, K shortlisted groups, L labels, N new labels, U new
+groups.
 """
 
 from collections.abc import Sequence
@@ -35,13 +36,8 @@ from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.model.lightxml import LightXML
 from xmc_ray.model.predict import PredictConfig, features
 
-_KNOWN = 4096  # known labels whose names and rows the map from names to rows is learned from, at most
-
-
-_DOCUMENTS = 1024  # whose recall scores are in memory together
-
-
-STRINGS = pa.list_(pa.string())
+_KNOWN = 4096  # known labels, at most, that the map from names to rows is fitted on
+_DOCUMENTS = 1024  # documents whose recall scores are in memory together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,22 +45,23 @@ class ExtendConfig:
     """Add labels to a bundle, or take some out of use, without training it again."""
 
     bundle: str
-    """The bundle's folder, local or s3://; it stays as it is."""
+    """The bundle's folder, local or s3://; it is not changed."""
     output: str
     """Folder for the new bundle, empty or not there yet."""
     documents: DocumentsConfig | None = None
-    """Labelled documents, with new labels and without: these are the negatives. They are in memory together, as features."""
+    """Labelled documents, with new labels and without (the negatives). The features of all of them are in memory together."""
     label_names: str | None = None
-    """Parquet file (label, name); a label in it that is in no document is new as well, and made from its name alone."""
+    """Parquet file (label, name); a label in it that no document has is added from its name alone."""
     deprecate: list[str] = field(default_factory=list)
-    """Labels that are never predicted again; their ids stay."""
+    """Labels that are never predicted again; they keep their ids."""
     rows: RowsConfig = field(default_factory=RowsConfig)
 
 
 class Extension(NamedTuple):
-    """What the new labels are made of: the new index, features of documents and names, and which documents have which.
+    """Training data of the new labels.
 
-    ``x_DF``: of the documents; ``y_DN``: float32, sparse, whether one has a new label; ``name_NF``: of the new labels' names.
+    ``labels``: old and new ones; ``x_DF``: features of the documents; ``y_DN``: sparse float32, 1 where a document has a new
+    label; ``name_NF``: features of the new labels' names.
     """
 
     labels: LabelIndex
@@ -73,20 +70,20 @@ class Extension(NamedTuple):
     name_NF: Tensor
 
 
-def run(config: ExtendConfig) -> str:
-    """Extend, save, and return the new bundle's fingerprint. Raises ConfigError where something lies already."""
+def extend_bundle(config: ExtendConfig) -> str:
+    """Extend, save, and return the new bundle's fingerprint. Raises ConfigError if there is something at ``output``."""
     if not storage.is_empty(config.output):
         raise ConfigError("the place for the bundle is not empty", where=config.output, way_out="choose another or remove it")
     bundle = load_bundle(config.bundle)
     names = None if config.label_names is None else read_names(config.label_names)
-    texts, lists = pa.array([], pa.string()), pa.array([], STRINGS)
+    texts, lists = pa.array([], pa.string()), pa.array([], pa.list_(pa.string()))
     if config.documents is not None:
         table = pa.concat_tables(part.select(["text", "labels"]) for part in read_rows(config.documents, labelled=True))
         texts, lists = (table[name].combine_chunks() for name in ("text", "labels"))
     extended = extend(bundle, texts, lists, names, config.deprecate, config.rows, PredictConfig())
     fingerprint = save_bundle(extended, config.output)
-    told = ", ".join(f"{count:,} {what}" for what, count in extended.metrics["extension"].items() if isinstance(count, int))
-    print(f"{told}, of {len(extended.labels):,} labels in all\nbundle {fingerprint}: {config.output}")
+    changes = ", ".join(f"{count:,} {what}" for what, count in extended.metrics["extension"].items() if isinstance(count, int))
+    print(f"{changes}, of {len(extended.labels):,} labels in all\nbundle {fingerprint}: {config.output}")
     return fingerprint
 
 
@@ -99,17 +96,17 @@ def extend(
     config: RowsConfig | None = None,
     prediction: PredictConfig | None = None,
 ) -> Bundle:
-    """A bundle with the labels that are new in ``lists`` (list<string>[D], of ``texts``, string[D]) or in ``names``, too.
+    """``bundle`` with the labels added that are new in ``lists`` (list<string>[D], of ``texts``, string[D]) or in ``names``.
 
-    ``names`` are columns ``label`` and ``name``. The bundle given stays as it is; what reads the documents is shared with it.
-    Nothing is measured: of figures the new one has only those of ``bundle``, in ``metrics["extension"]["before"]``.
-    Raises ConfigError for a deprecated label that is not known, DataError when nothing is new and nothing deprecated.
+    ``names`` has columns ``label`` and ``name``. ``bundle`` is not changed; encoder, lexical branch and bottleneck are shared
+    with it. The new one is not evaluated: the metrics of ``bundle`` become its ``metrics["extension"]["before"]``.
+    Raises ConfigError for an unknown deprecated label, DataError when nothing is new and nothing deprecated.
     """
     config, prediction = config or RowsConfig(), prediction or PredictConfig()
-    hidden = np.array([bundle.labels.find(label) for label in deprecate], np.int64)
+    deprecated = np.array([bundle.labels.find(label) for label in deprecate], np.int64)
     labels = _with_new(bundle.labels, lists, names)
     n_old, n_new = len(bundle.labels), len(labels) - len(bundle.labels)
-    if not n_new and not len(hidden):
+    if not n_new and not len(deprecated):
         raise DataError("nothing to add", found=f"{len(lists)} documents, no new label", way_out="give documents of new labels")
     ids = labels.encode(lists)
     y_DN = label_incidence(ids, len(labels))[:, n_old:]
@@ -118,12 +115,12 @@ def extend(
         for part in (texts, _texts(labels, np.arange(n_old, len(labels))))
     )
     new = Extension(labels, x_DF, y_DN, name_NF)
-    groups = bundle.groups if not n_new else _placed(bundle, new, config)
+    groups = bundle.groups if not n_new else _extended_groups(bundle, new, config)
     model = _grown(bundle.model, groups, labels)
     if n_new:
-        _fill(bundle, model, groups, new, config, prediction)
-    _hide(model, groups, hidden)
-    counts = {"labels from documents": int((labels.counts[n_old:] > 0).sum()), "deprecated": len(hidden)}
+        _fit_new_rows(bundle, model, groups, new, config, prediction)
+    model.disable(deprecated)
+    counts = {"labels from documents": int((labels.counts[n_old:] > 0).sum()), "deprecated": len(deprecated)}
     counts["labels from names alone"] = n_new - counts["labels from documents"]
     metrics = {"extension": {"of": bundle.fingerprint, **counts, "before": bundle.metrics}}
     calibration = None if bundle.calibration is None else bundle.calibration.over(labels.counts)
@@ -135,9 +132,9 @@ def extend(
 
 
 def _with_new(old: LabelIndex, lists: pa.ListArray, names: pa.Table | None) -> LabelIndex:
-    """The old labels, with their ids, counts and names; then those new in documents, most frequent first; then those in names.
+    """Old labels with their ids, counts and names; then those new in documents, most frequent first; then those in names.
 
-    The number of documents is that of training, unless more are given.
+    The number of documents is that of training or of ``lists``, whichever is larger.
     """
     lists = unique_in_rows(lists)
     values, rows = pc.list_flatten(lists), pc.list_parent_indices(lists).to_numpy()
@@ -163,26 +160,26 @@ def _with_new(old: LabelIndex, lists: pa.ListArray, names: pa.Table | None) -> L
 
 
 def _texts(labels: LabelIndex, ids: IntArray) -> pa.Array:
-    """string[n]: what labels are called; the label itself where it has no name."""
+    """string[n]: the names of labels; the label itself where it has none."""
     return pc.coalesce(labels.names.take(pa.array(ids)), labels.labels.take(pa.array(ids)))
 
 
 # -- groups --------------------------------------------------------------------------------------------------------------
 
 
-def _placed(bundle: Bundle, new: Extension, config: RowsConfig) -> LabelGroups:
-    """The groups with the new labels in them; in flat mode each is one."""
+def _extended_groups(bundle: Bundle, new: Extension, config: RowsConfig) -> LabelGroups:
+    """The groups of old and new labels; in flat mode every label is a group."""
     old = bundle.groups
     if old.flat:
         return LabelGroups(np.arange(len(new.labels)))
     assert bundle.model.table is not None
-    bare_N = new.y_DN.sum(axis=0) == 0
-    evidence_DF = torch.cat([new.x_DF, new.name_NF[torch.from_numpy(bare_N)]])
-    of_names = sparse.eye_array(len(bare_N), format="csr")[np.flatnonzero(bare_N)]
+    only_named_N = new.y_DN.sum(axis=0) == 0
+    evidence_DF = torch.cat([new.x_DF, new.name_NF[torch.from_numpy(only_named_N)]])
+    of_names = sparse.eye_array(len(only_named_N), format="csr")[np.flatnonzero(only_named_N)]
     share_ND = sparse.vstack([new.y_DN, of_names]).T.tocsr()
     share_ND = sparse.diags_array(1 / share_ND.sum(axis=1)) @ share_ND
 
-    recall_NG = np.zeros((len(bare_N), len(old)))
+    recall_NG = np.zeros((len(only_named_N), len(old)))
     for first in range(0, len(evidence_DF), _DOCUMENTS):
         here = slice(first, first + _DOCUMENTS)
         recall_NG += share_ND[:, here] @ _recall(bundle.model, evidence_DF[here]).sigmoid().numpy()
@@ -195,9 +192,9 @@ def _placed(bundle: Bundle, new: Extension, config: RowsConfig) -> LabelGroups:
 
 
 def joined(recall_NG: npt.NDArray[np.float64], free_G: IntArray, least: float) -> IntArray:
-    """int64[N]: the group with a free place that has the highest recall, label by label; -1 where that is below ``least``.
+    """int64[N]: for one label after the other, the group with the highest recall among those with a free place (``free_G``).
 
-    A loop, because a label takes the place that the next one wants.
+    -1 where that recall is below ``least``.
     """
     group_N, free_G = np.full(len(recall_NG), -1, np.int64), free_G.copy()
     for label, recall_G in enumerate(recall_NG):
@@ -213,7 +210,7 @@ def joined(recall_NG: npt.NDArray[np.float64], free_G: IntArray, least: float) -
 
 @torch.no_grad()
 def _grown(model: LightXML, groups: LabelGroups, labels: LabelIndex) -> LightXML:
-    """The same model over ``groups`` and ``labels``, of which the first are its own; what is new has random rows."""
+    """``model`` with more ``groups`` and ``labels``, the first of which are its own; the rows of the others are random."""
     grown = LightXML(model.encoder, groups, model.config, lexical=model.lexical)
     grown.start_from_counts(labels.counts, labels.n_documents)  # for the lift of new groups
     grown.bottleneck = model.bottleneck
@@ -226,10 +223,10 @@ def _grown(model: LightXML, groups: LabelGroups, labels: LabelIndex) -> LightXML
 
 
 @torch.no_grad()
-def _fill(
+def _fit_new_rows(
     bundle: Bundle, model: LightXML, groups: LabelGroups, new: Extension, config: RowsConfig, prediction: PredictConfig
 ) -> None:
-    """Give ``model`` the rows of what is new: groups in the recall head, and labels in the table."""
+    """Fit the rows of new groups in the recall head of ``model``, and of new labels in its table."""
     n_old, first = len(bundle.labels), len(bundle.groups)
     known_E = np.linspace(0, n_old - 1, min(n_old, _KNOWN)).astype(np.int64)
     group_E, group_N = bundle.groups.group_L[known_E], groups.group_L[n_old:]
@@ -262,15 +259,6 @@ def _fill(
         target[added] = values.to(target)
 
 
-@torch.no_grad()
-def _hide(model: LightXML, groups: LabelGroups, label_P: IntArray) -> None:
-    group_P, slot_P = groups.group_L[label_P], groups.slot_L[label_P]
-    if model.table is None:
-        model.recall.bias[group_P] = -torch.inf
-    else:
-        model.table.bias[group_P, slot_P] = -torch.inf
-
-
 def _narrow(model: LightXML, x_DF: Tensor) -> Tensor:
     assert model.bottleneck is not None
     vectors_DH: Tensor = model.bottleneck(x_DF.to(model.recall.weight.device))
@@ -282,6 +270,6 @@ def _recall(model: LightXML, x_DF: Tensor) -> Tensor:
 
 
 def _means(x_EF: Tensor, place_E: IntArray) -> Tensor:
-    """float32[n, F]: the mean of the rows that have the same place, for places 0 to n - 1, none of them empty."""
+    """float32[n, F]: the mean of the rows with the same ``place_E``, for places 0 to n - 1, each of which occurs."""
     sums_NF = x_EF.new_zeros(int(place_E.max()) + 1, x_EF.shape[1]).index_add_(0, torch.from_numpy(place_E), x_EF)
     return sums_NF / torch.from_numpy(np.bincount(place_E))[:, None]

@@ -1,15 +1,13 @@
-"""The bundle: all of a trained model that others need.
+"""The bundle: a trained model as a folder, local or on object storage.
 
-A bundle is a folder (local or on object storage):
-
-    config.json          format, shapes, settings, and size and digest of every other file; written last: without it,
-                         or with a file that does not match it, the folder is not a bundle
+    config.json          format, shapes, settings, and size and digest of every other file; written last: a folder without
+                         it, or with a file that does not match it, is not a bundle
     model.safetensors    all weights, and the lift of each group if there is one
     encoder/config.json  the transformer's own config
     tokenizer.json ...   the tokenizer
     labels.parquet       label, name, count, group, threshold; row = id
-    calibration.parquet  held-out predictions: label (id), score, hit; missing where nothing was held out for it
-    metrics.json         what the model reached in validation; below ``extension``, what it had reached before one
+    calibration.parquet  held-out predictions: label (id), score, hit; missing where no documents were held out for it
+    metrics.json         metrics in validation; below ``extension``, those of the model before it was extended
     run.toml             the settings of the run that made it
     README.md            model card
 
@@ -41,26 +39,18 @@ from xmc_ray.model.lightxml import LightXML, ModelConfig
 from xmc_ray.model.text import Tokenizer
 from xmc_ray.storage import folders
 
-FORMAT = 4  # 3 knew no lift; 2 had vectors for columns that are left out, too; 1 a transformer always, and no lexical branch
-
-
-_WEIGHTS, _VECTORS = "lexical.weight_F", "lexical.vectors.weight"
-
+FORMAT = 4  # 1 to 3 were never released
 
 MARKER = "config.json"
-
-
 LABELS_FILE = "labels.parquet"
-
-
 CALIBRATION_FILE = "calibration.parquet"
 
 
 @dataclass
 class Bundle:
-    """A model with everything it needs to tag text. ``fingerprint`` is 16 hex digits of all its files.
+    """A model with everything it needs to tag text. ``fingerprint``: 16 hex digits that depend on all its files.
 
-    Without a ``calibration`` scores are the model's own.
+    Without a ``calibration``, scores are those of the model.
     """
 
     model: LightXML
@@ -74,7 +64,7 @@ class Bundle:
 
 
 def save_bundle(bundle: Bundle, uri: str) -> str:
-    """Write a bundle and return its fingerprint; the marker goes last. Raises ConfigError where something lies already."""
+    """Write a bundle, its marker last, and return its fingerprint. Raises ConfigError if there is something at ``uri``."""
     if not storage.is_empty(uri):
         raise ConfigError("the place for the bundle is not empty", where=uri, way_out="choose another place or remove it")
     with tempfile.TemporaryDirectory() as temporary:
@@ -95,10 +85,10 @@ def save_bundle(bundle: Bundle, uri: str) -> str:
 
 
 def load_bundle(uri: str) -> Bundle:
-    """Open a bundle on the CPU. Raises ModelError when it is not one, is incomplete, or is of a newer format.
+    """Open a bundle on the CPU. Raises ModelError when it is not one, is incomplete, or has another format.
 
-    The weights are the mapped file: all processes of a machine share its pages, and one that changes a weight gets a page of
-    its own (but for lexical vectors in format 2). One on S3 is downloaded once a machine; see `folders.node_copy`.
+    The weights are memory-mapped: all processes of a machine share the file's pages, and one that changes a weight gets a copy
+    of that page. A bundle on S3 is downloaded once per machine; see `folders.node_copy`.
     """
     settings = read_settings(uri)
     folder = folders.node_copy(uri, settings["fingerprint"])
@@ -107,11 +97,8 @@ def load_bundle(uri: str) -> Bundle:
     encoder = load_empty_encoder(folder / "encoder", **settings["encoder"]) if settings["encoder"] else None
     state = safetensors.torch.load_file(folder / "model.safetensors")
     with torch.device("meta"):  # shapes without memory
-        lexical = LexicalBranch(state[_WEIGHTS], settings["lexical"]["width"]) if settings.get("lexical") else None
+        lexical = LexicalBranch(state["lexical.weight_F"], settings["lexical"]["width"]) if settings["lexical"] else None
         model = LightXML(encoder, groups, ModelConfig(**settings["model"]), lexical=lexical)
-    if lexical is not None and settings["xmc_ray_format"] == 2:
-        kept_F = (state[_WEIGHTS] > 0).nonzero()[:, 0]
-        state[_VECTORS] = state[_VECTORS][kept_F if len(kept_F) else slice(1)]
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
@@ -131,15 +118,15 @@ def load_bundle(uri: str) -> Bundle:
 
 
 def read_calibration(folder: Path, labels: LabelIndex) -> Calibration | None:
-    """The calibration of a bundle on this machine; None where it has none."""
+    """The calibration of a bundle in a local folder; None if it has none."""
     path = folder / CALIBRATION_FILE
     return Calibration.from_table(pq.read_table(path), labels.counts) if path.exists() else None
 
 
 def read_settings(uri: str) -> dict[str, Any]:
-    """The content of a bundle's ``config.json``, once all files are there in full and of a format known here.
+    """The content of a bundle's ``config.json``, after a check that all files are complete.
 
-    Raises ModelError where there is no bundle, or one that is damaged or of a newer format.
+    Raises ModelError where there is no bundle, or one that is damaged or has another format.
     """
     where = storage.join(uri, MARKER)
     if not storage.exists(where):
@@ -151,9 +138,13 @@ def read_settings(uri: str) -> dict[str, Any]:
         version = int(settings["xmc_ray_format"])
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError("not a bundle of xmc_ray", where=where, found=repr(error), expected="xmc_ray_format") from error
-    if version > FORMAT:
+    if version != FORMAT:
         raise ModelError(
-            "the bundle is of a newer format", where=uri, found=version, expected=f"at most {FORMAT}", way_out="upgrade xmc_ray"
+            "the bundle has another format",
+            where=uri,
+            found=f"format {version}",
+            expected=f"format {FORMAT}",
+            way_out="upgrade xmc_ray" if version > FORMAT else "train again, or use the release that wrote it",
         )
     _check_files(uri, settings["files"])
     return dict(settings)
@@ -226,23 +217,23 @@ from xmc_ray import XMCClassifier
 XMCClassifier.load("this/folder").predict(["some text"], k=5)
 ```
 
-`run.toml` holds the settings that made it, `metrics.json` what it reached in validation, before any extension.
+`run.toml` holds the settings of its training, `metrics.json` its metrics in validation, before any extension.
 """
 
 
 def _figures(metrics: dict[str, Any]) -> list[str]:
-    """Lines of a list; what was measured before an extension is a list inside, for the model was another one."""
+    """Lines of a list; metrics from before an extension, which are those of another model, are a nested list."""
     lines = [f"- {name}: {value}" for name, value in metrics.items() if not isinstance(value, dict)]
     extension = metrics.get("extension", {})
     before = _figures(extension["before"]) if "before" in extension else []
     if before:
-        told = ", ".join(f"{count:,} {what}" for what, count in extension.items() if isinstance(count, int))
-        lines += [f"- before the extension ({told}):", *(f"    {line}" for line in before)]
+        changes = ", ".join(f"{count:,} {what}" for what, count in extension.items() if isinstance(count, int))
+        lines += [f"- before the extension ({changes}):", *(f"    {line}" for line in before)]
     return lines
 
 
 def _reading(bundle: Bundle) -> str:
-    """What the model reads documents with, as lines of a list."""
+    """Encoder and lexical branch, as lines of a list."""
     encoder, lexical, longest = bundle.model.encoder, bundle.model.lexical, bundle.tokenizer.max_tokens
     lines = []
     if encoder is not None:

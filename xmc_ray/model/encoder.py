@@ -1,7 +1,7 @@
 """The text encoder: any pretrained transformer, its last hidden states as features.
 
-Features = the summary of each of the last n hidden states, concatenated (LightXML, section 3.1: n = 5 and the first
-token). Hidden state 0 is the embedding layer's output, so an encoder cut to one layer still has two to offer.
+Features = a summary of each of the last n hidden states, concatenated (LightXML, section 3.1: n = 5 and the first token).
+Hidden state 0 is the output of the embedding layer, so an encoder cut to one layer still has two hidden states.
 
 Letters: B documents, T tokens, F features = n x hidden width.
 """
@@ -19,12 +19,10 @@ from transformers.utils import logging as transformers_logging
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.storage import folders
 
-_CACHED = 128  # rows that are rounded at a time: they stay in the cache
-
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Which transformer, and what is taken from it."""
+    """The transformer, and how its hidden states become features."""
 
     name: str = "bert-base-uncased"
     """Hub name or folder, local or s3://, of any encoder that AutoModel loads from safetensors."""
@@ -45,7 +43,7 @@ class EncoderConfig:
 
 
 class TextEncoder(nn.Module):
-    """A transformer and the way its hidden states become features. ``pooling`` is first, last or mean."""
+    """A transformer whose last hidden states become features. ``pooling`` is first, last or mean."""
 
     def __init__(self, transformer: Any, feature_layers: int, pooling: str, max_tokens: int | None = None) -> None:
         super().__init__()
@@ -76,7 +74,7 @@ class TextEncoder(nn.Module):
         return torch.einsum("bth,bt->bh", state_BTH, weight_BT)
 
     def freeze_lowest(self, layers: int) -> None:
-        """Stop the gradients of everything below layer ``layers`` (embeddings included); 0 leaves all as it is."""
+        """Freeze the embeddings and the lowest ``layers`` layers; 0 freezes nothing."""
         if layers == 0:
             return
         name, stack = _layer_stack(self.transformer)
@@ -87,9 +85,9 @@ class TextEncoder(nn.Module):
 
     @torch.enable_grad()
     def freeze_unused(self) -> None:
-        """Stop the gradients of parameters that never reach the features, such as BERT's pooler.
+        """Freeze parameters that do not contribute to the features, such as BERT's pooler.
 
-        Found by one tiny step: data-parallel training would wait forever for a gradient that never comes.
+        They are found by a backward pass over two tokens. Data-parallel training would wait forever for their gradients.
         """
         tokens_BT = torch.zeros(1, 2, dtype=torch.long)
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -101,51 +99,10 @@ class TextEncoder(nn.Module):
             parameter.requires_grad_(gradient is not None)
 
 
-class Int8Linear(nn.Module):
-    """A linear layer in whole numbers, for prediction on a CPU: int8 weights with a scale a row, inputs with one a call.
-
-    So a document's features depend, in the third digit or so, on the documents beside it. Inputs have 7 bits: a CPU without
-    VNNI adds two products in 16, which would overflow with 8.
-    """
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        weight = linear.weight.detach()
-        self.scale = weight.abs().amax(1).clamp(min=1e-12) / 127
-        self.zero = torch.zeros(len(weight), dtype=torch.long)
-        self.packed = torch.ops.onednn.qlinear_prepack((weight / self.scale[:, None]).round().to(torch.int8), None)
-        self.bias = None if linear.bias is None else linear.bias.detach()
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """float32[..., out] of floats[..., in]."""
-        least, most = (float(bound) for bound in torch.aminmax(inputs))
-        least, most = min(least, 0.0), max(most, 0.0)
-        scale = max(most - least, 1e-12) / 127
-        zero = round(-least / scale)
-        inputs_NF = inputs.flatten(0, -2)
-        whole_NF, half = torch.empty(inputs_NF.shape, dtype=torch.uint8), torch.tensor(zero + 0.5)
-        for part, whole in zip(inputs_NF.split(_CACHED), whole_NF.split(_CACHED), strict=True):
-            whole.copy_(torch.add(half, part, alpha=1 / scale))  # cut off, so rounded to the nearest
-        weights = self.packed, self.scale, self.zero, self.bias
-        plain: tuple[Any, ...] = 1.0, 0, torch.float32, "none", [], ""  # no scale of the output, nothing done to it
-        product: Tensor = torch.ops.onednn.qlinear_pointwise(whole_NF, scale, zero, *weights, *plain)
-        return product.view(*inputs.shape[:-1], -1)
-
-
-def quantise(encoder: TextEncoder) -> None:
-    """Turn the linear layers into `Int8Linear`, for prediction alone. Raises ConfigError where torch lacks oneDNN."""
-    if not torch.backends.mkldnn.is_available():
-        raise ConfigError("int8 needs a torch with oneDNN", found="a torch without it", way_out="predict in float32")
-    for module in list(encoder.modules()):
-        for name, child in module.named_children():
-            if type(child) is nn.Linear:
-                setattr(module, name, Int8Linear(child))
-
-
 def check_encoder(config: EncoderConfig, max_tokens: int | None = None) -> Any:
-    """The transformer's own settings, cut to ``config.layers``, without loading weights; None where it has no layers.
+    """The transformer's own config, cut to ``config.layers``, without loading weights; None if that is 0.
 
-    Raises ModelError when there is no such encoder, ConfigError when ``config`` or ``max_tokens`` do not fit it.
+    Raises ModelError when the encoder does not exist, ConfigError when ``config`` or ``max_tokens`` do not fit it.
     """
     if config.layers == 0:
         return None
@@ -170,10 +127,10 @@ def check_encoder(config: EncoderConfig, max_tokens: int | None = None) -> Any:
 
 
 def build_encoder(config: EncoderConfig, summary_position: str | None) -> TextEncoder:
-    """A pretrained encoder, cut to one layer at least, with dropout set and frozen as ``config`` says.
+    """A pretrained encoder with at least one layer, cut and frozen as ``config`` says.
 
-    ``summary_position`` is the tokenizer's (`Tokenizer.summary_position`); without one, ``auto`` takes the mean.
-    Raises ModelError when the encoder is not there or lacks weights, ConfigError when the config does not fit it.
+    ``summary_position`` is the tokenizer's (`Tokenizer.summary_position`); without one, ``auto`` is the mean.
+    Raises ModelError when the encoder does not exist or lacks weights, ConfigError when the config does not fit it.
     """
     settings = check_encoder(config)
     assert settings is not None
@@ -183,7 +140,7 @@ def build_encoder(config: EncoderConfig, summary_position: str | None) -> TextEn
             if isinstance(module, nn.Dropout):
                 module.p = config.dropout
     pooling = (summary_position or "mean") if config.pooling == "auto" else config.pooling
-    transformer.get_input_embeddings().sparse = True  # a step sees few words: see optim.Optimizer
+    transformer.get_input_embeddings().sparse = True  # a step touches few words: see optim.Optimizer
     encoder = TextEncoder(transformer, config.feature_layers, pooling, config.max_tokens)
     encoder.freeze_unused()
     encoder.freeze_lowest(config.freeze)
@@ -191,12 +148,11 @@ def build_encoder(config: EncoderConfig, summary_position: str | None) -> TextEn
 
 
 def load_empty_encoder(folder: Path, feature_layers: int, pooling: str, max_tokens: int | None = None) -> TextEncoder:
-    """An encoder of the shape that ``folder``'s ``config.json`` states; its weights are to be loaded by the caller."""
+    """An encoder of the shape in ``folder``'s ``config.json``; the caller loads its weights."""
     return TextEncoder(_from_settings(_load_settings(str(folder))), feature_layers, pooling, max_tokens)
 
 
 def _load_settings(name: str) -> Any:
-
     try:
         return AutoConfig.from_pretrained(folders.at_hand(name), trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -208,9 +164,8 @@ def _out_of_range(setting: str, found: int, least: int, most: int) -> ConfigErro
 
 
 def _load_pretrained(name: str, settings: Any) -> Any:
-
     verbosity, has_bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()  # cut layers are left behind on purpose: no table of "unexpected" weights
+    transformers_logging.set_verbosity_error()  # layers are cut on purpose: no table of "unexpected" weights
     transformers_logging.disable_progress_bar()
     try:
         transformer, report = AutoModel.from_pretrained(
@@ -229,7 +184,6 @@ def _load_pretrained(name: str, settings: Any) -> Any:
 
 
 def _from_settings(settings: Any) -> Any:
-
     return AutoModel.from_config(settings, trust_remote_code=False).float()
 
 

@@ -7,12 +7,11 @@
     score    = sigmoid(ranking) * sigmoid(recall of the label's group + lift of the group)
 
 In flat mode every group is one label: recall scores the labels themselves and there is no ranking stage. The lift, which is
-higher for rare labels, is not the paper's; it is 0 unless asked for (decision 0016).
+higher for rare labels, is not in the paper; it is 0 by default (decision 0016).
 
 Letters: B documents, F features, G groups, K shortlisted groups, M places in a group, H bottleneck, P true pairs.
 """
 
-import copy
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -25,7 +24,7 @@ from xmc_ray.data.groups import LabelGroups
 from xmc_ray.data.labels import IntArray
 from xmc_ray.errors import ConfigError
 from xmc_ray.metrics.at_k import propensities
-from xmc_ray.model.encoder import TextEncoder, quantise
+from xmc_ray.model.encoder import TextEncoder
 from xmc_ray.model.lexical import LexicalBranch
 from xmc_ray.model.ranking import ALIGNMENT, LabelTable
 from xmc_ray.model.recall import RecallHead
@@ -58,8 +57,6 @@ class ModelConfig:
 
 
 Scoring = Literal["grouped", "exact"]
-
-
 """Which labels a prediction scores: those in the groups that recall shortlists, or all. The same in flat mode."""
 
 
@@ -68,6 +65,24 @@ class Losses(NamedTuple):
 
     recall: Tensor
     rank: Tensor
+
+
+class TrainedParameters(NamedTuple):
+    """The parameters that learn by autograd, by how they are updated; each by its name in the model, in order.
+
+    ``encoder``: all of the encoder's, ``words``: those of them with sparse gradients; ``terms``: the vectors of the lexical
+    branch, whose gradients are sparse as well; ``head``: the bottleneck and the lexical branch's layer.
+    """
+
+    encoder: dict[str, nn.Parameter]
+    words: dict[str, nn.Parameter]
+    terms: dict[str, nn.Parameter]
+    head: dict[str, nn.Parameter]
+
+    @property
+    def dense(self) -> dict[str, nn.Parameter]:
+        """Those with dense gradients."""
+        return {name: parameter for name, parameter in (self.encoder | self.head).items() if name not in self.words}
 
 
 class Ranked(NamedTuple):
@@ -83,8 +98,8 @@ class Ranked(NamedTuple):
 class LightXML(nn.Module):
     """Encoder, lexical branch (one of the two may be missing), recall head, bottleneck, label table; ``forward`` is the loss.
 
-    In a process group every worker has the whole encoder and bottleneck, but of recall head and table the rows of its own
-    groups only (`exchange.Exchange.share`). The model that is used alone has all rows, by the same code.
+    In a process group every worker has the whole encoder and bottleneck, but of recall head and table only the rows of its own
+    groups (`sharding.Exchange.share`). A model in a single process has all rows, by the same code.
     """
 
     group_L: Tensor
@@ -99,7 +114,7 @@ class LightXML(nn.Module):
         seed: int = 0,
         lexical: LexicalBranch | None = None,
     ) -> None:
-        """``seed`` makes the rows of recall head and table, the same ones on any number of workers.
+        """``seed`` determines the rows of recall head and table, the same for any number of workers.
 
         Raises ConfigError when there is neither an encoder nor a lexical branch.
         """
@@ -127,18 +142,30 @@ class LightXML(nn.Module):
 
     @property
     def heads(self) -> dict[str, OwnedRows]:
-        """The parts whose rows are shared out among the workers, by name."""
+        """The parts whose rows are divided among the workers, by name."""
         return {"recall": self.recall} | ({} if self.table is None else {"table": self.table})
+
+    def trained_parameters(self) -> TrainedParameters:
+        """The parameters that are not frozen, but for the rows of `heads`, which take no part in autograd."""
+        trained = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        embeddings = (nn.Embedding, nn.EmbeddingBag)
+        is_sparse = {f"{name}.weight": part.sparse for name, part in self.named_modules() if isinstance(part, embeddings)}
+        encoder = {name: parameter for name, parameter in trained.items() if name.startswith("encoder.")}
+        sparse = {name: parameter for name, parameter in trained.items() if is_sparse.get(name)}
+        words = {name: parameter for name, parameter in sparse.items() if name in encoder}
+        terms = {name: parameter for name, parameter in sparse.items() if name not in encoder}
+        head = {name: parameter for name, parameter in trained.items() if name not in encoder | terms}
+        return TrainedParameters(encoder, words, terms, head)
 
     @torch.no_grad()
     def start_from_counts(self, counts_L: IntArray, n_documents: int) -> None:
-        """Set the biases to the log-odds seen in training: the first steps need not learn that labels are rare.
+        """Set the biases to the log-odds in training, so that the first steps need not learn that labels are rare.
 
-        A group's odds are bounded by the sum of its labels' counts; a label's are those within its group. (The prior
-        initialisation of Lin et al. 2017, section 3.3, for every output of its own.)
+        The odds of a group follow from the sum of its labels' counts, those of a label from its share of that sum. (The prior
+        initialisation of Lin et al. 2017, section 3.3, for each output.)
 
-        Set the lift as well, which training leaves alone: `ModelConfig.lift` times log(true / noted) of each group. Noted are
-        the documents of its labels, true is the sum of each label's count over its propensity.
+        Also sets the lift, which training does not change: `ModelConfig.lift` times log(true / observed) of each group.
+        Observed is the sum of its labels' counts, true is the sum of each label's count over its propensity.
         """
         counts_L = np.maximum(counts_L, 0)
         counts, group_L = torch.from_numpy(counts_L).double(), self.group_L.cpu()
@@ -146,20 +173,20 @@ class LightXML(nn.Module):
         own = slice(self.recall.own.start, self.recall.own.stop)
         self.recall.bias.copy_(torch.logit((counts_G[own] + 0.5) / (n_documents + 1), eps=1e-6).clamp(max=0))
         if self.recall.lift is not None:
-            noted = counts + 0.5  # the label of no document has a propensity, too
-            true = noted / torch.from_numpy(propensities(counts_L, n_documents))
-            noted_G, true_G = (torch.zeros_like(counts_G).index_add_(0, group_L, part) for part in (noted, true))
-            self.recall.lift.copy_(self.config.lift * torch.log(true_G / noted_G)[own])
+            observed = counts + 0.5  # a label without documents has a propensity, too
+            true = observed / torch.from_numpy(propensities(counts_L, n_documents))
+            observed_G, true_G = (torch.zeros_like(counts_G).index_add_(0, group_L, part) for part in (observed, true))
+            self.recall.lift.copy_(self.config.lift * torch.log(true_G / observed_G)[own])
         if self.table is not None:
-            mine = self.table.owned(group_L)
+            own_L = self.table.owned(group_L)
             share_L = (counts + 0.5) / (counts_G[group_L] + 1)
-            places = group_L[mine] - own.start, self.table.slot_L.cpu()[mine]
-            self.table.bias[places] = torch.logit(share_L[mine], eps=1e-6).to(self.table.bias)
+            rows = group_L[own_L] - own.start, self.table.slot_L.cpu()[own_L]
+            self.table.bias[rows] = torch.logit(share_L[own_L], eps=1e-6).to(self.table.bias)
 
     def forward(self, batch: Batch, documents: int | None = None) -> Losses:
-        """The training loss of a batch, divided by ``documents`` (those of the batch unless told).
+        """The training loss of a batch, divided by ``documents`` (by default those of the batch).
 
-        With several workers it is this worker's part of the loss of everybody's documents; ``documents`` counts them all.
+        With several workers it is this worker's part of the loss of all workers' documents; ``documents`` counts them all.
         """
         features_bF = self.dropout(self.features(batch))
         documents = len(batch) if documents is None else documents
@@ -171,23 +198,23 @@ class LightXML(nn.Module):
         if self.table is None or self.bottleneck is None:
             return Losses(recall_loss, torch.zeros_like(recall_loss))
 
-        # rank: the labels of the groups that recall believes in now, and of all true ones; the choice has no gradient
+        # rank: the labels of the groups that recall shortlists now, and of all true ones; the choice has no gradient
         vectors_BH = self.bottleneck(features_BF)
         return Losses(recall_loss, self.table.loss(vectors_BH, shortlist_BK, row_P, label_P, documents))
 
     def features(self, batch: Batch) -> Tensor:
-        """float[B, F]: what encoder and lexical branch make of the documents, side by side."""
+        """float[B, F]: the features of encoder and lexical branch, concatenated."""
         parts = [part(batch.tokens_BT, batch.mask_BT) for part in (self.encoder, self.lexical) if part is not None]
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
     def predict(self, batch: Batch, k: int, scoring: Scoring = "grouped") -> Ranked:
         """The ``k`` best labels of each document; call in eval mode, without gradients.
 
-        Exact scoring needs no more memory than a score a group and document. Its ``k`` best labels lie in the ``k`` groups
-        whose own best labels score highest; and no label scores higher than its group, so that only groups can matter whose
-        recall exceeds the last score of grouped scoring: few of them once recall is sure of itself, all at worst.
+        Exact scoring needs memory for one score per group and document. The ``k`` best labels lie in the ``k`` groups whose own
+        best labels score highest; and no label scores higher than its group, so only groups matter whose recall exceeds the
+        last score of grouped scoring: few of them where recall is confident, all in the worst case.
 
-        With several workers all must call it; each gets the results of everybody's documents, in the order of the ranks.
+        With several workers all must call it; each gets the results of all documents, in order of rank.
         """
         features_bF = self.features(batch) if len(batch) else self.recall.weight.new_zeros(0, self.width)
         features_BF, _, _ = self._gathered(features_bF, batch)
@@ -206,16 +233,42 @@ class LightXML(nn.Module):
         _, best_BK = self.recall.best(score_Bg, min(k, self.recall.n_groups))
         return self._ranked(self.table, vectors_BH, recall_Bg, best_BK, k)
 
-    def quantised(self) -> "LightXML":
-        """A copy for prediction on this CPU whose encoder computes in int8 (`encoder.Int8Linear`); all else is shared."""
-        shared = {id(tensor): tensor for tensor in [*self.parameters(), *self.buffers()]}
-        model = copy.deepcopy(self, shared)
-        if model.encoder is not None:
-            quantise(model.encoder)
-        return model.eval()
+    @torch.no_grad()
+    def probabilities(self, features_BF: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The two factors of every score, float32, for documents of these features: recall [B, G] and rank [B, G, M].
+
+        The latter is -1 where a group has no label, and None in flat mode. For a single process, and few documents.
+        """
+        recall_BG = self.recall.logits(features_BF).float().sigmoid_()
+        if self.table is None or self.bottleneck is None:
+            return recall_BG, None
+        every_BG = torch.arange(recall_BG.shape[1], device=features_BF.device).expand_as(recall_BG)
+        return recall_BG, self.table.predict(self.bottleneck(features_BF), every_BG)
+
+    @torch.no_grad()
+    def log_odds(self, features_BF: Tensor, label: int) -> Tensor:
+        """float64[B]: log(p / (1 - p)) of the score p of ``label`` for documents of these features; -inf if it is disabled."""
+        group = int(self.group_L[label])
+        recall_B = features_BF.double() @ self.recall.weight[group].double() + self.recall.lifted_bias[group].double()
+        if self.table is None or self.bottleneck is None:
+            return recall_B
+        row = group, int(self.table.slot_L[label])
+        rank_B = self.bottleneck(features_BF).double() @ self.table.weight[row].double() + self.table.bias[row].double()
+        # p = sigmoid(recall) sigmoid(rank); expm1 gives 1 - p without the rounding of p
+        log_p_B = (F.logsigmoid(recall_B) + F.logsigmoid(rank_B)).clamp(max=-1e-300)
+        return log_p_B - torch.log(-torch.expm1(log_p_B))
+
+    @torch.no_grad()
+    def disable(self, label_P: IntArray) -> None:
+        """Make the score of these labels 0 for all documents: they are never predicted again."""
+        group_P = self.group_L[label_P]
+        if self.table is None:
+            self.recall.bias[group_P] = -torch.inf
+        else:
+            self.table.bias[group_P, self.table.slot_L[label_P]] = -torch.inf
 
     def _ranked(self, table: LabelTable, vectors_BH: Tensor, recall_Bg: Tensor, shortlist_BK: Tensor, k: int) -> Ranked:
-        """The best labels in the groups of a shortlist that all workers share, by all workers' scores."""
+        """The best labels in the groups of a shortlist, which is the same on all workers, by the scores of all workers."""
         score_BKM = table.predict(vectors_BH, shortlist_BK)
         recall_BK = self.recall.of_groups(recall_Bg, shortlist_BK).sigmoid_()
         score_BKM = torch.where(score_BKM < 0, -1, score_BKM * recall_BK[..., None])
@@ -225,7 +278,7 @@ class LightXML(nn.Module):
         return _padded(*self.exchange.best_of_all(best.values, own_label_Bk, best.values.shape[1]), k)
 
     def _gathered(self, features_bF: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """All workers' features and true pairs; rows count through all workers' documents."""
+        """Features and true pairs of all workers; rows are numbered through the documents of all workers."""
         exchange = self.exchange
         documents, pairs = exchange.counts(len(batch), len(batch.row_P), device=features_bF.device)
         first = sum(documents[: exchange.rank])
@@ -237,7 +290,7 @@ class LightXML(nn.Module):
 
 
 def _padded(score_Bk: Tensor, label_Bk: Tensor, k: int) -> Ranked:
-    """Up to ``k`` columns. A score of 0 is no tag: such is that of a label whose bias is -inf (`extension`)."""
+    """Padded to ``k`` columns. A label with a score of 0 is no prediction: it is disabled (`LightXML.disable`)."""
     label_Bk = label_Bk.masked_fill(score_Bk <= 0, -1)
     missing = max(0, k - score_Bk.shape[1])
     return Ranked(F.pad(score_Bk, (0, missing)).clamp(min=0), F.pad(label_Bk, (0, missing), value=-1))

@@ -1,24 +1,18 @@
-"""What training workers say to each other, counted in bytes; with one worker, nothing.
+"""How training is divided among workers: what they exchange, and the output rows that each of them owns.
 
-A step's documents are shared out among W workers, and so are the groups. Features are gathered from all workers, every
-worker scores them against the groups it owns, and the gradient of the features is summed back to where they came from.
-What is sent depends on the documents of the step, never on the number of labels.
+A step's documents are divided among W workers, and so are the label groups. Every worker owns the rows (weights, biases,
+gradients, optimiser state) of a contiguous range of groups and holds none of the others. Features are gathered from all
+workers, each scores them against the groups it owns, and the gradients of the features are summed back to where they came
+from. Traffic depends on the documents of a step and never on the number of labels.
 
-Bytes are those of the ring algorithms: gathering n bytes from each of W workers sends (W - 1) n, and so does scattering a
-sum; summing n bytes everywhere sends 2 n (W - 1) / W.
+Bytes are counted as in ring algorithms: to gather n bytes from each of W workers, every worker sends (W - 1) n, as it does to
+reduce-scatter a sum; an all-reduce of n bytes sends 2 n (W - 1) / W. A single worker sends nothing.
 
-----
-Output rows: what the recall head and the label table have in common.
+The gradient of the rows never exists as a whole. Binary cross-entropy has the gradient sigmoid(x) - y with respect to a logit
+x (Renee, Jain et al. 2023, compute it directly and skip the loss), and the gradient of a row is the sum of these numbers times
+document vectors. These *factors* are kept until the optimiser's step, which multiplies them a few groups at a time.
 
-Each worker owns the rows of a contiguous slice of the groups, and nothing of the others': not their weights, not their
-gradients, not their optimiser state.
-
-The gradient of the rows is never built as a whole. Binary cross-entropy has the gradient sigmoid(x) - y with respect to a
-logit x (Renée, Jain et al. 2023, skip the loss and write that down at once); the gradient of a row is the sum of these
-numbers times document vectors. These *factors* are kept until the optimiser's step, which multiplies them out a few groups
-at a time.
-
-Letters: B documents, G groups in all, g own groups, U groups of a chunk, H width.
+Letters: B documents, K candidates of each, G groups in all, g own groups, U groups of a chunk, H width.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,12 +23,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-IntList = list[int]
-_SEEDED_TOGETHER = 256  # rows that share a random generator: few enough to start a slice anywhere, enough to be quick
+_SEEDED_TOGETHER = 256  # rows that share a random generator: few, so that a slice may start anywhere; enough to be fast
 
 
 class Exchange:
-    """The process group that training runs in, or none. ``sent``: bytes this worker has sent, by what was sent."""
+    """The process group that training runs in, or a single process. ``sent``: bytes this worker has sent, by purpose."""
 
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank = rank
@@ -43,15 +36,15 @@ class Exchange:
 
     @classmethod
     def of_process_group(cls) -> "Exchange":
-        """The default process group, if `torch.distributed` has been initialised; else a worker on its own."""
+        """The default process group if `torch.distributed` is initialised, else a single worker."""
         return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
 
     def share(self, n: int) -> range:
-        """This worker's contiguous part of ``n`` things; parts differ by at most one."""
+        """This worker's contiguous share of ``n`` items; shares differ by at most one."""
         return part_of(n, self.rank, self.world)
 
-    def counts(self, *numbers: int, device: torch.device) -> list[IntList]:
-        """For each of ``numbers``, what all workers gave, by rank."""
+    def counts(self, *numbers: int, device: torch.device) -> list[list[int]]:
+        """For each of ``numbers``, the values of all workers, by rank."""
         if self.world == 1:
             return [[number] for number in numbers]
         own = torch.tensor(numbers, dtype=torch.int64, device=device)
@@ -59,7 +52,7 @@ class Exchange:
         return [list(column) for column in zip(*table.tolist(), strict=True)]
 
     def gather(self, tensor: Tensor, counts: Sequence[int], what: str) -> Tensor:
-        """The workers' tensors, one after the other; theirs have ``counts`` rows. No gradient flows back."""
+        """The workers' tensors concatenated in order of rank; they have ``counts`` rows. No gradient flows back."""
         if self.world == 1:
             return tensor
         longest = max(counts)
@@ -70,14 +63,14 @@ class Exchange:
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     def gather_features(self, tensor: Tensor, counts: Sequence[int]) -> Tensor:
-        """Like `gather`, and the gradients of all workers' copies are summed back to the worker a row came from."""
+        """Like `gather`, with the gradients of all workers' copies summed on the worker that a row came from."""
         if self.world == 1:
             return tensor
         gathered: Tensor = _GatherFeatures.apply(tensor, self, counts)  # type: ignore[no-untyped-call]
         return gathered
 
     def scatter_sum(self, tensor: Tensor, counts: Sequence[int], what: str) -> Tensor:
-        """The sum of all workers' ``tensor`` over this worker's rows: the inverse way of `gather`."""
+        """This worker's rows of the sum of all workers' ``tensor`` (reduce-scatter): the reverse of `gather`."""
         longest = max(counts)
         padded = torch.cat([F.pad(part, [0, 0, 0, longest - len(part)]) for part in tensor.split(list(counts))])
         total = padded.new_empty(longest, *padded.shape[1:])
@@ -86,7 +79,7 @@ class Exchange:
         return total[: counts[self.rank]]
 
     def best_of_all(self, score_BK: Tensor, id_BK: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The ``k`` best of all workers' lists, scores falling: every worker has K candidates for each of B documents."""
+        """The ``k`` best candidates of each document among those of all workers, [B, K] each: scores, falling, and ids."""
         if self.world == 1:
             return score_BK[:, :k], id_BK[:, :k]
         lists = [
@@ -97,14 +90,14 @@ class Exchange:
         return best.values, lists[1].gather(1, best.indices)
 
     def sum(self, tensor: Tensor, what: str = "counts") -> Tensor:
-        """The sum over the workers, in place."""
+        """The sum over all workers, in place."""
         if self.world > 1:
             dist.all_reduce(tensor)
             self.count(what, self.bytes_of_sum(tensor.nbytes))
         return tensor
 
     def bytes_of_sum(self, n_bytes: int) -> int:
-        """Bytes a worker sends for the sum of a tensor of ``n_bytes``."""
+        """Bytes that a worker sends to sum a tensor of ``n_bytes``."""
         return 2 * n_bytes * (self.world - 1) // self.world
 
     def count(self, what: str, n_bytes: int) -> None:
@@ -130,29 +123,29 @@ class _GatherFeatures(torch.autograd.Function):
 
 
 def part_of(n: int, rank: int, world: int) -> range:
-    """The contiguous part of ``n`` things that falls to ``rank``; parts differ by at most one."""
+    """The contiguous share of ``n`` items that belongs to ``rank``; shares differ by at most one."""
     return range(n * rank // world, n * (rank + 1) // world)
 
 
 class RowGradients(NamedTuple):
-    """Gradients of a chunk of groups: ``weight`` float32[U, ..., H], ``bias`` float32[U, ...]; ``groups`` indexes own ones."""
+    """Gradients of a chunk of own groups, by their indices: ``weight`` float32[U, ..., H], ``bias`` float32[U, ...]."""
 
     groups: slice | Tensor
     weight: Tensor
     bias: Tensor
 
     def square(self) -> Tensor:
-        """float32[U, ...]: the squared length of each row's gradient, without its bias."""
+        """float32[U, ...]: the squared norm of each row's gradient, without its bias."""
         return self.weight.square().sum(-1)
 
     def descend(self, rows: Tensor, kept: float, rate: Tensor) -> None:
-        """``rows`` of the groups = kept * rows - rate * gradient; ``rate`` is float32[U, ...]."""
+        """Set ``rows`` of the groups to kept * rows - rate * gradient; ``rate`` is float32[U, ...]."""
         left = rows[self.groups].float().mul_(kept)
         rows[self.groups] = rounded(left.addcmul_(self.weight, rate[..., None], value=-1), rows.dtype)
 
 
 class FactoredGradients(NamedTuple):
-    """The same of contiguous groups, as a product that is never written out: factor_UB @ inputs_BH, of fewer inputs than H."""
+    """Gradients of contiguous own groups as a product, factor_UB @ inputs_BH, that is never stored: for fewer inputs than H."""
 
     groups: slice
     factor_UB: Tensor
@@ -173,7 +166,7 @@ class FactoredGradients(NamedTuple):
         return (self.factor_UB @ (self.inputs_BH @ self.inputs_BH.T)).mul_(self.factor_UB).sum(1).clamp_(min=0)
 
     def descend(self, rows: Tensor, kept: float, rate: Tensor) -> None:
-        """See `RowGradients.descend`; float32 rows are read and written once."""
+        """See `RowGradients.descend`. float32 rows are read and written once."""
         if rows.dtype == torch.float32:
             rows[self.groups].addmm_(self.factor_UB * rate[:, None], self.inputs_BH, beta=kept, alpha=-1)
         else:
@@ -181,9 +174,9 @@ class FactoredGradients(NamedTuple):
 
 
 class OwnedRows(nn.Module):
-    """A weight row and a bias for every output of this worker's slice of the groups.
+    """A weight row and a bias for every output of this worker's groups.
 
-    ``weight``: [g, ..., H], ``bias``: [g, ...]. They take no part in autograd: `gradients` is what is due to them.
+    ``weight``: [g, ..., H], ``bias``: [g, ...]. They take no part in autograd; the optimiser asks for their `gradients`.
     """
 
     weight: nn.Parameter
@@ -196,24 +189,24 @@ class OwnedRows(nn.Module):
         self.own = exchange.share(n_groups)
 
     def start(self, shape: tuple[int, ...], std: float, seed: int, dtype: torch.dtype = torch.float32) -> None:
-        """Normal weights of ``shape`` (without the groups) and zero biases: the same on any number of workers.
+        """Normal weights of ``shape`` (without the groups) and zero biases, the same for any number of workers.
 
-        ``dtype`` is that of the weights; biases, one number in a row of many, are always float32.
+        ``dtype`` is that of the weights; biases take little memory and are always float32.
         """
         self.weight = nn.Parameter(seeded_normal(self.own, shape, std, seed, dtype), requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(len(self.own), *shape[:-1]), requires_grad=False)
 
     def owned(self, group: Tensor) -> Tensor:
-        """bool: which of the groups are this worker's."""
+        """bool: which of the groups this worker owns."""
         return (group >= self.own.start) & (group < self.own.stop)
 
     def gradients(self) -> "Iterator[RowGradients | FactoredGradients]":
-        """The gradients of all micro-batches since the last call, each group at most once; they are forgotten then."""
+        """The gradients of all micro-batches since the last call, each group at most once; then they are dropped."""
         raise NotImplementedError
 
 
 def seeded_normal(rows: range, shape: tuple[int, ...], std: float, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """[len(rows), *shape]: rows of an endless table of normal numbers, the same in whatever slices."""
+    """[len(rows), *shape]: rows of an endless table of normal numbers, the same however it is sliced."""
     table, generator = torch.empty(len(rows), *shape, dtype=dtype), torch.Generator()
     for chunk in range(rows.start // _SEEDED_TOGETHER, -(-rows.stop // _SEEDED_TOGETHER)):
         first = chunk * _SEEDED_TOGETHER
@@ -224,10 +217,10 @@ def seeded_normal(rows: range, shape: tuple[int, ...], std: float, seed: int, dt
 
 
 def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """``values`` (float32) as ``dtype``; to bfloat16 by chance, up or down, so that the mean is right.
+    """``values`` (float32) as ``dtype``; stochastic rounding to bfloat16.
 
-    Rounding to the nearest would lose every update smaller than 1/512 of a weight. bfloat16 is the upper half of float32:
-    adding random lower halves carries into it exactly as often as it should.
+    Rounding to nearest would lose every update smaller than 1/512 of a weight. bfloat16 is the upper half of float32: adding
+    a random lower half carries into it with exactly the right probability.
     """
     if dtype != torch.bfloat16:
         return values.to(dtype)
@@ -236,7 +229,7 @@ def rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def with_gradient(inputs: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-    """``value`` as a function of ``inputs`` whose gradient is already known to be ``gradient``."""
+    """``value`` as a function of ``inputs`` whose gradient is known to be ``gradient``."""
     result: Tensor = _Known.apply(inputs, value, gradient)  # type: ignore[no-untyped-call]
     return result
 

@@ -1,4 +1,4 @@
-"""Actors that hold the model, or all models of an ensemble, and predict what tokenising tasks hand them."""
+"""Actors that hold the model, or all models of an ensemble, and predict tokenised documents."""
 
 import os
 from dataclasses import dataclass, replace
@@ -11,16 +11,16 @@ import ray.data
 import torch
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
-from xmc_ray.bundle.ensemble import Ensemble, agreement
+from xmc_ray.bundle.ensemble import Ensemble
 from xmc_ray.data.labels import list_lengths
 from xmc_ray.errors import ConfigError
 from xmc_ray.model.lightxml import Scoring
-from xmc_ray.model.predict import Precision, PredictConfig
+from xmc_ray.model.predict import Precision, PredictConfig, has_bfloat16, uses_bfloat16
 from xmc_ray.on_ray.meters import PredictorMeters
 from xmc_ray.on_ray.session import is_cluster
 from xmc_ray.on_ray.stream import token_columns
 
-_BESIDE = 2  # CPUs of a Ray on this machine that are left to the tasks beside the actors
+_BESIDE = 2  # CPUs of a local Ray that are left to the tasks that run beside the actors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +54,9 @@ class PoolConfig:
             raise ConfigError("an actor's share does not fit", found=found, expected="at least 1 CPU, 0 or more threads")
 
     def settled(self) -> "PoolConfig":
-        """With the number of actors in the place of ``max`` = 0; Ray has to run.
+        """This config with ``max`` = 0 replaced by a number of actors; Ray has to run.
 
-        Two actors with a thread each do more than one with two, whose threads wait for each other.
+        Two actors with a thread each are faster than one with two threads, which wait for each other.
         """
         if self.max:
             return self
@@ -68,39 +68,37 @@ class PoolConfig:
 
     @property
     def threads_each(self) -> int:
-        """Threads of an actor; ``max`` is settled."""
+        """Threads of an actor; ``max`` must not be 0."""
         return self.threads or max(1, _cores() // self.max)
 
     @property
     def needs(self) -> dict[str, float]:
-        """What an actor takes of the cluster."""
+        """The resources of an actor."""
         return {"CPU": float(self.cpus)} | ({"GPU": 1.0} if self.gpu else {})
 
     @property
     def resources(self) -> dict[str, Any]:
-        """What Ray is asked for: actors, and CPUs and GPUs of each."""
+        """Arguments of `map_batches`: the number of actors, and the CPUs and GPUs of each."""
         strategy = ActorPoolStrategy(min_size=self.min, max_size=self.max)
         return {"compute": strategy, "num_cpus": self.cpus, "num_gpus": 1 if self.gpu else 0}
 
     def beside(self, cpus: float) -> dict[str, Any]:
-        """What Ray is asked for by tasks that take ``cpus`` and feed the actors, or take away what they have done.
+        """Arguments of `map_batches` for tasks of ``cpus`` CPUs in the stages before and after the actors.
 
         Ray Data gives each stage an equal share of a cluster's CPUs, whatever it needs, and a pool on CPUs does not grow beyond
-        its own. So there its neighbours have at most a task for each actor, and the rest is for the actors.
+        its share. So the other stages are limited to one task for each actor, which leaves the rest to the actors.
         """
         return {} if self.gpu else {"compute": TaskPoolStrategy(size=max(2, self.max)), "num_cpus": cpus}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringConfig:
-    """How an actor computes; it changes the scores."""
+    """How an actor computes scores; it changes them."""
 
     scoring: Literal["grouped", "exact", "auto"] = "grouped"
     """grouped ranks the labels of the best groups, exact ranks all labels; auto takes exact where it is as fast."""
     precision: Precision = "auto"
     """Arithmetic; auto is bfloat16 on a GPU and float32 on a CPU, bfloat16 is for CPUs that multiply in it."""
-    int8: bool = False
-    """Quantise the encoder to 8 bits, on CPUs; its cost in accuracy is printed."""
 
 
 class Predictor:
@@ -112,13 +110,13 @@ class Predictor:
         self.config = PredictConfig(token_budget=pool.token_budget, precision=scoring.precision)
         self.scoring: Scoring = "grouped" if scoring.scoring == "auto" else scoring.scoring
         self.device = torch.device("cuda" if pool.gpu else "cpu")
+        if uses_bfloat16(scoring.precision, self.device) and not has_bfloat16(self.device):
+            print("warning: this CPU has no bfloat16 instructions: model.precision = float32 is faster", flush=True)
         self.ensemble = Ensemble.load(bundles).to(self.device)
-        if scoring.int8:
-            self.ensemble = self.ensemble.quantised()
         self.meters = PredictorMeters()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Predict every row that has tokens of every tokenizer; the others get pads."""
+        """Predict every row that has tokens of every tokenizer; the others are padded with -1."""
         columns = token_columns(len(self.ensemble.tokenizers))
         tokens = [table[name].combine_chunks() for name in columns]
         scores, ids = np.zeros((len(table), self.k), np.float32), np.full((len(table), self.k), -1, np.int64)
@@ -134,7 +132,7 @@ class Predictor:
 def predictions(
     tokenised: ray.data.Dataset, bundles: list[str], k: int, pool: PoolConfig, model: ScoringConfig | None = None
 ) -> ray.data.Dataset:
-    """``ids`` (fixed list<int64>[k], -1 pads) and ``probabilities`` (list<float32>[k]) in the place of a stream's tokens."""
+    """Replaces a stream's tokens by ``ids`` (fixed list<int64>[k], padded with -1) and ``probabilities`` (list<float32>[k])."""
     return tokenised.map_batches(
         Predictor,
         fn_constructor_args=(bundles, k, pool, model or ScoringConfig()),
@@ -145,48 +143,32 @@ def predictions(
 
 
 def matrix(table: pa.Table, name: str) -> npt.NDArray[Any]:
-    """A column of lists of one fixed size as an array, rows by values; also of a table without rows."""
+    """A column of fixed-size lists as an array [rows, size], also of a table without rows."""
     column = table[name]
     return np.asarray(column.combine_chunks().flatten()).reshape(len(table), column.type.list_size)
 
 
 def settle_scoring(config: ScoringConfig, bundles: list[str], texts: list[str], k: int, pool: PoolConfig) -> ScoringConfig:
-    """The scoring of a whole night, settled by an actor's measurement on some ``texts`` where the config asks for one.
+    """``config`` with ``auto`` replaced by the scoring that a measurement of some ``texts`` on an actor's resources chooses.
 
-    Prints what was chosen, and what int8 costs.
+    Prints the choice.
     """
-    if not texts or (config.scoring != "auto" and not config.int8):
+    if not texts or config.scoring != "auto":
         return config
     resources = {"num_cpus": pool.cpus, "num_gpus": 1 if pool.gpu else 0}
-    scoring, told = ray.get(_measure.options(**resources).remote(config, bundles, texts, k, pool))
-    for line in told:
-        print(line, flush=True)
+    scoring: Scoring = ray.get(_fastest_scoring.options(**resources).remote(config, bundles, texts, k, pool))
+    print(f"scoring: {scoring}, measured on {len(texts):,} documents", flush=True)
     return replace(config, scoring=scoring)
 
 
 @ray.remote
-def _measure(
-    config: ScoringConfig, bundles: list[str], texts: list[str], k: int, pool: PoolConfig
-) -> tuple[Literal["grouped", "exact"], list[str]]:
+def _fastest_scoring(config: ScoringConfig, bundles: list[str], texts: list[str], k: int, pool: PoolConfig) -> Scoring:
     torch.set_num_threads(pool.threads_each)
-    predicting, told = PredictConfig(token_budget=pool.token_budget, precision=config.precision), []
     ensemble = Ensemble.load(bundles).to("cuda" if pool.gpu else "cpu")
-    tokens = ensemble.encode(pa.array(texts, pa.string()))
-    scoring = config.scoring
-    if scoring == "auto":
-        scoring = ensemble.fastest_scoring(tokens, k, predicting)
-        told.append(f"scoring: {scoring}, measured on {len(texts):,} documents")
-    if config.int8 and texts:
-        found = agreement(
-            ensemble.predict(tokens, k, predicting, scoring), ensemble.quantised().predict(tokens, k, predicting, scoring)
-        )
-        told.append(
-            f"int8: the best label stays the same for {found.best:.1%} of {len(texts):,} documents, "
-            f"{found.overlap:.1%} of the {k} best"
-        )
-    return scoring, told
+    prediction = PredictConfig(token_budget=pool.token_budget, precision=config.precision)
+    return ensemble.fastest_scoring(ensemble.encode(pa.array(texts, pa.string())), k, prediction)
 
 
 def _cores() -> int:
-    """Those that this process may use."""
+    """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

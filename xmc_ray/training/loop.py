@@ -20,7 +20,7 @@ from xmc_ray.model.lightxml import LightXML, Losses
 from xmc_ray.model.predict import Precision, PredictConfig, uses_bfloat16
 from xmc_ray.model.sharding import Exchange
 from xmc_ray.model.text import Batch
-from xmc_ray.training.optim import Averager, OptimConfig, Optimizer, term_vectors, word_vectors
+from xmc_ray.training.optim import Averager, OptimConfig, Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +115,8 @@ class TrainState:
 
     @classmethod
     def start(cls, model: LightXML, config: OptimConfig) -> "TrainState":
-        """A fresh state for ``model`` where it lies (move it to its device before)."""
-        return cls(model, Optimizer(model, model.encoder, config), Averager(config))
+        """A fresh state for ``model``, which has to be on its device already."""
+        return cls(model, Optimizer(model, config), Averager(config))
 
 
 def train(
@@ -181,15 +181,13 @@ def train(
 
 
 def data_parallel(model: LightXML) -> nn.Module:
-    """``model`` with the gradients of its dense part summed over the process group; itself where either is missing.
+    """``model`` with its dense gradients summed over the process group; ``model`` itself where there is nothing to sum.
 
-    The losses are parts of one global sum, so gradients add up; nothing is averaged. Recall head and table have no gradients
-    to share, word vectors have sparse ones, which the optimiser gathers.
+    The losses are parts of one global sum, so gradients are added and not averaged. The rows of recall head and table have no
+    gradients to share; those of word vectors are sparse, and the optimiser gathers them.
     """
-    exchange = model.exchange
-    words = {id(parameter) for parameter in (*word_vectors(model), *term_vectors(model))}
-    ours = [name for name, parameter in model.named_parameters() if id(parameter) in words or not parameter.requires_grad]
-    if exchange.world == 1 or len(ours) == len(list(model.parameters())):
+    exchange, dense = model.exchange, model.trained_parameters().dense
+    if exchange.world == 1 or not dense:
         return model
 
     def sum_up(_, bucket):  # type: ignore[no-untyped-def]  # DDP accepts no annotation but its own private class
@@ -197,9 +195,9 @@ def data_parallel(model: LightXML) -> nn.Module:
         future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
         return future.then(lambda done: done.value()[0])
 
-    ours += [name for name, _ in model.named_buffers()]
+    ignored = [name for name, _ in (*model.named_parameters(), *model.named_buffers()) if name not in dense]
     parallel = nn.parallel.DistributedDataParallel
-    parallel._set_params_and_buffers_to_ignore_for_model(model, ours)
+    parallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
     module: nn.Module = parallel(model, gradient_as_bucket_view=True)
     module.register_comm_hook(None, sum_up)  # type: ignore[operator]
     return module

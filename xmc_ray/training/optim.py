@@ -1,10 +1,12 @@
 """Optimisers, learning-rate schedule and weight averaging.
 
 All of them follow *progress*, the share of the training that is done (0 to 1), so that a run limited by time and a run
-limited by epochs share one schedule.
+limited by epochs have the same schedule.
+
+Letters: N vectors of a step, V vectors in all, H width.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from xmc_ray.errors import ConfigError
+from xmc_ray.model.lightxml import LightXML
 from xmc_ray.model.sharding import Exchange, OwnedRows
 
-_ROWS = 4096  # of a parameter are averaged at a time: no second copy of a whole table
+_ROWS = 4096  # of a parameter that are averaged at a time: no second copy of a whole table
 _TINY = 1e-10  # keeps a row without any gradient from dividing by zero
 
 
@@ -27,11 +30,11 @@ class OptimConfig:
     head_lr: float = 1e-3
     """Peak learning rate of the bottleneck and of the lexical branch's layer."""
     rows_lr: float = 0.08
-    """Peak learning rate of recall head and label table: about the length of a number's first step (row-wise Adagrad)."""
+    """Peak learning rate of recall head and label table: about the size of a weight's first step (row-wise Adagrad)."""
     lexical_lr: float = 0.2
     """Peak learning rate of the lexical branch's vectors."""
     lexical_power: float = 0.25
-    """How far a term's own gradients decide on its steps: 0.5 is row-wise Adagrad, 0 gives rare and frequent terms one rate."""
+    """How far a term's own gradients determine its rate: 0.5 is row-wise Adagrad, 0 gives rare and frequent terms one rate."""
     weight_decay: float = 0.01
     """Decoupled weight decay; biases and normalisation layers have none."""
     warmup: float = 0.05
@@ -39,7 +42,7 @@ class OptimConfig:
     decay: bool = True
     """Let learning rates fall linearly to 0 after the warm-up; false keeps them at their peak."""
     clip_norm: float = 10.0
-    """Largest norm of the gradient of the encoder, and of the bottleneck, each on its own; 0 turns clipping off."""
+    """Largest norm of the gradient of the encoder, and of the bottleneck, each by itself; 0 turns clipping off."""
     swa_start: float = 1.0
     """Share of the training after which weights are averaged; 1 turns averaging off."""
     swa_every: int = 50
@@ -51,46 +54,42 @@ class OptimConfig:
 
 
 class Optimizer:
-    """A rule for each kind of weights, all driven by progress.
+    """One rule for each kind of parameters of a model, all following progress.
 
-    - AdamW for what is dense: the transformer and the bottleneck, the same on all workers;
-    - lazy Adam for the transformer's word vectors (`torch.optim.SparseAdam`): a step moves those of the words it has seen;
-    - partially row-wise Adagrad for the lexical branch's vectors, the same on all workers, as lazily (decision 0012);
+    - AdamW for dense ones: the transformer, the bottleneck and the lexical branch's layer, replicated on all workers;
+    - lazy Adam (`torch.optim.SparseAdam`) for the transformer's word vectors: a step updates those of the words it has seen;
+    - partially row-wise Adagrad for the lexical branch's vectors, replicated and just as lazy (decision 0012);
     - row-wise Adagrad for recall head and label table, each worker for the rows it owns.
     """
 
-    def __init__(self, model: nn.Module, encoder: nn.Module | None, config: OptimConfig) -> None:
-        """``encoder`` is the part of ``model`` that has the encoder's learning rate; the rest are heads."""
+    def __init__(self, model: LightXML, config: OptimConfig) -> None:
         self.config = config
-        self.exchange: Exchange = getattr(model, "exchange", None) or Exchange()
-        self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-        self.words = [] if encoder is None else word_vectors(encoder)
-        self.terms = VectorAdagrad(term_vectors(model), config.lexical_power)
-        of_encoder, seen = [] if encoder is None else _trained(encoder), {id(parameter) for parameter in self.words}
-        elsewhere = {id(parameter) for parameter in (*of_encoder, *self.terms.vectors)}
-        heads = [parameter for parameter in _trained(model) if id(parameter) not in elsewhere]
-        self.parts = {name: part for name, part in (("encoder_lr", of_encoder), ("head_lr", heads)) if part}
-        dense = [parameter for parameter in of_encoder if id(parameter) not in seen]
+        self.exchange = model.exchange
+        trained = model.trained_parameters()
+        self.words = trained.words
+        self.terms = VectorAdagrad(trained.terms, config.lexical_power)
+        self.rows = RowAdagrad(model.heads, config.weight_decay)
+        self.clipped = {"encoder_lr": trained.encoder, "head_lr": trained.head}
+        self.dense = trained.dense
         groups = [
             {"params": parameters, "lr": peak, "peak": peak, "weight_decay": decay}
-            for part, peak in ((dense, config.encoder_lr), (heads, config.head_lr))
-            for parameters, decay in _by_decay(part, config.weight_decay)
+            for part, peak in ((trained.encoder, config.encoder_lr), (trained.head, config.head_lr))
+            for parameters, decay in _by_decay([part[name] for name in part if name in self.dense], config.weight_decay)
+            if parameters
         ]
-        groups = [group for group in groups if group["params"]]
+        words = [{"params": [*self.words.values()], "lr": config.encoder_lr, "peak": config.encoder_lr}]
         self.adamw = torch.optim.AdamW(groups, fused=True) if groups else None
-        words = [{"params": self.words, "lr": config.encoder_lr, "peak": config.encoder_lr}]
         self.lazy_adam = torch.optim.SparseAdam(words) if self.words else None
-        self.rows = RowAdagrad(getattr(model, "heads", {}), config.weight_decay)
         self.factor = 0.0
 
     def step(self, progress: float) -> None:
-        """Clip, update with the learning rates that belong to ``progress``, and clear the gradients."""
+        """Clip, update with the learning rates of ``progress``, and clear the gradients."""
         self.factor = learning_rate_factor(progress, self.config)
-        for parameter in (*self.words, *self.terms.vectors):
+        for parameter in (*self.words.values(), *self.terms.vectors.values()):
             if parameter.grad is not None:
                 parameter.grad = gathered_sparse(parameter.grad, self.exchange)
-        for part in self.parts.values():
-            clip(part, self.config.clip_norm)
+        for part in self.clipped.values():
+            clip(part.values(), self.config.clip_norm)
         for optimizer in (self.adamw, self.lazy_adam):
             if optimizer is not None:
                 for group in optimizer.param_groups:
@@ -101,43 +100,41 @@ class Optimizer:
         self.rows.step(self.config.rows_lr * self.factor)
 
     def dense_state(self) -> dict[str, Tensor]:
-        """What is remembered of replicated weights, by ``optimizer.<parameter>.<quantity>``; the same on all workers."""
-        squares = zip(self.terms.vectors, self.terms.square, strict=True)
-        return {f"optimizer.{self.names[parameter]}.square": square for parameter, square in squares} | {
-            f"optimizer.{self.names[parameter]}.{quantity}": torch.as_tensor(value)
-            for optimizer in (self.adamw, self.lazy_adam)
+        """The state of replicated parameters, by ``optimizer.<parameter>.<quantity>``; the same on all workers."""
+        return {f"optimizer.{name}.square": square_V for name, square_V in self.terms.square.items()} | {
+            f"optimizer.{name}.{quantity}": torch.as_tensor(value)
+            for optimizer, parameters in ((self.adamw, self.dense), (self.lazy_adam, self.words))
             if optimizer is not None
-            for parameter, state in optimizer.state.items()
-            for quantity, value in state.items()
+            for name, parameter in parameters.items()
+            for quantity, value in optimizer.state.get(parameter, {}).items()
         }
 
     def load_dense_state(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `dense_state`."""
-        parameters = {name: parameter for parameter, name in self.names.items()}
-        words = {id(parameter) for parameter in self.words}
-        for name, tensor in tensors.items():
-            name, _, quantity = name.removeprefix("optimizer.").rpartition(".")
-            parameter = parameters[name]
-            if quantity == "square":
-                self.terms.square[[*map(id, self.terms.vectors)].index(id(parameter))].copy_(tensor)
-            elif id(parameter) in words:
+        for key, tensor in tensors.items():
+            name, _, quantity = key.removeprefix("optimizer.").rpartition(".")
+            if name in self.terms.square:
+                self.terms.square[name].copy_(tensor)
+            elif name in self.words:
                 assert self.lazy_adam is not None
-                self.lazy_adam.state[parameter][quantity] = int(tensor) if quantity == "step" else tensor.to(parameter.device)
+                value = int(tensor) if quantity == "step" else tensor.to(self.words[name].device)
+                self.lazy_adam.state[self.words[name]][quantity] = value
             else:
                 assert self.adamw is not None
-                self.adamw.state[parameter][quantity] = tensor.to(parameter.device)
+                self.adamw.state[self.dense[name]][quantity] = tensor.to(self.dense[name].device)
 
     def learning_rates(self) -> dict[str, float]:
-        """Learning rates of the last step, of the parts of the model that learn."""
-        names = [*self.parts, *(["lexical_lr"] if self.terms.vectors else []), "rows_lr"]
+        """Learning rates of the last step, by the names of `OptimConfig`, for the parts of the model that learn."""
+        names = [name for name, part in self.clipped.items() if part]
+        names += [*(["lexical_lr"] if self.terms.vectors else []), "rows_lr"]
         return {name: getattr(self.config, name) * self.factor for name in names}
 
 
 class RowAdagrad:
-    """Adagrad with one accumulator a row: the mean square of a row's gradients so far, its bias included.
+    """Adagrad with one accumulator per row: the sum of the mean squares of its gradients, bias included.
 
-    ``square``: by head, float32 of the rows' shape: four bytes a row, all the state there is. Weight decay is decoupled and
-    lazy: a row decays when it is touched.
+    ``square``: float32 of the rows' shape, by head; four bytes per row are all the state. Weight decay is decoupled and lazy:
+    a row decays when it is updated.
     """
 
     def __init__(self, heads: Mapping[str, OwnedRows], decay: float) -> None:
@@ -147,7 +144,7 @@ class RowAdagrad:
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """Update the rows whose gradients are due, a chunk of groups at a time."""
+        """Update the rows that have gradients, a chunk of groups at a time."""
         for name, head in self.heads.items():
             for part in head.gradients():
                 bias = part.bias
@@ -160,25 +157,26 @@ class RowAdagrad:
 
 
 class VectorAdagrad:
-    """Adagrad with one accumulator a vector, for vectors with sparse gradients, adaptive as far as ``power`` says.
+    """Adagrad with one accumulator per vector, for vectors with sparse gradients, adaptive to the degree ``power``.
 
-    The rate of a vector whose gradients' mean squares add up to s is lr s^-p m^(p - 1/2), m being the mean of s over the
-    vectors of the step: p = 1/2 is Adagrad, and p = 0 gives all the same rate. (The exponent is that of Padam, Chen et al.
-    2018.) Adagrad moves a vector by the whole rate when it is first seen, however rare it is: rare terms learn by heart.
+    A vector whose gradients' mean squares sum to s has the rate lr s^-p m^(p - 1/2), where m is the mean of s over the vectors
+    of the step: p = 1/2 is Adagrad, and p = 0 gives all of them one rate. (The exponent is that of Padam, Chen et al. 2018.)
+    Adagrad moves a vector by the whole rate when it is first seen, however rare it is, so that rare terms are memorised.
 
-    ``square``: float32[V], the s, for each of ``vectors`` [V, H].
+    ``vectors``: [V, H] each, by name; ``square``: float32[V], the s of each.
     """
 
-    def __init__(self, vectors: list[nn.Parameter], power: float) -> None:
+    def __init__(self, vectors: Mapping[str, nn.Parameter], power: float) -> None:
         self.vectors, self.power = vectors, power
-        self.square = [torch.zeros(len(parameter), device=parameter.device) for parameter in vectors]
+        self.square = {name: torch.zeros(len(parameter), device=parameter.device) for name, parameter in vectors.items()}
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """Update the vectors that have a gradient (coalesced), and forget it. There is no decay."""
-        for parameter, square_V in zip(self.vectors, self.square, strict=True):
+        """Update the vectors that have a (coalesced) gradient, and clear it. There is no weight decay."""
+        for name, parameter in self.vectors.items():
             if parameter.grad is None:
                 continue
+            square_V = self.square[name]
             index_N, gradient_NH = parameter.grad._indices()[0], parameter.grad._values()
             square_N = gradient_NH.square().mean(1).add_(square_V[index_N])
             square_V[index_N] = square_N
@@ -187,20 +185,8 @@ class VectorAdagrad:
             parameter.grad = None
 
 
-def term_vectors(model: nn.Module) -> list[nn.Parameter]:
-    """The vectors of the lexical branch, if there is one."""
-    bags = [module for module in model.modules() if isinstance(module, nn.EmbeddingBag)]
-    return [parameter for module in bags for parameter in module.parameters() if parameter.requires_grad]
-
-
-def word_vectors(encoder: nn.Module) -> list[nn.Parameter]:
-    """The parameters of ``encoder`` whose gradients are sparse, in order."""
-    embeddings = [module for module in encoder.modules() if isinstance(module, nn.Embedding) and module.sparse]
-    return [parameter for module in embeddings for parameter in module.parameters() if parameter.requires_grad]
-
-
 def gathered_sparse(gradient: Tensor, exchange: Exchange) -> Tensor:
-    """The sum of all workers' sparse gradients [V, H], coalesced: what is sent is the words of a step, not the vocabulary."""
+    """The coalesced sum of all workers' sparse gradients [V, H]: traffic is by the words of a step, not by the vocabulary."""
     gradient = gradient.coalesce()
     if exchange.world == 1:
         return gradient
@@ -210,8 +196,8 @@ def gathered_sparse(gradient: Tensor, exchange: Exchange) -> Tensor:
     return torch.sparse_coo_tensor(ids[None], values, gradient.shape, check_invariants=False).coalesce()
 
 
-def clip(parameters: list[nn.Parameter], norm: float) -> None:
-    """Scale gradients, dense or sparse, so that all together they are at most ``norm`` long; 0 leaves them."""
+def clip(parameters: Iterable[nn.Parameter], norm: float) -> None:
+    """Scale gradients, dense and coalesced sparse ones, to a joint norm of at most ``norm``; 0 does not clip."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if norm <= 0 or not gradients:
         return
@@ -232,6 +218,10 @@ class Averager:
     """Equal average of the weights at every ``swa_every``-th step from ``swa_start`` on (Izmailov et al. 2018).
 
     ``averaged``: float32, by parameter name, of this worker's rows; empty before the first. ``count``: sets averaged.
+
+    `torch.optim.swa_utils.AveragedModel` averages in the parameters' own type, in which a bfloat16 table loses the late, small
+    contributions; it copies the whole model, index buffers included, before there is an average; and it needs a temporary
+    copy of each whole table.
     """
 
     def __init__(self, config: OptimConfig) -> None:
@@ -241,7 +231,7 @@ class Averager:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int, progress: float) -> None:
-        """Take the weights of this step into the average, if it is their turn."""
+        """Include the weights of this step in the average if it is one of those."""
         if progress < self.config.swa_start or step % self.config.swa_every:
             return
         self.count += 1
@@ -253,7 +243,7 @@ class Averager:
 
     @contextmanager
     def in_use(self, model: nn.Module) -> Iterator[None]:
-        """Inside, ``model`` has the averaged weights, once there are some; afterwards its own again."""
+        """Give ``model`` the averaged weights, if there are any, for the duration of the block."""
         own = {name: parameter.data for name, parameter in model.named_parameters()}
         try:
             self.keep(model)
@@ -263,13 +253,9 @@ class Averager:
                 parameter.data = own[name]
 
     def keep(self, model: nn.Module) -> None:
-        """Give ``model`` the averaged weights for good, once there are some."""
+        """Give ``model`` the averaged weights, if there are any, for good."""
         for name, parameter in model.named_parameters():
             parameter.data = self.averaged.get(name, parameter.data).to(parameter.dtype)
-
-
-def _trained(module: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def _by_decay(parameters: list[nn.Parameter], decay: float) -> list[tuple[list[nn.Parameter], float]]:

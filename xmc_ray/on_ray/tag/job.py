@@ -45,7 +45,7 @@ _PIECES_A_TASK = 8  # neighbours that one task reads, so that a large row group 
 _PIECES_AN_ACTOR = 12  # at least, so that no actor waits long for the last ones
 
 
-_MEASURED = 256  # documents that scoring and int8 are measured on
+_MEASURED = 256  # documents that scoring is measured on
 
 
 _SCORING = "scoring.json"
@@ -101,8 +101,6 @@ class TagConfig:
             check_precision(self.min_precision)
         if self.commit_rows < 2 or self.target_bytes < 1:
             raise ConfigError("commit_rows or target_bytes is too small", found=f"{self.commit_rows}, {self.target_bytes}")
-        if self.model.int8 and self.pool.gpu:
-            raise ConfigError("model.int8 is for CPUs", found="pool.gpu", way_out="leave one of them out")
         if self.date is not None:
             try:
                 date.fromisoformat(self.date)
