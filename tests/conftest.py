@@ -15,6 +15,7 @@ os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",  # many processes share few cores
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # 2 by default: as long as each validation and the end of a run wait for it
     "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from checkout import ROOT
 
-SECONDS = 300  # to wait for a moment that has to come
+SECONDS = 120  # to wait for a moment that has to come
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""Training under kill -9, real processes throughout: no fault costs more than the steps since the last checkpoint.
+"""Training under kill -9, with real processes: no fault costs more than the steps since the last checkpoint.
 
-In all of these the order of the documents is kept, so the final parameters are those of the run that nothing happened to.
+The order of the documents is kept in all of these, so the final parameters are those of a run that nothing happens to.
 """
 
 import re
@@ -22,13 +22,13 @@ from xmc_ray.on_ray.train import job
 from xmc_ray.storage import folders
 from xmc_ray.training.checkpoint import MARKER, find
 
-pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(900)]
+pytestmark = pytest.mark.usefixtures("ray_session")
 
 SETTINGS = [
     "--workers.count=2",
-    "--loop.epochs=40",
+    "--loop.epochs=10",
     "--validation.every=1000",
-    "--checkpoints.steps=60",
+    "--checkpoints.steps=20",
     "--checkpoints.keep_last=3",
     "--optim.swa_start=0.5",
 ]
@@ -52,18 +52,24 @@ def test_workers_and_data_tasks_are_killed(
     undisturbed: dict[str, torch.Tensor],
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    place = tmp_path / "run" / "checkpoints"
+    checkpoints, hold = tmp_path / "run" / "checkpoints", tmp_path / "hold"
+    monkeypatch.setattr(job, "work", held_up(hold))
     with training_run(parse(settings(tmp_path / "run"))) as result:
         # a worker in a step, after the first checkpoint
-        wait_for(lambda: complete(place))
+        wait_for(lambda: complete(checkpoints))
         kill(children("ray::RayTrainWorker")[-1:])
-        # the worker that would have written the marker, in the middle of a checkpoint
+        # all workers in the middle of a checkpoint: its files are there, the marker is not
+        hold.write_text(MARKER)
         wait_for(lambda: len(restarts(result)) == 1)
-        wait_for(lambda: kill_in_a_write(place))
+        wait_for(lambda: unfinished(checkpoints))
+        kill(children("ray::RayTrainWorker"))
         # a task that prepares batches
+        hold.write_text("batches")
         wait_for(lambda: len(restarts(result)) == 2)
         wait_for(lambda: kill(children("ray::MapBatches(_Share)")))
+        hold.unlink()
     output = "".join(result["lines"])
     assert re.search(r"warning: passing over the checkpoint \S+: unfinished", output)
     assert equal(weights(result["bundle"]), undisturbed)
@@ -143,13 +149,41 @@ def complete(place: object) -> list[str]:
         return []
 
 
-def kill_in_a_write(place: Path) -> bool:
-    """Kill all workers while a checkpoint has files but no marker; whether it stayed without."""
-    for folder in place.glob("step-*"):
-        if not (folder / MARKER).exists() and any(folder.glob("*.safetensors")):
-            kill(children("ray::RayTrainWorker"))
-            return folder.exists() and not (folder / MARKER).exists()
-    return False
+def unfinished(checkpoints: Path) -> list[Path]:
+    """The folders of checkpoints that have files and no marker."""
+    return [path for path in checkpoints.glob("step-*") if any(path.glob("*.safetensors")) and not (path / MARKER).exists()]
+
+
+def held_up(hold: Path) -> Callable[[dict[str, Any]], Any]:
+    """`job.work` whose workers wait before the step that the file ``hold`` names, for as long as it names it.
+
+    `MARKER`: before a checkpoint's marker is written. "batches": in the tasks that prepare batches. A closure, because Ray
+    sends those by value: its workers cannot import a test.
+    """
+
+    def wait(name: str) -> None:
+        while hold.exists() and hold.read_text() == name:
+            time.sleep(0.05)
+
+    def work(settings: dict[str, Any]) -> Any:
+        from xmc_ray import storage
+        from xmc_ray.on_ray.train import worker
+
+        write_json = storage.write_json
+
+        def write(uri: str, *arguments: Any) -> None:
+            wait(uri.rpartition("/")[2])
+            write_json(uri, *arguments)
+
+        class _Share(worker._Share):
+            def __call__(self, *arguments: Any) -> Any:
+                wait("batches")
+                return super().__call__(*arguments)
+
+        storage.write_json, worker._Share = write, _Share  # type: ignore[misc]
+        return worker.work(settings)
+
+    return work
 
 
 def weights(bundle: str) -> dict[str, torch.Tensor]:
