@@ -4,7 +4,7 @@
     classifier.predict(["a new text"], k=5)         # [[("a label", 0.93), ...]]
     classifier.save("my-bundle")
 
-The jobs on Ray are made of the same functions.
+The jobs on Ray call the same functions.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ from xmc_ray.training.loop import Step, TrainState, train
 
 
 class XMCClassifier:
-    """A trained model, or an ensemble of them, behind plain lists of strings."""
+    """A trained model, or an ensemble of them, that takes and returns plain lists."""
 
     def __init__(self, bundle: Bundle | Ensemble, prediction: PredictConfig | None = None) -> None:
         self.ensemble = bundle if isinstance(bundle, Ensemble) else Ensemble([bundle])
@@ -40,7 +40,7 @@ class XMCClassifier:
 
     @property
     def bundle(self) -> Bundle:
-        """The bundle of the model; raises ConfigError when there are several."""
+        """The bundle of the model; raises ConfigError if there are several."""
         if len(self.ensemble.bundles) > 1:
             raise ConfigError(
                 "an ensemble is not one bundle",
@@ -60,11 +60,11 @@ class XMCClassifier:
         device: str | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> "XMCClassifier":
-        """Train on ``texts`` and their ``labels``; ``names`` says what a label is called.
+        """Train on ``texts`` and their ``labels``; ``names`` maps labels to display names.
 
-        ``device`` is a GPU where there is one. ``on_step`` sees every step. Raises DataError when the two lists differ
-        in length or hold no label, ConfigError when there are too few for ``loop.accumulate``, ModelError when the encoder
-        is not there or the loss is not finite.
+        ``device`` defaults to a GPU if there is one. ``on_step`` is called after every step. Raises DataError if the two lists
+        differ in length or hold no label, ConfigError if there are too few documents for ``loop.accumulate``, ModelError if the
+        encoder is not found or the loss is not finite.
         """
         config = config or FitConfig()
         if len(texts) != len(labels):
@@ -110,9 +110,9 @@ class XMCClassifier:
     def explain(
         self, text: str, label: str, documents: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None
     ) -> Explanation:
-        """Why ``text`` gets its score for ``label``; ``documents`` are texts and their labels, of which the nearest are shown.
+        """Why ``text`` gets its score for ``label``; of ``documents``, texts and their labels, the nearest are shown.
 
-        Raises ConfigError for a label that is not known; see `explanation.explain`.
+        Raises ConfigError for an unknown label; see `bundle.explain`.
         """
         chunks = None
         if documents is not None:
@@ -129,10 +129,10 @@ class XMCClassifier:
         deprecate: Sequence[str] = (),
         rows: RowsConfig | None = None,
     ) -> "XMCClassifier":
-        """Another classifier that knows the labels that are new in ``labels`` or ``names``, without training; see `extension`.
+        """A new classifier that also knows the new labels in ``labels`` or ``names``, without training; see `bundle.extend`.
 
-        This one stays as it is. Labels of ``deprecate`` are never predicted again. Raises ConfigError for an ensemble and for a
-        deprecated label that is not known, DataError when nothing is new or the two lists differ in length.
+        This one is not changed. Labels in ``deprecate`` are never predicted again. Raises ConfigError for an ensemble and for
+        an unknown deprecated label, DataError if nothing is new or the two lists differ in length.
         """
         if len(texts) != len(labels):
             raise DataError("texts and labels differ in length", found=f"{len(texts)} texts, {len(labels)} label lists")
@@ -144,7 +144,7 @@ class XMCClassifier:
         )
 
     def evaluate(self, texts: Sequence[str], labels: Sequence[Sequence[str]]) -> dict[str, Any]:
-        """Metrics of the predictions for ``texts`` against their true ``labels``; see `metrics.Metrics.result`."""
+        """Metrics of the predictions for ``texts`` against their true ``labels``; see `at_k.Metrics.result`."""
         index = self.ensemble.labels
         truth = index.encode(pa.array([list(row) for row in labels], pa.list_(pa.string())))
         metrics = Metrics.empty(index.counts, index.n_documents)
@@ -153,11 +153,11 @@ class XMCClassifier:
         return metrics.result()
 
     def calibrate(self, texts: Sequence[str], labels: Sequence[Sequence[str]]) -> "XMCClassifier":
-        """Itself, with scores that are chances, fitted on documents that training has not seen.
+        """Calibrates the scores to probabilities on documents that training has not seen, and returns itself.
 
-        Where documents come in series, give whole ones, of which training has seen nothing either, or the chances promise too
-        much. Documents without a label that the model knows are left out, as in evaluation. Raises ConfigError for an ensemble,
-        whose bundles are calibrated each by itself.
+        If documents come in series, give whole series of which training has seen nothing, or the probabilities are too high.
+        Documents without a label that the model knows are left out, as in evaluation. Raises ConfigError for an ensemble; its
+        bundles are calibrated one by one.
         """
         bundle = self.bundle
         truth = bundle.labels.encode(pa.array([list(row) for row in labels], pa.list_(pa.string())))
@@ -170,7 +170,7 @@ class XMCClassifier:
     def save(self, uri: str) -> str:
         """Write a bundle (folder or ``s3://``), return its fingerprint.
 
-        Raises ConfigError where something lies, and for an ensemble.
+        Raises ConfigError if ``uri`` is not empty, and for an ensemble.
         """
         return save_bundle(self.bundle, uri)
 
@@ -178,7 +178,7 @@ class XMCClassifier:
     def load(cls, uri: str | Sequence[str], device: str | None = None) -> "XMCClassifier":
         """Open a bundle, or a list of bundles over the same labels, whose scores are averaged.
 
-        Raises ModelError when one is not a bundle, is damaged, is of a newer format, or has other labels than the first.
+        Raises ModelError if one is not a bundle, is damaged, has another format, or has other labels than the first.
         """
         return cls(Ensemble.load(uri).to(device or _best_device()))
 

@@ -1,4 +1,4 @@
-"""What Prometheus hears of a night, through Ray's exporter on every node; Ray puts ``ray_`` before each name."""
+"""Prometheus metrics of a night, exported by Ray on every node; Ray prefixes each name with ``ray_``."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,22 +13,22 @@ from xmc_ray.metrics.calibration import SCORE_BINS
 from xmc_ray.model.text import budget_batches
 
 _SECONDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]  # bounds of the histograms
-_NO_DRIFT = 1e-9  # counters refuse to count nothing
+_NO_DRIFT = 1e-9  # counters reject an increment of 0
 
 
 class PredictorMeters:
-    """What an actor tells Prometheus."""
+    """Metrics of an actor."""
 
     def __init__(self) -> None:
         self._tokens = Counter("xmc_ray_tokens", "Tokens encoded, without padding")
-        self._padding = Counter("xmc_ray_padding_tokens", "Tokens of padding encoded")
-        self._busy = Histogram("xmc_ray_batch_seconds", "Time of an actor for one batch", boundaries=_SECONDS)
-        self._idle = Histogram("xmc_ray_queue_wait_seconds", "Time of an actor without a batch", boundaries=_SECONDS)
+        self._padding = Counter("xmc_ray_padding_tokens", "Padding tokens encoded")
+        self._busy = Histogram("xmc_ray_batch_seconds", "Time an actor takes for a piece", boundaries=_SECONDS)
+        self._idle = Histogram("xmc_ray_queue_wait_seconds", "Time an actor waits for a piece", boundaries=_SECONDS)
         self._since = time.monotonic()
 
     @contextmanager
     def measured(self, lengths: Sequence[IntArray], token_budget: int) -> Iterator[None]:
-        """Around the prediction of documents of these lengths, by each tokenizer."""
+        """Context around a prediction; ``lengths``: tokens of each document, by each tokenizer."""
         started = time.monotonic()
         self._idle.observe(started - self._since)
         yield
@@ -43,7 +43,7 @@ class PredictorMeters:
 
 
 def count_piece(summary: Mapping[str, Any]) -> None:
-    """What a task tells Prometheus of a piece that is done."""
+    """Metrics of a finished piece, reported by the task that wrote it."""
     documents = metrics.Counter("xmc_ray_documents", "Documents done", tag_keys=("outcome",))
     for outcome in ("tagged", "reused", "rejected"):
         if summary[outcome]:
@@ -58,10 +58,10 @@ def count_piece(summary: Mapping[str, Any]) -> None:
 
 
 def announce(drift: Mapping[str, float | None]) -> None:
-    """Tell Prometheus of a night that is finished: when, and how far its labels have moved.
+    """Metrics of a finished night: when it finished, and the drift of its labels.
 
-    As counters, though they only ever get one value: a node goes on exporting the counters of a process that has ended, but
-    forgets its gauges within seconds.
+    They are counters, though each gets a single value: a node keeps exporting the counters of a process that has ended, but
+    drops its gauges within seconds.
     """
     moved = metrics.Counter("xmc_ray_drift", "Drift (PSI) of a finished night's labels", tag_keys=("against",))
     for name, value in drift.items():
