@@ -1,1 +1,1 @@
-"""Clusters: files for those elsewhere, and one of processes on this machine."""
+"""Files for clusters elsewhere, and a cluster of processes on this machine."""

@@ -1,10 +1,10 @@
-"""The image without a container engine: the steps of cluster/Dockerfile, done in a fresh virtual environment.
+"""The image without a container engine: runs the steps of cluster/Dockerfile in a fresh virtual environment.
 
     python cluster/image.py FOLDER [NAME=VALUE ...]      build arguments, such as PIP_EXTRA_INDEX_URL=
 
-The steps are read out of the Dockerfile. Its paths lie below FOLDER, and the virtual environment takes the place of the image's
-own Python. A step for root, headed by a comment that begins with ``system:``, is left out, and so are FROM and USER. At the end
-the first python on the PATH has to be the one with Ray, torch and xmc_ray, and every job has to know its options.
+The steps are read from the Dockerfile. Its paths are below FOLDER, and the virtual environment replaces the image's own Python.
+Steps for root, marked by a comment that begins with ``system:``, are skipped, as are FROM and USER. At the end the first python
+on the PATH must be the one with Ray, torch and xmc_ray, and every job must accept its options.
 """
 
 import io
@@ -24,7 +24,7 @@ DOCKERFILE = Path(__file__).parent / "Dockerfile"
 
 
 def steps(dockerfile: Path = DOCKERFILE) -> Iterator[tuple[str, str]]:
-    """Instructions and their values, without comments; a RUN that is marked with ``system:`` comes as SYSTEM."""
+    """Instructions and their values, without comments; a RUN marked with ``system:`` is returned as SYSTEM."""
     marked = False
     for step in DockerfileParser(fileobj=io.BytesIO(dockerfile.read_bytes()), env_replace=False).structure:
         instruction, value = step["instruction"], step["value"]
@@ -36,12 +36,12 @@ def steps(dockerfile: Path = DOCKERFILE) -> Iterator[tuple[str, str]]:
 
 
 def build(folder: Path, arguments: dict[str, str], dockerfile: Path = DOCKERFILE, project: Path = PROJECT) -> dict[str, str]:
-    """Do the steps below an empty ``folder`` and return the image's environment. Raises where a step fails or is unknown."""
+    """Run the steps below an empty ``folder`` and return the image's environment. Raises if a step fails or is unknown."""
     python = folder / "usr" / "local"
     venv.create(python, with_pip=True)
     here, image = folder, os.environ | {"PATH": f"{python / 'bin'}{os.pathsep}{os.environ['PATH']}"}
-    image.pop("PYTHONPATH", None)  # nothing may be found that the steps have not installed
-    during: dict[str, str] = {}  # build arguments: there while it is built, not in the image
+    image.pop("PYTHONPATH", None)  # only what the steps have installed may be found
+    during: dict[str, str] = {}  # build arguments: set during the build, not in the image
     for instruction, value in steps(dockerfile):
         print(f"{instruction} {' '.join(value.split())}", flush=True)
         words = shlex.split(value)
@@ -68,7 +68,7 @@ def below(folder: Path, here: Path, path: str) -> Path:
 
 
 def copy(sources: list[Path], target: Path, into: bool) -> None:
-    """As COPY: files go into ``target`` or become it, of a folder only what is in it."""
+    """Like COPY: files go into ``target`` or become it; of a folder, only its contents are copied."""
     for source in sources:
         if source.is_dir():
             shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
@@ -78,14 +78,14 @@ def copy(sources: list[Path], target: Path, into: bool) -> None:
 
 
 def check(image: dict[str, str]) -> None:
-    """The first python on the PATH has everything, and the jobs lie where the manifests look for them. Raises otherwise."""
+    """Raises unless the first python on the PATH has everything and the jobs are where the manifests look for them."""
     here = Path(image["PWD"])
     for command in (
         ["python", "-c", "import sys, ray, torch, xmc_ray; print(sys.prefix, ray.__version__, torch.__version__)"],
         *(["python", str(job.relative_to(here)), "--help"] for job in sorted(here.glob("jobs/*.py"))),
     ):
         print(f"check {shlex.join(command)}", flush=True)
-        # By way of a shell, which looks for python in the image's PATH and not in that of this process.
+        # Through a shell, which looks for python in the image's PATH and not in that of this process.
         done = subprocess.run(["bash", "-c", shlex.join(command)], cwd=here, env=image, stdout=subprocess.PIPE, text=True)
         if done.returncode or not done.stdout:
             raise SystemExit(f"error: {shlex.join(command)} ended with {done.returncode}")

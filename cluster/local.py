@@ -3,9 +3,9 @@
     python cluster/local.py [--nodes 2] [--cpus 3]       a head without work, and nodes that work
     python cluster/local.py --grow 3                     no node but the head; an autoscaler starts and ends up to three
 
-It runs until Ctrl-C, and takes everything with it that it has started. Ports are free ones: the dashboard's on 127.0.0.1, the
-others where Ray listens, which is on the machine's own address whatever it is told; all demand the token. Token, logs and
-objects lie in a temporary folder of its own. What a shell needs to use it is in the file that it prints.
+It runs until Ctrl-C, and then stops everything that it has started. It uses free ports: the dashboard's on 127.0.0.1, the
+others on the machine's own address, where Ray listens whatever address it is given; all require the token. Token, logs and
+objects are in a temporary folder. It prints the file that a shell has to source to use the cluster.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 HOST = "127.0.0.1"
-# What makes a `ray start` the head of an autoscaler whose machines are processes.
+# Makes a `ray start` the head of an autoscaler whose machines are processes.
 HEAD_OF_MAKE_BELIEVE = {
     "RAY_FAKE_CLUSTER": "1",
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
@@ -51,7 +51,7 @@ STORE_BYTES = 200_000_000  # of each node's object store: all of them share this
 
 @dataclass
 class LocalCluster:
-    """``nodes`` of ``cpus`` each beside a head without any; with ``grow``, as many as that come and go by demand."""
+    """``nodes`` of ``cpus`` each beside a head without CPUs; with ``grow``, up to that many start and stop on demand."""
 
     nodes: int = 2
     cpus: int = 3
@@ -76,7 +76,7 @@ class LocalCluster:
         }
 
     def start(self) -> None:
-        """Start the head and the nodes, and wait until all of them are there; RuntimeError if they do not come."""
+        """Start the head and the nodes, and wait until all of them are up; RuntimeError if they do not start."""
         options = {"--port": self.port, "--dashboard-port": self.dashboard_port, "--dashboard-host": HOST, "--num-cpus": 0}
         variables = dict(self.variables)
         if self.grow:
@@ -97,11 +97,11 @@ class LocalCluster:
 
     @property
     def metrics(self) -> list[str]:
-        """Where each node that ever was exports its metrics."""
+        """The metrics endpoint of every node, including those that are gone."""
         return [f"http://{HOST}:{path.read_text()}/metrics" for path in sorted(self.folder.glob("*/metrics-port"))]
 
     def stop(self) -> None:
-        """End all that was started, and remove the folder."""
+        """Stop everything that was started, and remove the folder."""
         for process in reversed(self.processes):
             process.terminate()
         for process in self.processes:
@@ -114,9 +114,9 @@ class LocalCluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def pids(self, *words: str) -> list[int]:
-        """This cluster's processes, drivers of jobs among them, whose command line has all of ``words``.
+        """This cluster's processes, including drivers of jobs, whose command line has all of ``words``.
 
-        They name the cluster's folder in their command line or, where that can be looked at, have it in their environment.
+        They have the cluster's folder in their command line or, where it can be read, in their environment.
         """
         listed = subprocess.run(["ps", "-ww", "-eo", "pid=,args="], capture_output=True, text=True, check=True).stdout
         commands = {int(pid): command for pid, command in (line.split(None, 1) for line in listed.splitlines())}
@@ -130,7 +130,7 @@ class LocalCluster:
         ]
 
     def _wait(self, nodes: int) -> None:
-        """Until the dashboard knows of so many living nodes."""
+        """Wait until the dashboard reports this many living nodes."""
         give_up = time.monotonic() + _START_SECONDS
         while self.living() < nodes:
             if time.monotonic() > give_up or any(process.poll() is not None for process in self.processes):
@@ -139,7 +139,7 @@ class LocalCluster:
             time.sleep(0.5)
 
     def living(self) -> int:
-        """Nodes that are alive, the head among them; 0 while there is nobody to ask."""
+        """The number of nodes that are alive, including the head; 0 while the dashboard does not answer."""
         token = Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
         request = Request(f"{self.dashboard}/nodes?view=summary", headers={"Authorization": f"Bearer {token}"})
         try:
@@ -194,7 +194,7 @@ class LocalCluster:
 
 @contextmanager
 def local_cluster(cluster: LocalCluster) -> Iterator[LocalCluster]:
-    """Start a cluster, and end it whatever happens."""
+    """Start a cluster, and stop it whatever happens."""
     try:
         cluster.start()
         yield cluster
@@ -210,7 +210,7 @@ def start_node(folder: Path, address: str, cpus: int, variables: Mapping[str, st
 def ray_start(
     folder: Path, name: str, flags: Sequence[str], options: Mapping[str, object], variables: Mapping[str, str]
 ) -> "subprocess.Popen[bytes]":
-    """`ray start` on ports of its own, in a folder of its own: nodes that share one unpack a job's files over each other's."""
+    """`ray start` with its own ports and folder: nodes that share a folder overwrite each other's unpacked job files."""
     place = folder / name
     place.mkdir()
     ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
@@ -226,7 +226,7 @@ def ray_start(
 
 
 def free_ports(number: int) -> list[int]:
-    """So many free ports; all are held until the last is found, so that none comes twice."""
+    """Distinct free ports; all are held until the last is found."""
     sockets = [socket.create_server((HOST, 0)) for _ in range(number)]
     ports: list[int] = [held.getsockname()[1] for held in sockets]
     for held in sockets:
@@ -248,9 +248,9 @@ def _kill(pid: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nodes", type=int, default=2, help="nodes that work")
-    parser.add_argument("--cpus", type=int, default=3, help="CPUs that each of them claims to have")
-    parser.add_argument("--grow", type=int, default=0, help="start nodes by demand instead, as many as this at most")
+    parser.add_argument("--nodes", type=int, default=2, help="worker nodes")
+    parser.add_argument("--cpus", type=int, default=3, help="CPUs that each of them announces")
+    parser.add_argument("--grow", type=int, default=0, help="start nodes on demand instead, at most this many")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with local_cluster(LocalCluster(**vars(arguments))) as cluster:

@@ -1,7 +1,7 @@
-"""A cloud for Ray's autoscaler whose machines are processes of this one (see local.py).
+"""A cloud for Ray's autoscaler whose machines are processes on this machine (see local.py).
 
-Ray has such a provider for its own tests. Its nodes share one folder, where each unpacks a job's files over those that others
-work with; so here each node is a `ray start` with a folder of its own.
+Ray has such a provider for its own tests. Its nodes share one folder, where they overwrite each other's unpacked job files; so
+here each node is a `ray start` with its own folder.
 """
 
 import subprocess
@@ -23,7 +23,7 @@ from cluster.local import start_node
 
 
 class Processes(FakeMultiNodeProvider):
-    """Starts and ends nodes as the autoscaler asks."""
+    """Starts and stops nodes as the autoscaler asks."""
 
     def _create_node_with_resources_and_labels(
         self, node_config: object, tags: Mapping[str, str], count: int, resources: Mapping[str, float], labels: object
