@@ -4,8 +4,7 @@ python jobs/tag.py --config my.toml [--section.setting value ...]        --help 
 """
 
 from xmc_ray.command import run
-from xmc_ray.on_ray.tag.job import TagConfig
-from xmc_ray.on_ray.tag.job import run as tag
+from xmc_ray.on_ray.tag.job import TagConfig, tag
 
 if __name__ == "__main__":
     raise SystemExit(run(tag, TagConfig))

@@ -18,7 +18,7 @@ import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -41,9 +41,10 @@ from xmc_ray.on_ray.predictor import PoolConfig, Predictor, ScoringConfig
 from xmc_ray.on_ray.session import connect
 from xmc_ray.on_ray.stream import token_columns
 from xmc_ray.on_ray.tag import job as tagging
+from xmc_ray.on_ray.tag import runner
 from xmc_ray.on_ray.tag.job import TagConfig
 from xmc_ray.on_ray.tag.output import Night
-from xmc_ray.on_ray.tag.pieces import ReadPieces, TagPieces, WritePieces
+from xmc_ray.on_ray.tag.pieces import ReadPieces, Summary, WritePieces
 from xmc_ray.training.fit import FitConfig, build_model
 
 CORES = os.cpu_count() or 1
@@ -201,9 +202,9 @@ def process_start() -> float:
 class TimedRead(ReadPieces):
     """Notes the reading and tokenising of each piece."""
 
-    def __call__(self, pieces: pa.Table) -> Iterator[pa.Table]:
+    def __call__(self, pieces: list[dict[str, Any]]) -> Iterator[tuple[int, pa.Table]]:
         stream, done = super().__call__(pieces), object()
-        for rows in [*pieces["rows"].to_pylist(), 0]:
+        for rows in [*(piece["rows"] for piece in pieces), 0]:
             with noted("read", rows=rows):
                 piece: Any = next(stream, done)
             if piece is not done:
@@ -211,7 +212,14 @@ class TimedRead(ReadPieces):
 
 
 class TimedPredictor(Predictor):
-    """Notes the tagging of each piece, with its tokens."""
+    """Notes how long the actor's process has been there, how long it takes to load the model, and the tagging of each piece,
+    with its tokens."""
+
+    def __init__(self, bundles: list[str], k: int, pool: PoolConfig, scoring: ScoringConfig) -> None:
+        with noted("actor", began=process_start()):
+            pass
+        with noted("load"):
+            super().__init__(bundles, k, pool, scoring)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         lengths = [list_lengths(table[name].combine_chunks()) for name in token_columns(len(self.ensemble.tokenizers))]
@@ -221,22 +229,12 @@ class TimedPredictor(Predictor):
             return super().__call__(table)
 
 
-class TimedTag(TagPieces):
-    """Notes how long the actor's process has been there, and how long it takes to load the model."""
-
-    def __init__(self, bundles: list[str], k: int, pool: PoolConfig, scoring: ScoringConfig) -> None:
-        with noted("actor", began=process_start()):
-            pass
-        with noted("load"):
-            self.predict = TimedPredictor(bundles, k, pool, scoring)
-
-
 class TimedWrite(WritePieces):
     """Notes the writing of each piece."""
 
-    def __call__(self, pieces: pa.Table) -> Iterator[pa.Table]:
+    def __call__(self, number: int, table: pa.Table) -> Summary:
         with noted("write"):
-            yield from list(super().__call__(pieces))
+            return super().__call__(number, table)
 
 
 @dataclass(frozen=True)
@@ -316,7 +314,7 @@ class Diary:
         """A night by the library itself, in a Ray of its own unless one runs."""
         began = time.time()
         with redirect_stdout(io.StringIO()):
-            folder = tagging.run(config)
+            folder = tagging.tag(config)
         return Timed(folder, began, time.time(), self.since(began))
 
 
@@ -330,10 +328,13 @@ def diary() -> Iterator[Diary]:
 @contextmanager
 def timed_stages() -> Iterator[None]:
     """Put the stages that take notes in the place of the library's."""
-    steps = {"connect": "connect", "take_census": "census", "_piece_by_piece": "stream", "settle_scoring": "scoring"}
-    stages: dict[str, Any] = {"ReadPieces": TimedRead, "TagPieces": TimedTag, "WritePieces": TimedWrite}
+    stages: dict[str, Any] = {"ReadPieces": TimedRead, "Predictor": TimedPredictor, "WritePieces": TimedWrite}
+    steps = {"scan": "census", "settle_scoring": "scoring"}
     stages |= {name: _noting(what, getattr(tagging, name)) for name, what in steps.items()}
-    with patch.multiple(tagging, **stages), patch.object(Night, "publish", _noting("publish", Night.publish)):
+    with ExitStack() as stack:
+        stack.enter_context(patch.multiple(tagging, **stages))
+        for place, name, what in ((runner, "connect", "connect"), (runner, "stream", "stream"), (Night, "publish", "publish")):
+            stack.enter_context(patch.object(place, name, _noting(what, getattr(place, name))))
         yield
 
 

@@ -12,7 +12,8 @@ The model: MiniLM with all its layers (unless told) and tate's labels, heads unt
 
 import tempfile
 import time
-from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -23,8 +24,8 @@ from benchmarks.frame import verdict
 from benchmarks.tagging._tagging import (
     Diary,
     Timed,
+    TimedPredictor,
     TimedRead,
-    TimedTag,
     diary,
     documents_of,
     label_lists,
@@ -41,30 +42,30 @@ from benchmarks.tagging._tagging import (
 from xmc_ray.bundle.ensemble import Members
 from xmc_ray.data.documents import Rules
 from xmc_ray.data.reader import list_inputs
-from xmc_ray.on_ray.session import arrow_batches
 from xmc_ray.on_ray.tag import job
 from xmc_ray.on_ray.tag.job import TagConfig
-from xmc_ray.on_ray.tag.pieces import TagColumns, _tables
-from xmc_ray.on_ray.tag.plan import Plan, take_census
+from xmc_ray.on_ray.tag.pieces import TagColumns
+from xmc_ray.on_ray.tag.plan import Plan
+from xmc_ray.on_ray.tag.runner import RayRunner
+from xmc_ray.on_ray.tag.scan import scan
 
 BAR, WARM = 0.05, 2_000
 
 
+@dataclass(frozen=True)
 class CountPieces:
     """In the place of `WritePieces`: makes the columns of the tags and counts them."""
 
-    def __init__(self, columns: TagColumns) -> None:
-        self.columns = columns
+    columns: TagColumns
 
-    def __call__(self, pieces: pa.Table) -> Iterator[pa.Table]:
-        for _, table in _tables(pieces):
-            yield pa.table({"rows": [len(self.columns(table)[0])]})
+    def __call__(self, number: int, table: pa.Table) -> dict[str, int]:
+        return {"rows": len(self.columns(table)[0])}
 
 
 def plan_of(config: TagConfig) -> Plan:
     pieces = job._PIECES_AN_ACTOR * config.pool.max
     rules = Rules.of(config.documents, labelled=False)
-    return take_census(list_inputs(config.documents), rules, [], config.commit_rows // 2, pieces)
+    return scan(list_inputs(config.documents), rules, [], config.commit_rows // 2, pieces, RayRunner())
 
 
 def off(book: Diary, config: TagConfig, plan: Plan) -> Timed:
@@ -72,16 +73,11 @@ def off(book: Diary, config: TagConfig, plan: Plan) -> Timed:
     members = Members.read(config.bundle)
     labels, tokenizers = members.fetch()
     columns = TagColumns(pq.read_table(labels, columns=["label", "name", "count"]), members.fingerprint, config.min_score)
-    began, rows = time.time(), 0
-    with job._piece_by_piece():
-        stream = job._dataset(plan.pieces, [*range(len(plan.pieces))], job._PIECES_A_TASK)
-        read = TimedRead(Rules.of(config.documents, labelled=False), tokenizers)
-        stream = stream.map_batches(read.__call__, batch_format="pyarrow", batch_size=None, **config.pool.beside(0.5))
-        model = (members.uris, config.k, config.pool, config.model)
-        stream = stream.map_batches(TimedTag, fn_constructor_args=model, **job._BY_ROW, **config.pool.resources)
-        count = CountPieces(columns)
-        for table in arrow_batches(stream.map_batches(count.__call__, **job._BY_ROW, **config.pool.beside(0.25))):
-            rows += sum(table["rows"].to_pylist())
+    began = time.time()
+    read = TimedRead(Rules.of(config.documents, labelled=False), tokenizers)
+    predictor = partial(TimedPredictor, members.uris, config.k, config.pool, config.model)
+    groups = job._neighbours(plan.pieces, ())
+    rows = sum(piece["rows"] for piece in RayRunner().run_pieces(groups, read, predictor, CountPieces(columns), config.pool))
     assert rows == plan.rows, f"{rows} of {plan.rows} rows"
     return Timed("", began, time.time(), book.since(began))
 

@@ -44,7 +44,7 @@ def command() -> None:
         with noted(what, began=start, ended=end):
             pass
     with timed_stages():
-        raise SystemExit(run(job.run, job.TagConfig))
+        raise SystemExit(run(job.tag, job.TagConfig))
 
 
 def main() -> None:

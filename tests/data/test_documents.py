@@ -1,4 +1,4 @@
-"""Rows in: what a file holds becomes a document, or a row with the reason why not."""
+"""A row of a file becomes a document, or a reject with the reason why not."""
 
 import hashlib
 import json
@@ -11,29 +11,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xmc_ray.data import documents
-from xmc_ray.data.documents import DocumentsConfig, Rules, text_digest
+from xmc_ray.data.documents import DocumentsConfig, Reject, Rules, text_digest
 
 COLUMNS = DocumentsConfig(uri="").columns(labelled=True)
 
-# A line, and what is wrong with it.
-BAD_LINES = {
-    '{"id": "1", "text": null}': "text is null",
-    '{"id": "2"}': "text is null",
-    '{"id": "3", "text": " \\n\\u3000"}': "text is empty",
-    '{"id": "4", "text": 7}': "text is not a string (int)",
-    '{"id": "5", "text": ["a"]}': "text is not a string (list)",
-    '{"text": "a"}': "id is null",
-    '{"id": "", "text": "a"}': "id is empty",
-    '{"id": 1.5, "text": "a"}': "id is not a string or an integer (float)",
-    '{"id": true, "text": "a"}': "id is not a string or an integer (bool)",
-    '{"id": "6", "text": "a", "labels": "b"}': "labels is not a list of strings (str)",
-    '{"id": "7", "text": "a", "labels": ["b", 1]}': "labels is not a list of strings (list)",
-    "null": "not a JSON object (NoneType)",
-    '["a"]': "not a JSON object (list)",
-    '{"id": "8", "text": "a"': "invalid JSON: Expecting ',' delimiter",
-    '{"id": "9", "text": "\\ud800"}': "invalid JSON: UnicodeEncodeError",
-    "[" * 100_000: "invalid JSON: RecursionError",
+# A line, and what is wrong with it: what can be counted, and the particulars.
+BAD_LINES: dict[str, tuple[str, str | None]] = {
+    '{"id": "1", "text": null}': ("text is null", None),
+    '{"id": "2"}': ("text is null", None),
+    '{"id": "3", "text": " \\n\\u3000"}': ("text is empty", None),
+    '{"id": "4", "text": 7}': ("text is not a string", "int"),
+    '{"id": "5", "text": ["a"]}': ("text is not a string", "list"),
+    '{"text": "a"}': ("id is null", None),
+    '{"id": "", "text": "a"}': ("id is empty", None),
+    '{"id": 1.5, "text": "a"}': ("id is not a string or an integer", "float"),
+    '{"id": true, "text": "a"}': ("id is not a string or an integer", "bool"),
+    '{"id": "6", "text": "a", "labels": "b"}': ("labels is not a list of strings", "str"),
+    '{"id": "7", "text": "a", "labels": ["b", 1]}': ("labels is not a list of strings", "list"),
+    "null": ("not a JSON object", "NoneType"),
+    '["a"]': ("not a JSON object", "list"),
+    '{"id": "8", "text": "a"': ("invalid JSON", "Expecting ',' delimiter at character 23"),
+    '{"id": "9", "text": "\\ud800"}': ("invalid JSON", "UnicodeEncodeError"),
+    "[" * 100_000: ("invalid JSON", "RecursionError"),
 }
+GOOD = {"reason": None, "detail": None}
 
 
 def parse(lines: bytes, **further: Any) -> list[dict[str, Any]]:
@@ -54,16 +55,14 @@ def from_parquet(table: pa.Table, *texts: str, **further: Any) -> list[dict[str,
 def test_a_bad_line_is_one_rejected_row(line: str) -> None:
     good = b'{"id": "good", "text": "a", "labels": ["x"]}'
     rows = parse(b"\n".join([good, line.encode(), good]))
-    assert [row["reason"] for row in rows] == [None, BAD_LINES[line], None]
-    assert rows[0] == rows[2] == {"id": "good", "text": "a", "labels": ["x"], "reason": None}
+    assert [(row["reason"], row["detail"]) for row in rows] == [(None, None), BAD_LINES[line], (None, None)]
+    assert rows[0] == rows[2] == {"id": "good", "text": "a", "labels": ["x"]} | GOOD
     assert rows == [parse(good)[0], parse(line.encode())[0], parse(good)[0]]
 
 
 def test_bytes_that_are_no_text_are_rejected() -> None:
-    assert [row["reason"] for row in parse(b'{"id": "\xff", "text": "a"}\n{"id": "b", "text": "b"}')] == [
-        "invalid JSON: UnicodeDecodeError",
-        None,
-    ]
+    bad, good = parse(b'{"id": "\xff", "text": "a"}\n{"id": "b", "text": "b"}')
+    assert (bad["reason"], bad["detail"], good["reason"]) == ("invalid JSON", "UnicodeDecodeError", None)
     latin = pa.array([b"a", b"\xe4", None]).view(pa.string())
     text = pa.array(["x", "y", "z"])
     assert [row["reason"] for row in from_parquet(pa.table({"id": latin, "text": text}))] == [
@@ -82,7 +81,7 @@ def test_bytes_that_are_no_text_are_rejected() -> None:
     "lines", [b'{"id": 1, "text": "a"}', b'\xef\xbb\xbf{"id": "1", "text": "a"}\r', b'  {"text":"a","id":"1"} ']
 )
 def test_unusual_but_good_lines(lines: bytes) -> None:
-    assert parse(lines + b"\n" + lines) == [{"id": "1", "text": "a", "labels": [], "reason": None}] * 2
+    assert parse(lines + b"\n" + lines) == [{"id": "1", "text": "a", "labels": []} | GOOD] * 2
 
 
 def test_labels_are_unique_and_never_null() -> None:
@@ -115,7 +114,7 @@ def test_series_are_strings_and_read_only_if_asked_for() -> None:
         found = rules.from_json(b"\n".join(lines), "/f", 0).to_pylist()
         assert [(row["id"], row["series"]) for row in found] == [("1", "3"), ("2", "4")]
     [wrong] = rules.from_json(b'{"id": "1", "text": "t", "series": [1]}', "/f", 0).to_pylist()
-    assert wrong["reason"] == "series is not a string or an integer (list)"
+    assert (wrong["reason"], wrong["detail"]) == ("series is not a string or an integer", "list")
     problem = rules.problem({"id": pa.string(), "text": pa.string(), "labels": pa.list_(pa.string())})
     assert problem is not None and "no column 'series'" in str(problem)
     assert "set validation.series to the right column, or to null for none" in str(problem)
@@ -171,12 +170,21 @@ def test_ids_are_made_of_file_and_row_where_there_are_none() -> None:
     assert [row["id"] for row in parse(b'{"text": "a"}\n{"text": "b"}', id=None)] == ["file:7", "file:8"]
     rules = Rules.of(DocumentsConfig(uri="/folder/file", id=None), labelled=False)
     assert rules.from_parquet(pa.table({"text": ["a"]}), "/folder/file", 3)["id"].to_pylist() == ["file:3"]
-    assert rules.unreadable(2, "gone", "/folder/file", 3).to_pylist() == [
-        {"id": None, "text": None, "file": "/folder/file", "row": row, "reason": "gone"} for row in (3, 4)
+    assert rules.unreadable(2, Reject("gone", "since Monday"), "/folder/file", 3).to_pylist() == [
+        {"id": None, "text": None, "file": "/folder/file", "row": row, "reason": "gone", "detail": "since Monday"}
+        for row in (3, 4)
     ]
 
 
 def test_a_text_that_is_too_long_is_rejected_and_not_carried_along() -> None:
     rows = from_parquet(pa.table({"id": ["a", "b"], "text": ["ä" * 5, "ä" * 5 + "x"]}), max_bytes=10)
-    assert [row["reason"] for row in rows] == [None, "text is longer than 10 bytes"]
+    assert [(row["reason"], row["detail"]) for row in rows] == [(None, None), ("text is too long", "more than 10 bytes")]
     assert [row["text"] for row in rows] == ["ä" * 5, None]
+
+
+def test_reasons_can_be_counted() -> None:
+    """Whatever a row holds, its reason is one of few."""
+    lines = [*BAD_LINES, *(f'{{"id": {n}, "text": "a" {"x" * n}' for n in range(1, 50))]
+    reasons = {row["reason"] for row in parse("\n".join(lines).encode())}
+    assert len(reasons) == len({reason for reason, _ in BAD_LINES.values()})
+    assert str(Reject("invalid JSON", "at character 3")) == "invalid JSON: at character 3" and str(Reject("gone")) == "gone"

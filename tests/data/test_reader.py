@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from xmc_ray import storage
 from xmc_ray.data import reader
-from xmc_ray.data.documents import DocumentsConfig, Rules
+from xmc_ray.data.documents import DocumentsConfig, Reject, Rules
 from xmc_ray.data.reader import Segment, read_file
 from xmc_ray.errors import ConfigError
 
@@ -71,10 +71,12 @@ def test_what_a_file_has_lost_since_is_told_row_by_row(tmp_path: Path) -> None:
     file = storage.stat(path)
     path.unlink()
     gone = list(read_file(file, RULES, Segment(file, 0, 2, 3)))
-    assert [part.table["row"].to_pylist() for part in gone] == [[2, 3, 4]] and gone[0].reason == "the file has disappeared"
+    assert [part.table["row"].to_pylist() for part in gone] == [[2, 3, 4]] and gone[0].reject == Reject(
+        "the file has disappeared"
+    )
     (whole,) = read_file(file, RULES)
-    assert len(whole.table) == 1 and whole.reason == "the file has disappeared"
-    (never,) = read_file(file, RULES, Segment(file, 0, 2, 3, "known to be bad"))
+    assert len(whole.table) == 1 and whole.reject == Reject("the file has disappeared")
+    (never,) = read_file(file, RULES, Segment(file, 0, 2, 3, Reject("known to be bad")))
     assert never.table["reason"].to_pylist() == ["known to be bad"] * 3
 
 

@@ -120,8 +120,8 @@ def test_documents_are_the_same_from_everywhere(place: str, suffix: str, tmp_pat
     assert [Path(file.uri).name for file in list_inputs(documents)] == [f"a.{suffix}", f"b c#?%20ü.{suffix}"]
     rows = sorted(read_documents(documents, labelled=True).take_all(), key=lambda row: str(row["id"]))
     assert [{**row, "labels": list(row["labels"])} for row in rows] == [
-        {"id": "3", "text": "t - b", "labels": ["x"], "file": uri, "row": 0, "reason": None},
-        {"id": "4", "text": None, "labels": [], "file": uri, "row": 1, "reason": "text is empty"},
-        {"id": "5", "text": None, "labels": [], "file": uri, "row": 2, "reason": "text is null"},
-        {"id": None, "text": "t - b", "labels": ["y"], "file": uri, "row": 3, "reason": "id is null"},
+        {"id": "3", "text": "t - b", "labels": ["x"], "file": uri, "row": 0, "reason": None, "detail": None},
+        {"id": "4", "text": None, "labels": [], "file": uri, "row": 1, "reason": "text is empty", "detail": None},
+        {"id": "5", "text": None, "labels": [], "file": uri, "row": 2, "reason": "text is null", "detail": None},
+        {"id": None, "text": "t - b", "labels": ["y"], "file": uri, "row": 3, "reason": "id is null", "detail": None},
     ]

@@ -1,6 +1,7 @@
 """A catalogue of fruit with a simple rule, and the settings that learn it in seconds."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,9 @@ import pyarrow.parquet as pq
 from xmc_ray import storage
 
 _TAGS = pa.schema([("id", pa.string()), ("labels", pa.list_(pa.string())), ("scores", pa.list_(pa.float32()))])
-_REJECTS = pa.schema([("file", pa.string()), ("row", pa.int64()), ("id", pa.string()), ("reason", pa.string())])
+_REJECTS = pa.schema(
+    [("file", pa.string()), ("row", pa.int64()), *((name, pa.string()) for name in ("id", "reason", "detail"))]
+)
 
 COLOURS, KINDS = ["red", "green", "yellow"], ["apple", "pear", "plum", "grape"]
 
@@ -67,3 +70,19 @@ def read_night(folder: object) -> tuple[pa.Table, pa.Table]:
         files = [pq.read_table(path, filesystem=filesystem, partitioning=None) for filesystem, path in places]
         tables.append(pa.concat_tables(files) if files else empty.empty_table())
     return tables[0], tables[1]
+
+
+def manifest_of(folder: str) -> dict[str, Any]:
+    return dict(storage.read_json(storage.join(folder, "manifest.json")))
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """A catalogue of small row groups."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=7)
+    return path
+
+
+def contents(folder: object) -> dict[str, int]:
+    """All files and when each was written."""
+    return {str(path): path.stat().st_mtime_ns for path in Path(str(folder)).rglob("*") if path.is_file()}

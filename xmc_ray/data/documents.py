@@ -1,6 +1,6 @@
-"""A document as files hold it, and as the jobs see it: columns, types, and what becomes of rows that do not fit.
+"""Turns the columns of a file into documents, and says of each row that cannot be used why.
 
-A row is never dropped. One that cannot be used travels on with a ``reason``, past the model and into the rejects.
+No row is dropped: one that cannot be used is kept with a ``reason``, bypasses the model and ends up among the rejects.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,19 @@ _EXPECTED = {"text": "a string", "labels": "a list of strings"} | dict.fromkeys(
 
 
 Columns = Sequence[tuple[str, str]]  # (setting of DocumentsConfig, or ``series``; column that it names)
+
+
+_TOO_LONG = "text is too long"
+
+
+class Reject(NamedTuple):
+    """Why a row cannot be used: one of a few phrases, which can be counted, and the particulars of this row, if any."""
+
+    reason: str
+    detail: str | None = None
+
+    def __str__(self) -> str:
+        return self.reason if self.detail is None else f"{self.reason}: {self.detail}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +105,11 @@ def _fits(setting: str, kind: pa.DataType) -> bool:
 
 @dataclass(frozen=True)
 class Rules:
-    """How what a file holds becomes ``id``, ``text``, ``series`` and ``labels`` (if asked for), ``file``, ``row``, ``reason``.
+    """Turns a file's columns into ``id``, ``text``, ``series`` and ``labels`` (if asked for), ``file``, ``row``, ``reason``,
+    ``detail``.
 
-    ``row`` (int64) counts from 0, and blank lines are no rows. ``reason`` is null in a good row and otherwise says why it
-    cannot be used. Integers become strings as ids and series, a null list of labels becomes an empty one, and a label is there
-    once a row.
+    ``row`` (int64) counts from 0, without blank lines. ``reason`` and ``detail`` are those of `Reject`, null in a good row.
+    Integer ids and series become strings, a null list of labels becomes an empty one, and repeated labels of a row are dropped.
     """
 
     columns: Columns
@@ -131,20 +144,27 @@ class Rules:
     def from_parquet(self, table: pa.Table, file: str, row: int) -> pa.Table:
         """The rows of ``table``, whose first is number ``row`` of the file."""
         values = [table[name].cast(_TYPES[setting]).combine_chunks() for setting, name in self.columns]
-        return self._documents(values, pa.nulls(len(table), pa.string()), file, row)
+        return self._documents(values, *_no_rejects(len(table)), file, row)
 
     def from_json(self, lines: bytes, file: str, row: int) -> pa.Table:
         """The rows of ``lines``, at least one, without a newline at the end."""
-        *values, reasons = _parse_at_once(lines, self.columns) or _parse_one_by_one(lines, self.columns)
-        return self._documents(values, reasons, file, row)
+        *values, reasons, details = _parse_at_once(lines, self.columns) or _parse_one_by_one(lines, self.columns)
+        return self._documents(values, reasons, details, file, row)
 
-    def unreadable(self, rows: int, reason: str, file: str, row: int) -> pa.Table:
-        """Rows of which no more is known than that they are there."""
+    def unreadable(self, rows: int, reject: Reject, file: str, row: int) -> pa.Table:
+        """Rows whose content is unknown."""
         values = [pa.nulls(rows, _TYPES[setting]) for setting, _ in self.columns]
-        return self._documents(values, pa.repeat(pa.scalar(reason), rows), file, row, made_ids=False)
+        reasons, details = (pa.repeat(pa.scalar(part, pa.string()), rows) for part in reject)
+        return self._documents(values, reasons, details, file, row, made_ids=False)
 
-    def _documents(self, values: Sequence[pa.Array], reasons: pa.Array, file: str, row: int, made_ids: bool = True) -> pa.Table:
-        """From the values of ``columns``, in the types of `_TYPES`, and the reasons known before."""
+    def empty(self) -> pa.Table:
+        """No rows, but the columns of all others."""
+        return self.unreadable(0, Reject(""), "", 0)
+
+    def _documents(
+        self, values: Sequence[pa.Array], reasons: pa.Array, details: pa.Array, file: str, row: int, made_ids: bool = True
+    ) -> pa.Table:
+        """From the values of ``columns``, in the types of `_TYPES`, and the rejects that are known by now."""
         further, strings, series_is_utf8 = {}, [], pa.repeat(True, len(reasons))
         for (setting, _), value in zip(self.columns, values, strict=True):
             if setting == "labels":
@@ -169,11 +189,14 @@ class Rules:
             _unless(reduce(pc.and_, part_is_utf8), "text is not UTF-8"),
             _unless(series_is_utf8, "series is not UTF-8"),
             text_reasons,
-            _unless(pc.invert(too_long), f"text is longer than {self.max_bytes:,} bytes"),
+            _unless(pc.invert(too_long), _TOO_LONG),
+        )
+        details = pc.coalesce(
+            details, _unless(pc.not_equal(reasons, _TOO_LONG).fill_null(True), f"more than {self.max_bytes:,} bytes")
         )
         text = pc.if_else(too_long, _NULL, text)
         files = pa.repeat(pa.scalar(file), len(reasons))
-        return pa.table({"id": ids, "text": text, **further, "file": files, "row": rows, "reason": reasons})
+        return pa.table({"id": ids, "text": text, **further, "file": files, "row": rows, "reason": reasons, "detail": details})
 
 
 def _below(root: str, file: str) -> str:
@@ -182,7 +205,7 @@ def _below(root: str, file: str) -> str:
 
 
 def _parse_at_once(lines: bytes, columns: Columns) -> list[pa.Array] | None:
-    """The columns and no reasons, if every line is an object with values of the right types."""
+    """The columns and no rejects, if every line is an object with values of the right types."""
     n_lines = lines.count(b"\n") + 1
     # Arrow takes a line "null" for a row, or crashes on it (apache/arrow#47409); it must see none that is not an object.
     # Nor has it a type for a column that two settings name.
@@ -201,46 +224,48 @@ def _parse_at_once(lines: bytes, columns: Columns) -> list[pa.Array] | None:
             continue
         if len(table) == n_lines:
             values = [table[name].cast(_TYPES[setting]).combine_chunks() for setting, name in columns]
-            return [*values, pa.nulls(n_lines, pa.string())]
+            return [*values, *_no_rejects(n_lines)]
     return None
 
 
 def _parse_one_by_one(lines: bytes, columns: Columns) -> list[pa.Array]:
-    """The columns and the reasons; the slow twin of `_parse_at_once` for lines of any kind."""
+    """The columns, reasons and details; the slow twin of `_parse_at_once` for lines of any kind."""
     rows = [_parse_line(line, columns) for line in lines.split(b"\n") if line.strip()]
-    types = [*(_TYPES[setting] for setting, _ in columns), pa.string()]
+    types = [*(_TYPES[setting] for setting, _ in columns), pa.string(), pa.string()]
     return [pa.array(values, kind) for values, kind in zip(zip(*rows, strict=True), types, strict=True)]
 
 
 def _parse_line(line: bytes, columns: Columns) -> tuple[Any, ...]:
-    """The values of ``columns``, null where they do not fit, and the reason of the first that does not."""
+    """The values of ``columns``, null where they do not fit, with reason and detail of the first that does not."""
     loaded = load_object(line)
-    if isinstance(loaded, str):
-        return *[None] * len(columns), loaded
+    if isinstance(loaded, Reject):
+        return *[None] * len(columns), *loaded
     pairs = [_check_value(setting, loaded.get(name)) for setting, name in columns]
-    return *(value for value, _ in pairs), next((reason for _, reason in pairs if reason), None)
+    return *(value for value, _ in pairs), *next((reject for _, reject in pairs if reject), (None, None))
 
 
-def load_object(line: bytes) -> dict[str, Any] | str:
+def load_object(line: bytes) -> dict[str, Any] | Reject:
     """The object in a line, or the reason why there is none."""
     try:
         value = json.loads(line)
         if b"\\u" in line:
             json.dumps(value, ensure_ascii=False).encode()  # fails on half a surrogate pair, which JSON lets pass
+    except json.JSONDecodeError as error:
+        return Reject("invalid JSON", f"{error.msg} at character {error.pos}")
     except (ValueError, RecursionError) as error:
-        return f"invalid JSON: {getattr(error, 'msg', type(error).__name__)}"
-    return value if isinstance(value, dict) else f"not a JSON object ({type(value).__name__})"
+        return Reject("invalid JSON", type(error).__name__)
+    return value if isinstance(value, dict) else Reject("not a JSON object", type(value).__name__)
 
 
-def _check_value(setting: str, value: Any) -> tuple[Any, str | None]:
-    """``value`` as Arrow takes it, or null and the reason."""
+def _check_value(setting: str, value: Any) -> tuple[Any, Reject | None]:
+    """``value`` as Arrow takes it, or null and why it does not fit."""
     if setting in _NUMBERS and type(value) is int:
         value = str(value)
     if setting == "labels":
         fits = isinstance(value, list | None) and all(isinstance(label, str | None) for label in value or [])
     else:
         fits = isinstance(value, str | None)
-    return (value, None) if fits else (None, f"{setting} is not {_EXPECTED[setting]} ({type(value).__name__})")
+    return (value, None) if fits else (None, Reject(f"{setting} is not {_EXPECTED[setting]}", type(value).__name__))
 
 
 def _join(parts: Sequence[pa.Array], separator: str) -> tuple[pa.Array, pa.Array]:
@@ -250,6 +275,10 @@ def _join(parts: Sequence[pa.Array], separator: str) -> tuple[pa.Array, pa.Array
     text = reduce(lambda left, right: pc.coalesce(pc.binary_join_element_wise(left, right, separator), left, right), filled)
     is_null = reduce(pc.and_, map(pc.is_null, parts))
     return text, pc.coalesce(_unless(pc.invert(is_null), "text is null"), _unless(pc.is_valid(text), "text is empty"))
+
+
+def _no_rejects(rows: int) -> tuple[pa.Array, pa.Array]:
+    return pa.nulls(rows, pa.string()), pa.nulls(rows, pa.string())
 
 
 def _unless(condition: pa.Array, reason: str) -> pa.Array:

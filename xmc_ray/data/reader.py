@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from xmc_ray import storage
-from xmc_ray.data.documents import DocumentsConfig, Rules, load_object
+from xmc_ray.data.documents import DocumentsConfig, Reject, Rules, load_object
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.storage.files import FileInfo
 
@@ -41,20 +41,20 @@ _PARTS = pa.schema(
 class Chunk(NamedTuple):
     """Consecutive rows of a file, as `Rules` gives them; ``start`` is where they start and ``end`` where the next ones do.
 
-    ``reason``: why its rows cannot be read, if so; of a file whose number of rows is not known, one row stands for the rest.
+    ``reject``: why its rows cannot be read, if so; rows whose number is unknown count as one.
     """
 
     start: int
     end: int
     table: pa.Table
-    reason: str | None = None
+    reject: Reject | None = None
 
 
 @dataclass(frozen=True)
 class Segment:
     """Rows of one file that are read together.
 
-    ``row`` is the number of the first, ``start`` its place in the file (see `Chunk`); ``reason``, if given, is why they are
+    ``row`` is the number of the first, ``start`` its place in the file (see `Chunk`); ``reject``, if given, is why they are
     not read at all.
     """
 
@@ -62,7 +62,7 @@ class Segment:
     start: int
     row: int
     rows: int
-    reason: str | None = None
+    reject: Reject | None = None
 
 
 class _Damaged(Exception):
@@ -76,8 +76,8 @@ def read_file(file: FileInfo, rules: Rules, segment: Segment | None = None, chun
     """
     known = segment is not None
     left = segment or Segment(file, 0, 0, 1 << 62)
-    if left.reason is not None:
-        yield Chunk(left.start, left.start, rules.unreadable(left.rows, left.reason, file.uri, left.row), left.reason)
+    if left.reject is not None:
+        yield Chunk(left.start, left.start, rules.unreadable(left.rows, left.reject, file.uri, left.row), left.reject)
         return
     reader = _parquet if file.uri.endswith(PARQUET) else _json_lines
     give_up, looks = time.monotonic() + storage.PATIENCE, 0
@@ -91,7 +91,7 @@ def read_file(file: FileInfo, rules: Rules, segment: Segment | None = None, chun
                 give_up, looks = time.monotonic() + storage.PATIENCE, 0
             if not known or not left.rows:
                 return
-            reason = "the file has fewer rows than before"
+            reject = Reject("the file has fewer rows than before")
         except (OSError, pa.ArrowException, ConfigError, _Damaged) as error:
             looks += 1
             away = _is_away(error)
@@ -101,10 +101,10 @@ def read_file(file: FileInfo, rules: Rules, segment: Segment | None = None, chun
             if away or (looks < _LOOKS and not isinstance(error, _Damaged) and _is_remote(file)):
                 time.sleep(_PAUSE)
                 continue
-            reason = _told(error)
+            reject = _reject(error)
         # Unknown rows are one row, so that the loss is seen and counted.
         rows = left.rows if known else 1
-        yield Chunk(left.start, left.start, rules.unreadable(rows, reason, file.uri, left.row), reason)
+        yield Chunk(left.start, left.start, rules.unreadable(rows, reject, file.uri, left.row), reject)
         return
 
 
@@ -164,7 +164,7 @@ def _parquet(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:
         problem = rules.problem(dict(zip(schema.names, schema.types, strict=True)))
         stop = min(total, left.start + left.rows)
         if problem is not None:
-            yield _lost(left.start, stop, str(problem).partition("; expected")[0], left, rules)
+            yield _lost(left.start, stop, Reject(problem.what, f"found {problem.found}"), left, rules)
             return
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         for group, end in enumerate(np.cumsum(sizes, dtype=np.int64).tolist()):
@@ -183,11 +183,11 @@ def _parquet(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:
             except (OSError, pa.ArrowException) as error:
                 if _is_away(error):
                     raise
-                yield _lost(done, last, _told(error), left, rules)
+                yield _lost(done, last, _reject(error), left, rules)
 
 
-def _lost(start: int, end: int, reason: str, left: Segment, rules: Rules) -> Chunk:
-    return Chunk(start, end, rules.unreadable(end - start, reason, left.file.uri, start), reason)
+def _lost(start: int, end: int, reject: Reject, left: Segment, rules: Rules) -> Chunk:
+    return Chunk(start, end, rules.unreadable(end - start, reject, left.file.uri, start), reject)
 
 
 def _json_lines(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:
@@ -250,10 +250,12 @@ def _is_away(error: BaseException) -> bool:
     return "AWS Error" in str(error) and not refused and not isinstance(error, FileNotFoundError)
 
 
-def _told(error: BaseException) -> str:
+def _reject(error: BaseException) -> Reject:
     if isinstance(error, FileNotFoundError):
-        return "the file has disappeared"
-    return " ".join(f"{'' if isinstance(error, _Damaged) else 'cannot be read: '}{error}".split())[:300]
+        return Reject("the file has disappeared")
+    if isinstance(error, _Damaged):
+        return Reject(str(error))
+    return Reject("cannot be read", " ".join(str(error).split())[:300])
 
 
 def list_inputs(config: DocumentsConfig) -> list[FileInfo]:
@@ -309,8 +311,8 @@ def read_rows(config: DocumentsConfig, *, labelled: bool) -> Iterator[pa.Table]:
     check_columns(files, config, labelled=labelled)
     for file in files:
         for chunk in read_file(file, rules):
-            if chunk.reason is not None:
-                raise DataError("cannot read documents", where=file.uri, found=chunk.reason)
+            if chunk.reject is not None:
+                raise DataError("cannot read documents", where=file.uri, found=chunk.reject)
             yield chunk.table.filter(pc.is_null(chunk.table["reason"]))
 
 
@@ -344,4 +346,5 @@ def _ranges(file: FileInfo) -> list[tuple[int, int | None]]:
 def segment_of(segment: Mapping[str, Any]) -> tuple[FileInfo, Segment]:
     """A piece's segment as its file and the rows to read there."""
     file = FileInfo(uri=segment["uri"], size=segment["size"], version=segment["version"])
-    return file, Segment(file, segment["start"], segment["row"], segment["rows"], segment["reason"])
+    reject = None if segment["reason"] is None else Reject(segment["reason"], segment["detail"])
+    return file, Segment(file, segment["start"], segment["row"], segment["rows"], reject)

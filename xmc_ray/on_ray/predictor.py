@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray.data
 import torch
-from ray.data import ActorPoolStrategy, TaskPoolStrategy
+from ray.data import ActorPoolStrategy
 
 from xmc_ray.bundle.ensemble import Ensemble
 from xmc_ray.data.labels import list_lengths
@@ -81,14 +81,6 @@ class PoolConfig:
         """Arguments of `map_batches`: the number of actors, and the CPUs and GPUs of each."""
         strategy = ActorPoolStrategy(min_size=self.min, max_size=self.max)
         return {"compute": strategy, "num_cpus": self.cpus, "num_gpus": 1 if self.gpu else 0}
-
-    def beside(self, cpus: float) -> dict[str, Any]:
-        """Arguments of `map_batches` for tasks of ``cpus`` CPUs in the stages before and after the actors.
-
-        Ray Data gives each stage an equal share of a cluster's CPUs, whatever it needs, and a pool on CPUs does not grow beyond
-        its share. So the other stages are limited to one task for each actor, which leaves the rest to the actors.
-        """
-        return {} if self.gpu else {"compute": TaskPoolStrategy(size=max(2, self.max)), "num_cpus": cpus}
 
 
 @dataclass(frozen=True, kw_only=True)

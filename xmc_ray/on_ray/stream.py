@@ -39,11 +39,11 @@ class _Read:
         self.rules = rules
 
     def __call__(self, parts: pa.Table) -> Iterator[pa.Table]:
-        yield self.rules.unreadable(0, "", "", 0)  # so that a file without rows has columns
+        yield self.rules.empty()  # so that a file without rows has columns
         for file, segment in map(from_row, parts.to_pylist()):
             for chunk in read_file(file, self.rules, segment):
-                if chunk.reason is not None:
-                    raise DataError("cannot read documents", where=file.uri, found=chunk.reason)
+                if chunk.reject is not None:
+                    raise DataError("cannot read documents", where=file.uri, found=chunk.reject)
                 yield chunk.table
 
 

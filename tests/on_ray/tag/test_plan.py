@@ -1,73 +1,60 @@
-"""The plan of a night: rows counted and found again, repeated ids, rows that the night before has already."""
+"""The plan of a night: which rows make a piece, and what is kept for whoever resumes it."""
 
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
-import reference
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from xmc_ray import storage
-from xmc_ray.data.documents import DocumentsConfig, Rules, text_digest
-from xmc_ray.on_ray.tag import plan as planning
-from xmc_ray.on_ray.tag.plan import take_census, unpacked
+from xmc_ray.on_ray.tag.plan import PIECES, REUSED, Duplicates, Plan, merged, pack, piece_name, reused, unpacked
+from xmc_ray.storage.files import FileInfo
 
-IDS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 2)), max_size=30)  # (id, text)
+FILES = [FileInfo(uri=name, size=1, version="") for name in ("a", "b")]
+ROWS = [(0, 0, 10, None), (0, 10, 10, None), (1, 0, 5, "cannot be read"), (1, 5, 20, None)]  # file, row, rows, reason
+SEGMENTS = pa.Table.from_pylist(
+    [{"file": f, "row": row, "rows": rows, "start": row, "reason": why, "detail": why and "!"} for f, row, rows, why in ROWS]
+)
 
 
-def record(rows: list[tuple[int, int]], places: list[tuple[int, int]]) -> np.ndarray:
-    found = np.zeros(len(rows), planning._RECORD)
-    for number, ((identifier, text), place) in enumerate(zip(rows, places, strict=True)):
-        found[number] = ([identifier % 2, identifier], [text, 0], *place)
-    return found
+def plan() -> Plan:
+    kept = np.zeros(45, bool)
+    kept[:10] = kept[12] = kept[30] = True
+    duplicates = Duplicates.sort(np.array([44, 13]), np.array([21, 2]))
+    pieces = pack(SEGMENTS, FILES, np.array([0, 20, 45]), kept, duplicates, 20)
+    return Plan(pieces, reused(["x", "y"], np.array([0, 3, 8]), np.array([0, 0, 0, 1, 1, 1, 0, 0], bool)), 45, 7, "/before")
 
 
-@given(IDS, IDS, st.integers(1, 5), st.randoms())
-@settings(deadline=None)
-def test_the_join_equals_a_plain_loop(now: list[tuple[int, int]], before: list[tuple[int, int]], split: int, order) -> None:  # type: ignore[no-untyped-def]
-    """Rows of several files, in records that come in any order."""
-    before = list(dict(before).items())
-    places = [(row % split, row // split) for row in range(len(now))]
-    bases = planning._bases(np.array([file for file, _ in places], np.int64), np.ones(len(now), np.int64), split)
-    records = [record([row], [place]) for row, place in zip(now, places, strict=True)]
-    order.shuffle(records)
-    base_T = np.array([0, len(before)])
-    tags = record(before, [(0, row) for row in range(len(before))])
-    same, same_before, double, first = planning._join._function((bases, base_T), len(records) + 1, tags[:0], *records, tags)
-    rows = sorted(zip([int(bases[file]) + row for file, row in places], now, strict=True))
-    expected = reference.joined([row for _, row in rows], before)
-    assert planning._unpacked(same, len(now)).nonzero()[0].tolist() == expected.same
-    assert planning._unpacked(same_before, len(before)).nonzero()[0].tolist() == expected.same_before
-    assert dict(zip(double.tolist(), first.tolist(), strict=True)) == expected.first_of
+def test_segments_are_packed_into_pieces_without_those_that_are_reused() -> None:
+    first, second = plan().pieces.to_pylist()
+    assert [(s["uri"], s["row"], s["rows"], s["detail"]) for s in first["segments"]] == [("a", 10, 10, None), ("b", 0, 5, "!")]
+    assert [(s["uri"], s["row"], s["rows"]) for s in second["segments"]] == [("b", 5, 20)]
+    assert (first["rows"], second["rows"]) == (14, 19)
+    assert unpacked(first["skip"], 15).nonzero()[0].tolist() == [2] and unpacked(second["skip"], 20).sum() == 1
+    assert first["duplicates"] == [{"place": 3, "file": "a", "row": 2}]
+    assert second["duplicates"] == [{"place": 19, "file": "b", "row": 1}]
+    [copied] = plan().reused.to_pylist()
+    assert (copied["number"], copied["uri"], copied["rows"]) == (0, "y", 3)
+    assert unpacked(copied["keep"], 5).tolist() == [True, True, True, False, False]
+    assert plan().names == {"t000000", "t000001", "r000000"} and piece_name("t", 17) == "t000017"
 
 
-@pytest.mark.parametrize("shares", [1, 3])
-def test_pieces_hold_each_row_that_is_left_once(
-    shares: int, tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    texts = [f"text {n}" for n in range(500)]
-    table = pa.table({"id": [f"d{n}" for n in range(499)] + ["d7"], "text": texts})
-    for part in range(5):
-        pq.write_table(table.slice(100 * part, 100), tmp_path / f"{part}.parquet", row_group_size=30)
-    (tmp_path / "x.parquet").write_bytes(b"none")
-    files = storage.list_files(tmp_path)
-    before = table.select(["id"]).append_column("text_digest", text_digest(table["text"].combine_chunks())).slice(120, 200)
-    pq.write_table(before, tmp_path / "tags")
-    monkeypatch.setattr(planning, "_SHARE_BYTES", sum(file.size for file in files) // (shares - 1) if shares > 1 else 1 << 40)
-    rules = Rules.of(DocumentsConfig(uri=str(tmp_path)), labelled=False)
-    plan = take_census(files, rules, [str(tmp_path / "tags")], 25, 4)
-    assert (plan.rows, plan.lost_bytes) == (501, 4)
-    assert unpacked(plan.reused["keep"][0].as_py(), 200).all() and plan.reused["rows"].to_pylist() == [200]
-    left, doubles, counts = [], [], []
-    for piece in plan.pieces.to_pylist():
-        rows = [(s["uri"], s["row"] + n) for s in piece["segments"] for n in range(s["rows"])]
-        skip = unpacked(piece["skip"], len(rows))
-        left += [row for row, skipped in zip(rows, skip, strict=True) if not skipped]
-        doubles += [(rows[double["place"]], (double["file"], double["row"])) for double in piece["duplicates"]]
-        counts.append(piece["rows"])
-    expected = [(files[n // 100].uri, n % 100) for n in range(500) if not 120 <= n < 320] + [(files[5].uri, 0)]
-    assert left == expected and sum(counts) == 301 and max(counts) <= 25
-    assert doubles == [((files[4].uri, 99), (files[0].uri, 7))]
+def test_neighbouring_segments_are_joined_unless_they_cannot_be_read() -> None:
+    segments = [
+        {"uri": "a", "row": row, "rows": 5, "reason": why} for row, why in ((0, None), (5, None), (10, "!"), (15, None))
+    ]
+    assert [(s["row"], s["rows"]) for s in merged(segments)] == [(0, 10), (10, 5), (15, 5)]
+
+
+def test_a_plan_is_kept_and_one_of_an_older_version_is_read(tmp_path: Path) -> None:
+    """Its segments have no ``detail``."""
+    assert Plan.load(str(tmp_path)) is None
+    plan().save(str(tmp_path))
+    kept = Plan.load(str(tmp_path))
+    assert kept == plan() and kept.pieces.schema == PIECES and kept.reused.schema == REUSED
+    rows = plan().pieces.to_pylist()
+    for segment in (segment for row in rows for segment in row["segments"]):
+        segment.pop("detail")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pieces-to-do.parquet")
+    older = Plan.load(str(tmp_path))
+    assert older is not None and older.pieces.schema == PIECES
+    assert [s["reason"] for s in older.pieces.to_pylist()[0]["segments"]] == [None, "cannot be read"]

@@ -1,10 +1,14 @@
 """What a night adds up to, and what it says meanwhile."""
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from fruit import manifest_of, write
 
+from xmc_ray.errors import DataError
 from xmc_ray.on_ray.tag.totals import Account, progress
 
 
@@ -20,3 +24,14 @@ def test_a_night_says_how_far_it_is_though_no_piece_ends(capsys: pytest.CaptureF
     assert lines[-1].startswith("100 of 200 documents (50%), ") and lines[-1].endswith(" left, 10 rejected")
     time.sleep(0.2)
     assert capsys.readouterr().out == "", "it is over"
+
+
+def test_labels_that_have_moved_are_reported_or_fail_the_night(
+    tag: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalogue = write(tmp_path / "in.parquet", [{"id": f"{n}", "text": "a red apple"} for n in range(1000)])
+    with pytest.raises(DataError, match=r"moved too far from those of training; found PSI .*apple"):
+        tag(catalogue, "--drift.fail=0.5")
+    folder = tag(catalogue)
+    assert "warning: the labels have moved from those of training: PSI" in capsys.readouterr().out
+    assert manifest_of(folder)["drift"]["training"] > 0.5

@@ -1,24 +1,22 @@
-"""The tagging job: documents in, their best labels out, as Parquet in a folder for the day (see `night`).
+"""The tagging job: documents in, their best labels out, as Parquet in a folder for each day (see `output`).
 
-    census    one pass over the input: rows, duplicates, what the night before has already; cut into pieces
-    pieces    read and tokenise (CPU tasks) -> tag (actors) -> write (CPU tasks), each piece whole or not at all
-    publish   pieces become files of a good size, then manifest, report and, last, _SUCCESS
+    scan      one pass over the input: rows, duplicates, what the night before has already; cut into pieces
+    pieces    read and tokenise (CPU tasks) -> tag (actors) -> write (CPU tasks), each piece atomically
+    publish   pieces are merged into files of a good size, then manifest, report and, last, _SUCCESS
 
-The same command goes on where a killed run was: the plan is kept, and a piece that is written is done.
+The same command resumes a run that was killed: the plan is kept, and a piece that is written is done.
 """
 
-import json
 import time
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date, datetime, timezone
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray.data
 
 from xmc_ray import storage
 from xmc_ray.bundle.ensemble import Members
@@ -29,30 +27,22 @@ from xmc_ray.metrics.calibration import check_precision
 from xmc_ray.metrics.drift import DriftConfig
 from xmc_ray.on_ray.evaluate import GateConfig, pass_gate
 from xmc_ray.on_ray.meters import announce
-from xmc_ray.on_ray.predictor import PoolConfig, ScoringConfig, settle_scoring
-from xmc_ray.on_ray.session import arrow_batches, connect, make_room, own_errors
+from xmc_ray.on_ray.predictor import PoolConfig, Predictor, ScoringConfig, settle_scoring
+from xmc_ray.on_ray.session import own_errors
 from xmc_ray.on_ray.tag import output
 from xmc_ray.on_ray.tag.output import Night
-from xmc_ray.on_ray.tag.pieces import CopyPieces, ReadPieces, Summary, TagColumns, TagPieces, WritePieces, finished, some_texts
-from xmc_ray.on_ray.tag.plan import Plan, piece_name, take_census
+from xmc_ray.on_ray.tag.pieces import CopyPieces, ReadPieces, Summary, TagColumns, WritePieces, finished, some_texts
+from xmc_ray.on_ray.tag.plan import Plan, piece_name
+from xmc_ray.on_ray.tag.runner import RayRunner, Runner
+from xmc_ray.on_ray.tag.scan import scan
 from xmc_ray.on_ray.tag.totals import Account, progress
 from xmc_ray.storage.files import FileInfo
 from xmc_ray.storage.lease import Lease, held
 
 _PIECES_A_TASK = 8  # neighbours that one task reads, so that a large row group is not read for each
-
-
 _PIECES_AN_ACTOR = 12  # at least, so that no actor waits long for the last ones
-
-
 _MEASURED = 256  # documents that scoring is measured on
-
-
 _SCORING = "scoring.json"
-
-
-_BY_ROW: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": 1}
-
 
 # How the night is computed and judged, but not what it is: it may be taken up again with other values of these.
 _FREE = ("overwrite", "pool", "date", "commit_rows", "target_bytes", "max_reject_share", "gate", "drift")
@@ -108,14 +98,15 @@ class TagConfig:
                 raise ConfigError("date does not fit", found=self.date, expected="YYYY-MM-DD") from None
 
 
-def run(config: TagConfig) -> str:
-    """Tag the catalogue and return the folder of the day; a finished run is left as it is.
+def tag(config: TagConfig, runner: Runner | None = None) -> str:
+    """Tag the catalogue and return the folder of the day; a finished run is left as it is. ``runner``: Ray, if not given.
 
     Raises ConfigError when the folder holds another run, DataError when too much is rejected or the labels have moved too far,
     ModelError for a bundle that cannot be read or does not pass the gate. Nothing is written before the settings, the input
-    and the bundle have been looked at; what is written stays for the next attempt.
+    and the bundle have been checked; what is written stays for the next attempt.
     """
     started = datetime.now(timezone.utc)
+    runner = runner or RayRunner()
     folder = storage.join(storage.absolute(config.output), f"dt={config.date or started.date()}")
     members, files = Members.read(config.bundle), list_inputs(config.documents)
     if config.min_precision is not None:
@@ -129,16 +120,15 @@ def run(config: TagConfig) -> str:
         return _nothing_to_do(folder)
     check_columns(files, config.documents, labelled=False)
     with held(folder) as lease, own_errors():
-        this = Night.open(folder, identity, config.overwrite)  # once more: another job may have ended here just now
-        if this is None:
+        night = Night.open(folder, identity, config.overwrite)  # once more: another job may have ended here just now
+        if night is None:
             return _nothing_to_do(folder)
-        connect()
-        make_room("actors", config.pool.min, config.pool.needs, config.pool.patience)
+        pool = runner.start(config.pool)
         pass_gate(config.gate, config.bundle, config.pool, config.model)
-        config = replace(config, pool=config.pool.settled())
-        plan = this.plan()
+        config = replace(config, pool=pool)
+        plan = night.plan()
         previous = plan.previous if plan else _previous(config, folder, members.fingerprint)
-        manifest = _Making(config, this, members, files, previous, lease).finish(plan, started)
+        manifest = _Tagging(config, night, members, files, previous, lease, runner).finish(plan, started)
     print(_report(manifest, folder), flush=True)
     return folder
 
@@ -148,24 +138,30 @@ def _nothing_to_do(folder: str) -> str:
     return folder
 
 
-class _Making:
-    """A night in the making."""
+@dataclass
+class _Tagging:
+    """A night while it is computed."""
 
-    def __init__(
-        self, config: TagConfig, this: Night, members: Members, files: list[FileInfo], previous: str | None, lease: Lease
-    ) -> None:
-        self.config, self.night, self.members, self.files, self.previous = config, this, members, files, previous
-        self.lease = lease
-        self.rules = Rules.of(config.documents, labelled=False)
-        labels_file, self.tokenizers = members.fetch()
+    config: TagConfig
+    night: Night
+    members: Members
+    files: list[FileInfo]
+    previous: str | None
+    lease: Lease
+    runner: Runner
+
+    def __post_init__(self) -> None:
+        self.rules = Rules.of(self.config.documents, labelled=False)
+        labels_file, self.tokenizers = self.members.fetch()
         labels = pq.read_table(labels_file, columns=["label", "name", "count"])
-        thresholds_L = None if config.min_precision is None else members.thresholds(config.min_precision)
+        least = self.config.min_precision
+        thresholds_L = None if least is None else self.members.thresholds(least)
         self.never = None if thresholds_L is None else int(np.isinf(thresholds_L).sum())
-        self.columns = TagColumns(labels, members.fingerprint, config.min_score, thresholds_L)
+        self.columns = TagColumns(labels, self.members.fingerprint, self.config.min_score, thresholds_L)
         self.account = Account(labels)
 
     def finish(self, plan: Plan | None, started: datetime) -> dict[str, Any]:
-        """Whatever is left to do; the manifest. ``plan``: that of an earlier attempt."""
+        """Do what is left to do and return the manifest. ``plan``: that of an earlier attempt."""
         clock = time.monotonic()
         self.night.begin()
         plan = plan or self._plan()
@@ -179,7 +175,7 @@ class _Making:
         if before:
             print(f"going on after {before:,} of {plan.rows:,} documents: {self.night.folder}", flush=True)
         with progress(self.account, plan.rows):
-            for summary in self._left(plan, done, model):
+            for summary in self._remaining(plan, done, model):
                 self.account.add(summary)
                 self._check_rejects(plan)
                 self.lease.check()
@@ -205,53 +201,45 @@ class _Making:
             print(f"warning: {warning}", flush=True)
         texts = {output.REPORT: page.encode(), output.COUNTS: self.account.label_table()}
         self.lease.check()
-        manifest = self.night.publish(plan, self.config.target_bytes, manifest, texts)
+        manifest = self.night.publish(plan, self.config.target_bytes, manifest, texts, self.runner)
         announce(manifest["drift"])
         return manifest
 
     def _plan(self) -> Plan:
         tags = output.tag_files(self.previous) if self.previous else []
         pieces = _PIECES_AN_ACTOR * self.config.pool.max
-        plan = take_census(self.files, self.rules, tags, max(1, self.config.commit_rows // 2), pieces)
+        plan = scan(self.files, self.rules, tags, max(1, self.config.commit_rows // 2), pieces, self.runner)
         plan = replace(plan, previous=self.previous)
-        self.night.keep_plan(plan)
+        plan.save(self.night.work)
         return plan
 
-    def _left(self, plan: Plan, done: Container[str], model: ScoringConfig) -> Iterator[Summary]:
-        """Do the pieces that are not done; the summary of each."""
-        copies = [row for row, number in enumerate(plan.reused["number"].to_pylist()) if piece_name("r", number) not in done]
-        if copies:
-            copy = CopyPieces(self.night.work, self.columns)
-            yield from _summaries(_dataset(plan.reused, copies, 1).map_batches(copy.__call__, **_BY_ROW))
-        pieces = [row for row, number in enumerate(plan.pieces["number"].to_pylist()) if piece_name("t", number) not in done]
-        if pieces:
-            with _piece_by_piece():
-                yield from _summaries(self._tagged(_dataset(plan.pieces, pieces, _PIECES_A_TASK), model))
-
-    def _tagged(self, pieces: ray.data.Dataset, model: ScoringConfig) -> ray.data.Dataset:
-        config = self.config
-        read, write = ReadPieces(self.rules, self.tokenizers), WritePieces(self.night.work, self.columns)
-        pool = config.pool
-        tokenised = pieces.map_batches(read.__call__, batch_format="pyarrow", batch_size=None, **pool.beside(0.5))
-        constructor = (self.members.uris, config.k, pool, model)
-        tagged = tokenised.map_batches(TagPieces, fn_constructor_args=constructor, **_BY_ROW, **pool.resources)
-        return tagged.map_batches(write.__call__, **_BY_ROW, **pool.beside(0.25))
+    def _remaining(self, plan: Plan, done: Container[str], model: ScoringConfig) -> Iterator[Summary]:
+        """Do the pieces that are not done yet; yields the summary of each."""
+        copies = [row for row in plan.reused.to_pylist() if piece_name("r", row["number"]) not in done]
+        copy = self.runner.put(CopyPieces(self.night.work, self.columns)) if copies else None
+        for handle in [self.runner.submit(copy, row) for row in copies]:
+            yield self.runner.get(handle)
+        groups = _neighbours(plan.pieces, done)
+        if groups:
+            read, write = ReadPieces(self.rules, self.tokenizers), WritePieces(self.night.work, self.columns)
+            predictor = partial(Predictor, self.members.uris, self.config.k, self.config.pool, model)
+            yield from self.runner.run_pieces(groups, read, predictor, write, self.config.pool)
 
     def _model(self, plan: Plan) -> ScoringConfig:
-        """Settled once a night, and as in the night that tags are taken from."""
-        where, model = storage.join(self.night.work, _SCORING), self.config.model
-        if storage.exists(where):
-            return replace(model, scoring=storage.read_json(where))
+        """Settled once a night, and as in the night whose tags are reused."""
+        uri, model = storage.join(self.night.work, _SCORING), self.config.model
+        if storage.exists(uri):
+            return replace(model, scoring=storage.read_json(uri))
         if self.previous:
             model = replace(model, scoring=storage.read_json(storage.join(self.previous, output.MANIFEST))["scoring"])
         elif plan.pieces:
             texts = some_texts(plan.pieces.slice(0, _PIECES_A_TASK), self.rules, _MEASURED)
             model = settle_scoring(model, self.members.uris, texts, self.config.k, self.config.pool)
-        storage.write_json(where, model.scoring)
+        storage.write_json(uri, model.scoring)
         return model
 
     def _check_rejects(self, plan: Plan) -> None:
-        """DataError if more than the share that is put up with is lost, however much is left to do."""
+        """DataError if more is rejected than is allowed, however much is left to do."""
         size = sum(file.size for file in self.files)
         share = max(self.account.counts["rejected"] / max(plan.rows, 1), plan.lost_bytes / max(size, 1))
         if share > self.config.max_reject_share:
@@ -288,31 +276,16 @@ def _previous(config: TagConfig, this: str, fingerprint: str) -> str | None:
     return folder
 
 
-def _dataset(table: pa.Table, rows: list[int], a_task: int) -> ray.data.Dataset:
-    """Some rows of a plan, neighbours together in a block."""
-    blocks: list[list[int]] = []
-    for row in rows:
-        if not blocks or len(blocks[-1]) >= a_task or blocks[-1][-1] != row - 1:
-            blocks.append([])
-        blocks[-1].append(row)
-    return ray.data.from_arrow([table.take(pa.array(block)) for block in blocks])
-
-
-def _summaries(written: ray.data.Dataset) -> Iterator[Summary]:
-    for table in arrow_batches(written):
-        yield from map(json.loads, table["summary"].to_pylist())
-
-
-@contextmanager
-def _piece_by_piece() -> Iterator[None]:
-    """A block a row, so that a piece goes on as soon as it is ready, and in whatever order."""
-    context = ray.data.DataContext.get_current()
-    size, order = context.target_max_block_size, context.execution_options.preserve_order
-    context.target_max_block_size, context.execution_options.preserve_order = 1, False
-    try:
-        yield
-    finally:
-        context.target_max_block_size, context.execution_options.preserve_order = size, order
+def _neighbours(pieces: pa.Table, done: Container[str]) -> list[pa.Table]:
+    """The pieces that are not done, in groups of neighbours."""
+    groups: list[list[int]] = []
+    for row, number in enumerate(pieces["number"].to_pylist()):
+        if piece_name("t", number) in done:
+            continue
+        if not groups or len(groups[-1]) >= _PIECES_A_TASK or groups[-1][-1] != row - 1:
+            groups.append([])
+        groups[-1].append(row)
+    return [pieces.take(pa.array(group)) for group in groups]
 
 
 def _report(manifest: dict[str, Any], folder: str) -> str:

@@ -1,4 +1,4 @@
-"""The folder of a night: what is in it, who it belongs to, and how it becomes finished all at once.
+"""The folder of a night: what is in it, which run it belongs to, and how it is published atomically.
 
     <output>/dt=2026-11-23/
         part-<run>-00000.parquet   tags
@@ -7,11 +7,11 @@
         manifest.json              counts, times, histograms
         report.html                the same for people
         run.json                   what this run is: input files, bundle, settings
-        _SUCCESS                   written last; names the files that make the night
+        _SUCCESS                   written last; names the files that make up the night
         _work/                     of an unfinished run: its own run.json, its plan, its pieces
 
-A night that replaces another is made in ``_work``, while the old one stays; whoever reads the files that ``_SUCCESS`` names
-sees the old night or the new one, never a part of either.
+A night that replaces another is made in ``_work`` while the old one stays. A reader of the files that ``_SUCCESS`` names sees
+the old night or the new one, never a mixture.
 """
 
 import json
@@ -22,27 +22,23 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
 from xmc_ray import storage
 from xmc_ray.errors import ConfigError, DataError
-from xmc_ray.on_ray.tag.pieces import written
-from xmc_ray.on_ray.tag.plan import PIECES, REUSED, Plan
+from xmc_ray.on_ray.tag.pieces import REJECTS, written
+from xmc_ray.on_ray.tag.plan import Plan
+from xmc_ray.on_ray.tag.runner import Runner
 from xmc_ray.storage.files import FileInfo, join
 from xmc_ray.storage.lease import is_free
 
 SUCCESS, MANIFEST, IDENTITY, WORK, COUNTS = "_SUCCESS", "manifest.json", "run.json", "_work", "label-counts.parquet"
-
-
 REPORT = "report.html"
-
-
-_ROWS = 1 << 16  # of a row group: pieces of a few hundred rows make none of their own
+_ROWS = 1 << 16  # of a row group, at least: a piece of a few hundred rows makes none of its own
 
 
 @dataclass(frozen=True)
 class Night:
-    """A night that is not finished; ``run`` names it, the same one whenever it is taken up again."""
+    """A night that is not finished; ``run`` identifies it, also when it is resumed."""
 
     folder: str
     run: str
@@ -55,13 +51,13 @@ class Night:
 
     @classmethod
     def open(cls, folder: str, identity: Mapping[str, Any], overwrite: bool) -> "Night | None":
-        """The night to make or to go on with; None if it is finished. Nothing is written yet.
+        """The night to begin or to resume; None if it is finished. Nothing is written yet.
 
         Raises ConfigError when the folder holds something else, or another night without ``overwrite``.
         """
         if is_free(folder):
             return cls(folder, uuid.uuid4().hex[:8], identity)
-        done, begun = (_read(join(place, IDENTITY)) for place in (folder, join(folder, WORK)))
+        done, begun = _read(join(folder, IDENTITY)), _read(join(folder, WORK, IDENTITY))
         if done is None and begun is None:
             raise ConfigError(
                 "the folder of the day holds something else", where=folder, found="no run.json", way_out="choose another output"
@@ -87,14 +83,11 @@ class Night:
         return cls(folder, uuid.uuid4().hex[:8], identity)
 
     def plan(self) -> Plan | None:
-        """What an earlier attempt has planned, if one came so far."""
-        where = join(self.work, "plan.json")
-        if not self._is_begun() or not storage.exists(where):
-            return None
-        return Plan(self._table("pieces-to-do", PIECES), self._table("reused", REUSED), **storage.read_json(where))
+        """The plan of an earlier attempt, if there is one."""
+        return Plan.load(self.work) if self._is_begun() else None
 
     def begin(self) -> None:
-        """Make the folder this night's, unless it is."""
+        """Claim the folder for this night, unless it is claimed already."""
         if not self._is_begun():
             storage.remove(self.work, last=IDENTITY)
             storage.write_json(join(self.work, IDENTITY), {"run": self.run, **self.identity})
@@ -103,24 +96,13 @@ class Night:
         begun = _read(join(self.work, IDENTITY))
         return begun is not None and begun["run"] == self.run
 
-    def keep_plan(self, plan: Plan) -> None:
-        """So that whoever goes on does the same pieces, whatever the input has become by then."""
-        for name, table in (("pieces-to-do", plan.pieces), ("reused", plan.reused)):
-            with storage.new_file(join(self.work, f"{name}.parquet")) as file:
-                pq.write_table(table, file)
-        counts = {"rows": plan.rows, "lost_bytes": plan.lost_bytes, "previous": plan.previous}
-        _patiently(storage.write_json, join(self.work, "plan.json"), counts)
-
-    def _table(self, name: str, schema: pa.Schema) -> pa.Table:
-        return storage.read_parquet(join(self.work, f"{name}.parquet")).cast(schema)
-
     def publish(
-        self, plan: Plan, target_bytes: int, manifest: Mapping[str, Any], others: Mapping[str, bytes]
+        self, plan: Plan, target_bytes: int, manifest: Mapping[str, Any], others: Mapping[str, bytes], runner: Runner
     ) -> dict[str, Any]:
-        """Join the pieces to files of about ``target_bytes`` and finish the night; the manifest with their names.
+        """Merge the pieces into files of about ``target_bytes`` and finish the night; the manifest with their names.
 
         ``others`` are further files by name. Every step may be repeated: names and contents follow from the pieces. Raises
-        DataError unless there are the pieces of the plan and no others.
+        DataError unless there are exactly the pieces of the plan.
         """
         self._check_pieces(plan)
         replaces = marked_run(self.folder) is not None
@@ -129,8 +111,9 @@ class Night:
         for kind, below in (("pieces", ""), ("rejects", "rejects/")):
             groups = _groups(list(written(self.work, kind).values()), target_bytes)
             names[kind] = [f"{below}part-{self.run}-{number:05}.parquet" for number in range(len(groups))]
-            merges += [_merge.remote(group, join(stage, name)) for group, name in zip(groups, names[kind], strict=True)]
-        ray.get(merges)
+            for group, name in zip(groups, names[kind], strict=True):
+                merges.append(runner.submit(_merge, group, join(stage, name), REJECTS if kind == "rejects" else None))
+        runner.get(merges)
         files = names["pieces"] + names["rejects"]
         if replaces:
             for name in files:
@@ -156,7 +139,7 @@ class Night:
             )
 
     def _tidy(self, files: Sequence[str]) -> None:
-        """Remove what no reader needs: a replaced night, halves of killed tasks, the work."""
+        """Remove what no reader needs: a replaced night, what killed tasks have left, the work."""
         kept = {join(self.folder, name) for name in files}
         for file in storage.all_files(self.folder):
             name = file.uri.rpartition("/")[2]
@@ -181,7 +164,7 @@ def tag_files(folder: str) -> list[str]:
 
 
 def latest_before(folder: str) -> str | None:
-    """The last finished night before the one in ``folder``, beside it, if there is one."""
+    """The last finished night before the one in ``folder``, among its siblings, if there is one."""
     output, _, this = folder.rpartition("/")
     names = {file.uri.removeprefix(f"{output}/").partition("/")[0] for file in storage.all_files(output)}
     for name in sorted((name for name in names if name.startswith("dt=") and name < this), reverse=True):
@@ -191,7 +174,7 @@ def latest_before(folder: str) -> str | None:
 
 
 def _read(uri: str) -> dict[str, Any] | None:
-    """A JSON file of ours, if it is there; one that is none is not ours."""
+    """A JSON file of ours, if it is there; None for anything else."""
     if not storage.exists(uri):
         return None
     try:
@@ -210,7 +193,7 @@ def _same(known: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
 
 
 def _groups(files: Sequence[FileInfo], target_bytes: int) -> list[list[str]]:
-    """Consecutive files of together about ``target_bytes``."""
+    """Consecutive files that have about ``target_bytes`` together."""
     groups: list[list[str]] = []
     size = 0
     for file in files:
@@ -222,12 +205,12 @@ def _groups(files: Sequence[FileInfo], target_bytes: int) -> list[list[str]]:
     return groups
 
 
-@ray.remote(num_cpus=1)
-def _merge(sources: list[str], target: str) -> None:
-    storage.patiently(lambda: _write_merged(sources, target), storage.PATIENCE)
+def _merge(sources: list[str], target: str, schema: pa.Schema | None = None) -> None:
+    storage.patiently(lambda: _write_merged(sources, target, schema), storage.PATIENCE)
 
 
-def _write_merged(sources: Sequence[str], target: str) -> None:
+def _write_merged(sources: Sequence[str], target: str, schema: pa.Schema | None) -> None:
+    """``schema``: that of the first source, if not given; columns that a source lacks are null."""
     with storage.new_file(target) as file:
         writer: pq.ParquetWriter | None = None
         waiting: list[pa.Table] = []
@@ -235,8 +218,9 @@ def _write_merged(sources: Sequence[str], target: str) -> None:
             if source is not None:
                 waiting.append(storage.read_parquet(source).replace_schema_metadata(None))
             if waiting and (source is None or sum(map(len, waiting)) >= _ROWS):
-                writer = writer or pq.ParquetWriter(file, waiting[0].schema, compression="zstd")
-                writer.write_table(pa.concat_tables(waiting))
+                schema = schema or waiting[0].schema
+                writer = writer or pq.ParquetWriter(file, schema, compression="zstd")
+                writer.write_table(pa.concat_tables([schema.empty_table(), *waiting], promote_options="default"))
                 waiting = []
         if writer is not None:
             writer.close()

@@ -1,12 +1,11 @@
-"""A piece of a night: read and tokenised by one task, tagged by an actor, written by another task. Done is what is written.
+"""The steps of a piece: it is read and tokenised, tagged, and written, each step by another process. Done is what is written.
 
-A piece leaves one file, ``<work>/pieces/t000017.parquet``, which appears when it is complete, says in its metadata what was
-counted, and is the proof that the piece is done. Its rejects are written before. Both have names and contents that follow
-from the plan alone: whoever does a piece again, after a kill or beside a straggler, replaces them with the same.
+A piece leaves one file, ``<work>/pieces/t000017.parquet``, which appears atomically, has the counts of the piece in its
+metadata, and is the proof that the piece is done. Its rejects are written before it. Names and contents of both follow from the
+plan alone: a task that does a piece again, after a crash or beside a straggler, replaces them with the same.
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,59 +26,41 @@ from xmc_ray.data.reader import read_all, segment_of
 from xmc_ray.metrics.calibration import SCORE_BINS
 from xmc_ray.model.text import Tokenizer
 from xmc_ray.on_ray.meters import count_piece
-from xmc_ray.on_ray.predictor import PoolConfig, Predictor, ScoringConfig, matrix
+from xmc_ray.on_ray.predictor import matrix
 from xmc_ray.on_ray.stream import tokenise_table
 from xmc_ray.on_ray.tag.plan import merged, piece_name, unpacked
 from xmc_ray.storage.files import FileInfo, write_parquet
 
-OUTCOMES = ("tagged", "reused", "rejected", "truncated", "untagged")
+Summary = dict[str, Any]
+"""Of a piece: `OUTCOMES` in rows; ``reasons`` {reason of a reject: rows}; ``labels`` [ids, rows, sums of scores]; ``scores``,
+counts in 20 equal bins of [0, 1]; ``samples``, some of its documents with their tags."""
 
+OUTCOMES = ("tagged", "reused", "rejected", "truncated", "untagged")
+REJECTS = pa.schema([("file", pa.string()), ("row", pa.int64()), *((name, pa.string()) for name in ("id", "reason", "detail"))])
+DUPLICATE = "duplicate id"
 
 _SUMMARY = b"xmc_ray"  # key of a piece's metadata
-
-
-_SAMPLES, _EXCERPT = 2, 240  # documents of a piece, and letters of them, that the report may show
-
-
-_READERS = 16  # threads that look at what is done
-
-
+_SAMPLES, _EXCERPT = 2, 240  # documents of a piece, and characters of each, that the report may show
+_READERS = 16  # threads that read summaries
 _STRINGS = pa.list_(pa.string())
-
-
-_REJECTS = pa.schema([("file", pa.string()), ("row", pa.int64()), ("id", pa.string()), ("reason", pa.string())])
-
-
-_PLACE = re.compile(", first at |: |; ")  # what follows is of this row only
-
-
 _NO_TEXT = pa.scalar(None, pa.string())
-
-
-Summary = dict[str, Any]
-
-
-"""Of a piece: `OUTCOMES` in rows; ``reasons`` {reason: rows}, without places; ``labels`` [ids, rows, sums of scores];
-``scores``, counts in 20 equal bins of [0, 1]; ``samples``, some of its documents with their tags."""
 
 
 @dataclass(frozen=True)
 class ReadPieces:
-    """A task that reads and tokenises pieces, one after the other.
+    """Reads and tokenises pieces: rows of `plan.PIECES` in, number and table of each out.
 
-    Takes rows of `plan.PIECES`, gives ``piece`` (its number) and ``data``: a table, as bytes, of ``id``, ``file``, ``row``,
-    ``reason``, ``text_digest``, ``excerpt``, ``truncated`` and the tokens. One row a piece: so no stage cuts a piece in two.
+    Tables have ``id``, ``file``, ``row``, ``reason``, ``detail``, ``text_digest``, ``excerpt``, ``truncated`` and the tokens.
     """
 
     rules: Rules
     tokenizers: Sequence[Tokenizer]
 
-    def __call__(self, pieces: pa.Table) -> Iterator[pa.Table]:
-        """Neighbouring pieces are read in one go; texts are gone as soon as their chunk is tokenised."""
-        rows = pieces.to_pylist()
-        stream = _Stream(merged([segment for piece in rows for segment in piece["segments"]]), self.rules)
-        for piece in rows:
-            yield _row(piece["number"], pa.concat_tables(map(self._tokenised, left_to_do(piece, stream))))
+    def __call__(self, pieces: list[dict[str, Any]]) -> Iterator[tuple[int, pa.Table]]:
+        """Neighbouring pieces are read in one go; texts are dropped as soon as their chunk is tokenised."""
+        stream = _Stream(merged([segment for piece in pieces for segment in piece["segments"]]), self.rules)
+        for piece in pieces:
+            yield piece["number"], pa.concat_tables(map(self._tokenised, rows_to_tag(piece, stream)))
 
     def _tokenised(self, table: pa.Table) -> pa.Table:
         texts = table["text"].combine_chunks()
@@ -94,7 +75,7 @@ class _Stream:
 
     def __init__(self, segments: list[dict[str, Any]], rules: Rules) -> None:
         self._tables = (chunk.table for _, chunk in read_all(map(segment_of, segments), rules))
-        self._rest = rules.unreadable(0, "", "", 0)
+        self._rest = rules.empty()
 
     def take(self, rows: int) -> Iterator[pa.Table]:
         """The next ``rows`` rows."""
@@ -106,52 +87,37 @@ class _Stream:
             yield table
 
 
-def left_to_do(piece: Mapping[str, Any], stream: _Stream) -> Iterator[pa.Table]:
-    """The rows of a piece, chunk by chunk, without those that are taken over; repeated ids have that for a reason."""
+def rows_to_tag(piece: Mapping[str, Any], stream: _Stream) -> Iterator[pa.Table]:
+    """The rows of a piece, chunk by chunk, without those that are reused; rows that repeat an id are rejected."""
     rows = sum(segment["rows"] for segment in piece["segments"])
     skip = unpacked(piece["skip"], rows)
-    repeated = {
-        double["place"]: f"duplicate id, first at {double['file']} row {double['row']}" for double in piece["duplicates"]
-    }
-    places = np.array(sorted(repeated), np.int64)
-    place = 0
+    repeats = {repeat["place"]: f"first at {repeat['file']} row {repeat['row']}" for repeat in piece["duplicates"]}
+    start = 0
     for table in stream.take(rows):
-        inside = places[slice(*np.searchsorted(places, [place, place + len(table)]))]
-        if len(inside):
-            reasons = np.full(len(table), None, object)
-            reasons[inside - place] = [repeated[number] for number in inside.tolist()]
-            column = pc.coalesce(table["reason"].combine_chunks(), pa.array(reasons, pa.string()))
-            table = table.set_column(table.column_names.index("reason"), "reason", column)
-        yield table.filter(pa.array(~skip[place : place + len(table)]))
-        place += len(table)
+        if repeats:
+            firsts = pa.array([repeats.get(row) for row in range(start, start + len(table))], pa.string())
+            is_repeat = pc.and_(pc.is_null(table["reason"]), pc.is_valid(firsts))
+            for name, values in (("reason", DUPLICATE), ("detail", firsts)):
+                column = pc.if_else(is_repeat, values, table[name])
+                table = table.set_column(table.column_names.index(name), name, column)
+        yield table.filter(pa.array(~skip[start : start + len(table)]))
+        start += len(table)
 
 
 def some_texts(pieces: pa.Table, rules: Rules, limit: int) -> list[str]:
     """Texts of the first rows that can be tagged."""
-    tables = chain.from_iterable(left_to_do(piece, _Stream(piece["segments"], rules)) for piece in pieces.to_pylist())
+    tables = chain.from_iterable(rows_to_tag(piece, _Stream(piece["segments"], rules)) for piece in pieces.to_pylist())
     texts = chain.from_iterable(table.filter(pc.is_null(table["reason"]))["text"].to_pylist() for table in tables)
     return list(islice(texts, limit))
 
 
-class TagPieces:
-    """An actor that tags pieces as `ReadPieces` gives them: tokens become ``ids`` and ``probabilities``."""
-
-    def __init__(self, bundles: list[str], k: int, pool: PoolConfig, scoring: ScoringConfig) -> None:
-        self.predict = Predictor(bundles, k, pool, scoring)
-
-    def __call__(self, pieces: pa.Table) -> Iterator[pa.Table]:
-        """One piece after the other, sorted by length as a whole."""
-        for number, table in _tables(pieces):
-            yield _row(number, self.predict(table))
-
-
 class TagColumns:
-    """From predicted ids to the columns of the contract: labels, scores, names, model."""
+    """Turns predicted ids into the columns of a file of tags: labels, scores, names, model."""
 
     def __init__(
         self, labels: pa.Table, fingerprint: str, min_score: float, thresholds_L: npt.NDArray[np.float32] | None = None
     ) -> None:
-        """``thresholds_L``: the least score of each label, besides the minimum of all."""
+        """``thresholds_L``: the least score of each label, beside the minimum for all."""
         self.labels = labels["label"].combine_chunks()
         self.names = labels["name"].combine_chunks() if labels["name"].null_count < len(labels) else None
         self.fingerprint = fingerprint
@@ -165,15 +131,15 @@ class TagColumns:
         return pa.schema([("id", pa.string()), *lists, ("model", pa.string()), ("text_digest", pa.string())])
 
     def __call__(self, table: pa.Table) -> tuple[pa.Table, Summary]:
-        """Tags without pads and without scores below the minimum or the label's threshold, and what they add up to."""
+        """The tags, without pads and without scores below the minimum or the label's threshold, and their summary."""
         ids, scores = matrix(table, "ids"), matrix(table, "probabilities")
         kept = (ids >= 0) & (scores >= self.min_score)
         if self.thresholds_L is not None:
             kept &= scores >= self.thresholds_L[ids]
-        rows, places = np.nonzero(kept)[0], pa.array(ids[kept])
-        columns = {"labels": self.labels.take(places), "scores": pa.array(scores[kept])}
+        rows, kept_ids = np.nonzero(kept)[0], pa.array(ids[kept])
+        columns = {"labels": self.labels.take(kept_ids), "scores": pa.array(scores[kept])}
         if self.names is not None:
-            columns["names"] = self.names.take(places)
+            columns["names"] = self.names.take(kept_ids)
         lists = {name: lists_from_rows(rows, values, len(table)) for name, values in columns.items()}
         model = pa.repeat(pa.scalar(self.fingerprint), len(table))
         columns = {"id": table["id"], **lists, "model": model, "text_digest": table["text_digest"]}
@@ -182,58 +148,56 @@ class TagColumns:
 
 
 def summarise(label_ids: Any, scores: Any, untagged: int) -> Summary:
-    """The part of a summary that tags add up to: label ids and scores of all tags of a piece."""
-    labels, place, rows = np.unique(label_ids, return_inverse=True, return_counts=True)
-    sums = np.bincount(place, scores, len(labels)).round(4)
+    """The part of a summary that depends on the tags, given label ids and scores of all tags of a piece."""
+    labels, group, rows = np.unique(label_ids, return_inverse=True, return_counts=True)
+    sums = np.bincount(group, scores, len(labels)).round(4)
     histogram = np.histogram(scores, SCORE_BINS, (0, 1))[0]
     return {"labels": [labels.tolist(), rows.tolist(), sums.tolist()], "scores": histogram.tolist(), "untagged": untagged}
 
 
+@dataclass(frozen=True)
 class WritePieces:
-    """A task that writes tagged pieces to ``work`` and gives the ``summary`` of each, as JSON."""
+    """Writes tagged pieces to ``work``."""
 
-    def __init__(self, work: str, columns: TagColumns) -> None:
-        self.work, self.columns = work, columns
+    work: str
+    columns: TagColumns
 
-    def __call__(self, pieces: pa.Table) -> Iterator[pa.Table]:
-        """Rejects first; the file of tags completes the piece."""
-        for number, table in _tables(pieces):
-            name = piece_name("t", number)
-            is_good = pc.is_null(table["reason"])
-            good, bad = table.filter(is_good), table.filter(pc.invert(is_good))
-            tags, summary = self.columns(good)
-            reasons = Counter(_PLACE.split(reason, 1)[0] for reason in bad["reason"].to_pylist())
-            summary |= {"tagged": len(good), "reused": 0, "rejected": len(bad), "reasons": dict(reasons)}
-            summary |= {"truncated": pc.sum(good["truncated"]).as_py() or 0, "samples": _samples(good, tags)}
-            if len(bad):
-                write_parquet(_uri(self.work, "rejects", name), bad.select(_REJECTS.names).cast(_REJECTS))
-            _finish(self.work, name, tags, summary)
-            yield pa.table({"summary": [json.dumps(summary)]})
+    def __call__(self, number: int, table: pa.Table) -> Summary:
+        """Rejects first: the file of tags completes the piece."""
+        name = piece_name("t", number)
+        is_good = pc.is_null(table["reason"])
+        good, bad = table.filter(is_good), table.filter(pc.invert(is_good))
+        tags, summary = self.columns(good)
+        summary |= {"tagged": len(good), "reused": 0, "rejected": len(bad), "reasons": Counter(bad["reason"].to_pylist())}
+        summary |= {"truncated": pc.sum(good["truncated"]).as_py() or 0, "samples": _samples(good, tags)}
+        if len(bad):
+            write_parquet(_uri(self.work, "rejects", name), bad.select(REJECTS.names).cast(REJECTS))
+        _finish(self.work, name, tags, summary)
+        return summary
 
 
+@dataclass(frozen=True)
 class CopyPieces:
-    """A task that takes over tags of the night before: rows of `plan.REUSED` in, summaries out."""
+    """Copies tags of the night before: a row of `plan.REUSED` in, the summary out."""
 
-    def __init__(self, work: str, columns: TagColumns) -> None:
-        self.work, self.columns = work, columns
+    work: str
+    columns: TagColumns
 
-    def __call__(self, pieces: pa.Table) -> Iterator[pa.Table]:
+    def __call__(self, piece: Mapping[str, Any]) -> Summary:
         """Whole columns are filtered; no row is looked at."""
-        labels = self.columns.labels
-        for piece in pieces.to_pylist():
-            table = storage.read_parquet(piece["uri"])
-            tags = table.filter(pa.array(unpacked(piece["keep"], len(table)))).select(self.columns.schema.names)
-            tags = tags.cast(self.columns.schema)
-            ids = pc.index_in(pc.list_flatten(tags["labels"]), value_set=labels).drop_null().to_numpy()
-            untagged = pc.sum(pc.equal(pc.list_value_length(tags["labels"]), 0)).as_py() or 0
-            summary = summarise(ids, pc.list_flatten(tags["scores"]).to_numpy(), untagged)
-            summary |= {"tagged": 0, "reused": len(tags), "rejected": 0, "reasons": {}, "truncated": 0, "samples": []}
-            _finish(self.work, piece_name("r", piece["number"]), tags, summary)
-            yield pa.table({"summary": [json.dumps(summary)]})
+        table = storage.read_parquet(piece["uri"])
+        tags = table.filter(pa.array(unpacked(piece["keep"], len(table)))).select(self.columns.schema.names)
+        tags = tags.cast(self.columns.schema)
+        ids = pc.index_in(pc.list_flatten(tags["labels"]), value_set=self.columns.labels).drop_null().to_numpy()
+        untagged = pc.sum(pc.equal(pc.list_value_length(tags["labels"]), 0)).as_py() or 0
+        summary = summarise(ids, pc.list_flatten(tags["scores"]).to_numpy(), untagged)
+        summary |= {"tagged": 0, "reused": len(tags), "rejected": 0, "reasons": {}, "truncated": 0, "samples": []}
+        _finish(self.work, piece_name("r", piece["number"]), tags, summary)
+        return summary
 
 
 def finished(work: str) -> dict[str, Summary]:
-    """The summaries of the pieces that are done, by name; one that a power failure has left in part is not done."""
+    """The summaries of the pieces that are done, by name; a file that a power failure has cut short is not done."""
     files = written(work)
     with ThreadPoolExecutor(_READERS) as pool:
         summaries = pool.map(_read_summary, [file.uri for file in files.values()])
@@ -244,7 +208,7 @@ def written(work: str, what: str = "pieces") -> dict[str, FileInfo]:
     """The files of ``pieces`` or ``rejects``, by the names of their pieces: tagged ones first, each in order."""
     files = [file for file in storage.all_files(storage.join(work, what)) if "/." not in file.uri]
     named = {file.uri.rpartition("/")[2].removesuffix(".parquet"): file for file in files}
-    return dict(sorted(named.items(), key=lambda one: (one[0][0] != "t", one[0])))
+    return dict(sorted(named.items(), key=lambda item: (item[0][0] != "t", item[0])))
 
 
 def _uri(work: str, what: str, name: str) -> str:
@@ -271,16 +235,3 @@ def _samples(good: pa.Table, tags: pa.Table) -> list[dict[str, Any]]:
     shown = tags.take(pa.array(rows)).append_column("text", good["excerpt"].take(pa.array(rows)))
     names = ("id", "text", "labels", "names", "scores")
     return [{"digest": row["text_digest"], **{name: row.get(name) for name in names}} for row in shown.to_pylist()]
-
-
-def _row(number: int, table: pa.Table) -> pa.Table:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    data = pa.Array.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(np.array([0, sink.tell()])), sink.getvalue()])
-    return pa.table({"piece": [number], "data": data})
-
-
-def _tables(pieces: pa.Table) -> Iterator[tuple[int, pa.Table]]:
-    for number, data in zip(pieces["piece"].to_pylist(), pieces["data"], strict=True):
-        yield number, pa.ipc.open_stream(data.as_buffer()).read_all()

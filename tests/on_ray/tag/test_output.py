@@ -1,0 +1,96 @@
+"""The folder of a night: what is replaced, what is left alone, and when a night is finished."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fruit import contents, document, manifest_of, read_night, write
+from in_process import InProcess
+
+from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.on_ray.tag import output
+from xmc_ray.on_ray.tag.plan import PIECES, REUSED, Plan
+
+
+def test_rejects_of_an_older_version_are_merged(tmp_path: Path) -> None:
+    """They have no column ``detail``."""
+    night = output.Night(str(tmp_path), "run", {})
+    new = {"file": "f", "row": 1, "id": "b", "reason": "invalid JSON", "detail": "at character 7"}
+    old = {"file": "f", "row": 0, "id": "a", "reason": "text is null"}
+    for number, row in enumerate((old, new)):
+        write(tmp_path / "_work" / "rejects" / f"t{number:06}.parquet", [row])
+    plan = Plan(PIECES.empty_table(), REUSED.empty_table(), 2, 0)
+    night.publish(plan, 1 << 20, {}, {}, InProcess())
+    assert read_night(tmp_path)[1].to_pylist() == [old | {"detail": None}, new]
+
+
+def test_the_latest_night_before_is_a_finished_one(tmp_path: Path) -> None:
+    for day in ("21", "22", "23"):
+        (tmp_path / f"dt=2026-11-{day}").mkdir()
+        (tmp_path / f"dt=2026-11-{day}" / "manifest.json").write_text("{}")
+    (tmp_path / "dt=2026-11-21" / "_SUCCESS").write_text('{"run": "a", "files": ["x"], "rejects": []}')
+    assert output.latest_before(f"{tmp_path}/dt=2026-11-23") == f"{tmp_path}/dt=2026-11-21"
+    assert output.latest_before(f"{tmp_path}/dt=2026-11-21") is None
+    assert output.tag_files(f"{tmp_path}/dt=2026-11-21") == [f"{tmp_path}/dt=2026-11-21/x"]
+    with pytest.raises(DataError, match="not a finished night"):
+        output.tag_files(f"{tmp_path}/dt=2026-11-22")
+
+
+def test_a_night_that_replaces_another_leaves_it_until_the_end(tag: Callable[..., str], tmp_path: Path) -> None:
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(20)])
+    folder = tag(catalogue)
+    first, before = read_night(folder), contents(folder)
+    write(catalogue, [document(n) for n in range(30)] + [{"id": "x", "text": None}])
+    with pytest.raises(ConfigError, match=r"another run.*other input.*--overwrite"):
+        tag(catalogue)
+    with pytest.raises(DataError, match="too many documents are rejected"):
+        tag(catalogue, "--overwrite")
+    assert contents(folder).items() >= before.items() and read_night(folder)[0].equals(first[0])
+    with pytest.raises(ConfigError, match="another run"):
+        tag(catalogue, min_score=0.5)
+    tag(catalogue, "--overwrite", max_reject_share=0.1)
+    assert len(read_night(folder)[0]) == 30
+    assert not set(before) & {str(path) for path in Path(folder).glob("part-*")}
+
+
+def test_a_foreign_folder_is_left_alone(tag: Callable[..., str], fruit: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "dt=2026-11-23"
+    folder.mkdir(parents=True)
+    (folder / "precious.txt").write_text("mine")
+    for overwrite in ("false", "true"):
+        with pytest.raises(ConfigError, match="something else"):
+            tag(fruit / "test.parquet", f"--overwrite={overwrite}")
+    assert [path.name for path in folder.iterdir()] == ["precious.txt"]
+
+
+def test_addresses_may_be_spelt_in_several_ways(
+    tag: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept and what is removed at the end goes by address."""
+    write(tmp_path / "in" / "a.parquet", [document(n) for n in range(10)])
+    monkeypatch.chdir(tmp_path)
+    folder = tag(f"file://{tmp_path}/in/", "--documents.id=null", output=f"file://{tmp_path}/out/", date="2026-11-22")
+    assert read_night(folder)[0]["id"].to_pylist() == [f"a.parquet:{n}" for n in range(10)]
+    again = tag("in", "--documents.id=null", "--previous=last", output="./out")
+    assert [manifest_of(again)[name] for name in ("tagged", "reused")] == [0, 10]
+
+
+def test_pieces_that_are_not_those_of_the_plan_are_no_night(
+    tag: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when another run has finished the night meanwhile, and tidied up."""
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(40)])
+    publish = output.Night.publish
+
+    def meddle(self: Any, *arguments: Any) -> Any:
+        (tmp_path / "out" / "dt=2026-11-23" / "_work" / "pieces" / "t000001.parquet").unlink()
+        return publish(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(output.Night, "publish", meddle)
+        with pytest.raises(DataError, match=r"not those of the plan.*found \d+ of them and 0 others"):
+            tag(catalogue, commit_rows=20)
+    assert not (tmp_path / "out" / "dt=2026-11-23" / "_SUCCESS").exists()
+    (tmp_path / "out" / "dt=2026-11-23" / "_work" / "pieces" / "t000002.parquet").write_bytes(b"")
+    assert len(read_night(tag(catalogue, commit_rows=20))[0]) == 40

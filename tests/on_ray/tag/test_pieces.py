@@ -1,0 +1,132 @@
+"""The steps of a piece: what is read, what is rejected and why, and what is done."""
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fruit import document, manifest_of, read_night, write
+
+from xmc_ray.errors import DataError
+from xmc_ray.on_ray.tag.pieces import TagColumns, WritePieces, finished
+from xmc_ray.on_ray.tag.plan import Plan
+
+
+def test_tags_are_cut_at_the_minimum_and_at_thresholds() -> None:
+    labels = pa.table({"label": ["a", "b", "c"], "name": pa.array([None, "B", None], pa.string())})
+    fixed = {"ids": [[0, 1, -1], [2, 0, 1]], "probabilities": [[0.9, 0.4, 0.0], [0.5, 0.3, 0.1]]}
+    kinds = {"ids": pa.list_(pa.int64(), 3), "probabilities": pa.list_(pa.float32(), 3)}
+    predicted = pa.table({"id": ["x", "y"], "text_digest": ["1", "2"]} | {n: pa.array(fixed[n], kinds[n]) for n in fixed})
+    tags, summary = TagColumns(labels, "model", 0.2)(predicted)
+    assert tags["labels"].to_pylist() == [["a", "b"], ["c", "a"]] and tags["names"].to_pylist() == [[None, "B"], [None, None]]
+    assert summary["labels"] == [[0, 1, 2], [2, 1, 1], [1.2, 0.4, 0.5]] and summary["untagged"] == 0
+    assert sum(summary["scores"]) == 4
+    tags, summary = TagColumns(labels, "model", 0.0, np.array([0.95, 0.4, np.inf], np.float32))(predicted)
+    assert tags["labels"].to_pylist() == [["b"], []] and summary["untagged"] == 1
+
+
+def test_a_piece_that_was_cut_short_is_not_done(tmp_path: Path) -> None:
+    labels = pa.table({"label": ["a"], "name": pa.array([None], pa.string())})
+    empty = pa.table({name: pa.array([], kind) for name, kind in EMPTY.items()})
+    write_pieces = WritePieces(str(tmp_path), TagColumns(labels, "model", 0.0))
+    summaries = [write_pieces(number, empty) for number in range(3)]
+    path = tmp_path / "pieces" / "t000001.parquet"
+    path.write_bytes(path.read_bytes()[:100])
+    (tmp_path / "pieces" / ".t000003.parquet.part").write_bytes(b"")
+    assert finished(str(tmp_path)) == {"t000000": summaries[0], "t000002": summaries[2]}
+
+
+EMPTY = {name: pa.string() for name in ("id", "file", "reason", "detail", "text_digest", "excerpt")}
+EMPTY |= {"row": pa.int64(), "truncated": pa.int8(), "ids": pa.list_(pa.int64(), 1), "probabilities": pa.list_(pa.float32(), 1)}
+
+
+def test_what_cannot_be_read_is_rejected_with_its_place(tag: Callable[..., str], tmp_path: Path) -> None:
+    """Files cut short, of another schema, of garbage; bytes that are no text; a text of 100 MB; ids that come twice."""
+    folder = tmp_path / "in"
+    good = [document(n) for n in range(40)]
+    write(folder / "a.parquet", [*good[:20], {"id": "d5", "text": "a red plum"}, {"id": "huge", "text": "a" * 100_000_000}])
+    write(folder / "b.parquet", [{"id": f"x{n}", "title": "none of ours"} for n in range(3)])
+    (folder / "c.parquet").write_bytes((folder / "a.parquet").read_bytes()[:300])
+    (folder / "d.parquet").write_bytes(b"")
+    latin = pa.array([b"a", b"\xe4", None]).view(pa.string())
+    pq.write_table(pa.table({"id": latin, "text": ["a red apple"] * 3}), folder / "e.parquet")
+    write(folder / "f.parquet", good[20:])
+    damaged = bytearray((folder / "f.parquet").read_bytes())
+    damaged[4:40] = bytes(36)  # the first row group's first page
+    (folder / "g.parquet").write_bytes(bytes(damaged))
+    write(folder / "h.parquet", [{"id": "d0", "text": None}, {"id": "d5", "text": "again"}])
+    pq.write_table(pa.table({"id": pa.array([], pa.string()), "text": pa.array([], pa.string())}), folder / "i.parquet")
+
+    with pytest.raises(DataError, match=r"too many documents are rejected: \S+/_work/rejects; found .*expected at most 1\.0%"):
+        tag(folder)
+    made = tmp_path / "out" / "dt=2026-11-23"
+    assert not (made / "_SUCCESS").exists() and list((made / "_work" / "rejects").glob("*.parquet"))
+    tags, rejects = read_night(tag(folder, max_reject_share=1))
+    assert Counter(tags["id"].to_pylist()) == Counter([*(row["id"] for row in good), "a"])
+    found = [(Path(row["file"]).name, *list(row.values())[1:]) for row in rejects.to_pylist()]
+    a = str(folder / "a.parquet")
+    assert found[:2] == [
+        ("a.parquet", 20, "d5", "duplicate id", f"first at {a} row 5"),
+        ("a.parquet", 21, "huge", "text is too long", "more than 1,048,576 bytes"),
+    ]
+    assert found[2:5] == [("b.parquet", n, None, "no column 'text'", "found id, title") for n in range(3)]
+    assert [row[:3] for row in found[5:7]] == [("c.parquet", 0, None), ("d.parquet", 0, None)]
+    assert all(row[3] == "cannot be read" and row[4] for row in found[5:7])
+    assert found[7:9] == [("e.parquet", 1, None, "id is not UTF-8", None), ("e.parquet", 2, None, "id is null", None)]
+    of_g = [row for row in found if row[0] == "g.parquet"]
+    assert len(of_g) == 20 and [row[1] for row in of_g] == list(range(20))
+    assert all(row[3] == "cannot be read" and row[4] for row in of_g[:7])
+    f = str(folder / "f.parquet")
+    assert [row[3:] for row in of_g[7:]] == [("duplicate id", f"first at {f} row {n}") for n in range(7, 20)]
+    assert found[-2:] == [
+        ("h.parquet", 0, "d0", "text is null", None),
+        ("h.parquet", 1, "d5", "duplicate id", f"first at {a} row 5"),
+    ]
+    manifest = manifest_of(str(made))
+    assert manifest["in"] == manifest["tagged"] + manifest["rejected"] == 41 + len(found)
+    assert manifest["reasons"] == Counter(row[3] for row in found), "counted by reason, whatever the details"
+    assert manifest["reasons"]["duplicate id"] == 15 and manifest["reasons"]["no column 'text'"] == 3
+
+
+def test_ids_of_file_and_row(tag: Callable[..., str], tmp_path: Path) -> None:
+    lines = [json.dumps({"text": document(n)["text"]}) for n in range(6)]
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    (tmp_path / "in" / "a.jsonl").write_text("\n\n".join(lines[:3]))
+    (tmp_path / "in" / "sub" / "b.jsonl.gz").write_bytes(gzip.compress("\n".join([*lines[3:5], "{", lines[5]]).encode()))
+    tags, rejects = read_night(tag(tmp_path / "in", "--documents.id=null", max_reject_share=0.2, pool__max=0))
+    assert tags["id"].to_pylist() == [
+        "a.jsonl:0",
+        "a.jsonl:1",
+        "a.jsonl:2",
+        "sub/b.jsonl.gz:0",
+        "sub/b.jsonl.gz:1",
+        "sub/b.jsonl.gz:3",
+    ]
+    assert rejects.select(["row", "id"]).to_pylist() == [{"row": 2, "id": "sub/b.jsonl.gz:2"}]
+
+
+def test_files_that_go_or_change_after_they_were_listed(
+    tag: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, first in (("a", 0), ("b", 10), ("c", 20)):
+        write(tmp_path / "in" / f"{name}.parquet", [document(n) for n in range(first, first + 10)])
+    save = Plan.save
+
+    def meddle(self: Plan, work: str) -> None:
+        save(self, work)
+        (tmp_path / "in" / "a.parquet").unlink()
+        write(tmp_path / "in" / "b.parquet", [document(n) for n in range(50, 55)])
+
+    monkeypatch.setattr(Plan, "save", meddle)
+    tags, rejects = read_night(tag(tmp_path / "in", max_reject_share=1))
+    assert tags["id"].to_pylist() == [f"d{n}" for n in range(20, 30)]
+    found = Counter((Path(row["file"]).name, row["reason"]) for row in rejects.to_pylist())
+    assert found == {
+        ("a.parquet", "the file has disappeared"): 10,
+        ("b.parquet", "the file has changed since it was listed"): 10,
+    }

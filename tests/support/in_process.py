@@ -1,0 +1,36 @@
+"""A night without Ray: its steps called one after the other in this process."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from xmc_ray.on_ray.predictor import PoolConfig
+from xmc_ray.on_ray.tag.runner import Predict, Read, Row, Write
+
+
+class InProcess:
+    """The runner of most tests; a value is its own handle."""
+
+    def start(self, pool: PoolConfig) -> PoolConfig:
+        return replace(pool, max=pool.max or pool.min)
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def submit(self, task: Any, *arguments: Any, returns: int = 1) -> Any:
+        result = task(*arguments)
+        assert returns == 1 or len(result) == returns
+        return result
+
+    def get(self, handle: Any) -> Any:
+        return handle
+
+    def run_pieces(
+        self, groups: Sequence[pa.Table], read: Read, predictor: Callable[[], Predict], write: Write, pool: PoolConfig
+    ) -> Iterator[Row]:
+        predict = predictor()
+        for group in groups:
+            for number, table in read(group.to_pylist()):
+                yield write(number, predict(table))
