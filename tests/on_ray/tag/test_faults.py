@@ -1,4 +1,6 @@
-"""Tagging under kill -9 and worse: every id comes out once, and the night is the one that nothing happened to.
+"""Tagging under kill -9 and worse: every id comes out once, and the night is the same as an undisturbed one.
+
+A latch holds the model, so that each fault comes while pieces are under way.
 
 The table in docs/operations.md names the test of each fault.
 """
@@ -24,14 +26,15 @@ import pytest
 from checkout import ROOT
 from faults import SECONDS, children, kill, running, submit, wait_for
 from fruit import document, read_night
+from in_process import InProcess
+from latch import Latch
 from seaweed import S3
 
 from xmc_ray import command, storage
-from xmc_ray.on_ray.tag import job
-from xmc_ray.on_ray.tag.pieces import TagPieces
+from xmc_ray.on_ray.tag import job, runner
 from xmc_ray.storage import folders
 
-pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(300)]
 
 ROWS, COMMIT_ROWS = 6_000, 600
 REPEATED = 30  # further rows, whose ids were there before
@@ -52,15 +55,21 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(trained: Path, catalogue: Path) -> Callable[[object], list[str]]:
     settings = {"documents.uri": catalogue, "bundle": trained / "bundle", "date": "2026-11-23", "k": 3}
     settings |= {"commit_rows": COMMIT_ROWS, "pool.threads": 1, "pool.max": 2, "pool.min": 2}
-    settings |= {"pool.token_budget": 256}  # small batches, so that there is time to disturb
     return lambda output: [*(f"--{name}={value}" for name, value in settings.items()), f"--output={output}"]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(arguments: Callable[[object], list[str]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Tags by id of a night that nothing happens to, and its rejects."""
-    output = tmp_path_factory.mktemp("undisturbed")
-    return night(job.run(parse(arguments(output))))
+    """Tags by id of an undisturbed night, computed without Ray, and its rejects."""
+    return night(job.tag(parse(arguments(tmp_path_factory.mktemp("undisturbed"))), InProcess()))
+
+
+@pytest.fixture
+def latch(tmp_path: Path) -> Iterator[Latch]:
+    """Open at the end, so that no process waits for a test that has failed."""
+    latch = Latch(tmp_path / "latch").let(0)
+    yield latch
+    latch.open()
 
 
 def parse(arguments: list[str]) -> job.TagConfig:
@@ -86,17 +95,36 @@ def processes(stage: str) -> list[int]:
     return children(f"ray::MapBatches({stage}") + children(f"ray::MapWorker(MapBatches({stage}")
 
 
+def held_job(latch: Latch, arguments: list[str], **environment: str) -> "subprocess.Popen[str]":
+    """The job as a user starts it, but with a model that the latch holds."""
+    return submit("../tests/support/latch", [str(latch.folder), *arguments], **environment)
+
+
 SLOW = pytest.mark.slow
-STAGES = [pytest.param("ReadPieces", 0, marks=SLOW), ("TagPieces", 3), pytest.param("WritePieces", 3, marks=SLOW)]
+STAGES = [
+    pytest.param("ReadStage", "ReadPieces", 0, marks=SLOW),
+    ("TagStage", "Predictor", 3),
+    pytest.param("WriteStage", "WritePieces", 3, marks=SLOW),
+]
 
 
-@pytest.mark.parametrize(("stage", "after"), STAGES)
+@pytest.mark.parametrize(("stage", "step", "after"), STAGES)
 def test_a_process_of_each_stage_is_killed(
-    stage: str, after: int, arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], tmp_path: Path
+    stage: str,
+    step: str,
+    after: int,
+    arguments: Callable[[object], list[str]],
+    undisturbed: dict[str, Any],
+    latch: Latch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with running(lambda: job.run(parse(arguments(tmp_path)))) as outcome:
+    monkeypatch.setattr(job, step, latch.let(after).hold(getattr(job, step)))
+    with running(lambda: job.tag(parse(arguments(tmp_path)))) as outcome:
         wait_for(lambda: len(pieces(tmp_path)) >= after, outcome)
+        wait_for(lambda: latch.waiting(), outcome)
         wait_for(lambda: kill(processes(stage)[:1]), outcome)
+        latch.open()
     assert night(outcome["result"]) == undisturbed
 
 
@@ -109,30 +137,36 @@ def test_a_write_is_killed_between_its_two_files(
 
     def half_done() -> bool:
         rejects = {path.name for path in (work / "rejects").glob("[!.]*")}
-        return bool(rejects - pieces(tmp_path)) and kill(processes("WritePieces"))
+        return bool(rejects - pieces(tmp_path)) and kill(processes("WriteStage"))
 
-    with running(lambda: job.run(parse(arguments(tmp_path)))) as outcome:
+    with running(lambda: job.tag(parse(arguments(tmp_path)))) as outcome:
         wait_for(half_done, outcome)
     assert night(outcome["result"]) == undisturbed
 
 
 @SLOW
 def test_a_kill_costs_an_actor_no_more_than_it_may(
-    arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: Callable[[object], list[str]],
+    undisturbed: dict[str, Any],
+    latch: Latch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All actors and all writers at once: rows that are tagged a second time."""
     begun = tmp_path / "begun"
 
-    class Watched(TagPieces):
-        def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+    class Watched(runner.TagStage):
+        def __call__(self, packed: pa.Table) -> pa.Table:
             with begun.open("a") as file:
-                file.writelines(f"{number}\n" for number in table["piece"].to_pylist())
-            return super().__call__(table)
+                file.writelines(f"{number}\n" for number in packed["piece"].to_pylist())
+            return super().__call__(packed)
 
-    monkeypatch.setattr(job, "TagPieces", Watched)
-    with running(lambda: job.run(parse(arguments(tmp_path)))) as outcome:
-        wait_for(lambda: len(pieces(tmp_path)) >= 8, outcome)
-        kill(processes("Watched") + processes("WritePieces"))
+    monkeypatch.setattr(runner, "TagStage", Watched)
+    monkeypatch.setattr(job, "Predictor", latch.let(8).hold(job.Predictor))
+    with running(lambda: job.tag(parse(arguments(tmp_path)))) as outcome:
+        wait_for(lambda: len(pieces(tmp_path)) >= 8 and latch.waiting(), outcome)
+        kill(processes("Watched") + processes("WriteStage"))
+        latch.open()
     assert night(outcome["result"]) == undisturbed
     tagged = Counter(begun.read_text().split())
     again = sum(tagged.values()) - len(tagged)
@@ -140,11 +174,11 @@ def test_a_kill_costs_an_actor_no_more_than_it_may(
 
 
 def test_the_driver_is_killed_and_the_same_command_goes_on(
-    arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], tmp_path: Path
+    arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], latch: Latch, tmp_path: Path
 ) -> None:
     """What was done stays, to the byte."""
-    first = submit("tag", arguments(tmp_path))
-    wait_for(lambda: len(pieces(tmp_path)) >= 6)
+    first = held_job(latch.let(6), arguments(tmp_path))
+    wait_for(lambda: len(pieces(tmp_path)) >= 6 or first.poll() is not None)
     orphans = children("ray::", of=first.pid)
     first.kill()
     first.wait()
@@ -153,10 +187,12 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(
     done = {name: (work / "pieces" / name).stat().st_mtime_ns for name in pieces(tmp_path)}
     rows = sum(pq.read_metadata(work / "pieces" / name).num_rows for name in done)
 
-    second = submit("tag", arguments(tmp_path))
+    latch.passed.unlink()
+    second = held_job(latch.let(1), arguments(tmp_path))
     wait_for(lambda: len(pieces(tmp_path)) > len(done) or second.poll() is not None)
     kept = {name: (work / "pieces" / name).stat().st_mtime_ns for name in done}
     assert kept == done
+    latch.open()
     output = second.communicate(timeout=SECONDS)[0]
     assert second.returncode == 0, output
     assert f"going on after {rows:,} of" in output or rows < int(
@@ -168,23 +204,32 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(
 
 
 @SLOW
-def test_kills_at_random(arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], tmp_path: Path) -> None:
-    """Ten of them, of whatever works at the moment."""
+def test_kills_at_random(
+    arguments: Callable[[object], list[str]],
+    undisturbed: dict[str, Any],
+    latch: Latch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ten of them, of whatever works at the moment, while a piece is tagged after each."""
     rng = random.Random(6088)
     killed = 0
-    with running(lambda: job.run(parse(arguments(tmp_path)))) as outcome:
+    monkeypatch.setattr(job, "Predictor", latch.let(1).hold(job.Predictor))
+    with running(lambda: job.tag(parse(arguments(tmp_path)))) as outcome:
         wait_for(lambda: pieces(tmp_path), outcome)
-        while killed < 10 and "result" not in outcome and "error" not in outcome:
+        while killed < 10 and not outcome:
             time.sleep(rng.uniform(0.05, 0.5))
-            found = [pid for stage in ("ReadPieces", "TagPieces", "WritePieces") for pid in processes(stage)]
-            killed += kill(rng.sample(found, 1)) if found else 0
-    assert killed == 10, "the night was over too soon"
+            working = [pid for stage in ("ReadStage", "TagStage", "WriteStage") for pid in processes(stage)]
+            killed += kill(rng.sample(working, 1)) if working else 0
+            latch.let(1 + killed)
+        latch.open()
+    assert killed == 10
     assert night(outcome["result"]) == undisturbed
 
 
 @SLOW
 def test_a_node_of_a_cluster_is_killed(
-    arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], tmp_path: Path
+    arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], latch: Latch, tmp_path: Path
 ) -> None:
     """Two nodes with an actor each; one node dies with all that it holds, another comes."""
     from ray.cluster_utils import Cluster
@@ -192,10 +237,11 @@ def test_a_node_of_a_cluster_is_killed(
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
     try:
         lost = cluster.add_node(num_cpus=3)
-        job = submit("tag", arguments(tmp_path), RAY_ADDRESS=cluster.address)
+        job = held_job(latch.let(4), arguments(tmp_path), RAY_ADDRESS=cluster.address)
         wait_for(lambda: len(pieces(tmp_path)) >= 4 or job.poll() is not None)
         cluster.remove_node(lost, allow_graceful=False)
         cluster.add_node(num_cpus=3)
+        latch.open()
         output = job.communicate(timeout=SECONDS)[0]
         assert job.returncode == 0, output
     finally:
@@ -222,32 +268,46 @@ def test_the_disk_is_full(arguments: Callable[[object], list[str]], undisturbed:
 
 @SLOW
 def test_storage_is_away_for_twenty_seconds(
-    arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], catalogue: Path, trained: Path, s3: S3
+    arguments: Callable[[object], list[str]],
+    undisturbed: dict[str, Any],
+    catalogue: Path,
+    trained: Path,
+    s3: S3,
+    latch: Latch,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Input, model and output lie there; documents are half read."""
     settings = on_storage(arguments, catalogue, trained, s3, "away")
-    with running(lambda: job.run(parse(settings))) as outcome:
+    monkeypatch.setattr(job, "Predictor", latch.let(3).hold(job.Predictor))
+    with running(lambda: job.tag(parse(settings))) as outcome:
         wait_for(lambda: len(done_on_storage(s3, "away")) >= 3, outcome)
         s3.stop()
+        latch.open()
         time.sleep(20)
         s3.start()
-    assert without_places(night(outcome["result"])) == without_places(undisturbed)
+    assert without_addresses(night(outcome["result"])) == without_addresses(undisturbed)
 
 
 @SLOW
 def test_storage_answers_503_for_a_while(
-    arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], catalogue: Path, trained: Path, s3: S3
+    arguments: Callable[[object], list[str]],
+    undisturbed: dict[str, Any],
+    catalogue: Path,
+    trained: Path,
+    s3: S3,
+    latch: Latch,
 ) -> None:
     settings = on_storage(arguments, catalogue, trained, s3, "overloaded")
     with overloaded(s3) as (endpoint, busy):
-        job = submit("tag", settings, AWS_ENDPOINT_URL=endpoint)
+        job = held_job(latch.let(3), settings, AWS_ENDPOINT_URL=endpoint)
         wait_for(lambda: len(done_on_storage(s3, "overloaded")) >= 3 or job.poll() is not None)
         busy.set()
+        latch.open()
         time.sleep(20)
         busy.clear()
         output = job.communicate(timeout=SECONDS)[0]
     assert job.returncode == 0, output
-    assert without_places(night(s3.uri("overloaded/out/dt=2026-11-23"))) == without_places(undisturbed)
+    assert without_addresses(night(s3.uri("overloaded/out/dt=2026-11-23"))) == without_addresses(undisturbed)
 
 
 def on_storage(arguments: Callable[[object], list[str]], catalogue: Path, trained: Path, s3: S3, name: str) -> list[str]:
@@ -262,10 +322,10 @@ def done_on_storage(s3: S3, name: str) -> list[str]:
     return [file.uri for file in storage.all_files(s3.uri(f"{name}/out")) if "/_work/pieces/" in file.uri]
 
 
-def without_places(found: dict[str, Any]) -> dict[str, Any]:
+def without_addresses(outcome: dict[str, Any]) -> dict[str, Any]:
     """A night, without the addresses of its input."""
-    rejects = [(Path(row["file"]).name, row["row"], row["id"]) for row in found["rejects"]]
-    return {"tags": found["tags"], "rejects": sorted(rejects)}
+    rejects = [(Path(row["file"]).name, row["row"], row["id"]) for row in outcome["rejects"]]
+    return {"tags": outcome["tags"], "rejects": sorted(rejects)}
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """What a night adds up to, and what it says meanwhile."""
 
+import io
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,22 @@ def test_a_night_says_how_far_it_is_though_no_piece_ends(capsys: pytest.CaptureF
     assert lines[-1].startswith("100 of 200 documents (50%), ") and lines[-1].endswith(" left, 10 rejected")
     time.sleep(0.2)
     assert capsys.readouterr().out == "", "it is over"
+
+
+def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    account = Account(pa.table({"label": ["red"], "name": [None], "count": [1]}))
+    monkeypatch.setattr("sys.stdout", Terminal())
+    with progress(account, 200, every=0.05):
+        account.counts.update(tagged=90, rejected=10)
+        time.sleep(0.3)
+        shown = sys.stdout.getvalue()  # type: ignore[attr-defined]
+        account.counts.update(tagged=100)
+    assert " 50%" in shown and "100/200" in shown and "10 rejected" in shown
+    assert "200/200" in sys.stdout.getvalue() and "left" not in sys.stdout.getvalue()  # type: ignore[attr-defined]
 
 
 def test_labels_that_have_moved_are_reported_or_fail_the_night(

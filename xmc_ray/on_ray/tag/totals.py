@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from xmc_ray import storage
 from xmc_ray.data.labels import IntArray
@@ -174,27 +175,39 @@ def _shuffled(sample: Mapping[str, Any]) -> str:
 
 @contextmanager
 def progress(account: Account, rows: int, every: float | None = None) -> Iterator[None]:
-    """Say how far a night of ``rows`` documents is while the body adds to ``account``: ``every`` so many seconds; if not given,
-    every minute, or every second where somebody looks on."""
-    first, started, over = account.documents, time.monotonic(), threading.Event()
-    looked_on = sys.stdout.isatty()
-    every = every or (1.0 if looked_on else 60.0)
+    """Show how far a night of ``rows`` documents is while the body adds to ``account``: as a bar on a terminal, else as lines.
 
-    def tell() -> None:
-        while not over.wait(every):
-            done = account.documents
-            rate = (done - first) / (time.monotonic() - started)
-            left = f"{timedelta(seconds=round((rows - done) / rate))} left" if rate else "no piece done yet"
-            line = f"{done:,} of {rows:,} documents ({done / rows:.0%}), {rate:,.0f}/s, {left}, "
-            line += f"{account.counts['rejected']:,} rejected"
-            print(f"\r{line}\033[K" if looked_on else line, end="" if looked_on else "\n", flush=True)
+    ``every``: seconds between two updates, also while no piece ends; if not given, one on a terminal, and sixty elsewhere.
+    """
+    first, started, is_over = account.documents, time.monotonic(), threading.Event()
+    is_terminal = sys.stdout.isatty()
+    every = every or (1.0 if is_terminal else 60.0)
 
-    teller = threading.Thread(target=tell, name="progress", daemon=True)
-    teller.start()
-    try:
-        yield
-    finally:
-        over.set()
-        teller.join()
-        if looked_on and time.monotonic() - started > every:
-            print(flush=True)
+    def line() -> str:
+        rate = (account.documents - first) / (time.monotonic() - started)
+        left = f"{timedelta(seconds=round((rows - account.documents) / rate))} left" if rate else "no piece done yet"
+        done = f"{account.documents:,} of {rows:,} documents ({account.documents / rows:.0%})"
+        return f"{done}, {rate:,.0f}/s, {left}, {account.counts['rejected']:,} rejected"
+
+    def update() -> None:
+        while not is_over.wait(every):
+            if is_terminal:
+                show()
+            else:
+                print(line(), flush=True)
+
+    def show() -> None:
+        bar.n = account.documents
+        bar.set_postfix_str(f"{account.counts['rejected']:,} rejected")
+
+    with tqdm(
+        total=rows, initial=first, unit=" documents", file=sys.stdout, disable=not is_terminal, dynamic_ncols=True
+    ) as bar:
+        thread = threading.Thread(target=update, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
+            show()
