@@ -78,7 +78,10 @@ class Account:
     def label_table(self) -> bytes:
         """The file of all labels: documents that got each, and the sum of its scores."""
         buffer = io.BytesIO()
-        columns = {"documents": pa.array(self.label_counts), "scores": pa.array(self.label_scores)}
+        columns = {
+            "documents": pa.array(self.label_counts),
+            "scores": pa.array(self.label_scores.round(4)),
+        }  # whatever the order of pieces
         pq.write_table(pa.table({"label": self.labels["label"], **columns}), buffer)
         return buffer.getvalue()
 
