@@ -1,9 +1,11 @@
-"""docs/design.md shows the packages as they are: its figure draws their imports, its table lists their modules."""
+"""The documents match the code: the figure and table of packages in design.md, the tests that operations.md names, links."""
 
 import re
 from itertools import pairwise, product
+from pathlib import Path
 
 import grimp
+import pytest
 from checkout import ROOT
 
 DESIGN = (ROOT / "docs" / "design.md").read_text()
@@ -57,3 +59,31 @@ def test_the_table_lists_every_module() -> None:
             else {folder.with_suffix(".py")}
         )
     assert listed == {path for path in (ROOT / "xmc_ray").rglob("*.py") if path.name != "__init__.py"}
+
+
+def test_operations_names_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = re.findall(r"`(?:(test_\w+\.py)::)?(test_\w+)(?:\[.*?\])?`", text)
+    assert len(named) > 20
+    for file, name in named:
+        inside = "".join(path.read_text() for path in (ROOT / "tests").rglob(file)) if file else tests
+        assert f"def {name}(" in inside, f"{file} {name}"
+
+
+def anchors(path: Path) -> set[str]:
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", path.read_text(), re.M)
+    }
+
+
+@pytest.mark.parametrize(
+    "path", [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*/README.md")], ids=lambda path: path.name
+)
+def test_links_lead_somewhere(path: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        file, _, anchor = link.partition("#")
+        if not link.startswith(("http", "NNNN")):
+            target = path.parent / file if file else path
+            assert target.exists() and (not anchor or anchor in anchors(target)), link
