@@ -275,7 +275,7 @@ class Timed:
 
     @property
     def all_work(self) -> float:
-        """Of the night with census, plan and copies: without the start of Ray, and without waiting for the actor to start."""
+        """Of the night with scan, plan and copies: without the start of Ray, and without waiting for the actor to start."""
         return self.ended - self.began - self.total("connect") - (self.first - self.of("stream")[0].began) + self.ahead
 
     def total(self, what: str) -> float:
@@ -329,7 +329,7 @@ def diary() -> Iterator[Diary]:
 def timed_stages() -> Iterator[None]:
     """Put the stages that take notes in the place of the library's."""
     stages: dict[str, Any] = {"ReadPieces": TimedRead, "Predictor": TimedPredictor, "WritePieces": TimedWrite}
-    steps = {"scan": "census", "settle_scoring": "scoring"}
+    steps = {"scan": "scan", "settle_scoring": "scoring"}
     stages |= {name: _noting(what, getattr(tagging, name)) for name, what in steps.items()}
     with ExitStack() as stack:
         stack.enter_context(patch.multiple(tagging, **stages))

@@ -92,17 +92,17 @@ def main() -> None:
         book.night(tag_config(few, bundle, f"{bucket}/warm", pool=arguments.pool))
         source = write_documents(f"{bucket}/documents", documents, files=4)
         print(told(arguments))
-        print(f"{'off s':>8}{'on s':>8}{'more':>8}{'census s':>10}{'write s':>9}{'publish s':>11}")
+        print(f"{'off s':>8}{'on s':>8}{'more':>8}{'scan s':>10}{'write s':>9}{'publish s':>11}")
         configs = [
             tag_config(source, bundle, f"{bucket}/night-{turn}", pool=arguments.pool) for turn in range(arguments.rounds)
         ]
         plan, turns = plan_of(configs[0]), []
         for config in configs:
             without, night = off(book, config, plan), book.night(config)
-            turns.append((without.seconds, night.seconds + night.total("census")))
+            turns.append((without.seconds, night.seconds + night.total("scan")))
             print(
                 f"{turns[-1][0]:8.1f}{turns[-1][1]:8.1f}{turns[-1][1] / turns[-1][0] - 1:8.1%}"
-                f"{night.total('census'):10.1f}{night.total('write'):9.1f}{night.total('publish'):11.1f}",
+                f"{night.total('scan'):10.1f}{night.total('write'):9.1f}{night.total('publish'):11.1f}",
                 flush=True,
             )
     print(f"off {spread([len(documents) / each for each, _ in turns], 0)} documents/s")

@@ -48,7 +48,7 @@ def changed(documents: pa.Table, seed: int) -> pa.Table:
 def row(name: str, night: Timed) -> None:
     manifest = storage.read_json(storage.join(night.folder, MANIFEST))
     print(
-        f"{name:12}{night.all_work:8.1f}{night.total('census'):10.1f}{night.total('tag'):8.1f}{night.total('publish'):11.1f}"
+        f"{name:12}{night.all_work:8.1f}{night.total('scan'):10.1f}{night.total('tag'):8.1f}{night.total('publish'):11.1f}"
         f"{manifest['tagged']:10,}{manifest['reused']:10,}",
         flush=True,
     )
@@ -62,7 +62,7 @@ def main() -> None:
         few = write_documents(f"{bucket}/few", documents.slice(0, WARM))
         book.night(tag_config(few, bundle, f"{bucket}/nights", date="2026-11-01", pool=arguments.pool))
         print(told(arguments))
-        print(f"{'night':12}{'work s':>8}{'census s':>10}{'tag s':>8}{'publish s':>11}{'tagged':>10}{'reused':>10}")
+        print(f"{'night':12}{'work s':>8}{'scan s':>10}{'tag s':>8}{'publish s':>11}{'tagged':>10}{'reused':>10}")
         source = write_documents(f"{bucket}/documents", documents, files=4)
         full = book.night(tag_config(source, bundle, f"{bucket}/nights", date="2026-11-02", pool=arguments.pool))
         row("full", full)

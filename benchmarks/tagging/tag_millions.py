@@ -128,7 +128,7 @@ def main() -> None:
     print(
         f"all of it {seconds:.0f} s, {arguments.documents / seconds:,.0f} documents/s; without start-up {night.all_work:.0f} s"
     )
-    for what in ("connect", "census", "read", "tag", "write", "publish"):
+    for what in ("connect", "scan", "read", "tag", "write", "publish"):
         print(f"  {what:8}{night.total(what):8.1f} s in {len(night.of(what)):,} parts, {night.cpu(what):8.1f} s of CPU")
     mib = {f"after {share:.0%} of the pieces": driver_at(samples, night, share) >> 20 for share in (0.1, 0.5, 1.0)}
     mib = {"at the start": samples[0].driver >> 20} | mib | {"at most": max(sample.driver for sample in samples) >> 20}

@@ -147,7 +147,7 @@ def main() -> None:
 
 def compare_job(arguments: Namespace) -> None:
     """The whole job and its model alone, in turns."""
-    documents, ratios, with_census = documents_of(arguments.data, arguments.documents), [], []
+    documents, ratios, with_scan = documents_of(arguments.data, arguments.documents), [], []
     rates, start_ups = list[tuple[float, float]](), []
     with tempfile.TemporaryDirectory() as folder, diary() as book, s3_server() as bucket:
         bundle = make_bundle(Path(folder) / "bundle", tagger(arguments.layers), label_lists(arguments.data))
@@ -156,7 +156,7 @@ def compare_job(arguments: Namespace) -> None:
         print(f"{'':8}{'seconds':>16}{'':7}{'seconds of CPU':>22}{'seconds':>34}")
         print(
             f"{'bare':>12}{'job':>12}{'ratio':>7}{'bare':>10}{'tag':>6}{'read':>6}{'write':>7}"
-            f"{'start-up':>10}{'census':>8}{'ahead':>7}{'publish':>9}",
+            f"{'start-up':>10}{'scan':>8}{'ahead':>7}{'publish':>9}",
             flush=True,
         )
         for number in range(arguments.rounds):
@@ -187,17 +187,17 @@ def compare_job(arguments: Namespace) -> None:
             bare_seconds = turns.own(0, began, ended)
             job_seconds = turns.own(1, night.first, night.ended) + night.ahead
             ratios.append(bare_seconds / job_seconds)
-            with_census.append(bare_seconds / (job_seconds + night.total("census")))
+            with_scan.append(bare_seconds / (job_seconds + night.total("scan")))
             rates.append((len(documents) / bare_seconds, len(documents) / job_seconds))
             start_ups.append(night.start_up)
             print(
                 f"{bare_seconds:12.1f}{job_seconds:12.1f}{ratios[-1]:7.3f}{cpu:10.1f}{night.cpu('tag'):6.1f}"
-                f"{night.cpu('read'):6.1f}{night.cpu('write'):7.1f}{night.start_up:10.1f}{night.total('census'):8.1f}"
+                f"{night.cpu('read'):6.1f}{night.cpu('write'):7.1f}{night.start_up:10.1f}{night.total('scan'):8.1f}"
                 f"{night.ahead:7.1f}{night.total('publish'):9.1f}",
                 flush=True,
             )
     print("documents/s: bare {}, job {}".format(*(spread(list(side), 0) for side in zip(*rates, strict=True))))
-    print(f"start-up {spread(start_ups, 1)} s; ratio {spread(ratios)}; with the census counted {spread(with_census)}")
+    print(f"start-up {spread(start_ups, 1)} s; ratio {spread(ratios)}; with the scan counted {spread(with_scan)}")
     verdict("tag-speed", f"{median(ratios):.2f}", f"{BAR:.2f}", median(ratios) >= BAR)
 
 
