@@ -2,6 +2,7 @@
 
 XmcError
 ├── ConfigError   a setting, an option or a place to write to is wrong
+│   └── UnavailableError   storage does not answer at the moment, and may be asked again
 ├── DataError     documents, labels or their files are wrong
 └── ModelError    a bundle, a checkpoint, an encoder or a training run is wrong
 
@@ -40,6 +41,10 @@ class XmcError(Exception):
 class ConfigError(XmcError):
     """A setting, an option or a place to write to is wrong. Told before anything is written, unless another job takes the place
     over in the middle."""
+
+
+class UnavailableError(ConfigError):
+    """Storage does not answer: no connection, a time-out, an overloaded server. Asking again later may help."""
 
 
 class DataError(XmcError):

@@ -16,7 +16,7 @@ from xmc_ray import storage
 from xmc_ray.data import reader
 from xmc_ray.data.documents import DocumentsConfig, Reject, Rules
 from xmc_ray.data.reader import Segment, read_file
-from xmc_ray.errors import ConfigError
+from xmc_ray.errors import UnavailableError
 
 RULES = Rules.of(DocumentsConfig(uri="/x"), labelled=False)
 
@@ -105,6 +105,6 @@ def test_a_storage_that_is_away_is_waited_for_then_told(tmp_path: Path, monkeypa
     monkeypatch.setattr(reader, "_parquet", failing)
     assert [row["row"] for row in rows_of(path)] == list(range(20)) and failures == [2]
     failures[:] = [0] * 10_000
-    monkeypatch.setattr(storage, "PATIENCE", 0.1)
-    with pytest.raises(ConfigError, match=r"cannot be read or written.*x\.parquet.*NETWORK_CONNECTION"):
+    monkeypatch.setattr(reader, "PATIENCE", 0.1)
+    with pytest.raises(UnavailableError, match=r"cannot be read or written.*x\.parquet.*NETWORK_CONNECTION"):
         rows_of(path)

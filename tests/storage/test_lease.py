@@ -13,16 +13,25 @@ from seaweed import S3
 
 from xmc_ray import storage
 from xmc_ray.errors import ConfigError
+from xmc_ray.storage import lease
 from xmc_ray.storage.lease import DRIVER, held, is_free
 
 BEAT = 0.2  # seconds
 
 HOLDER = """
 import sys, time
+from xmc_ray.storage import lease
 from xmc_ray.storage.lease import held
 with held(sys.argv[1], float(sys.argv[2])):
     print("held", flush=True)
     time.sleep(600)
+"""
+
+WITHOUT_CREATE = """
+from xmc_ray import storage
+def cannot_create(uri, data):
+    raise NotImplementedError
+storage.create = cannot_create
 """
 
 
@@ -64,8 +73,8 @@ def test_one_at_a_time(folder: str) -> None:
 
 
 def test_nothing_is_left_of_a_job_that_ends(folder: str) -> None:
-    with held(folder, BEAT) as lease:
-        lease.check()
+    with held(folder, BEAT) as taken:
+        taken.check()
         assert not is_free(folder) or [file.uri for file in storage.all_files(folder)] == [storage.join(folder, DRIVER)]
     assert storage.is_empty(folder) and not Path(folder).parent.exists()
     with held(folder, BEAT):
@@ -90,23 +99,46 @@ def test_a_process_of_another_machine_is_watched(folder: str) -> None:
         process.wait()
     write(folder, host="elsewhere")
     started = time.monotonic()
-    with held(folder, BEAT) as lease:
+    with held(folder, BEAT) as taken:
         assert time.monotonic() - started > 3 * BEAT
-        lease.check()
+        taken.check()
 
 
 def test_who_was_cut_off_finds_another_in_its_place(folder: str) -> None:
-    with held(folder, BEAT) as lease:
+    with held(folder, BEAT) as taken:
         write(folder, driver="another")
         time.sleep(3 * BEAT)
         with pytest.raises(ConfigError, match="another job works"):
-            lease.check()
+            taken.check()
     assert mark(folder)["driver"] == "another", "it stays"
 
 
-def test_of_two_that_come_at_once_one_is_refused(folder: str) -> None:
+def test_a_free_folder_is_held_without_waiting(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease.time, "sleep", pytest.fail)
+    with held(folder, 600.0):
+        assert mark(folder)["beats"] == 0
+
+
+def cannot_create(uri: str, data: bytes) -> bool:
+    """A storage without conditional writes: it may have written when it says so."""
+    storage.write_bytes(uri, data)
+    raise NotImplementedError
+
+
+def test_without_conditional_writes_a_rival_of_the_same_moment_is_seen(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "create", cannot_create)
+    with held(folder, BEAT) as first:
+        first.check()
+        monkeypatch.setattr(lease.time, "sleep", lambda _: write(folder, driver="a rival"))
+        with pytest.raises(ConfigError, match="another job works"), held(folder, BEAT):
+            pass
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+def test_of_two_that_come_at_once_one_is_refused(atomic: bool, folder: str) -> None:
+    code = HOLDER if atomic else WITHOUT_CREATE + HOLDER
     processes = [
-        subprocess.Popen([sys.executable, "-c", HOLDER, folder, "5"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([sys.executable, "-c", code, folder, "5"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
     try:

@@ -12,7 +12,7 @@ from toys import OPTIM, documents, on_workers, toy_model, whole_parameters
 
 from xmc_ray import storage
 from xmc_ray.data.groups import LabelGroups
-from xmc_ray.errors import ConfigError, ModelError, XmcError
+from xmc_ray.errors import ConfigError, ModelError, UnavailableError, XmcError
 from xmc_ray.model.sharding import Exchange
 from xmc_ray.storage import folders
 from xmc_ray.training import checkpoint
@@ -196,7 +196,7 @@ def test_a_storage_that_comes_back_is_waited_for_and_one_that_does_not_fails_the
     def away(*arguments: Any) -> None:
         calls.append(arguments)
         if len(calls) < 3:
-            raise ConfigError("cannot be read or written", where="there")
+            raise UnavailableError("cannot be read or written", where="there")
         upload(*arguments)
 
     monkeypatch.setattr(folders, "upload", away)

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from xmc_ray import storage
 from xmc_ray.data.documents import DocumentsConfig, Reject, Rules, load_object
 from xmc_ray.errors import ConfigError, DataError
-from xmc_ray.storage.files import FileInfo
+from xmc_ray.storage.files import PATIENCE, FileInfo
 
 PARQUET, JSON_LINES = (".parquet",), (".jsonl", ".jsonl.gz", ".json")
 CHUNK = 1024  # most rows of a chunk
@@ -72,7 +72,7 @@ class _Damaged(Exception):
 def read_file(file: FileInfo, rules: Rules, segment: Segment | None = None, chunk: int = CHUNK) -> Iterator[Chunk]:
     """The rows of a file, or of a segment of it: exactly as many as it has, readable or not, at most ``chunk`` at a time.
 
-    Raises ConfigError when its storage does not answer for `storage.PATIENCE` seconds.
+    Raises UnavailableError when its storage does not answer for `PATIENCE` seconds, and ConfigError when it refuses.
     """
     known = segment is not None
     left = segment or Segment(file, 0, 0, 1 << 62)
@@ -80,7 +80,7 @@ def read_file(file: FileInfo, rules: Rules, segment: Segment | None = None, chun
         yield Chunk(left.start, left.start, rules.unreadable(left.rows, left.reject, file.uri, left.row), left.reject)
         return
     reader = _parquet if file.uri.endswith(PARQUET) else _json_lines
-    give_up, looks = time.monotonic() + storage.PATIENCE, 0
+    give_up, looks = time.monotonic() + PATIENCE, 0
     while left.rows:
         try:
             _check_version(file)
@@ -88,13 +88,15 @@ def read_file(file: FileInfo, rules: Rules, segment: Segment | None = None, chun
                 if len(part.table):
                     yield part
                 left = replace(left, start=part.end, row=left.row + len(part.table), rows=left.rows - len(part.table))
-                give_up, looks = time.monotonic() + storage.PATIENCE, 0
+                give_up, looks = time.monotonic() + PATIENCE, 0
             if not known or not left.rows:
                 return
             reject = Reject("the file has fewer rows than before")
         except (OSError, pa.ArrowException, ConfigError, _Damaged) as error:
             looks += 1
-            away = _is_away(error)
+            away = storage.is_unavailable(error)
+            if isinstance(error, ConfigError) and not away:
+                raise  # the credentials, not the file, and so for every other file
             if away and time.monotonic() > give_up:
                 with storage.explained(file.uri):
                     raise
@@ -181,7 +183,7 @@ def _parquet(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:
                     yield Chunk(done, done + len(rows), rules.from_parquet(rows, left.file.uri, done))
                     done += len(rows)
             except (OSError, pa.ArrowException) as error:
-                if _is_away(error):
+                if storage.is_unavailable(error):
                     raise
                 yield _lost(done, last, _reject(error), left, rules)
 
@@ -240,14 +242,6 @@ def _check_version(file: FileInfo) -> None:
 
 def _is_remote(file: FileInfo) -> bool:
     return file.uri.startswith("s3://")
-
-
-def _is_away(error: BaseException) -> bool:
-    """Whether it is the storage that does not answer, and not the file that is damaged."""
-    if isinstance(error, ConfigError):
-        return True
-    refused = any(word in str(error) for word in ("ACCESS_DENIED", "NO_SUCH", "NOT_FOUND"))
-    return "AWS Error" in str(error) and not refused and not isinstance(error, FileNotFoundError)
 
 
 def _reject(error: BaseException) -> Reject:

@@ -32,9 +32,6 @@ FORMAT = 2
 MARKER = "tokens.json"
 
 
-_PATIENCE = 120.0  # seconds for which a storage that is away is asked again
-
-
 Split = Literal["train", "validation", "calibration"]
 
 
@@ -58,8 +55,7 @@ class TokenCache:
     @cached_property
     def labels(self) -> LabelIndex:
         """All labels, without names."""
-        filesystem, path = storage.arrow_filesystem(storage.join(self.place, self.attempt, "labels.parquet"))
-        return LabelIndex.from_table(pq.read_table(path, filesystem=filesystem))
+        return LabelIndex.from_table(storage.read_parquet(storage.join(self.place, self.attempt, "labels.parquet")))
 
     def __getstate__(self) -> dict[str, object]:
         """Without the labels: every task is sent a cache, and can open them again."""
@@ -82,7 +78,7 @@ class TokenCache:
         """
         for number in np.arange(self.n_chunks(split)) if numbers is None else numbers:
             uri = storage.join(self.place, self.attempt, split, _part(int(number) // POOL))
-            yield storage.patiently(partial(_row_group, uri, int(number) % POOL, columns), _PATIENCE)
+            yield storage.patiently(partial(_row_group, uri, int(number) % POOL, columns))
 
     def column(self, split: Split, name: Column) -> Iterable[pa.ListArray]:
         """One column, chunk by chunk; can be gone through more than once."""

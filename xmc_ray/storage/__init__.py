@@ -1,17 +1,17 @@
 """Files and folders, on a local path or on S3.
 
-`address` says what an address means and how it is reached, `files` reads and writes, `folders` copies whole folders between
-this machine and storage, `lease` keeps a second job out of a folder. Most callers need no more than
-``storage.read_json`` and its kin, offered here.
+`address` parses addresses and opens file systems, `files` reads and writes, `folders` copies whole folders between this
+machine and storage, `lease` keeps a second job out of a folder. What most callers need is offered here, as
+``storage.read_json``.
 """
 
-from xmc_ray.storage.address import Uri, arrow_filesystem, explained, filesystem, is_local, split
+from xmc_ray.storage.address import Uri, arrow_filesystem, explained, filesystem, is_local, is_unavailable, split
 from xmc_ray.storage.files import (
-    PATIENCE,
     FileInfo,
     absolute,
     all_files,
     copy_file,
+    create,
     exists,
     is_empty,
     join,
@@ -30,18 +30,19 @@ from xmc_ray.storage.files import (
 )
 
 __all__ = [
-    "PATIENCE",
     "FileInfo",
     "Uri",
     "absolute",
     "all_files",
     "arrow_filesystem",
     "copy_file",
+    "create",
     "exists",
     "explained",
     "filesystem",
     "is_empty",
     "is_local",
+    "is_unavailable",
     "join",
     "list_files",
     "move",

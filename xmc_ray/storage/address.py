@@ -1,9 +1,10 @@
-"""What an address means and how it is reached: a local path (``/x``, ``x``, ``file:///x``) or ``s3://bucket/key``.
+"""Addresses and the file systems behind them: a local path (``/x``, ``x``, ``file:///x``) or ``s3://bucket/key``.
 
-Small files go through fsspec, Parquet through pyarrow. Both reach S3 with the one set of credentials that
-``S3Access.from_environment`` finds, so that a job never reads as one user and writes as another.
+Small files go through fsspec, Parquet through pyarrow. Both use the credentials that `S3Access.from_environment` finds, so
+that a job never reads as one user and writes as another.
 """
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -12,20 +13,30 @@ from dataclasses import dataclass, field
 
 import fsspec
 import pyarrow.fs
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import ConnectionError as EndpointError
 
-from xmc_ray.errors import ConfigError, DataError, XmcError
+from xmc_ray.errors import ConfigError, DataError, UnavailableError, XmcError
 
 Uri = str | os.PathLike[str]
-
 
 # An endpoint that does not answer is reported within about half a minute; a slow one is waited for.
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 5, 60, 3
 
+# Errors of a network, a network file system (EIO, ESTALE) or an overloaded server, which pass by themselves.
+_PASSING = {
+    *(errno.EAGAIN, errno.EBUSY, errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTUNREACH),
+    *(errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.ENETRESET),
+}
+# pyarrow gives S3's errors as text alone. These are answers, which asking again would not change.
+_FINAL = re.compile(
+    r"AWS Error (\w*(DENIED|NO_SUCH|NOT_FOUND|INVALID|SIGNATURE|EXPIRED|UNRECOGNIZED|VALIDATION)|\w+ \(HTTP status 4(?!08|29))"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class S3Access:
-    """How to reach S3. Without keys the libraries search for themselves (profile files, instance roles)."""
+    """How to reach S3. Without keys the libraries look for credentials themselves (profile files, instance roles)."""
 
     key: str | None = field(default=None, repr=False)
     secret: str | None = field(default=None, repr=False)
@@ -54,9 +65,12 @@ class S3Access:
 
 
 def split(uri: Uri) -> tuple[str, str]:
-    """Scheme (``file`` or ``s3``) and path: absolute for a file, ``bucket/key`` for S3, without a slash at the end."""
+    """Scheme (``file`` or ``s3``) and path: absolute for a file, ``bucket/key`` for S3, without a trailing slash.
+
+    ConfigError for any other scheme, and for credentials in the address.
+    """
     text = os.fspath(uri)
-    # One slash will do, since pathlib makes s3:/bucket of s3://bucket, and a local folder called "s3:" helps nobody.
+    # One slash will do: pathlib turns s3://bucket into s3:/bucket, and nobody wants a local folder called "s3:".
     address = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]*):/+(.*)", text)
     if address is None:
         return "file", os.path.abspath(text)
@@ -71,12 +85,12 @@ def split(uri: Uri) -> tuple[str, str]:
 
 
 def is_local(uri: Uri) -> bool:
-    """Whether it lies on this machine, or on a file system that is mounted here."""
+    """Whether ``uri`` is a path on this machine, mounted file systems included."""
     return split(uri)[0] == "file"
 
 
 def filesystem(uri: Uri) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The fsspec file system of ``uri`` and the path in it, never with cached listings; ConfigError for an unknown scheme."""
+    """The fsspec file system of ``uri``, without cached listings, and the path in it; ConfigError as `split`."""
     scheme, path = split(uri)
     if scheme == "file":
         return fsspec.filesystem("file"), path
@@ -98,7 +112,7 @@ def filesystem(uri: Uri) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def arrow_filesystem(uri: Uri) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The pyarrow file system of ``uri`` and the path in it; ConfigError for an unknown scheme."""
+    """The pyarrow file system of ``uri`` and the path in it; ConfigError as `split`."""
     scheme, path = split(uri)
     if scheme == "file":
         return pyarrow.fs.LocalFileSystem(), path
@@ -119,9 +133,10 @@ def arrow_filesystem(uri: Uri) -> tuple[pyarrow.fs.FileSystem, str]:
 
 @contextmanager
 def explained(uri: Uri, *, missing: type[XmcError] = DataError) -> Iterator[None]:
-    """Turn what a file system raises inside into one line about ``uri`` without secrets.
+    """Turn what a file system raises into one line about ``uri`` that holds no secrets.
 
-    Raises ``missing`` where a file or bucket is not there (a place to write to asks for ConfigError), else ConfigError.
+    Raises ``missing`` for a file or bucket that does not exist (writers ask for ConfigError), UnavailableError where
+    `is_unavailable` says so, and otherwise ConfigError.
     """
     try:
         yield
@@ -130,7 +145,23 @@ def explained(uri: Uri, *, missing: type[XmcError] = DataError) -> Iterator[None
     except (OSError, BotoCoreError) as error:
         is_s3 = split(uri)[0] == "s3"
         way_out = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL" if is_s3 else None
-        raise ConfigError("cannot be read or written", where=uri, found=_without_secrets(error), way_out=way_out) from None
+        kind = UnavailableError if is_unavailable(error) else ConfigError
+        raise kind("cannot be read or written", where=uri, found=_without_secrets(error), way_out=way_out) from None
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Whether storage may answer when asked again: no connection, a time-out, throttling, an error of the server.
+
+    Not so for missing files, refused credentials and full disks.
+    """
+    if isinstance(error, UnavailableError | HTTPClientError | EndpointError | ConnectionError | TimeoutError):
+        return True
+    if isinstance(error.__cause__, ClientError):  # s3fs translates it, and loses the status
+        status = error.__cause__.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return status >= 500 or status in (408, 409, 429) or isinstance(error, TimeoutError)
+    if "AWS Error" in str(error):
+        return isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and not _FINAL.search(str(error))
+    return isinstance(error, OSError) and error.errno in _PASSING
 
 
 def _variable(*names: str) -> str | None:

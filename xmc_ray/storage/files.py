@@ -1,6 +1,6 @@
-"""Files wherever they lie, on a local path or on S3 (`access`): listed, read, written at once or not at all, removed.
+"""Files on a local path or on S3: listed, read, written atomically, removed.
 
-Only files exist: a folder is a prefix that some files share, because that is all that S3 knows.
+There are only files: a folder is a prefix that some files share, since S3 knows nothing else.
 """
 
 import errno
@@ -22,21 +22,20 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ClientError
 
-from xmc_ray import storage
-from xmc_ray.errors import ConfigError, DataError, XmcError
-from xmc_ray.storage.address import Uri, arrow_filesystem, explained, filesystem, is_local, split
+from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.storage.address import Uri, arrow_filesystem, explained, filesystem, is_local, is_unavailable, split
 
 T = TypeVar("T")
-PATIENCE = 300.0  # seconds that a job in the middle of its work waits for a storage that does not answer
+PATIENCE = 300.0  # seconds for which a job in the middle of its work waits for a storage that does not answer
 _REMOVERS = 16  # files removed at a time
-_PAUSE = 1.0  # seconds from one attempt of `patiently` to the next
+_PAUSE = 1.0  # seconds between two attempts of `patiently`
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileInfo:
-    """A file as listed: its size in bytes, and a version (S3's etag, else the time of change) that a change changes."""
+    """A listed file: its size in bytes, and a version that changes with its content (S3's etag, else the time of change)."""
 
     uri: str
     size: int
@@ -49,35 +48,35 @@ def join(uri: Uri, *parts: str) -> str:
 
 
 def absolute(uri: Uri) -> str:
-    """The same address as listings spell it, for processes that run in another folder: a local path in full, or s3://."""
+    """The address as listings spell it, valid in any working directory: an absolute local path, or s3://."""
     scheme, path = split(uri)
     return path if scheme == "file" else f"s3://{path}"
 
 
 def exists(uri: Uri) -> bool:
-    """Whether there is such a file. For folders ask ``is_empty``: some S3 servers remember a folder whose files are gone."""
+    """Whether the file exists. For folders ask ``is_empty``: some S3 servers remember a folder whose files are gone."""
     fs, path = filesystem(uri)
     with explained(uri):
         return bool(fs.exists(path))
 
 
 def is_empty(uri: Uri) -> bool:
-    """Whether there is no such folder or no file in it, hidden ones included."""
+    """Whether the folder does not exist or holds no file, hidden ones included."""
     return not all_files(uri)
 
 
 def all_files(uri: Uri) -> list[FileInfo]:
-    """All files below ``uri``, hidden ones included, in the order of their addresses; none where there is no such folder."""
+    """All files below ``uri``, hidden ones included, sorted by address; none where the folder does not exist."""
     with explained(uri):
         files = _local_files(split(uri)[1]) if is_local(uri) else _s3_files(uri)
         return sorted(files, key=lambda file: file.uri)
 
 
 def list_files(uri: Uri, suffixes: Sequence[str] = ()) -> list[FileInfo]:
-    """All files below ``uri`` that end in one of ``suffixes`` (none: any), in the order of their addresses.
+    """All files below ``uri`` that end in one of ``suffixes`` (by default any), sorted by address.
 
-    Names that begin with ``_`` or ``.``, and whatever lies below such a folder, are left out. The address of a file gives
-    that file alone, whatever its name. DataError if there is none.
+    Names that begin with ``_`` or ``.``, and everything below such a folder, are left out. The address of a file gives
+    that file alone, whatever its name. DataError if nothing matches.
     """
     root, files = split(uri)[1], all_files(uri)
     if [split(file.uri)[1] for file in files] == [root]:
@@ -91,7 +90,7 @@ def list_files(uri: Uri, suffixes: Sequence[str] = ()) -> list[FileInfo]:
 
 
 def stat(uri: Uri) -> FileInfo:
-    """Size and version of one file, as it is now; FileNotFoundError if there is none."""
+    """Current size and version of a file; FileNotFoundError if it does not exist."""
     fs, path = filesystem(uri)
     if is_local(uri):
         status = os.stat(path)
@@ -107,14 +106,14 @@ def stat(uri: Uri) -> FileInfo:
 
 
 def read_bytes(uri: Uri) -> bytes:
-    """A whole file; DataError if there is none."""
+    """A whole file; DataError if it does not exist."""
     fs, path = filesystem(uri)
     with explained(uri):
         return bytes(fs.cat_file(path))
 
 
 def write_bytes(uri: Uri, data: bytes) -> None:
-    """Write a whole file at once: a reader sees the old one or the new one, never a part. Folders are made as needed."""
+    """Write a file atomically: readers see the old file or the new one. Missing folders are created."""
     fs, path = filesystem(uri)
     with explained(uri, missing=ConfigError):
         if is_local(uri):
@@ -124,9 +123,20 @@ def write_bytes(uri: Uri, data: bytes) -> None:
             fs.pipe_file(path, data)
 
 
+def create(uri: Uri, data: bytes) -> bool:
+    """Write a file unless it exists: of several callers at the same time, at most one gets True.
+
+    Raises NotImplementedError where storage cannot promise that: a file system without hard links, or an S3 server without
+    conditional writes. The file may have been written then.
+    """
+    fs, path = filesystem(uri)
+    with explained(uri, missing=ConfigError):
+        return _create_local(path, data) if is_local(uri) else _create_s3(fs, path, data)
+
+
 @contextmanager
 def new_file(uri: Uri) -> Iterator[Path]:
-    """A local path to write to; at the end its file appears at ``uri`` at once, or nothing does after an error.
+    """A local path to write to. Its file appears at ``uri`` atomically when the block ends; after an error it does not.
 
     On the way to S3 the whole file lies in this machine's temporary folder.
     """
@@ -140,42 +150,60 @@ def new_file(uri: Uri) -> Iterator[Path]:
             copy_file(temporary, os.fspath(uri))
 
 
+def copy_file(source: Path, uri: str) -> None:
+    """Copy a local file to ``uri``, atomically."""
+    fs, path = filesystem(uri)
+    with explained(uri, missing=ConfigError):
+        if is_local(uri):
+            with _replacing(path) as temporary:
+                shutil.copyfile(source, temporary)
+        else:
+            fs.put_file(str(source), path)
+
+
 def read_json(uri: Uri) -> Any:
-    """The content of a JSON file; DataError if there is none or if it is no JSON."""
+    """The content of a JSON file; DataError if it does not exist or is not JSON."""
     try:
         return json.loads(read_bytes(uri))
     except ValueError as error:
         raise DataError("not a JSON file", where=uri, found=error) from None
 
 
-def read_parquet(uri: Uri, columns: Sequence[str] | None = None) -> pa.Table:
-    """A whole Parquet file, or some of its columns; a storage that is away is waited for."""
-    fs, path = arrow_filesystem(uri)
-
-    def read() -> pa.Table:
-        with explained(uri):
-            return pq.read_table(path, columns=columns, filesystem=fs, partitioning=None)
-
-    return patiently(read, PATIENCE)
-
-
 def write_json(uri: Uri, value: object) -> None:
-    """Write ``value`` as indented JSON, at once like ``write_bytes``; ValueError for NaN and infinity, which JSON lacks."""
+    """Write ``value`` atomically as indented JSON; ValueError for NaN and infinity, which JSON lacks."""
     write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
-def remove(uri: Uri, *, last: str | None = None) -> None:
-    """Remove a file, or a folder with all that is in it, if there is one; ConfigError for a whole bucket or a top folder.
+def read_parquet(uri: Uri, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet file, or some of its columns, `patiently`; DataError if it does not exist."""
 
-    ``last`` names the file that says what the folder is: it goes at the very end, so that a removal that breaks off can be
-    told from a folder of somebody else's.
+    def read() -> pa.Table:
+        fs, path = arrow_filesystem(uri)
+        with explained(uri):
+            return pq.read_table(path, columns=columns, filesystem=fs, partitioning=None)
+
+    return patiently(read)
+
+
+def write_parquet(uri: Uri, table: pa.Table) -> None:
+    """Write a Parquet file atomically and `patiently`."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    patiently(lambda: write_bytes(uri, buffer.getvalue()))
+
+
+def remove(uri: Uri, *, last: str | None = None) -> None:
+    """Remove a file, or a folder with its content, if it exists; ConfigError for a whole bucket or top-level folder.
+
+    ``last`` names the file that identifies the folder. It is removed at the very end, so that an interrupted removal can be
+    told from a stranger's folder.
     """
     fs, path = filesystem(uri)
     if "/" not in path.strip("/"):
         raise ConfigError("a whole bucket or top folder is never removed", where=uri, expected="a folder inside it")
     names = [split(file.uri)[1] for file in all_files(uri)]
     with explained(uri), suppress(FileNotFoundError):
-        # One by one: the recursive form takes [, * and ? for patterns and keeps silent on files that it may not remove.
+        # One by one: the recursive form takes [, * and ? for patterns, and says nothing of files that it may not remove.
         marker = f"{path}/{last}"
         with ThreadPoolExecutor(_REMOVERS) as pool:
             list(pool.map(fs.rm_file, [name for name in names if name != marker]))
@@ -186,7 +214,7 @@ def remove(uri: Uri, *, last: str | None = None) -> None:
 
 
 def move(uri: Uri, target: Uri) -> None:
-    """Give a file another address on the same storage, in place of what is there; nothing is done if that was done before."""
+    """Move a file on the same storage, replacing ``target``; nothing happens if it has been moved already."""
     fs, source = filesystem(uri)
     destination = split(target)[1]
     with explained(uri):
@@ -200,17 +228,17 @@ def move(uri: Uri, target: Uri) -> None:
             fs.rm_file(source)
 
 
-def patiently(act: Callable[[], T], seconds: float) -> T:
-    """The result of ``act``, which is tried again for ``seconds`` while storage does not answer as it should.
+def patiently(act: Callable[[], T], seconds: float | None = None) -> T:
+    """Call ``act``, again and again for ``seconds`` (by default `PATIENCE`) while storage `is_unavailable`.
 
-    A full disk is not waited for.
+    Any other error is raised at once: a file that does not exist will not appear, a full disk will not empty itself.
     """
-    give_up = time.monotonic() + seconds
+    deadline = time.monotonic() + (PATIENCE if seconds is None else seconds)
     while True:
         try:
             return act()
-        except (XmcError, OSError) as error:
-            if time.monotonic() > give_up or os.strerror(errno.ENOSPC) in str(error):
+        except Exception as error:
+            if not is_unavailable(error) or time.monotonic() > deadline:
                 raise
             time.sleep(_PAUSE)
 
@@ -239,7 +267,7 @@ def _raise(error: OSError) -> None:
 
 @contextmanager
 def _replacing(path: str) -> Iterator[Path]:
-    """A path to write to, whose file takes the place of ``path`` at the end or vanishes with the error that prevents it."""
+    """A temporary path in the folder of ``path``; its file replaces ``path`` at the end, and is removed after an error."""
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
     temporary = Path(folder, f".{name}.{uuid.uuid4().hex}")
@@ -250,19 +278,40 @@ def _replacing(path: str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def copy_file(source: Path, uri: str) -> None:
-    """Copy a local file to ``uri``, where it appears at once."""
-    fs, path = filesystem(uri)
-    with explained(uri, missing=ConfigError):
-        if is_local(uri):
-            with _replacing(path) as temporary:
-                shutil.copyfile(source, temporary)
-        else:
-            fs.put_file(str(source), path)
+def _create_local(path: str, data: bytes) -> bool:
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = Path(folder, f".{name}.{uuid.uuid4().hex}")
+    try:
+        temporary.write_bytes(data)
+        os.link(temporary, path)  # unlike O_EXCL, which shows an empty file for a moment
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        raise NotImplementedError("a file system without hard links") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
 
 
-def write_parquet(uri: str, table: pa.Table) -> None:
-    """Write a file that appears when it is complete; a storage that is away is waited for."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    storage.patiently(lambda: storage.write_bytes(uri, buffer.getvalue()), storage.PATIENCE)
+def _create_s3(fs: Any, path: str, data: bytes) -> bool:
+    def put_if_absent() -> bool:
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except OSError as error:
+            response = error.__cause__.response if isinstance(error.__cause__, ClientError) else {}
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if status == 501:
+                raise NotImplementedError("an S3 server without conditional writes") from None
+            if status in (409, 412):  # it lost against another writer that is not done, or is
+                return False
+            raise
+        return True
+
+    created = put_if_absent()
+    # A server that ignores the condition overwrites what is there, and would do so now as well.
+    if created and put_if_absent():
+        raise NotImplementedError("an S3 server without conditional writes")
+    return created

@@ -1,13 +1,15 @@
-"""One job at a time in a folder: whoever works there holds it, for as long as that process lives.
+"""A lease on a folder: one job at a time works there, for as long as its process lives.
 
-The holder writes ``_driver.json`` and counts up in it every few seconds. Whoever finds one of another process watches it: if it
-changes, the folder is held, and the newcomer is refused; if it does not, its writer is dead, and the newcomer takes over. A
-dead process of the same machine is known at once. Clocks of different machines are never compared.
+The holder creates ``_driver.json`` and writes a heartbeat to it. A newcomer that finds the file of another process watches it:
+if it changes, the folder is held and the newcomer is refused; if it does not, the holder is dead and the newcomer takes over. A
+dead process of the same machine is recognised immediately. Clocks of different machines are never compared.
 
-Not every storage offers more, so this is a guard and no guarantee: a holder that was cut off from its storage for that long
-finds another's name in the file when it is back, and stops (decision 0014).
+Of several newcomers to a free folder one wins, since storage creates the file only once. Where storage cannot do that, and
+where a dead holder's file is replaced, each writes its own, waits, and looks whose is there. So the lease is a guard and no
+guarantee: a holder that was cut off from its storage for long finds another's file when it is back, and stops (decision 0014).
 """
 
+import json
 import os
 import socket
 import threading
@@ -25,24 +27,20 @@ from xmc_ray.errors import ConfigError, XmcError
 DRIVER = "_driver.json"
 
 
-_BEAT = 10.0  # seconds from one sign of life to the next
-
-
-_MISSED = 3.5  # beats without one, and the holder is dead
-
-
-_SETTLED = 1.0  # seconds after which the name of a rival that came at the same moment shows
+_BEAT = 10.0  # seconds from one heartbeat to the next
+_MISSED = 3.5  # a holder is dead after so many beats without one
+_SETTLED = 1.0  # seconds until a rival's write of the same moment is visible
 
 
 class Lease:
-    """A held folder."""
+    """A folder held against other jobs; see `held`."""
 
     def __init__(self, folder: str, beat: float) -> None:
         self.folder, self._uri, self._beat = folder, storage.join(folder, DRIVER), beat
         self._mine: dict[str, Any] = {"driver": uuid.uuid4().hex, "host": socket.gethostname(), "process": os.getpid()}
         self._mine |= {"since": datetime.now(timezone.utc).isoformat(timespec="seconds"), "beats": 0}
         self._rival: dict[str, Any] | None = None
-        self._made = _missing(folder)
+        self._created = _missing(folder)
         self._over = threading.Event()
         self._heart = threading.Thread(target=self._live, name="lease", daemon=True)
 
@@ -53,56 +51,73 @@ class Lease:
 
     def take(self) -> None:
         """Hold the folder from now on; ConfigError while another job holds it."""
-        found = self._others()
-        if found is not None and not _is_dead(found):
-            known, give_up = found, time.monotonic() + _MISSED * self._beat
-            while found is not None and time.monotonic() < give_up:
-                if found != known:
-                    raise _refusal(self.folder, found)
-                time.sleep(self._beat / 10)
-                found = self._others()
-        self._write()
-        time.sleep(min(_SETTLED, self._beat))
+        while not self._create():
+            holder = self._others()
+            if holder is None or _is_dead(holder) or self._watch(holder) is not None:
+                self._write()
+                time.sleep(min(_SETTLED, self._beat))
+                break
         self._rival = self._others()
         self.check()
         self._heart.start()
 
     def release(self) -> None:
-        """Let the folder go, unless another job has it by now."""
+        """Let the folder go, unless another job has taken it over."""
         self._over.set()
         if self._heart.ident is not None:
             self._heart.join()
-        with suppress(XmcError, OSError):  # whoever comes next finds out
+        with suppress(XmcError, OSError):  # the next job finds a dead holder
             if self._rival is None and self._others() is None:
                 storage.remove(self._uri)
-                for made in self._made:  # by this lease, and nothing else has come to lie there
-                    made.rmdir()
+                for created in self._created:
+                    created.rmdir()  # fails where there is something else by now
 
     def _live(self) -> None:
         while self._rival is None and not self._over.wait(self._beat):
-            with suppress(XmcError, OSError):  # a storage that is away will be back
+            with suppress(XmcError, OSError):  # the next beat may find storage available again
                 self._rival = self._others()
                 if self._rival is None:
                     self._mine["beats"] += 1
                     self._write()
 
+    def _watch(self, holder: dict[str, Any]) -> dict[str, Any] | None:
+        """The holder once it has missed its beats, None once its file is gone; ConfigError when it beats."""
+        deadline = time.monotonic() + _MISSED * self._beat
+        while time.monotonic() < deadline:
+            found = self._others()
+            if found is None:
+                return None
+            if found != holder:
+                raise _refusal(self.folder, found)
+            time.sleep(self._beat / 10)
+        return holder
+
+    def _create(self) -> bool:
+        """Whether there was no file and ours is there now, which at most one of several rivals hears."""
+        if self._others() is not None:  # not to be overwritten by a storage that ignores the condition
+            return False
+        try:
+            return storage.create(self._uri, json.dumps(self._mine).encode())
+        except NotImplementedError:
+            return False
+
     def _write(self) -> None:
         storage.write_json(self._uri, self._mine)
 
     def _others(self) -> dict[str, Any] | None:
-        """What another job has written, if one has."""
+        """The content of another job's file, if there is one."""
         if not storage.exists(self._uri):
             return None
         try:
             found = storage.read_json(self._uri)
-        except XmcError:  # gone in this moment, or no file of ours
+        except XmcError:  # removed in this moment, or not a lease
             return None
         return found if isinstance(found, dict) and found.get("driver") != self._mine["driver"] else None
 
 
 @contextmanager
 def held(folder: str, beat: float = _BEAT) -> Iterator[Lease]:
-    """Hold ``folder`` against other jobs; ConfigError if one holds it, after some 35 seconds if that has to be found out."""
+    """Hold ``folder`` against other jobs; ConfigError if one holds it, which may take 35 seconds to find out."""
     lease = Lease(folder, beat)
     try:
         lease.take()
@@ -112,19 +127,18 @@ def held(folder: str, beat: float = _BEAT) -> Iterator[Lease]:
 
 
 def is_free(folder: str) -> bool:
-    """Whether there is nothing in a folder, but for the name of a job that holds it."""
-    mark = storage.join(folder, DRIVER)
-    return all(file.uri == mark for file in storage.all_files(folder))
+    """Whether a folder holds nothing but a lease."""
+    return all(file.uri == storage.join(folder, DRIVER) for file in storage.all_files(folder))
 
 
 def _missing(folder: str) -> list[Path]:
-    """The local folders that are not there yet, the innermost first."""
+    """The local folders on the way to ``folder`` that do not exist yet, the innermost first."""
     path = Path(storage.absolute(folder))
-    return [one for one in (path, *path.parents) if not one.exists()] if storage.is_local(folder) else []
+    return [part for part in (path, *path.parents) if not part.exists()] if storage.is_local(folder) else []
 
 
 def _is_dead(found: dict[str, Any]) -> bool:
-    """Whether it is known to be, without watching: a process of this machine that is not there."""
+    """Whether it was a process of this machine that no longer exists."""
     if found.get("host") != socket.gethostname() or not isinstance(found.get("process"), int):
         return False
     try:

@@ -14,6 +14,7 @@ not a checkpoint. Nothing is pickled, and a worker reads just the files that hol
 import json
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -39,6 +40,9 @@ MARKER = "checkpoint.json"
 
 
 DENSE = "dense.safetensors"
+
+
+_POLL = 1.0  # seconds between two looks for the files of the other workers
 
 
 _COUNTERS = ("step", "seconds", "waiting", "documents", "tokens", "padded_tokens")
@@ -196,7 +200,7 @@ class Checkpoints:
             storage.patiently(lambda: folders.upload(folder.name, uri), self.config.patience)
         if rank == 0:
             names = {DENSE, *(_rows_file(part, workers) for part in range(workers))}
-            sizes = storage.patiently(lambda: _sizes(uri, names), 2 * self.config.patience)  # others may be waiting themselves
+            sizes = _await_files(uri, names, 2 * self.config.patience)  # the others may be waiting for storage themselves
             complete = marker | {"files": sizes}
             storage.patiently(lambda: storage.write_json(storage.join(uri, MARKER), complete), self.config.patience)
             storage.patiently(self._remove_old, self.config.patience)
@@ -314,12 +318,18 @@ def _read(uri: str, sizes: dict[str, int]) -> Saved:
     return saved
 
 
-def _sizes(uri: str, names: set[str]) -> dict[str, int]:
-    """The size of each of these files; DataError while one is missing."""
-    sizes = {file.uri.rpartition("/")[2]: file.size for file in storage.all_files(uri)}
-    if missing := names - set(sizes):
-        raise DataError("a checkpoint is not complete", where=uri, found=f"no {', '.join(sorted(missing))}")
-    return {name: sizes[name] for name in sorted(names)}
+def _await_files(uri: str, names: set[str], seconds: float) -> dict[str, int]:
+    """The size of each of these files, once the other workers have written theirs; DataError if one is late."""
+    deadline = time.monotonic() + seconds
+    while True:
+        files = storage.patiently(lambda: storage.all_files(uri), seconds)
+        sizes = {file.uri.rpartition("/")[2]: file.size for file in files}
+        missing = names - set(sizes)
+        if not missing:
+            return {name: sizes[name] for name in sorted(names)}
+        if time.monotonic() > deadline:
+            raise DataError("a checkpoint is not complete", where=uri, found=f"no {', '.join(sorted(missing))}")
+        time.sleep(_POLL)
 
 
 @contextmanager

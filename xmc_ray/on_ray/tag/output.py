@@ -185,7 +185,7 @@ def _read(uri: str) -> dict[str, Any] | None:
 
 
 def _patiently(act: Callable[..., None], *arguments: Any) -> None:
-    storage.patiently(lambda: act(*arguments), storage.PATIENCE)
+    storage.patiently(lambda: act(*arguments))
 
 
 def _same(known: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
@@ -206,7 +206,7 @@ def _groups(files: Sequence[FileInfo], target_bytes: int) -> list[list[str]]:
 
 
 def _merge(sources: list[str], target: str, schema: pa.Schema | None = None) -> None:
-    storage.patiently(lambda: _write_merged(sources, target, schema), storage.PATIENCE)
+    storage.patiently(lambda: _write_merged(sources, target, schema))
 
 
 def _write_merged(sources: Sequence[str], target: str, schema: pa.Schema | None) -> None:

@@ -19,9 +19,6 @@ from xmc_ray.storage import folders
 _EVERY = 60.0  # seconds from one copy of the journal to the next: what a killed driver loses
 
 
-_PATIENCE = 60.0  # seconds that the last lines wait for a storage that is away
-
-
 def say(line: str) -> None:
     """A line for whoever watches."""
     print(line, flush=True)
@@ -71,5 +68,5 @@ def journal(output: str) -> Iterator[Queue]:
             done.set()
             reader.join()
             writer.close()
-            storage.patiently(lambda: folders.upload(folder, output), _PATIENCE)
+            storage.patiently(lambda: folders.upload(folder, output))
             mailbox.shutdown()

@@ -1,0 +1,62 @@
+"""Whole folders between this machine and storage, local and on a real S3 server."""
+
+from pathlib import Path
+
+import pytest
+from places import content, make_folder
+from seaweed import S3
+
+from xmc_ray import storage
+from xmc_ray.errors import DataError
+from xmc_ray.storage import folders
+
+
+def test_upload_and_local_copy_are_inverse(place: str, tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "source", "a", "b/c", ".hidden")
+    folders.upload(source, place)
+    copy = folders.local_copy(place, tmp_path / "copy")
+    assert content(copy) == content(source)
+    assert folders.local_copy(storage.join(place, "b", "c"), tmp_path / "copy2").read_bytes() == b"b/c"
+
+
+def test_upload_writes_the_marker_last(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_folder(tmp_path / "source", "a", "marker", "z/a")
+    folders.upload(source, place, last="marker")
+    order = []
+    copy_file = folders.copy_file
+
+    def copy_and_look(path: Path, uri: str) -> None:
+        order.append(path.name)
+        assert not storage.exists(storage.join(place, "marker")), "the old marker vouches for a mixture"
+        copy_file(path, uri)
+
+    monkeypatch.setattr(folders, "copy_file", copy_and_look)
+    folders.upload(source, place, last="marker")
+    assert order == ["a", "a", "marker"]
+    assert storage.exists(storage.join(place, "marker"))
+
+
+def test_upload_of_an_incomplete_folder_is_an_error(place: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nothing to copy"):
+        folders.upload(tmp_path / "none", place)
+    with pytest.raises(DataError, match=r"missing: .*marker"):
+        folders.upload(make_folder(tmp_path / "source", "a"), place, last="marker")
+    assert storage.is_empty(place)
+
+
+def test_temporary_copies_are_removed_at_exit(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_bytes(s3.uri("storage/exit/file"), b"text")
+    at_exit = []
+    monkeypatch.setattr(folders.atexit, "register", lambda *call, **options: at_exit.append((call, options)))
+    folder = folders.local_copy(s3.uri("storage/exit"))
+    assert content(folder) == {"file": b"text"}
+    for (function, *values), options in at_exit:
+        function(*values, **options)
+    assert not folder.exists()
+
+
+def test_digest(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    assert folders.digest(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    with pytest.raises(DataError, match="no such file"):
+        folders.digest(tmp_path / "none")
