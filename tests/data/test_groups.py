@@ -13,13 +13,12 @@ from xmc_ray.data.groups import (
     LabelGroups,
     balanced_groups,
     group_labels,
-    hashed_counts,
-    inverse_document_frequency,
     label_incidence,
     label_vectors,
     tfidf,
     unit_rows,
 )
+from xmc_ray.data.terms import count_terms, document_frequency, inverse_document_frequency
 
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
 ROWS = st.lists(st.lists(st.integers(0, 50), max_size=6), min_size=1, max_size=8)
@@ -94,21 +93,14 @@ def test_every_label_is_in_one_place(group_of: list[int]) -> None:
 
 
 @QUICK
-@given(ROWS)
-def test_hashed_counts_equal_the_slow_twin(rows: list[list[int]]) -> None:
-    fast = hashed_counts(lists(rows), 97).toarray()
-    np.testing.assert_array_equal(fast, reference.hashed_counts(rows, 97))
-
-
-@QUICK
 @given(ROWS, st.integers(0, 1000))
 def test_label_vectors_equal_the_slow_twin(rows: list[list[int]], seed: int) -> None:
     rng = np.random.default_rng(seed)
     labels = [sorted(set(rng.integers(0, 4, 2).tolist())) for _ in rows]
     half = len(rows) // 2
     chunks = [(rows[part], labels[part]) for part in (slice(0, half), slice(half, None)) if rows[part]]
-    idf = inverse_document_frequency(hashed_counts(lists(some), 97) for some, _ in chunks)
-    features = [tfidf(hashed_counts(lists(some), 97), idf) for some, _ in chunks]
+    idf = inverse_document_frequency(*document_frequency(count_terms(lists(some), 97) for some, _ in chunks))
+    features = [tfidf(count_terms(lists(some), 97), idf) for some, _ in chunks]
     fast = label_vectors(
         label_incidence(lists(own), 4).T.tocsr() @ part for part, (_, own) in zip(features, chunks, strict=True)
     )

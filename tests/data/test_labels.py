@@ -70,10 +70,8 @@ def test_lists_from_rows() -> None:
 
 def test_names_and_round_trip(tmp_path: Path) -> None:
     index = LabelIndex.count([lists([["a", "b"], ["a"]])])
-    assert not index.has_names
     named = index.with_names(pa.table({"label": ["x", "b"], "name": ["X", "Bee"]}))
     assert named.names.to_pylist() == [None, "Bee"]
-    assert named.has_names
     assert named.fingerprint == index.fingerprint != LabelIndex.count([lists([["a", "c"], ["a"]])]).fingerprint
     named.save(tmp_path / "labels.parquet")
     again = LabelIndex.load(tmp_path / "labels.parquet")

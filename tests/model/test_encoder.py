@@ -53,14 +53,16 @@ def test_an_encoder_on_object_storage(s3: S3, tiny_encoder: Path) -> None:
         assert torch.equal(there.state_dict()[key], tensor)
     tokenizers = [Tokenizer.load(each, 8).encode(pa.array(["a red apple"])) for each in (name, str(tiny_encoder))]
     assert tokenizers[0] == tokenizers[1]
-    copy = folders.at_hand(name)
-    assert folders.at_hand(name) == copy and Path(copy).is_relative_to(tempfile.gettempdir())
+    copy = folders.loadable(name)
+    assert folders.loadable(name) == copy and Path(copy).is_relative_to(tempfile.gettempdir())
     storage.write_bytes(s3.uri("encoders/tiny/notes.txt"), b"changed")
-    assert folders.at_hand(name) != copy
-    with pytest.raises(ModelError, match=r"encoder not found: \S+/nowhere; found nothing there"):
+    assert folders.loadable(name) != copy
+    with pytest.raises(ModelError, match=r"tokenizer not found: \S+/nowhere; found nothing there"):
         Tokenizer.load(s3.uri("encoders/nowhere"), 8)
-    assert folders.at_hand("microsoft/MiniLM") == "microsoft/MiniLM"
-    assert folders.at_hand(f"file://{tiny_encoder}") == str(tiny_encoder)
+    with pytest.raises(ModelError, match=r"encoder not found: \S+/nowhere; found nothing there"):
+        build_encoder(EncoderConfig(name=s3.uri("encoders/nowhere"), feature_layers=2), "first")
+    assert folders.loadable("microsoft/MiniLM") == "microsoft/MiniLM"
+    assert folders.loadable(f"file://{tiny_encoder}") == str(tiny_encoder)
 
 
 def hidden_states(folder: Path) -> tuple[Tensor, ...]:

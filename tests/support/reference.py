@@ -199,16 +199,6 @@ def vector_adagrad(
 # -- groups --------------------------------------------------------------------------------------------------------------
 
 
-def hashed_counts(rows: list[list[int]], n_features: int) -> list[list[float]]:
-    """Counts of tokens and of pairs of neighbours, hashed into columns by multiplication modulo 2**64."""
-    table = [[0.0] * n_features for _ in rows]
-    for row, tokens in enumerate(rows):
-        pairs = [(one * 0x9E3779B97F4A7C15 + other + 1) % 2**64 for one, other in pairwise(tokens)]
-        for key in [*tokens, *pairs]:
-            table[row][((key * 0xD6E8FEB86659FD93) % 2**64 >> 32) % n_features] += 1
-    return table
-
-
 def label_vectors(features: Sequence[Sequence[float]], labels: list[list[int]], n_labels: int) -> list[list[float]]:
     """PIFA: the sum of the feature vectors of each label's documents, scaled to length one."""
     vectors = []

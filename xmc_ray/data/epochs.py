@@ -1,11 +1,11 @@
-"""The order of documents: which of them make up step n, whatever the number of workers.
+"""The order of documents: which of them make up step n, for any number of workers.
 
-Documents lie in *chunks* of 4,096, in an order drawn once. An epoch takes the chunks in a new order, 16 at a time: a
-*pool* is what a worker holds in memory. Inside a pool documents are shuffled, cut into windows, sorted by length within a
-window and cut into batches, so that documents of like length meet and little is padded; which ones meet changes with every
-epoch. All parts are cut nearly equal: no batch is a short last one.
+Documents are stored in *chunks* of 4,096, shuffled once. An epoch takes the chunks in a new order, 16 at a time: a *pool* is
+what a worker holds in memory. Inside a pool documents are shuffled, cut into windows, sorted by length within a window and
+cut into batches, so that documents of similar length meet and little is padded; which ones meet changes with every epoch.
+All cuts are nearly equal, so no batch is a short last one.
 
-Everything follows from (seed, epoch), so a run goes on at any step, and on any number of workers.
+Everything follows from (seed, epoch), so a run can resume at any step, on any number of workers.
 """
 
 from dataclasses import dataclass
@@ -17,17 +17,13 @@ from xmc_ray.data.labels import IntArray
 from xmc_ray.errors import ConfigError
 
 CHUNK = 4096  # documents
-
-
 POOL = 16  # chunks
-
-
-_BATCHES_A_WINDOW = 16  # at least: cutting a window into whole batches then changes their size by little
+_BATCHES_A_WINDOW = 16  # at least, so that cutting a window into whole batches changes their size by little
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochPlan:
-    """Batches of ``batch_size`` documents, a few per cent more or less, out of ``n_documents``."""
+    """Batches of ``batch_size`` documents, give or take a few per cent, out of ``n_documents``."""
 
     n_documents: int
     batch_size: int
@@ -51,10 +47,10 @@ class EpochPlan:
         parts = np.array_split(order, -(-len(order) // POOL))
         ends = np.cumsum([self.chunk_sizes[part].sum() for part in parts])
         numbers = [*(int(end) * self.steps // self.n_documents for end in (0, *ends))]
-        return [Pool(self, epoch, part, numbers[place], numbers[place + 1]) for place, part in enumerate(parts)]
+        return [Pool(self, epoch, part, *numbers[number : number + 2]) for number, part in enumerate(parts)]
 
     def check(self, parts: int) -> None:
-        """Raises ConfigError unless every batch can be shared out in ``parts`` (workers times micro-batches)."""
+        """ConfigError unless every batch can be divided into ``parts`` (workers times micro-batches)."""
         smallest = self.n_documents // self.steps
         if self.n_documents > max(self.window, _BATCHES_A_WINDOW * self.batch_size):
             smallest = int(self.n_documents / self.steps / 1.1)  # windows of 11 batches and more, one batch more or less
@@ -87,7 +83,7 @@ class Pool:
         batches: list[IntArray] = []
         for window, n_here in zip(windows, np.diff(ends), strict=True):
             batches += np.array_split(window[np.argsort(lengths[window], kind="stable")], n_here)
-        return [batches[place] for place in rng.permutation(n_batches)]
+        return [batches[number] for number in rng.permutation(n_batches)]
 
     def share(self, lengths: IntArray, rank: int, world: int) -> tuple[IntArray, IntArray]:
         """int64[n], int64[n]: the steps, rising and counted since the start of training, and rows of one worker's documents.

@@ -1,10 +1,10 @@
-"""Label groups: labels that occur in similar documents lie together, in groups of nearly equal size.
+"""Label groups: clusters of labels that occur in similar documents, of nearly equal size.
 
 A label's vector is the normalised sum of the TF-IDF vectors of its documents (PIFA: positive instance feature
-aggregation). Recursive balanced 2-means cuts the label set in two halves until a part holds at most ``max_size``
-labels, so group sizes differ by at most one. All matrices are sparse: memory grows with the number of non-zeros.
+aggregation). Recursive balanced 2-means halves the label set until a part holds at most ``max_size`` labels, so group sizes
+differ by at most one. All matrices are sparse: memory grows with the number of non-zeros.
 
-Letters: D documents, F hashed features, L labels, G groups, M places in a group.
+Letters: D documents, F hashed features, L labels, G groups, M slots of a group.
 """
 
 from collections.abc import Iterable
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from scipy import sparse
 
 from xmc_ray.data.labels import IntArray, list_lengths
+from xmc_ray.data.terms import count_terms, document_frequency, inverse_document_frequency
 
 _ROUNDS = 20  # 2-means settles in about ten; the limit only guards against a cycle between equal splits
 
@@ -48,7 +49,7 @@ class LabelGroups:
 
     @cached_property
     def slot_L(self) -> IntArray:
-        """int64[L]: a label's place in its group, in order of id."""
+        """int64[L]: a label's position in its group, in order of id."""
         order = np.argsort(self.group_L, kind="stable")
         slots = np.empty_like(order)
         slots[order] = np.arange(len(order)) - np.repeat(np.cumsum(self.sizes_G) - self.sizes_G, self.sizes_G)
@@ -56,7 +57,7 @@ class LabelGroups:
 
     @cached_property
     def label_GM(self) -> IntArray:
-        """int64[G, M]: the label in each place, -1 where a place is empty."""
+        """int64[G, M]: the label in each slot, -1 where it is empty."""
         table = np.full((len(self), int(self.sizes_G.max())), -1, np.int64)
         table[self.group_L, self.slot_L] = np.arange(len(self.group_L))
         return table
@@ -75,41 +76,20 @@ def group_labels(
 ) -> LabelGroups:
     """Groups of the ``n_labels`` labels from chunks of documents: tokens (list<int32>) and label ids (list<int32>).
 
-    Tokens are gone through twice, a chunk at a time: memory grows with the labels, not with the documents. A label without
-    documents has a zero vector and lands where there is room.
+    Both are iterated chunk by chunk, the tokens twice: memory grows with the labels, not with the documents. A label without
+    documents has a zero vector and joins any group with room.
     """
     if config.max_size == 1 or n_labels <= 1:
         return LabelGroups(np.arange(n_labels))
     if n_labels <= config.max_size:
         return LabelGroups(np.zeros(n_labels, np.int64))
-    idf_F = inverse_document_frequency(hashed_counts(chunk, config.features) for chunk in tokens)
+    n_documents, frequency_F = document_frequency(count_terms(chunk, config.features) for chunk in tokens)
+    idf_F = inverse_document_frequency(n_documents, frequency_F)
     sums = (
-        label_incidence(label_chunk, n_labels).T.tocsr() @ tfidf(hashed_counts(token_chunk, config.features), idf_F)
+        label_incidence(label_chunk, n_labels).T.tocsr() @ tfidf(count_terms(token_chunk, config.features), idf_F)
         for token_chunk, label_chunk in zip(tokens, labels, strict=True)
     )
     return LabelGroups(balanced_groups(label_vectors(sums), config.max_size, config.seed))
-
-
-def hashed_counts(tokens: pa.ListArray, n_features: int) -> sparse.csr_array:
-    """float32[D, F]: how often each token and each pair of neighbouring tokens occurs, hashed into F columns."""
-    lengths = list_lengths(tokens)
-    ids = pc.list_flatten(tokens).to_numpy().astype(np.uint64)
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    inside = rows[1:] == rows[:-1]
-    # Multiplication by a large odd number spreads ids over the high bits (Knuth's multiplicative hashing).
-    pairs = (ids[:-1] * np.uint64(0x9E3779B97F4A7C15) + ids[1:] + np.uint64(1))[inside]
-    keys = np.concatenate([ids, pairs]) * np.uint64(0xD6E8FEB86659FD93) >> np.uint64(32)
-    cells = (np.ones(len(keys), np.float32), (np.concatenate([rows, rows[1:][inside]]), keys % np.uint64(n_features)))
-    return sparse.coo_array(cells, shape=(len(lengths), n_features)).tocsr()
-
-
-def inverse_document_frequency(counts: Iterable[sparse.csr_array]) -> npt.NDArray[np.float64]:
-    """float64[F]: 1 + log((1 + D) / (1 + df)) over all rows of all ``counts`` (each D_i x F)."""
-    n_rows, frequency_F = 0, np.zeros(1, np.int64)
-    for chunk in counts:
-        n_rows += chunk.shape[0]
-        frequency_F = frequency_F + np.bincount(chunk.indices, minlength=chunk.shape[1])
-    return 1 + np.log((1 + n_rows) / (1 + frequency_F))
 
 
 def tfidf(counts: sparse.csr_array, idf_F: npt.NDArray[np.float64]) -> sparse.csr_array:
@@ -128,7 +108,7 @@ def label_incidence(labels: pa.ListArray, n_labels: int) -> sparse.csr_array:
 def label_vectors(sums: Iterable[sparse.csr_array]) -> sparse.csr_array:
     """float32[L, F]: PIFA, the sum of the vectors of a label's documents, scaled to length one.
 
-    ``sums``: such sums over chunks of documents. They are added up in the manner of merge sort, equal sizes first.
+    ``sums``: such sums over chunks of documents, which are added up as merge sort would, equal sizes first.
     """
     parts: list[sparse.csr_array] = []
     for part in sums:
@@ -151,7 +131,7 @@ def unit_rows(matrix: sparse.csr_array) -> sparse.csr_array:
 def balanced_groups(vectors_LF: sparse.csr_array, max_size: int, seed: int) -> IntArray:
     """int64[L]: the group of each label, sizes differing by at most one, by recursive balanced 2-means.
 
-    Depth first, so that besides the vectors only one path of halves is in memory.
+    Depth first, so that only one path of halves is in memory besides the vectors.
     """
     n_labels = vectors_LF.shape[0]
     depth = int(np.ceil(np.log2(n_labels / max_size))) if n_labels > max_size else 0
@@ -192,7 +172,7 @@ def _unit(vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _drop_empty_columns(matrix: sparse.csr_array) -> sparse.csr_array:
-    """Renumber the columns that are in use, so that centres are as short as the part at hand is small."""
+    """Renumber the columns in use, so that the centres of small parts are short."""
     used = np.zeros(matrix.shape[1], bool)
     used[matrix.indices] = True
     renumbered = (np.cumsum(used) - 1)[matrix.indices].astype(matrix.indices.dtype)

@@ -1,7 +1,7 @@
-"""Labels: what a label is called, how often it occurs, and its id.
+"""The label index: each label's name, frequency and id.
 
-A label's *id* is its place in the index, 0 to L-1, most frequent first. Documents' labels travel as Arrow lists, of
-strings outside and of int32 ids inside, so that a million rows are encoded by one call.
+A label's *id* is its row in the index, 0 to L-1, most frequent first. Documents' labels are Arrow lists, of strings in files
+and of int32 ids inside, so that one call encodes a million rows.
 """
 
 import difflib
@@ -21,10 +21,7 @@ from xmc_ray.errors import ConfigError, DataError
 
 IntArray = npt.NDArray[np.int64]
 
-
-_TABLES = 64  # counts of so many chunks are kept before they are added up
-
-
+_TABLES = 64  # chunks whose counts are kept before they are added up
 _N_DOCUMENTS = b"xmc_ray.documents"
 
 
@@ -45,8 +42,8 @@ class LabelIndex:
     def count(cls, documents: Iterable[pa.ListArray]) -> "LabelIndex":
         """Index of the labels in ``documents`` (chunks of list<string>), each counted once a document.
 
-        Ordered by falling count, then by label: the same labels give the same ids in whatever order they are read.
-        Raises DataError when there is no label at all.
+        Ordered by falling count, then by label, so that ids do not depend on the order of reading. DataError when there is
+        no label at all.
         """
         n_documents, tables = 0, [pa.table({"label": pa.array([], pa.string()), "count": pa.array([], pa.int64())})]
         for lists in documents:
@@ -70,15 +67,15 @@ class LabelIndex:
         return len(self.labels)
 
     def with_names(self, table: pa.Table) -> "LabelIndex":
-        """The same index with the names from ``table`` (columns ``label``, ``name``); others stay null."""
+        """The same index with the names of ``table`` (columns ``label``, ``name``), null for all other labels."""
         missing = {"label", "name"} - set(table.column_names)
         if missing:
             raise DataError("label names lack a column", found=table.column_names, expected="label, name")
-        places = pc.index_in(self.labels, value_set=table["label"].combine_chunks().cast(pa.string()))
-        return replace(self, names=pc.take(table["name"].combine_chunks().cast(pa.string()), places))
+        rows = pc.index_in(self.labels, value_set=table["label"].combine_chunks().cast(pa.string()))
+        return replace(self, names=pc.take(table["name"].combine_chunks().cast(pa.string()), rows))
 
     def encode(self, lists: pa.ListArray) -> pa.ListArray:
-        """list<string> to list<int32> of ids, each once a row; labels that the index does not know are left out."""
+        """list<string> to list<int32> of ids, each once a row; labels that are not in the index are left out."""
         lists = unique_in_rows(lists)
         ids = pc.index_in(pc.list_flatten(lists), value_set=self.labels)
         rows = pc.list_parent_indices(lists).to_numpy()
@@ -86,29 +83,24 @@ class LabelIndex:
         return lists_from_rows(rows[known], pc.drop_null(ids).cast(pa.int32()), len(lists))
 
     def find(self, label: str) -> int:
-        """The id of a label. Raises ConfigError, with the labels that are spelt most like it, where the index has none such."""
-        place = int(pc.index(self.labels, label).as_py())
-        if place < 0:
+        """The id of a label; ConfigError, with the labels of the most similar spelling, if it is not in the index."""
+        index = int(pc.index(self.labels, label).as_py())
+        if index < 0:
             near = difflib.get_close_matches(label, self.labels.to_pylist(), n=3, cutoff=0.4)
             hint = f"perhaps one of: {', '.join(near)}" if near else "no label is spelt like it"
             raise ConfigError("the bundle does not know this label", found=label, way_out=hint)
-        return place
-
-    @cached_property
-    def has_names(self) -> bool:
-        """Whether any label has a name."""
-        return bool(self.names.null_count < len(self.names))
+        return index
 
     @cached_property
     def fingerprint(self) -> str:
-        """32 hex digits that change with the labels or their order (not with names or counts)."""
+        """32 hex digits of the labels in their order, without names and counts."""
         digest = hashlib.sha256()
         for label in self.labels.to_pylist():
             digest.update(label.encode() + b"\0")
         return digest.hexdigest()[:32]
 
     def to_table(self) -> pa.Table:
-        """Columns ``label``, ``name``, ``count``; row = id; the number of documents is in the schema's metadata."""
+        """Columns ``label``, ``name``, ``count``; the row is the id, and the schema's metadata has the number of documents."""
         table = pa.table({"label": self.labels, "name": self.names, "count": self.counts})
         return table.replace_schema_metadata({_N_DOCUMENTS: str(self.n_documents)})
 
@@ -129,7 +121,7 @@ class LabelIndex:
 
 
 def _summed(tables: list[pa.Table]) -> pa.Table:
-    """``label``, ``count``: each label once."""
+    """The tables' ``label`` and ``count``, each label once."""
     return pa.concat_tables(tables).group_by("label").aggregate([("count", "sum")]).rename_columns(["label", "count"])
 
 

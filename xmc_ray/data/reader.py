@@ -288,11 +288,10 @@ def check_columns(files: list[FileInfo], config: DocumentsConfig, *, labelled: b
 
 
 def read_names(uri: str) -> pa.Table:
-    """Columns ``label``, ``name`` of a Parquet file."""
-    filesystem, path = storage.arrow_filesystem(uri)
+    """Columns ``label``, ``name`` of a Parquet file; DataError if it is missing or of another kind."""
     try:
-        return pq.read_table(path, filesystem=filesystem)
-    except (OSError, pa.ArrowInvalid) as error:
+        return storage.read_parquet(uri)
+    except pa.ArrowInvalid as error:
         raise DataError("cannot read label names", where=uri, found=error, expected="a Parquet file: label, name") from error
 
 

@@ -1,4 +1,4 @@
-"""Which training documents are held out: to choose the best epoch, and to calibrate the scores on."""
+"""Which training documents are held out, to choose the best epoch and to calibrate the scores."""
 
 import hashlib
 from dataclasses import dataclass
@@ -40,10 +40,10 @@ class ValidationConfig:
 
 
 def held_out_use(texts: pa.Array, series: pa.Array, validation: ValidationConfig | None) -> IntArray:
-    """The use of each text by a hash of its series or else its words, 0, 1 or 2: the same in every run and on every machine.
+    """int64[n]: 0 (train), 1 (validate) or 2 (calibrate) for each text, by a hash of its series or else of its words.
 
-    Documents of a series have the same use, and so have those without one that say the same, or the held-out ones would reward
-    learning by heart. Where there is no series and no word, there is nothing to hold out.
+    It is the same in every run and on every machine. Documents of a series share their use, and so do those without a series
+    that have the same words: otherwise validation would reward memorising. A text without series and words is never held out.
     """
     limit = 0 if validation is None else int(validation.share * 2**32)
     if validation is None or not limit:

@@ -1,14 +1,14 @@
-"""The token cache: training documents as tokens and label ids, made once and read in every epoch.
+"""The token cache: training documents as tokens and label ids, written once and read in every epoch.
 
     <place>/
-        tokens.json                         counts, and the folder of the attempt that was finished; written last
+        tokens.json                         counts, and the folder of the attempt that was completed; written last
         <attempt>/labels.parquet            the label index
-        <attempt>/train/part-00000.parquet  tokens, labels; a row group is a chunk of `epochs.CHUNK` documents, in an order
-        <attempt>/validation/...            drawn once, those that are held out in the order of the files
+        <attempt>/train/part-00000.parquet  tokens, labels; a row group is a chunk of `epochs.CHUNK` documents. Training
+        <attempt>/validation/...            documents are shuffled, those held out are in the order of the files
         <attempt>/calibration/...
 
-A file holds `epochs.POOL` chunks, the last one fewer. Every attempt writes to a folder of its own, so two runs that make the
-same tokens at the same time, or one that was killed on the way, never mix.
+A file holds `epochs.POOL` chunks, the last one perhaps fewer. Every attempt writes to a folder of its own, so that runs which
+write the same tokens at the same time, or are killed on the way, never mix.
 """
 
 import uuid
@@ -27,20 +27,14 @@ from xmc_ray.data.labels import IntArray, LabelIndex
 from xmc_ray.errors import DataError
 
 FORMAT = 2
-
-
 MARKER = "tokens.json"
-
-
 Split = Literal["train", "validation", "calibration"]
-
-
 Column = Literal["tokens", "labels"]
 
 
 @dataclass(frozen=True)
 class TokenCache:
-    """Finished tokens at ``place``, in its folder ``attempt``; ``counts``: documents by what became of them."""
+    """Complete tokens at ``place``, in its folder ``attempt``; ``counts``: documents of each split, rejected and so on."""
 
     place: str
     attempt: str
@@ -48,9 +42,9 @@ class TokenCache:
 
     @classmethod
     def open(cls, place: str) -> "TokenCache":
-        """Raises DataError where nothing is finished."""
-        found = storage.read_json(storage.join(place, MARKER))
-        return cls(place, found["attempt"], found["counts"])
+        """DataError unless an attempt was completed."""
+        marker = storage.read_json(storage.join(place, MARKER))
+        return cls(place, marker["attempt"], marker["counts"])
 
     @cached_property
     def labels(self) -> LabelIndex:
@@ -58,30 +52,30 @@ class TokenCache:
         return LabelIndex.from_table(storage.read_parquet(storage.join(self.place, self.attempt, "labels.parquet")))
 
     def __getstate__(self) -> dict[str, object]:
-        """Without the labels: every task is sent a cache, and can open them again."""
+        """Without the labels, since every task is sent a cache and can read them itself."""
         return {name: value for name, value in vars(self).items() if name != "labels"}
 
     def n_chunks(self, split: Split) -> int:
-        """How many `chunks` a split has."""
+        """The number of a split's `chunks`."""
         return -(-self.counts[split] // CHUNK)
 
     def some(self, split: Split, documents: int) -> IntArray:
-        """Numbers of the chunks, evenly among all, that hold so many documents of a split, or all."""
+        """int64: evenly spaced numbers of chunks that together hold ``documents`` documents of a split, or all of it."""
         n_chunks = self.n_chunks(split)
         n_taken = min(n_chunks, -(-documents // CHUNK))
         return np.arange(n_taken) * n_chunks // max(1, n_taken)
 
     def chunks(self, split: Split, numbers: IntArray | None = None, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """``tokens`` list<int32>, ``labels`` list<int32>: the chunks ``numbers``, or all in order, one table each.
+        """One table (``tokens`` list<int32>, ``labels`` list<int32>) for each of the chunks ``numbers``, by default all.
 
-        A storage that does not answer is asked again for a while.
+        They are read `storage.patiently`.
         """
         for number in np.arange(self.n_chunks(split)) if numbers is None else numbers:
             uri = storage.join(self.place, self.attempt, split, _part(int(number) // POOL))
             yield storage.patiently(partial(_row_group, uri, int(number) % POOL, columns))
 
     def column(self, split: Split, name: Column) -> Iterable[pa.ListArray]:
-        """One column, chunk by chunk; can be gone through more than once."""
+        """One column, chunk by chunk; it can be iterated more than once."""
         return _Column(self, split, name)
 
 
@@ -105,25 +99,25 @@ class _Column:
 def write_tokens(
     place: str, labels: LabelIndex, counts: Mapping[str, int], splits: Mapping[Split, Iterator[pa.Table]], source: str
 ) -> None:
-    """Write the tables of each split, in any portions, and the marker last. Raises DataError when train has no row."""
+    """Write the tables of each split, in portions of any size, and the marker last; DataError when train has no row."""
     attempt = uuid.uuid4().hex[:8]
-    found = dict(counts)
+    total = dict(counts)
     for split, tables in splits.items():
-        found[split] = 0
+        total[split] = 0
         for number, table in enumerate(_portions(tables, CHUNK * POOL)):
             with storage.new_file(storage.join(place, attempt, split, _part(number))) as file:
                 pq.write_table(table, file, row_group_size=CHUNK)
-            found[split] += len(table)
-    if not found["train"]:
-        raise DataError("no document is left to train on", where=source, found=found)
+            total[split] += len(table)
+    if not total["train"]:
+        raise DataError("no document is left to train on", where=source, found=total)
     with storage.new_file(storage.join(place, attempt, "labels.parquet")) as file:
         labels.save(file)
-    if not storage.exists(storage.join(place, MARKER)):  # else another run was faster, and is training on what it has made
-        storage.write_json(storage.join(place, MARKER), {"attempt": attempt, "counts": found})
+    if not storage.exists(storage.join(place, MARKER)):  # otherwise another run was faster, and is training on its tokens
+        storage.write_json(storage.join(place, MARKER), {"attempt": attempt, "counts": total})
 
 
 def _portions(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of ``rows`` rows; the last one has what is left."""
+    """The same rows in tables of ``rows`` rows, the last one perhaps fewer."""
     waiting: list[pa.Table] = []
     for table in tables:
         waiting.append(table)

@@ -23,11 +23,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
+from xmc_ray.data.labels import IntArray
 from xmc_ray.errors import ConfigError
 from xmc_ray.metrics.at_k import BANDS, band_names, band_rows
-
-IntArray = NDArray[np.int64]
-
 
 ScoreArray = NDArray[np.float32]
 

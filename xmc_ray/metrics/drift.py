@@ -21,10 +21,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from xmc_ray.data.labels import IntArray
 from xmc_ray.errors import ConfigError, DataError
-
-IntArray = npt.NDArray[np.int64]
-
 
 FloatArray = npt.NDArray[np.float64]
 

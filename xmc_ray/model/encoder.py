@@ -154,7 +154,7 @@ def load_empty_encoder(folder: Path, feature_layers: int, pooling: str, max_toke
 
 def _load_settings(name: str) -> Any:
     try:
-        return AutoConfig.from_pretrained(folders.at_hand(name), trust_remote_code=False)
+        return AutoConfig.from_pretrained(folders.loadable(name), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _not_found(name, error) from error
 
@@ -169,7 +169,7 @@ def _load_pretrained(name: str, settings: Any) -> Any:
     transformers_logging.disable_progress_bar()
     try:
         transformer, report = AutoModel.from_pretrained(
-            folders.at_hand(name), config=settings, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            folders.loadable(name), config=settings, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError) as error:
         raise _not_found(name, error) from error

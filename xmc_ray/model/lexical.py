@@ -1,7 +1,7 @@
 """The lexical branch: what a document says, word by word, beside what a transformer makes of it, or in its place.
 
-Every token and every pair of neighbouring tokens is a *term*, hashed into one of F columns. A document's features are the
-TF-IDF weighted sum of its terms' vectors, and one small layer on top:
+Every token and every pair of neighbouring tokens is a *term*, hashed into one of F columns (`data.terms`). A document's
+features are the TF-IDF weighted sum of its terms' vectors, and one small layer on top:
 
     x = sum over terms of w(term) v(term)      w: (1 + log tf) idf, of Euclidean length one, as in `groups`
     features = x + relu(A relu(x) + a)         (the residual block of Astec, Dahiya et al. 2021, section 3)
@@ -22,17 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xmc_ray.data import terms
+from xmc_ray.data.terms import FIRST_OF_PAIR, SPREAD, document_frequency, inverse_document_frequency
 from xmc_ray.errors import ConfigError
-from xmc_ray.model.text import make_batch
 
 _STD = 0.01  # of fresh vectors: small, for a term that training never sees stays as it is
-
-
-_ROWS = 1024  # documents whose terms are counted at a time
-
-
-# Multiplication by a large odd number spreads ids over the high bits (Knuth's multiplicative hashing).
-_SPREAD, _FIRST_OF_PAIR = 0x5851F42D4C957F2D, 0x14057B7EF767814F
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +85,10 @@ class LexicalBranch(nn.Module):
 
 
 def count_terms(tokens_BT: Tensor, mask_BT: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The distinct (document, column) pairs and how often each occurs: rows and columns (int64[N], rising), counts."""
+    """`terms.count_terms` of padded documents: the distinct rows and columns (int64[N], rising), and how often each occurs."""
     single_BT = tokens_BT + 1
-    pair_BT = single_BT[:, :-1] * _FIRST_OF_PAIR + single_BT[:, 1:]
-    column_BS = (torch.cat([single_BT, pair_BT], dim=1) * _SPREAD >> 32 & 0xFFFFFFFF) % columns
+    pair_BT = single_BT[:, :-1] * FIRST_OF_PAIR + single_BT[:, 1:]
+    column_BS = (torch.cat([single_BT, pair_BT], dim=1) * SPREAD >> 32 & 0xFFFFFFFF) % columns
     real_BS = torch.cat([mask_BT, mask_BT[:, 1:]], dim=1)
     row_B1 = torch.arange(len(tokens_BT), device=tokens_BT.device)[:, None]
     key_N, count_N = torch.unique((row_B1 * columns + column_BS)[real_BS], return_counts=True)
@@ -102,15 +96,9 @@ def count_terms(tokens_BT: Tensor, mask_BT: Tensor, columns: int) -> tuple[Tenso
 
 
 def term_weights(tokens: Iterable[pa.ListArray], config: LexicalConfig) -> npt.NDArray[np.float32]:
-    """float32[F]: 1 + log((1 + D) / (1 + df)) of each column, over chunks of documents (list<int32>); 0 for the rarest."""
-    n_rows, frequency_F = 0, np.zeros(config.columns, np.int64)
-    for chunk in tokens:
-        n_rows += len(chunk)
-        for first in range(0, len(chunk), _ROWS):
-            batch = make_batch(chunk.slice(first, _ROWS))
-            _, column_N, _ = count_terms(batch.tokens_BT, batch.mask_BT, config.columns)
-            frequency_F += np.bincount(column_N.numpy(), minlength=config.columns)
-    weight_F = 1 + np.log((1 + n_rows) / (1 + frequency_F))
+    """float32[F]: the inverse document frequency of each column, over chunks of documents (list<int32>); 0 for the rarest."""
+    n_documents, frequency_F = document_frequency(terms.count_terms(chunk, config.columns) for chunk in tokens)
+    weight_F = inverse_document_frequency(n_documents, frequency_F)
     return np.where(frequency_F >= config.rarest, weight_F, 0).astype(np.float32)
 
 

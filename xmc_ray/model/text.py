@@ -54,7 +54,7 @@ class Tokenizer:
         """From a hub name, or a folder, local or s3://; raises ModelError when there is none."""
 
         try:
-            return cls(AutoTokenizer.from_pretrained(folders.at_hand(str(name)), trust_remote_code=False), max_tokens)
+            return cls(AutoTokenizer.from_pretrained(folders.loadable(str(name)), trust_remote_code=False), max_tokens)
         except (OSError, ValueError) as error:
             raise ModelError(
                 "tokenizer not found",

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting one on this machine; and getting our own errors back out of it."""
+"""Joining a Ray cluster or starting one on this machine, waiting for room in it, and getting our own errors back from it."""
 
 import logging
 import os
@@ -17,22 +17,20 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from xmc_ray.errors import ConfigError, XmcError
 
 _LOCAL_VARIABLES = {
-    "PYTHONPATH": str(Path(__file__).parents[2]),  # workers find the library uninstalled, too
-    # Threads that wait asleep. Spinning ones fight whatever else runs here: on 2 cores, one of them busy, training went at
-    # 89 documents a second with the default and at 150 with this, on idle cores at 238 and 249.
+    "PYTHONPATH": str(Path(__file__).parents[2]),  # workers find the library even where it is not installed
+    # Waiting threads sleep. Spinning ones fight whatever else runs here: on 2 cores, one of them busy, training made 89
+    # documents a second with the default and 150 with this, on idle cores 238 and 249.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
 
-_SOON, _TOLD = 3.0, 30.0  # seconds to the first line while a cluster has no room, and between two lines
-
-
-_LOCAL_CPUS = 6  # logical ones: a streaming plan of read, map, actor and write tasks stalls when it gets fewer
+_FIRST_LINE, _NEXT_LINE = 3.0, 30.0  # seconds to the first line while a cluster has no room, and between two lines
+_LOCAL_CPUS = 6  # logical ones: a streaming plan of read, map, actor and write tasks stalls with fewer
 
 
 def connect() -> None:
     """Join the cluster that ``ray job submit`` or ``RAY_ADDRESS`` names, else start a quiet one on this machine."""
-    # Blocks in the same order every time: the same catalogue gives the same files, the same seed the same batches.
+    # With blocks in order, the same catalogue gives the same files and the same seed the same batches.
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = sys.stderr.isatty()
@@ -40,7 +38,7 @@ def connect() -> None:
     if ray.is_initialized():
         return
     if is_cluster():
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)  # what workers print stands in the dashboard
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)  # the dashboard has what workers print
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA_VISIBLE_DEVICES for tasks without a GPU
     ray.init(
@@ -54,37 +52,37 @@ def connect() -> None:
 
 
 def is_cluster() -> bool:
-    """Whether the job runs on a Ray that was there before it, which may grow."""
+    """Whether the job runs on an existing cluster, which may grow."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def check_room(what: str, count: int, needs: Mapping[str, float]) -> None:
-    """A Ray that was started here does not grow: ConfigError where it is too small for ``count`` times ``needs``."""
+    """ConfigError if a Ray started on this machine, which cannot grow, is too small for ``count`` times ``needs``."""
     if is_cluster():
         return
-    there = ray.cluster_resources()
+    total = ray.cluster_resources()
     for name in ("GPU", "CPU"):
-        if count * needs.get(name, 0) > there.get(name, 0):
+        if count * needs.get(name, 0) > total.get(name, 0):
             raise ConfigError(
                 f"too few {name}s here",
-                found=f"{there.get(name, 0):.0f} {name}s, {count} {what} of {_told(needs)}",
+                found=f"{total.get(name, 0):.0f} {name}s, {count} {what} of {_in_words(needs)}",
                 way_out=f"take fewer {what}, let each ask for less, or submit to a cluster",
             )
 
 
 def make_room(what: str, count: int, needs: Mapping[str, float], minutes: float) -> None:
-    """Wait until the cluster has room for ``count`` times ``needs``; an autoscaler hears of the demand by this.
+    """Wait until the cluster has room for ``count`` times ``needs``, which tells an autoscaler of the demand.
 
-    Says what is missing, soon and then every half minute. ConfigError when it still is after ``minutes``.
+    Prints what is missing, soon and then every half minute. ConfigError if there is no room after ``minutes``.
     """
     check_room(what, count, needs)
     if not is_cluster():
         return
-    wanted, pause = f"{count} {what} of {_told(needs)}", _SOON
+    wanted, pause = f"{count} {what} of {_in_words(needs)}", _FIRST_LINE
     group, give_up = placement_group([dict(needs)] * count), time.monotonic() + 60 * minutes
     try:
         while not group.wait(max(1.0, min(pause, give_up - time.monotonic()))):
-            pause = _TOLD
+            pause = _NEXT_LINE
             if time.monotonic() >= give_up:
                 raise ConfigError(
                     f"the cluster has no room for the {what}",
@@ -97,12 +95,12 @@ def make_room(what: str, count: int, needs: Mapping[str, float], minutes: float)
         remove_placement_group(group)
 
 
-def _told(resources: Mapping[str, float]) -> str:
+def _in_words(resources: Mapping[str, float]) -> str:
     return " and ".join(f"{amount:g} {name}" for name, amount in resources.items() if amount)
 
 
 def _cluster() -> str:
-    """What there is, as people say it."""
+    """The cluster's nodes, and what is free of its CPUs and GPUs."""
     nodes = sum(node["Alive"] for node in ray.nodes())
     total, free = ray.cluster_resources(), ray.available_resources()
     parts = [f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}s free" for name in ("CPU", "GPU")]
@@ -110,7 +108,7 @@ def _cluster() -> str:
 
 
 def _hush() -> None:
-    """Keep Ray Data's and Ray Train's running commentary off the terminal; their log files keep it, errors are raised."""
+    """Keep Ray Data's and Ray Train's log messages off the terminal; their log files have them, and errors are raised."""
     warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks", category=UserWarning)
     for name in ("ray.data", "ray.train"):
         for handler in logging.getLogger(name).handlers:
@@ -119,18 +117,18 @@ def _hush() -> None:
 
 
 def arrow_batches(stream: ray.data.DataIterator | ray.data.Dataset, rows: int | None = None) -> Iterator[pa.Table]:
-    """The rows of a dataset as Arrow tables of ``rows`` rows, or block by block as they come."""
+    """The rows of a dataset as Arrow tables of ``rows`` rows, by default block by block."""
     for batch in stream.iter_batches(batch_format="pyarrow", batch_size=cast(int, rows)):
         yield cast(pa.Table, batch)
 
 
 @contextmanager
 def own_errors() -> Iterator[None]:
-    """Raise the `XmcError` of a Ray worker as it was raised there, without the layers of wrapping around it."""
+    """Raise the `XmcError` of a Ray worker as it was raised there, without Ray's wrappers."""
     try:
         yield
     except XmcError as error:
-        # Ray's stand-in for a worker's exception is of its class, and says more than one line.
+        # Ray's stand-in for a worker's exception has the same class, but a message of many lines.
         raise find_own(error) or error from None
     except Exception as error:
         own = find_own(error)

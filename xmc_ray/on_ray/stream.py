@@ -16,15 +16,19 @@ from xmc_ray.data.reader import check_columns, from_row, list_inputs, parts, rea
 from xmc_ray.data.split import ValidationConfig, held_out_use
 from xmc_ray.errors import DataError
 from xmc_ray.model.text import Tokenizer
+from xmc_ray.storage.files import FileInfo
 
 
-def read_documents(config: DocumentsConfig, *, labelled: bool, series: str | None = None) -> ray.data.Dataset:
+def read_documents(
+    config: DocumentsConfig, *, labelled: bool, series: str | None = None, files: list[FileInfo] | None = None
+) -> ray.data.Dataset:
     """A stream of what `documents.Rules` makes of the files, file by file and row by row; ``series``: the column of that.
 
-    Raises DataError for columns that are missing or of a wrong type, judging by the first files that have rows, and if none
-    has any; a task raises it for a file that cannot be read.
+    ``files``: what `list_inputs` gave before, so that no file is read that has arrived since. Raises DataError for columns that
+    are missing or of a wrong type, judging by the first files that have rows, and if none has any; a task raises it for a file
+    that cannot be read.
     """
-    files = list_inputs(config)
+    files = list_inputs(config) if files is None else files
     check_columns(files, config, labelled=labelled, series=series)
     read = _Read(Rules.of(config, labelled=labelled, series=series))
     tasks = parts(files)
@@ -47,16 +51,14 @@ class _Read:
                 yield chunk.table
 
 
-def tokenise(
-    documents: ray.data.Dataset, *tokenizers: Tokenizer, held_out: ValidationConfig | None = None, keep_text: bool = False
-) -> ray.data.Dataset:
+def tokenise(documents: ray.data.Dataset, *tokenizers: Tokenizer, held_out: ValidationConfig | None = None) -> ray.data.Dataset:
     """``text`` becomes ``tokens`` (list<int32>, empty for rejects), ``truncated`` and ``held_out`` (int8), on CPU tasks.
 
     Each tokenizer has its own `token_columns`; ``truncated`` is what any of them cuts off. ``held_out`` is 0, 1 for
-    documents that choose the best epoch, 2 for those that calibrate, by ``series`` or ``text``, which are left out, ``text``
-    unless it is asked for; other columns stay as they are.
+    documents that choose the best epoch, 2 for those that calibrate, by ``series`` or ``text``, which are left out; other
+    columns stay as they are.
     """
-    task = partial(tokenise_table, tokenizers=tokenizers, held_out=held_out, keep_text=keep_text)
+    task = partial(tokenise_table, tokenizers=tokenizers, held_out=held_out)
     return documents.map_batches(task, batch_format="pyarrow", batch_size=2048)
 
 
@@ -65,9 +67,7 @@ def token_columns(n_tokenizers: int) -> list[str]:
     return ["tokens", *(f"tokens_{number}" for number in range(1, n_tokenizers))]
 
 
-def tokenise_table(
-    table: pa.Table, tokenizers: Sequence[Tokenizer], held_out: ValidationConfig | None = None, keep_text: bool = False
-) -> pa.Table:
+def tokenise_table(table: pa.Table, tokenizers: Sequence[Tokenizer], held_out: ValidationConfig | None = None) -> pa.Table:
     """What `tokenise` does with a batch."""
     good = pc.is_null(table["reason"]).combine_chunks()
     texts = pc.if_else(good, table["text"].combine_chunks().fill_null(""), "")
@@ -79,4 +79,4 @@ def tokenise_table(
     has_series = "series" in table.column_names
     series = table["series"].combine_chunks() if has_series else pa.nulls(len(table), pa.string())
     table = table.append_column("held_out", pa.array(held_out_use(texts, series, held_out), pa.int8()))
-    return table.drop_columns(["series"] * has_series + ["text"] * (not keep_text))
+    return table.drop_columns([*["series"] * has_series, "text"])

@@ -1,4 +1,4 @@
-"""Whole folders between this machine and storage: up, down, and once a machine for all its processes."""
+"""Whole folders, copied between this machine and storage, or cached on this machine for all its processes."""
 
 import atexit
 import fcntl
@@ -10,7 +10,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from xmc_ray.errors import ConfigError, DataError, ModelError
+from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.storage.address import Uri, explained, filesystem, is_local, split
 from xmc_ray.storage.files import all_files, copy_file, join, remove
 
@@ -18,8 +18,8 @@ from xmc_ray.storage.files import all_files, copy_file, join, remove
 def upload(folder: Uri, uri: Uri, *, last: str | None = None) -> None:
     """Copy a local folder with all its files to ``uri``.
 
-    ``last`` names the file that makes the copy valid: an old one is removed first and the new one written at the very end,
-    so that whoever finds it finds everything else as well. DataError if the folder is empty or lacks it.
+    ``last`` names the file that marks the copy complete: an old one is removed first, the new one is written at the very end.
+    DataError if the folder is empty or lacks it.
     """
     sources = sorted(path for path in Path(folder).rglob("*") if path.is_file())
     if last is not None:
@@ -36,9 +36,9 @@ def upload(folder: Uri, uri: Uri, *, last: str | None = None) -> None:
 
 
 def local_copy(uri: Uri, folder: Uri | None = None) -> Path:
-    """Where the file or folder ``uri`` lies on this machine: a local one stays, one on S3 is downloaded to ``folder``.
+    """The local path of the file or folder ``uri``, which is downloaded to ``folder`` if it is on S3.
 
-    Without ``folder`` it goes to a temporary one that is removed when the process ends. DataError if S3 has nothing there.
+    ``folder`` is by default a temporary one, removed when the process ends. DataError if S3 has nothing at ``uri``.
     """
     fs, path = filesystem(uri)
     if is_local(uri):
@@ -57,10 +57,10 @@ def local_copy(uri: Uri, folder: Uri | None = None) -> Path:
 
 
 def node_copy(uri: Uri, key: str) -> Path:
-    """Like ``local_copy``, but one copy for all processes of this user on this machine, named by what is in it: ``key``.
+    """Like `local_copy`, but one copy for all processes of this user on this machine; ``key`` identifies its content.
 
-    The first one downloads while the others wait; one that is killed on the way leaves nothing that counts. The copy outlives
-    the process, until another is downloaded and nobody uses this one. Its files are to be read only.
+    The first process downloads while the others wait; if it is killed, another one starts afresh. The copy outlives the
+    process, until no process uses it and something else is downloaded. Its files must not be changed.
     """
     if is_local(uri):
         return local_copy(uri)
@@ -70,14 +70,14 @@ def node_copy(uri: Uri, key: str) -> Path:
     if home.lstat().st_uid != os.getuid():
         raise ConfigError("the folder for copies is somebody else's", where=home, way_out="set TMPDIR")
     copy, part = home / key, home / f"{key}.part"
-    # The kernel lets go of a lock when its file is closed: the first at the end of this call, the other with the process.
+    # The kernel releases a lock when its file is closed: the first at the end of this call, the other with the process.
     with open(home / f"{key}.download", "w") as downloading:
         fcntl.flock(downloading, fcntl.LOCK_EX)
         fcntl.flock(os.open(home / f"{key}.use", os.O_CREAT | os.O_RDWR), fcntl.LOCK_SH)
         root = split(uri)[1]
         expected = {posixpath.relpath(split(file.uri)[1], root): file.size for file in all_files(uri)}
-        found = {str(path.relative_to(copy)): path.stat().st_size for path in copy.rglob("*") if path.is_file()}
-        if found != expected or not expected:
+        sizes = {str(path.relative_to(copy)): path.stat().st_size for path in copy.rglob("*") if path.is_file()}
+        if sizes != expected or not expected:
             _remove_unused(home)
             shutil.rmtree(part, ignore_errors=True)
             shutil.rmtree(copy, ignore_errors=True)
@@ -85,31 +85,30 @@ def node_copy(uri: Uri, key: str) -> Path:
     return copy
 
 
-def at_hand(name: str) -> str:
-    """What a library that knows no storage can load: a folder on S3 becomes its `node_copy`, any other name stays.
+def loadable(name: str) -> str:
+    """A name for libraries that read local folders alone: a folder on S3 becomes its `node_copy`, any other name stays.
 
-    ModelError if there is nothing on S3.
+    FileNotFoundError if there is nothing on S3.
     """
-    if is_local(name):  # or a hub's
+    if is_local(name):  # or the name of a model on a hub
         return split(name)[1] if name.startswith("file:") else name
     files = [(file.uri, file.size, file.version) for file in all_files(name)]
     if not files:
-        raise ModelError("encoder not found", where=name, found="nothing there", expected="a folder with config.json")
+        raise FileNotFoundError("nothing there")
     return str(node_copy(name, hashlib.sha256(repr(sorted(files)).encode()).hexdigest()[:16]))
 
 
 def _remove_unused(home: Path) -> None:
-    """Make room: away with the copies that no process holds."""
-
+    """Remove the copies that no process uses, to make room."""
     for lock in home.glob("*.use"):
         with open(lock) as held, suppress(BlockingIOError):
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for left in (lock.with_suffix(""), lock.with_suffix(".part")):
-                shutil.rmtree(left, ignore_errors=True)
+            for unused in (lock.with_suffix(""), lock.with_suffix(".part")):
+                shutil.rmtree(unused, ignore_errors=True)
 
 
 def digest(path: Uri) -> str:
-    """SHA-256 of a local file in hexadecimal; memory use does not depend on its size."""
+    """SHA-256 of a local file in hexadecimal, in constant memory."""
     sha = hashlib.sha256()
     with explained(path), open(path, "rb") as stream:
         while block := stream.read(1 << 20):

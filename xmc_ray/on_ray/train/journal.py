@@ -1,4 +1,4 @@
-"""What the workers of a training run tell: to the console, to ``metrics.jsonl``, to TensorBoard."""
+"""The journal of a training run: what its workers report, on the console, in ``metrics.jsonl`` and in TensorBoard."""
 
 import json
 import tempfile
@@ -16,23 +16,26 @@ from xmc_ray import storage
 from xmc_ray.errors import XmcError
 from xmc_ray.storage import folders
 
-_EVERY = 60.0  # seconds from one copy of the journal to the next: what a killed driver loses
+_EVERY = 60.0  # seconds between two copies of the journal to ``output``: what a killed driver loses
 
 
 def say(line: str) -> None:
-    """A line for whoever watches."""
+    """Print a line of progress."""
     print(line, flush=True)
 
 
 def _mailbox() -> Queue:
-    """On this very node: it has to outlive every other."""
+    """A queue on the driver's node, since it must survive the loss of any other."""
     here = ray.get_runtime_context().get_node_id()
     return Queue(actor_options={"num_cpus": 0, "label_selector": {"ray.io/node-id": here}})
 
 
 @contextmanager
 def journal(output: str) -> Iterator[Queue]:
-    """A mailbox for the workers' progress; what arrives goes to the console, ``metrics.jsonl`` and TensorBoard."""
+    """A queue for the workers' reports: ``line`` is printed, and with a ``step`` the rest goes to both records.
+
+    The records, ``metrics.jsonl`` and TensorBoard's, are copied to ``output`` now and then, and when the block ends.
+    """
     mailbox, done = _mailbox(), threading.Event()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -57,7 +60,7 @@ def journal(output: str) -> Iterator[Queue]:
                 if time.monotonic() - copied > _EVERY or any(name.startswith("validation/") for name in entry):
                     copied = time.monotonic()
                     writer.flush()
-                    with suppress(XmcError):  # a storage that is away now gets it all at the end
+                    with suppress(XmcError):  # the copy at the end has it all
                         folders.upload(folder, output)
 
         reader = threading.Thread(target=read, name="journal")

@@ -1,10 +1,7 @@
-"""What runs on every training worker: its share of every step, validation, checkpoints, a line of progress now and then.
+"""A training worker: reads its share of every batch, trains, validates, saves checkpoints and reports progress.
 
-----
-From the token cache to the workers: each gets its share of every batch, read ahead by Ray Data.
-
-A task reads the chunks of one pool, cuts the pool into batches as `epochs` says, and keeps what falls to the one worker
-that asked. Tasks and workers run side by side; the order is that of the plan, from any step on, for any number of workers.
+Ray Data reads ahead of it. A task reads the chunks of one pool, cuts the pool into batches as `epochs` says, and keeps the
+share of the worker that asked. The order is that of the plan, from any step on, for any number of workers.
 """
 
 import os
@@ -43,7 +40,7 @@ from xmc_ray.training.loop import Step, TrainState, data_parallel, train
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that a worker is told. ``place`` is the folder of checkpoints, ``start`` a foreign one to begin from."""
+    """All that a worker needs. ``place`` is the folder of checkpoints, ``start`` another run's checkpoint to begin from."""
 
     fit: FitConfig
     validation: ValidationConfig
@@ -64,8 +61,8 @@ class Job:
 def work(settings: dict[str, Any]) -> ModelError | None:
     """Train to the end of the schedule, from the newest checkpoint if there is one.
 
-    What goes wrong on one worker is raised, and Ray Train starts the group again. A loss that is not finite is so on all, and
-    would be again: that error is returned.
+    An error of one worker is raised, and Ray Train restarts the group. A loss that is not finite would recur on all workers, so
+    that error is returned.
     """
     worker = _Worker(cast(Job, settings["job"]))
     try:
@@ -86,7 +83,7 @@ class _Worker:
         model = build_model(job.fit, tokenizer, self.labels, groups, self.exchange, get_device(), weight_F)
         self.state = TrainState.start(model, job.fit.optim)
         self.checkpoints = Checkpoints(job.place, job.checkpoints, job.identity)
-        self.validated = 0  # step of the last validation
+        self.validated_step = 0
         self._resume()
 
     def train(self) -> None:
@@ -97,46 +94,46 @@ class _Worker:
         def batches_from(step: int) -> Any:
             return batches(job.tokens, plan, job.fit.loop.epochs, step, self.exchange)
 
-        spoke = -job.report_seconds
+        reported = -job.report_seconds
         for step in train(state, data_parallel(state.model), batches_from, plan.steps, job.fit.loop):
-            # once in a while: say how it goes
-            if time.monotonic() - spoke > job.report_seconds:
-                spoke = time.monotonic()
-                self._say(_progress(step, state, job.fit))
+            # once in a while: report progress
+            if time.monotonic() - reported > job.report_seconds:
+                reported = time.monotonic()
+                self._report(_progress(step, state, job.fit))
             # once in a while: validate, save
             if step.number % checks == 0:
                 self._validate_and_save(plan.steps)
             elif self.checkpoints.due(state):
                 self.checkpoints.save(state)
-        if self.validated != state.step:
+        if self.validated_step != state.step:
             self._validate_and_save(plan.steps)
         self.checkpoints.wait()
 
     def _resume(self) -> None:
         job = self.job
-        saved = self.checkpoints.resume(self.state, lambda line: self._say({"line": line}))
+        saved = self.checkpoints.resume(self.state, lambda line: self._report({"line": line}))
         if saved is None and job.start is not None:
             (saved,) = find(job.start)
             restore(self.state, saved)
         if saved is not None and saved.metrics:
-            self.validated = saved.step
+            self.validated_step = saved.step
         origin = "from the start" if saved is None else f"after step {saved.step:,}, saved by {saved.workers}: {saved.uri}"
-        self._say({"line": f"training with {self.exchange.world} workers {origin}"})
+        self._report({"line": f"training with {self.exchange.world} workers {origin}"})
 
     def _validate_and_save(self, steps_per_epoch: int) -> None:
-        """Validation on all workers together, one exact result, and a checkpoint that carries it."""
+        """Validate on all workers together, which gives one exact result, and save a checkpoint that carries it."""
         job, step = self.job, self.state.step
         figures = self._validate() if job.tokens.counts["validation"] else {}
         self.checkpoints.save(self.state, figures.get(job.validation.metric), figures)
-        self.validated = step
+        self.validated_step = step
         ray.train.report(figures | {"step": step, "epoch": step / steps_per_epoch})
         shown = ", ".join(f"{name} {100 * figures[name]:.2f}" for name in ("P@1", "P@3", "P@5", "nDCG@5") if name in figures)
         line = f"step {step:,}: validation {shown or 'skipped, no documents are held out'}"
-        told = {f"validation/{name}": value for name, value in figures.items()} | self._cost()
-        self._say(told | {"line": line, "step": step})
+        validation = {f"validation/{name}": value for name, value in figures.items()}
+        self._report(validation | self._cost() | {"line": line, "step": step})
 
     def _cost(self) -> dict[str, float]:
-        """What training has taken so far, all workers together; the memory is this worker's, the GPU's where it has one."""
+        """What training has taken so far on all workers, and this worker's peak memory (its GPU's, if it has one)."""
         state, device = self.state, next(self.state.model.parameters()).device
         peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         if device.type == "cuda":
@@ -145,7 +142,7 @@ class _Worker:
         return counts | {"workers": self.exchange.world, "peak_bytes": peak}
 
     def _validate(self) -> dict[str, float]:
-        """Metrics over the whole held-out split, by the averaged weights once there are some."""
+        """Metrics over the whole validation split, with the averaged weights once there are some."""
         metrics = Metrics.empty(self.labels.counts, self.labels.n_documents)
         model = self.state.model
         with self.state.averager.in_use(model):
@@ -154,14 +151,14 @@ class _Worker:
                 update_metrics(metrics, model, tokens, truth, self.job.fit.loop.prediction)
         return {name: value for name, value in metrics.result()["total"].items() if isinstance(value, float)}
 
-    def _say(self, entry: dict[str, Any]) -> None:
+    def _report(self, entry: dict[str, Any]) -> None:
         if self.exchange.rank == 0:
-            with suppress(RayError):  # a journal that is gone is no reason to stop training
+            with suppress(RayError):  # training outlives its journal
                 self.job.mailbox.put_nowait(entry)
 
 
 def _progress(step: Step, state: TrainState, fit: FitConfig) -> dict[str, Any]:
-    rate = step.documents / step.seconds if step.seconds else 0.0  # nothing is known of the first step
+    rate = step.documents / step.seconds if step.seconds else 0.0  # the first step has no duration yet
     left = time.strftime("%H:%M:%S", time.gmtime(step.seconds_left)) if step.progress > 0 else "?"
     line = (
         f"step {step.number:,}  epoch {step.epoch + 1}/{fit.loop.epochs}  {100 * step.progress:.0f} %  "
@@ -187,19 +184,19 @@ def _progress(step: Step, state: TrainState, fit: FitConfig) -> dict[str, Any]:
 
 def batches(tokens: TokenCache, plan: EpochPlan, epochs: int, first_step: int, exchange: Exchange) -> Iterator[Batch]:
     """This worker's share of the batches from ``first_step`` to the end of the last epoch."""
-    places = [
+    pools = [
         {"epoch": epoch, "pool": number}
         for epoch in range(first_step // plan.steps, epochs)
         for number, pool in enumerate(plan.pools(epoch))
         if epoch * plan.steps + pool.last > first_step
     ]
-    if not places:
+    if not pools:
         return
     share = _Share(tokens, plan, exchange.rank, exchange.world, first_step)
     ray.data.DataContext.get_current().execution_options.preserve_order = True
-    # Reading waits more than it computes, and must never wait for a CPU that the workers have taken: it asks for none.
-    stream = ray.data.from_items(places, override_num_blocks=len(places)).map_batches(
-        share, batch_size=1, batch_format="pyarrow", num_cpus=0, compute=ray.data.TaskPoolStrategy(min(2, len(places)))
+    # Reading waits more than it computes. It reserves no CPU, since it must never wait for one that the workers hold.
+    stream = ray.data.from_items(pools, override_num_blocks=len(pools)).map_batches(
+        share, batch_size=1, batch_format="pyarrow", num_cpus=0, compute=ray.data.TaskPoolStrategy(min(2, len(pools)))
     )
     for step, table in enumerate(_by_step(arrow_batches(stream)), first_step):
         if table["step"][0].as_py() != step:
@@ -208,14 +205,14 @@ def batches(tokens: TokenCache, plan: EpochPlan, epochs: int, first_step: int, e
 
 
 class _Share:
-    """What falls to one worker in the pool that a row names: ``step`` int64 (rising), ``tokens``, ``labels``."""
+    """A task that gives one worker's share of the pool that a row names: ``step`` (int64, rising), ``tokens``, ``labels``."""
 
     def __init__(self, tokens: TokenCache, plan: EpochPlan, rank: int, world: int, first_step: int) -> None:
         self.tokens, self.plan, self.rank, self.world, self.first_step = tokens, plan, rank, world, first_step
 
-    def __call__(self, places: pa.Table) -> pa.Table:
-        (place,) = places.to_pylist()
-        pool = self.plan.pools(place["epoch"])[place["pool"]]
+    def __call__(self, pools: pa.Table) -> pa.Table:
+        (row,) = pools.to_pylist()
+        pool = self.plan.pools(row["epoch"])[row["pool"]]
         table = pa.concat_tables(self.tokens.chunks("train", pool.chunks))
         step_N, row_N = pool.share(list_lengths(table["tokens"].combine_chunks()), self.rank, self.world)
         wanted = step_N >= self.first_step
@@ -223,7 +220,7 @@ class _Share:
 
 
 def _by_step(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The rows of each step, one table each, however Ray Data has cut the stream."""
+    """One table for each step, wherever Ray Data has cut the stream."""
     rest: list[pa.Table] = []
     for table in tables:
         table = pa.concat_tables([*rest, table])

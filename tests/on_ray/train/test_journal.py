@@ -1,0 +1,51 @@
+"""The journal of a training run: what workers report is printed, kept, and copied to the run folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xmc_ray.errors import UnavailableError
+from xmc_ray.on_ray.train.journal import journal
+from xmc_ray.storage import files, folders
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+REPORTS: list[dict[str, Any]] = [
+    {"line": "training with 1 workers"},
+    {"line": "step 1", "step": 1, "loss": 0.5},
+    {"line": "step 2: validation", "step": 2, "validation/P@1": 0.25},
+]
+
+
+def report(output: Path, *entries: dict[str, Any]) -> list[dict[str, Any]]:
+    """The steps in ``metrics.jsonl`` after a journal with these entries."""
+    with journal(str(output)) as mailbox:
+        for entry in entries:
+            mailbox.put(entry)
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_lines_are_printed_and_steps_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(tmp_path, *REPORTS) == [{"step": 1, "loss": 0.5}, {"step": 2, "validation/P@1": 0.25}]
+    assert capsys.readouterr().out.splitlines() == [entry["line"] for entry in REPORTS]
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_a_run_that_goes_on_adds_to_its_journal(tmp_path: Path) -> None:
+    report(tmp_path, *REPORTS[:2])
+    assert [entry["step"] for entry in report(tmp_path, REPORTS[2])] == [1, 2]
+
+
+def test_a_storage_that_is_away_delays_the_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload, failures = folders.upload, [UnavailableError("away")] * 3
+
+    def failing(*arguments: Any) -> None:
+        if failures:
+            raise failures.pop()
+        upload(*arguments)
+
+    monkeypatch.setattr(folders, "upload", failing)
+    monkeypatch.setattr(files, "_PAUSE", 0)
+    assert [entry["step"] for entry in report(tmp_path, *REPORTS)] == [1, 2] and not failures

@@ -1,0 +1,101 @@
+"""Preparation: tokens are cached under a fingerprint of what they are made of, and splits hold out what they should."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from xmc_ray import command
+from xmc_ray.data.token_cache import Split
+from xmc_ray.on_ray.train import job, prepare
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def prepared(fruit: Path, encoder: Path, cache: Path, *further: str) -> prepare.Prepared:
+    settings = [f"--encoder.name={encoder}", f"--documents.uri={fruit}/train.parquet", "--output=unused", *further]
+    config = command.parse(job.TrainConfig, settings)
+    return prepare.prepare(config.documents, None, config, config.validation, str(cache))
+
+
+def test_tokens_are_made_once_and_never_taken_for_others(
+    fruit: Path, tiny_encoder: Path, other_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*arguments: Any) -> None:
+        pytest.fail("tokenised again")
+
+    shutil.copytree(fruit, tmp_path / "fruit")
+    fruit, cache = tmp_path / "fruit", tmp_path / "cache"
+    first = prepared(fruit, tiny_encoder, cache, "--groups.max_size=3")
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "_tokenise_all", never)
+        patch.setattr(prepare, "group_labels", never)
+        again = prepared(fruit, tiny_encoder, cache, "--groups.max_size=3", "--loop.epochs=3")
+    assert again.tokens == first.tokens and (again.groups.group_L == first.groups.group_L).all()
+    assert pa.concat_tables(again.tokens.chunks("train")).num_rows == first.counts["train"] > 200
+
+    held_out = [row for split in ("validation", "calibration") for part in first.tokens.chunks(split) for row in part["tokens"]]
+    trained = {str(row) for part in first.tokens.chunks("train") for row in part["tokens"]}
+    assert held_out and not trained & {str(row) for row in held_out}
+
+    others = [
+        prepared(fruit, tiny_encoder, cache, "--validation.series=id"),
+        prepared(fruit, tiny_encoder, cache, "--text.max_tokens=4"),
+        prepared(fruit, other_encoder, cache),
+        prepared(fruit, tiny_encoder, cache, "--validation.share=0.5"),
+    ]
+    (fruit / "train.parquet").write_bytes((fruit / "test.parquet").read_bytes())
+    others.append(prepared(fruit, tiny_encoder, cache))
+    places = {entry.tokens.place for entry in [first, *others]}
+    assert len(places) == 6
+    assert others[-1].counts["train"] < 50
+    assert max(map(len, (tokens for chunk in others[1].tokens.chunks("train") for tokens in chunk["tokens"].to_pylist()))) == 4
+
+
+def test_a_series_is_held_out_as_a_whole(tiny_encoder: Path, tmp_path: Path) -> None:
+    """Each document has words of its own; its label is its series, and every tenth has none."""
+    numbers = range(600)
+    series = [None if number % 10 == 0 else number // 20 for number in numbers]
+    texts = [f"red apple {number // 25} and {number % 25} plum" for number in numbers]
+    table = pa.table(
+        {"id": numbers, "text": texts, "series": series, "labels": [[f"s{number // 20:02}"] for number in numbers]}
+    )
+    pq.write_table(table, tmp_path / "train.parquet")
+
+    def splits(*further: str) -> dict[str, Counter[int]]:
+        tokens = prepared(tmp_path, tiny_encoder, tmp_path / "cache", "--validation.share=0.5", *further).tokens
+        names: tuple[Split, ...] = ("train", "validation", "calibration")
+        return {name: Counter(row[0] for part in tokens.chunks(name) for row in part["labels"].to_pylist()) for name in names}
+
+    together = splits("--validation.series=series")
+    for label in range(30):
+        n_of_splits = [split[label] for split in together.values()]
+        assert sum(n_of_splits) == 20 and max(n_of_splits) >= 18  # two are without a series
+    assert all(len([n for n in split.values() if n >= 18]) > 2 for split in together.values())
+    assert max(max(split[label] for split in splits().values()) for label in range(30)) < 18
+
+
+def test_a_file_that_arrives_meanwhile_is_not_read_under_the_older_fingerprint(
+    fruit: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fruit/train.parquet").mkdir(parents=True)  # a folder of that name: files may arrive in it
+    folder, cache = tmp_path / "fruit/train.parquet", tmp_path / "cache"
+    shutil.copy(fruit / "test.parquet", folder / "first.parquet")
+    fingerprint = prepare._fingerprint
+
+    def and_a_file_arrives(*arguments: Any) -> str:
+        name = fingerprint(*arguments)
+        shutil.copy(fruit / "train.parquet", folder / "second.parquet")
+        return name
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "_fingerprint", and_a_file_arrives)
+        first = prepared(tmp_path / "fruit", tiny_encoder, cache)
+    assert first.labels.n_documents == pq.read_metadata(folder / "first.parquet").num_rows
+    both = prepared(tmp_path / "fruit", tiny_encoder, cache)
+    assert both.tokens.place != first.tokens.place
+    assert both.labels.n_documents == first.labels.n_documents + pq.read_metadata(folder / "second.parquet").num_rows
