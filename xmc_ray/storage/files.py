@@ -93,16 +93,14 @@ def stat(uri: Uri) -> FileInfo:
     """Current size and version of a file; FileNotFoundError if it does not exist."""
     fs, path = filesystem(uri)
     if is_local(uri):
-        status = os.stat(path)
-        return FileInfo(uri=os.fspath(uri), size=status.st_size, version=str(status.st_mtime_ns))
+        return _local_file(path)
     try:
-        info = fs.info(path)
+        return _s3_file(fs.info(path))
     except FileNotFoundError:
         raise
     except (OSError, BotoCoreError):
         with explained(uri):
             raise
-    return FileInfo(uri=os.fspath(uri), size=info["size"], version=info["ETag"].strip('"'))
 
 
 def read_bytes(uri: Uri) -> bytes:
@@ -117,7 +115,7 @@ def write_bytes(uri: Uri, data: bytes) -> None:
     fs, path = filesystem(uri)
     with explained(uri, missing=ConfigError):
         if is_local(uri):
-            with _replacing(path) as temporary:
+            with _publishing(path) as temporary:
                 temporary.write_bytes(data)
         else:
             fs.pipe_file(path, data)
@@ -141,7 +139,7 @@ def new_file(uri: Uri) -> Iterator[Path]:
     On the way to S3 the whole file lies in this machine's temporary folder.
     """
     if is_local(uri):
-        with explained(uri, missing=ConfigError), _replacing(split(uri)[1]) as temporary:
+        with explained(uri, missing=ConfigError), _publishing(split(uri)[1]) as temporary:
             yield temporary
     else:
         with tempfile.TemporaryDirectory(prefix="xmc_ray-") as folder:
@@ -155,7 +153,7 @@ def copy_file(source: Path, uri: str) -> None:
     fs, path = filesystem(uri)
     with explained(uri, missing=ConfigError):
         if is_local(uri):
-            with _replacing(path) as temporary:
+            with _publishing(path) as temporary:
                 shutil.copyfile(source, temporary)
         else:
             fs.put_file(str(source), path)
@@ -249,16 +247,23 @@ def _local_files(path: str) -> Iterator[FileInfo]:
         # Links are followed and an unreadable folder is an error: documents must not go missing in silence.
         walk = os.walk(path, onerror=_raise, followlinks=True)
         names = [os.path.join(folder, name) for folder, _, inside in walk for name in inside]
-    for name in names:
-        status = os.stat(name)
-        yield FileInfo(uri=name, size=status.st_size, version=str(status.st_mtime_ns))
+    return map(_local_file, names)
+
+
+def _local_file(path: str) -> FileInfo:
+    status = os.stat(path)
+    return FileInfo(uri=path, size=status.st_size, version=str(status.st_mtime_ns))
 
 
 def _s3_files(uri: Uri) -> Iterator[FileInfo]:
     fs, path = filesystem(uri)
     for name, info in fs.find(path, detail=True).items():
         if info["type"] == "file" and not name.endswith("/"):
-            yield FileInfo(uri=f"s3://{name}", size=info["size"], version=info["ETag"].strip('"'))
+            yield _s3_file(info)
+
+
+def _s3_file(info: dict[str, Any]) -> FileInfo:
+    return FileInfo(uri=f"s3://{info['name']}", size=info["size"], version=info["ETag"].strip('"'))
 
 
 def _raise(error: OSError) -> None:
@@ -266,33 +271,28 @@ def _raise(error: OSError) -> None:
 
 
 @contextmanager
-def _replacing(path: str) -> Iterator[Path]:
-    """A temporary path in the folder of ``path``; its file replaces ``path`` at the end, and is removed after an error."""
+def _publishing(path: str, publish: Callable[[Path, str], None] = os.replace) -> Iterator[Path]:
+    """A temporary path in the folder of ``path``, to which its file is published at the end; an error only removes it."""
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
     temporary = Path(folder, f".{name}.{uuid.uuid4().hex}")
     try:
         yield temporary
-        os.replace(temporary, path)
+        publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _create_local(path: str, data: bytes) -> bool:
-    folder, name = os.path.split(path)
-    os.makedirs(folder, exist_ok=True)
-    temporary = Path(folder, f".{name}.{uuid.uuid4().hex}")
     try:
-        temporary.write_bytes(data)
-        os.link(temporary, path)  # unlike O_EXCL, which shows an empty file for a moment
+        with _publishing(path, os.link) as temporary:  # O_EXCL would show an empty file for a moment
+            temporary.write_bytes(data)
     except FileExistsError:
         return False
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
         raise NotImplementedError("a file system without hard links") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return True
 
 
