@@ -1,10 +1,13 @@
-"""The conversion job: Parquet that the other jobs read, whole or not at all."""
+"""Conversion: each benchmark layout against plain loops, errors with file and line, and the job that writes Parquet."""
 
+import bz2
+import gzip
 import json
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,210 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from checkout import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import documents_of_json, documents_of_lines, documents_of_tsv
 from seaweed import S3
 
 from xmc_ray import storage
 from xmc_ray.command import parse
-from xmc_ray.data.convert import ConvertConfig, run
-from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.data.convert import ConvertConfig, LabelNames, read_json, read_lines, read_tsv, run
+from xmc_ray.errors import ConfigError, DataError, XmcError
+
+QUICK = settings(max_examples=60, deadline=None, derandomize=True)
+# All that some program takes for a break or a blank, and that must not be one here or must be one everywhere.
+TEXTS = st.text(st.sampled_from('ab é,😀"\\\x00\x0b\x1c\x85\xa0\u2028\u3000\r'), max_size=12)
+FIELDS = st.tuples(TEXTS, TEXTS, TEXTS)
+OBJECTS = st.fixed_dictionaries(
+    {"uid": st.integers() | TEXTS, "target_ind": st.lists(st.integers(0, 4), max_size=6)},
+    optional={"title": st.none() | TEXTS, "content": st.none() | TEXTS, "target_rel": st.just([1.0])},
+)
+
+
+def rows(tables: Iterable[pa.Table]) -> list[dict[str, Any]]:
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def write(path: Path, lines: str | bytes) -> str:
+    data = lines.encode() if isinstance(lines, str) else lines
+    compress: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".bz2": bz2.compress}
+    path.write_bytes(compress.get(path.suffix, bytes)(data))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("layouts")
+
+
+# -- the same as loops
+
+
+@QUICK
+@given(st.lists(FIELDS, max_size=9), st.integers(1, 4), st.sampled_from([None, ",", " , "]))
+def test_lines_equal_a_loop(folder: Path, fields: list[tuple[str, str, str]], n: int, separator: str | None) -> None:
+    texts, labels = ("".join(f"{row[place]}\n" for row in fields) for place in (0, 1))
+    pair = (write(folder / "texts.txt", texts), write(folder / "labels.txt", labels))
+    tables = list(read_lines(*pair, rows=n, separator=separator))
+    assert rows(tables) == documents_of_lines(texts, labels, separator)
+    assert all(len(table) == n for table in tables[:-1])
+
+
+@QUICK
+@given(st.lists(FIELDS, max_size=9), st.integers(2, 3), st.integers(1, 4), st.sampled_from([None, ","]))
+def test_tsv_equals_a_loop(folder: Path, fields: list[Any], width: int, n: int, separator: str | None) -> None:
+    lines = "".join("\t".join(row[:width]) + "\n" for row in fields)
+    tables = read_tsv(write(folder / "a.tsv", lines), rows=n, separator=separator)
+    assert rows(tables) == documents_of_tsv(lines, separator)
+
+
+@QUICK
+@given(st.lists(OBJECTS, max_size=9), st.booleans(), st.booleans(), st.integers(1, 4))
+def test_json_equals_a_loop(folder: Path, values: list[Any], escaped: bool, named: bool, n: int) -> None:
+    lines = "\n \n".join(json.dumps(value, ensure_ascii=escaped) for value in values)
+    labels = "".join(json.dumps({"uid": uid, "title": f"the {uid}"}) + "\n" for uid in ["x", "é", 7, "b", "a"])
+    names = LabelNames.read(write(folder / "labels.json", labels), rows=n) if named else None
+    tables = read_json(write(folder / "a.json", lines), rows=n, names=names)
+    assert rows(tables) == documents_of_json(lines, ["x", "é", "7", "b", "a"] if named else None)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".bz2"])
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_files_may_be_compressed_and_lie_anywhere(place: str, ending: str, tmp_path: Path, s3: S3) -> None:
+    def put(name: str, lines: str) -> str:
+        local = write(tmp_path / f"{name}{ending}", lines)
+        if place == "local":
+            return local
+        uri = s3.uri(f"layouts/{name}{ending}")
+        storage.write_bytes(uri, Path(local).read_bytes())
+        return uri
+
+    expected = [{"id": "1", "text": "a b", "labels": ["x", "y"]}, {"id": "2", "text": "c", "labels": []}]
+    assert rows(read_lines(put("texts.txt", "a b\r\nc\r\n"), put("labels.txt", "x y\r\n\r\n"), rows=9)) == expected
+    assert rows(read_tsv(put("a.txt", "x y\ta b\n\tc"), rows=9)) == expected
+    labels = put("lbl.json", '{"uid": "x", "title": "the x"}\n{"uid": "y"}\n')
+    names = LabelNames.read(labels, rows=1)
+    documents = put("a.jsonl", '{"uid": 1, "title": "a b", "target_ind": [1, 0]}\n')
+    assert rows(read_json(documents, rows=9, names=names)) == [
+        {"id": "1", "title": "a b", "content": None, "labels": ["y", "x"]}
+    ]
+    assert names.names.to_pylist() == ["the x", None]
+
+
+def test_several_archives_in_one_file(tmp_path: Path) -> None:
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b"x\ta\n") + gzip.compress(b"y\tb\n"))
+    assert [row["text"] for row in rows(read_tsv(str(tmp_path / "a.gz"), rows=9))] == ["a", "b"]
+
+
+def test_only_the_lines_of_a_chunk_are_read(tmp_path: Path) -> None:
+    uri = write(tmp_path / "a.tsv", b"x\ta\n" * 500_000 + b"\xff\n")
+    tables = read_tsv(uri, rows=10)
+    assert [len(next(tables)) for _ in range(3)] == [10] * 3
+    with pytest.raises(DataError, match=r"a\.tsv:500001"):
+        list(read_tsv(uri, rows=100_000))
+
+
+# -- label names
+
+
+def test_names_by_place(tmp_path: Path) -> None:
+    names = LabelNames.read(write(tmp_path / "names.txt", "zero\n\n two \n"), rows=2)
+    assert names.labels.to_pylist() == ["0", "1", "2"]
+    assert names.names.to_pylist() == ["zero", None, "two"]
+    uri = write(tmp_path / "labels.txt", "2 0\n1\n")
+    assert [row["labels"] for row in rows(read_lines(uri, uri, rows=2, names=names))] == [["2", "0"], ["1"]]
+
+
+def test_a_label_that_stands_twice(tmp_path: Path) -> None:
+    uri = write(tmp_path / "labels.json.gz", '{"uid": "a"}\n{"uid": "b"}\n{"uid": "c"}\n{"uid": "b"}\n')
+    with pytest.raises(DataError, match=r"the same uid: .*labels\.json\.gz; found b"):
+        LabelNames.read(uri, rows=2)
+
+
+# -- what does not fit
+
+
+def good(number: int) -> str:
+    return json.dumps({"uid": number, "title": "a", "target_ind": [0]})
+
+
+BAD_JSON = {
+    "{broken": "not JSON; found Expecting property name",
+    "[" * 100_000: "not JSON; found RecursionError",
+    '{"uid": 1, "title": "\\ud800", "target_ind": []}': "not JSON; found UnicodeEncodeError",
+    "null": "not a JSON object; found NoneType",
+    '{"title": "a", "target_ind": [0]}': "uid does not fit; found None; expected a string or an integer",
+    '{"uid": true, "target_ind": [0]}': "uid does not fit; found True",
+    '{"uid": 1, "title": 7, "target_ind": [0]}': "title does not fit; found 7; expected a string or null",
+    '{"uid": 1, "title": "a"}': "target_ind does not fit; found None; expected a list of integers from 0 on",
+    '{"uid": 1, "target_ind": [0, 1.0]}': "target_ind does not fit; found [0, 1.0]",
+    '{"uid": 1, "target_ind": [-1]}': "target_ind does not fit; found [-1]",
+    '{"uid": 1, "target_ind": [9223372036854775808]}': "target_ind does not fit",
+    '{"uid": 1, "target_ind": [1, 2, 3]}': "target_ind is out of range; found 2; expected less than 2, the labels in ",
+}
+
+
+@pytest.mark.parametrize("line", BAD_JSON)
+def test_bad_json(line: str, tmp_path: Path) -> None:
+    lines = [good(1), "", *map(good, range(2, 5)), line, good(5)]
+    uri = write(tmp_path / "a.json.gz", "\n".join(lines))
+    names = LabelNames.read(write(tmp_path / "names.txt", "a\nb\n"), rows=9)
+    assert told(read_json(uri, rows=2, names=names)).replace(f": {uri}:6;", ";").startswith(BAD_JSON[line])
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("x\ta\nx\n", ":2; found 1; expected 2 (labels, text) or 3 (id, labels, text), the same in every line"),
+        ("x\ta\nx\ta\n\n", ":3; found 1"),
+        ("x\ta\nx\ta\nx\ta\n1\tx\ta\n", ":4; found 3"),
+        ("1\tx\ta\tb\n", ":1; found 4"),
+    ],
+)
+def test_bad_columns(lines: str, message: str, tmp_path: Path) -> None:
+    uri = write(tmp_path / "a.tsv", lines)
+    assert told(read_tsv(uri, rows=2)).startswith(f"wrong number of columns: {uri}{message}")
+
+
+@pytest.mark.parametrize(("texts", "labels"), [(5, 4), (4, 5), (3, 0), (0, 3), (2, 8)])
+def test_unequal_numbers_of_lines(texts: int, labels: int, tmp_path: Path) -> None:
+    pair = (write(tmp_path / "texts.txt", "a\n" * texts), write(tmp_path / "labels.txt", "x\n" * labels))
+    message = f"differ in number: {pair[0]}; found {texts} lines, and {labels} in {pair[1]}"
+    assert message in told(read_lines(*pair, rows=2))
+
+
+def test_bytes_that_are_no_text(tmp_path: Path) -> None:
+    uri = write(tmp_path / "a.txt", b"a\nb\nc\n\xe4\n")
+    good = write(tmp_path / "b.txt", "a\nb\nc\nd\n")
+    for tables in (read_lines(uri, good, rows=3), read_lines(good, uri, rows=3), read_tsv(uri, rows=9), read_json(uri, rows=9)):
+        assert told(tables).startswith(f"not UTF-8: {uri}:4; found b'\\xe4\\n'; convert")
+
+
+def test_labels_without_a_name(tmp_path: Path) -> None:
+    names = LabelNames.read(write(tmp_path / "names.txt", "a\nb\n"), rows=9)
+    labels = write(tmp_path / "labels.txt", "0\n1\n0\n1 2 0 3\n")
+    expected = f"a label without a name: {labels}:4; found 2; expected one in {names.uri}"
+    assert told(read_lines(labels, labels, rows=3, names=names)) == expected
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    assert told(read_tsv("/nowhere/a.tsv", rows=9)).startswith("no such file, folder or bucket: /nowhere/a.tsv")
+    (tmp_path / "short.gz").write_bytes(gzip.compress(b"x\ta\n" * 1000)[:-12])
+    (tmp_path / "no.gz").write_bytes(b"x\ta\n")
+    for name in ("short.gz", "no.gz"):
+        with pytest.raises(ConfigError, match=rf"cannot be read.*{name}"):
+            list(read_tsv(str(tmp_path / name), rows=9))
+
+
+def told(tables: Iterator[pa.Table]) -> str:
+    """The one line of the error that reading ends with."""
+    with pytest.raises(XmcError) as caught:
+        list(tables)
+    assert type(caught.value) is DataError
+    return str(caught.value)
+
+
+# -- the job
 
 STRINGS = pa.list_(pa.string())
 

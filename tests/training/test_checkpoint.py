@@ -12,7 +12,7 @@ from toys import OPTIM, documents, on_workers, toy_model, whole_parameters
 
 from xmc_ray import storage
 from xmc_ray.data.groups import LabelGroups
-from xmc_ray.errors import ConfigError, ModelError, UnavailableError, XmcError
+from xmc_ray.errors import ConfigError, DataError, ModelError, UnavailableError, XmcError
 from xmc_ray.model.sharding import Exchange
 from xmc_ray.storage import folders
 from xmc_ray.training import checkpoint
@@ -212,6 +212,19 @@ def test_a_storage_that_comes_back_is_waited_for_and_one_that_does_not_fails_the
     impatient.save(state)
     with pytest.raises(XmcError, match="cannot be read or written"):
         impatient.save(state)
+
+
+def test_the_first_worker_waits_for_the_files_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than storage is waited for, and it is told whose file is missing."""
+    (tmp_path / "mine").write_bytes(b"12")
+
+    def arrive(_: float) -> None:
+        (tmp_path / "theirs").write_bytes(b"345")
+
+    with pytest.raises(DataError, match=r"not complete: .*found no theirs"):
+        checkpoint._await_files(str(tmp_path), {"mine", "theirs"}, seconds=0)
+    monkeypatch.setattr(checkpoint.time, "sleep", arrive)
+    assert checkpoint._await_files(str(tmp_path), {"mine", "theirs"}, seconds=60) == {"mine": 2, "theirs": 3}
 
 
 BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
