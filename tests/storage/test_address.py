@@ -153,7 +153,8 @@ ERRORS = {
     "arrow, refused": (OSError("AWS Error ACCESS_DENIED during HeadObject operation: No response body."), False),
     "arrow, wrong key": (OSError("AWS Error INVALID_ACCESS_KEY_ID during GetObject operation"), False),
     "arrow, wrong request": (OSError("AWS Error UNKNOWN (HTTP status 400) during GetObject operation"), False),
-    "damaged": (OSError("Couldn't deserialize thrift"), False),
+    "damaged disk": (OSError(errno.EIO, "Input/output error"), False),
+    "damaged file": (OSError("Couldn't deserialize thrift"), False),
     "ours": (DataError("no such file"), False),
 }
 

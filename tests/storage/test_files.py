@@ -245,7 +245,7 @@ PASSING = [
     UnavailableError("away"),
     ConnectionResetError(),
     TimeoutError(),
-    OSError(errno.EIO, "a network file system is away"),
+    OSError(errno.ESTALE, "a network file system is away"),
 ]
 
 

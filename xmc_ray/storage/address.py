@@ -23,9 +23,9 @@ Uri = str | os.PathLike[str]
 # An endpoint that does not answer is reported within about half a minute; a slow one is waited for.
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 5, 60, 3
 
-# Errors of a network, a network file system (EIO, ESTALE) or an overloaded server, which pass by themselves.
+# Errors of a network, a network file system or an overloaded server, which pass by themselves.
 _PASSING = {
-    *(errno.EAGAIN, errno.EBUSY, errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTUNREACH),
+    *(errno.EAGAIN, errno.EBUSY, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTUNREACH),
     *(errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.ENETRESET),
 }
 # pyarrow gives S3's errors as text alone. These are answers, which asking again would not change.

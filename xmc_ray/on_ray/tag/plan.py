@@ -69,7 +69,7 @@ class Plan:
         for name, table in ((_PIECES, self.pieces), (_REUSED, self.reused)):
             write_parquet(storage.join(work, name), table)
         counts = {"rows": self.rows, "lost_bytes": self.lost_bytes, "previous": self.previous}
-        storage.patiently(lambda: storage.write_json(storage.join(work, _FILE), counts), storage.PATIENCE)
+        storage.patiently(lambda: storage.write_json(storage.join(work, _FILE), counts))
 
     @classmethod
     def load(cls, work: str) -> "Plan | None":
