@@ -11,12 +11,13 @@ from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.on_ray.tag.job import TagConfig
 from xmc_ray.on_ray.train.job import TrainConfig
+from xmc_ray.settings import Settings, Share
 from xmc_ray.training.fit import FitConfig
 from xmc_ray.training.loop import LoopConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class Part(Settings):
     """A part."""
 
     rate: float = 0.1
@@ -26,17 +27,17 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Settings):
     """A job."""
 
     output: str
     """Where it goes."""
-    min_score: float = 0.0
+    min_score: Share = 0.0
     part: Part = field(default_factory=Part)
 
-    def __post_init__(self) -> None:
-        if self.min_score > 1:
-            raise ConfigError("min_score does not fit", found=self.min_score)
+    def check(self) -> None:
+        if self.output == "nowhere":
+            raise ConfigError("output is nowhere")
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def toml(tmp_path: Path) -> Path:
 
 
 def test_an_option_wins_over_the_file(toml: Path) -> None:
-    config = command.parse(Config, ["--config", str(toml), "--part.rate=0.7", "--min-score", "0.25"])
+    config = command.parse(Config, ["--config", str(toml), "--part.rate=0.7", "--min_score", "0.25"])
     assert config == Config(output="here", min_score=0.25, part=Part(rate=0.7))
     assert command.parse(Config, [f"--config={toml}"]).part == Part(rate=0.5)
 
@@ -59,7 +60,7 @@ def test_values_with_hyphens_stay_as_they_are(toml: Path) -> None:
 def test_a_switch_needs_no_value(toml: Path) -> None:
     base = [f"--config={toml}"]
     assert command.parse(Config, [*base, "--part.again"]).part.again
-    assert command.parse(Config, [*base, "--part.again", "--min-score=0.5"]).part.again
+    assert command.parse(Config, [*base, "--part.again", "--min_score=0.5"]).part.again
     assert command.parse(Config, [*base, "--part.again", "true"]).part.again
     assert not command.parse(Config, [*base, "--part.again=false"]).part.again
 
@@ -81,7 +82,10 @@ def test_a_setting_may_be_one_place_or_several(tmp_path: Path) -> None:
         (["--config", "/nowhere/a.toml"], "config"),
         (["--config", "{bad}"], "rates"),
         (["--config", "{broken}"], "config"),
-        (["--config", "{toml}", "--min-score=2"], "min_score does not fit; found 2.0"),
+        (["--config", "{toml}", "--min_score=2"], "invalid value of min_score; found 2.0; expected at least 0, at most 1"),
+        (["--config", "{toml}", "--output=nowhere"], "output is nowhere"),
+        (["--config", "{toml}", "--min-score=0.5"], "unrecognized arguments: --min-score=0.5; write --min_score"),
+        (["--config", "{toml}", "--min-score", "0.5"], "write --min_score"),
     ],
 )
 def test_bad_settings_are_one_line_and_exit_code_2(
@@ -129,11 +133,11 @@ def test_every_setting_has_its_help(job: type, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         command.parse(job, ["--help"])
     text = " ".join(capsys.readouterr().out.split())
+    assert "Longest text, in bytes of UTF-8" in text and "Annotated[int, at least 1], default: 1048576" in text
     assert "Column of the ids" in text
     assert "--output" in text
 
 
-def test_validation_settings() -> None:
-    for bad in ({"share": 1.0}, {"every": 0.0}, {"metric": "accuracy"}):
-        with pytest.raises(ConfigError, match=next(iter(bad))):
-            ValidationConfig(**bad)  # type: ignore[arg-type]
+def test_an_unknown_metric() -> None:
+    with pytest.raises(ConfigError, match=r"validation\.metric is unknown; found accuracy; expected P@1, .*, coverage@10"):
+        ValidationConfig(metric="accuracy")

@@ -1,4 +1,4 @@
-"""A job as a command: its config from a TOML file and dotted options, its errors as one line.
+"""Runs a job from the command line: settings from a TOML file and dotted options, errors as one line.
 
     python jobs/train.py --config my.toml --optim.head_lr 2e-3
 
@@ -8,14 +8,15 @@ The job's frozen dataclass is the whole interface: its fields are the options, t
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
-from itertools import zip_longest
-from typing import TypeVar, get_type_hints
+from dataclasses import fields
+from typing import TypeVar
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_parsing_settings
 
 from xmc_ray.errors import ConfigError, XmcError
+from xmc_ray.settings import Settings, changeable, check_bounds, nested
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound=Settings)
 
 
 def run(job: Callable[[Config], object], config_type: type[Config], argv: Sequence[str] | None = None) -> int:
@@ -29,55 +30,75 @@ def run(job: Callable[[Config], object], config_type: type[Config], argv: Sequen
 
 
 def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Config:
-    """A config from command-line arguments. Raises ConfigError for unknown keys, wrong types and unreadable files."""
+    """A config from command-line arguments.
+
+    Raises ConfigError for unknown settings, wrong types, values out of bounds and unreadable files.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
     parser = _parser(config_type)
-    try:
-        arguments = _spelled_out(sys.argv[1:] if argv is None else argv, _switches(config_type))
-        settings = parser.parse_args(arguments)
-        parts = vars(parser.instantiate(settings))
-    except (ArgumentError, ValueError, OSError) as error:
-        raise ConfigError("cannot use these settings", found=error, way_out="--help lists every setting") from error
-    return config_type(**{name: value for name, value in parts.items() if name != "config"})
+    options = [argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")]
+    dashed = [f"write --{name.replace('-', '_')}" for name in options if "-" in name]
+    return _config(config_type, parser, lambda: parser.parse_args(arguments), (*dashed, "--help lists every setting")[0])
 
 
-def to_toml(config: object) -> str:
-    """A config with all its defaults resolved, as TOML that `parse` reads back; settings that are None are left out."""
-    parser = _parser(type(config))
-    return str(parser.dump(_namespace(config), skip_unset=True, format="toml"))
+def to_toml(config: Settings) -> str:
+    """A config with all its defaults resolved, as TOML that `parse` reads back.
+
+    A setting that is None, which TOML lacks, is left out or, where the default is another value, written as "null".
+    """
+    return str(_parser(type(config)).dump(_namespace(config), skip_unset=True, format="toml"))
 
 
-def _parser(config_type: type) -> ArgumentParser:
+def resumed(config: Config, toml: str) -> Config:
+    """The config that `to_toml` wrote when a run began, with what may change on resume as it is in ``config``.
+
+    Raises ConfigError for TOML that does not parse, or that holds settings which no longer exist.
+    """
+    parser, free = _parser(type(config)), changeable(config)
+    now = Namespace(**{name: _namespace(getattr(config, name)) for name in free})
+
+    def read() -> Namespace:
+        began = {name: value for name, value in get_loader("toml")(toml).items() if name not in free}
+        settings: Namespace = parser.parse_object(began, namespace=now)
+        return settings
+
+    return _config(type(config), parser, read, "perhaps another version wrote them")
+
+
+def _parser(config_type: type[Settings]) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(parser_mode="toml", exit_on_error=False, description=config_type.__doc__)
     parser.add_argument("--config", action="config", help="TOML file with any of the settings below")
     parser.add_class_arguments(config_type, None)
+    for action in parser._actions:
+        if getattr(action, "_typehint", None) is bool:
+            action.nargs, action.const = "?", "true"  # a switch: --overwrite alone
     return parser
 
 
-def _spelled_out(argv: Sequence[str], switches: set[str]) -> list[str]:
-    """``--min-score=0.5`` as ``--min_score=0.5`` and a lone ``--overwrite`` as ``--overwrite=true``; values are left alone."""
-    spelled = []
-    for argument, following in zip_longest(argv, argv[1:], fillvalue="--"):
-        option, equals, value = argument.partition("=")
-        if option.startswith("--"):
-            option = "--" + option[2:].replace("-", "_")
-            if option in switches and not equals and following.startswith("--"):
-                equals, value = "=", "true"
-        spelled.append(option + equals + value)
-    return spelled
+def _config(kind: type[Config], parser: ArgumentParser, read: Callable[[], Namespace], way_out: str) -> Config:
+    try:
+        settings = read()
+        _check_bounds(kind, settings)
+        parts = vars(parser.instantiate(settings))
+    except (ArgumentError, ValueError, OSError) as error:
+        raise ConfigError("invalid settings", found=error, way_out=way_out) from error
+    return kind(**{name: value for name, value in parts.items() if name != "config"})
 
 
-def _switches(config_type: type, prefix: str = "--") -> set[str]:
-    """The options of all settings that are true or false."""
-    found: set[str] = set()
-    for name, kind in get_type_hints(config_type).items():
-        found |= {prefix + name} if kind is bool else set()
-        found |= _switches(kind, f"{prefix}{name}.") if hasattr(kind, "__dataclass_fields__") else set()
-    return found
+def _check_bounds(kind: type[Settings], settings: Namespace, prefix: str = "") -> None:
+    """Raises ConfigError before anything is instantiated, while the dotted names of the settings are known."""
+    check_bounds(kind, vars(settings), prefix)
+    for name, part in nested(kind).items():
+        if isinstance(settings[name], Namespace):
+            _check_bounds(part, settings[name], f"{prefix}{name}.")
 
 
 def _namespace(value: object) -> object:
-    """Dataclasses as the parser's own nested namespaces."""
-    if not hasattr(value, "__dataclass_fields__"):
+    """A config as the parser's own nested namespaces."""
+    if not isinstance(value, Settings):
         return value
-    return Namespace(**{name: _namespace(getattr(value, name)) for name in value.__dataclass_fields__})
+    parts = {field: _namespace(getattr(value, field.name)) for field in fields(value)}
+    return Namespace(
+        **{field.name: "null" if part is None and field.default is not None else part for field, part in parts.items()}
+    )

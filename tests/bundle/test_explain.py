@@ -246,7 +246,7 @@ def test_the_job(classifiers: dict[str, XMCClassifier], tmp_path: Path, capsys: 
     assert "   1.000 a red apple" in str(found)
     with pytest.raises(DataError, match="no column 'tags'"):
         explain_job(options | {"documents.labels": "tags"})
-    with pytest.raises(ConfigError, match="nearest does not fit"):
+    with pytest.raises(ConfigError, match="invalid value of nearest"):
         explain_job(options | {"nearest": 0})
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from xmc_ray.bundle import regression
 from xmc_ray.bundle.regression import Known, RowsConfig, Shortlisted, from_documents, from_names, new_rows
-from xmc_ray.errors import ConfigError
 
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -88,9 +87,3 @@ def test_chunks_change_nothing_and_outputs_without_documents_come_from_names(mon
         torch.testing.assert_close(part[1], expected[1])
     used_DN = pairs.of(np.arange(4))
     assert used_DN.tolist() == [[group in row for group in (0, 1, 2, 0)] for row in pairs.shortlist_DK.tolist()]
-
-
-@pytest.mark.parametrize("settings", [{"penalty": 0}, {"steps": 0}])
-def test_settings_that_do_not_fit(settings: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="does not fit"):
-        RowsConfig(**settings)

@@ -328,7 +328,7 @@ BAD = {
     "separator does not fit": {"separator": ","},
     "names_output lacks its input": {"names_output": "a.parquet"},
     "not the name of a Parquet file": {"output": "folder"},
-    "rows does not fit": {"rows": 0},
+    "invalid value of rows": {"rows": 0},
     "layout": {"layout": "xml"},
 }
 

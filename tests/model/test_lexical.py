@@ -91,12 +91,6 @@ def test_a_model_without_a_transformer_learns_and_survives_a_bundle(tiny_encoder
     assert "lexical branch: width 16, 512 columns" in (tmp_path / "bundle" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("settings", [{"width": -1}, {"columns": 0}, {"rarest": 0}])
-def test_settings_that_do_not_fit(settings: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="does not fit"):
-        LexicalConfig(**settings)
-
-
 def test_a_model_needs_something_to_read_with() -> None:
     with pytest.raises(ConfigError, match=r"encoder\.layers = 0 and lexical\.width = 0"):
         LightXML(None, LabelGroups(np.arange(3)), ModelConfig(), Exchange())

@@ -16,9 +16,8 @@ from torch import Tensor
 from toys import batch_of, dense, documents, on_workers, toy_model
 
 from xmc_ray.data.groups import LabelGroups
-from xmc_ray.errors import ConfigError
 from xmc_ray.metrics.at_k import propensities
-from xmc_ray.model.lightxml import LightXML, ModelConfig, Scoring
+from xmc_ray.model.lightxml import LightXML, Scoring
 from xmc_ray.model.predict import PredictConfig, predict
 from xmc_ray.model.sharding import Exchange
 from xmc_ray.model.text import Batch
@@ -168,9 +167,3 @@ def test_the_lift_makes_up_for_what_annotators_leave_out(strength: float, groups
         )
         worth = -strength * np.log(propensities(counts, 1000))
         np.testing.assert_allclose((lifted_by_label - by_label).detach(), [worth, worth], rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("settings_", [{"bottleneck": 12}, {"bottleneck": 0}, {"shortlist": 0}, {"lift": -1.0}, {"lift": 3}])
-def test_settings_that_do_not_fit(settings_: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(settings_))):
-        ModelConfig(**settings_)

@@ -211,7 +211,7 @@ def test_empty_and_unlabelled_data(labels: list[Any], told: str, tiny_encoder: P
 def test_a_finished_run_is_left_alone_and_another_is_refused(fruit: Path, tiny_encoder: Path, trained: Path) -> None:
     before = sorted((path, path.stat().st_mtime_ns) for path in trained.rglob("*"))
     assert train(fruit, tiny_encoder, trained, "--workers.count=2") == str(trained / "bundle")
-    with pytest.raises(ConfigError, match=r"other settings: .*found rows_lr = 0.08; expected rows_lr = 0.5"):
+    with pytest.raises(ConfigError, match=r"other settings: .*found optim\.rows_lr = 0\.08; expected optim\.rows_lr = 0\.5"):
         train(fruit, tiny_encoder, trained, "--optim.rows_lr=0.5")
     with pytest.raises(ConfigError, match="not empty"):
         train(fruit, tiny_encoder, trained, "--resume=never")

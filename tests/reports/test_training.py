@@ -23,7 +23,6 @@ from xmc_ray.data.epochs import CHUNK
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.data.labels import LabelIndex
 from xmc_ray.data.token_cache import TokenCache
-from xmc_ray.errors import ConfigError
 from xmc_ray.metrics.calibration import Reliability
 from xmc_ray.metrics.confusion import EXAMPLES, Findings
 from xmc_ray.model.lexical import LexicalBranch
@@ -169,12 +168,6 @@ def test_bands_of_labels() -> None:
     bands = report.label_bands(replace(index(), counts=counts))
     found = {band.name: (band.labels, band.occurrences) for band in bands}
     assert found == {"0": (0, 0), "1": (2, 2), "2-9": (2, 11), "10-99": (1, 10), "100+": (1, 120)}
-
-
-@pytest.mark.parametrize("wrong", [{"documents": -1}, {"price": -1.0}, {"price": float("nan")}])
-def test_report_settings_that_do_not_fit(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"report.{next(iter(wrong))} does not fit"):
-        report.ReportConfig(**wrong)
 
 
 # -- the page ------------------------------------------------------------------------------------------------------------

@@ -35,8 +35,9 @@ from xmc_ray.bundle.folder import Bundle
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.labels import IntArray, lists_from_rows, unique_in_rows
 from xmc_ray.data.reader import read_rows
-from xmc_ray.errors import ConfigError, printable
+from xmc_ray.errors import printable
 from xmc_ray.model.predict import PredictConfig, features
+from xmc_ray.settings import PositiveInt, Settings
 
 _SHOWN, _OTHERS, _WIDTH, _BAR = 12, 5, 100, 24  # words, labels of the group, columns of text, columns of the longest bar
 _PUNCTUATION = ".,:;!?()[]{}<>\"'`“”‘’«»…"
@@ -46,7 +47,7 @@ Documents = Iterable[tuple[pa.Array, pa.ListArray]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplainConfig:
+class ExplainConfig(Settings):
     """Explain why a text gets a label, or why it does not."""
 
     bundle: str | list[str]
@@ -57,12 +58,8 @@ class ExplainConfig:
     """The label."""
     documents: DocumentsConfig | None = None
     """Labelled documents, such as the training split; the nearest ones that have the label are shown."""
-    nearest: int = 3
+    nearest: PositiveInt = 3
     """How many of them are shown."""
-
-    def __post_init__(self) -> None:
-        if self.nearest < 1:
-            raise ConfigError("nearest does not fit", found=self.nearest, expected="at least 1")
 
 
 class Word(NamedTuple):

@@ -35,13 +35,14 @@ from xmc_ray.data.reader import read_names, read_rows
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.model.lightxml import LightXML
 from xmc_ray.model.predict import PredictConfig, features
+from xmc_ray.settings import Settings
 
 _KNOWN = 4096  # known labels, at most, that the map from names to rows is fitted on
 _DOCUMENTS = 1024  # documents whose recall scores are in memory together
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtendConfig:
+class ExtendConfig(Settings):
     """Add labels to a bundle, or take some out of use, without training it again."""
 
     bundle: str

@@ -25,27 +25,21 @@ from scipy import sparse
 from torch import Tensor
 
 from xmc_ray.data.labels import IntArray
-from xmc_ray.errors import ConfigError
+from xmc_ray.settings import PositiveFloat, PositiveInt, Settings, Share
 
 _CELLS = 1 << 24  # (document, output) cells that are in memory together
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowsConfig:
+class RowsConfig(Settings):
     """How the rows of new labels are found; see the module."""
 
-    penalty: float = 1.0
+    penalty: PositiveFloat = 1.0
     """Weight of the squared length of a row, in documents of typical features."""
-    steps: int = 100
+    steps: PositiveInt = 100
     """Most steps of L-BFGS."""
-    join: float = 0.5
+    join: Share = 0.5
     """Least mean recall score, lifted as in prediction, of a label's documents for an existing group to take it in."""
-
-    def __post_init__(self) -> None:
-        if self.penalty <= 0:
-            raise ConfigError("rows.penalty does not fit", found=self.penalty, expected="more than 0")
-        if self.steps < 1:
-            raise ConfigError("rows.steps does not fit", found=self.steps, expected="at least 1")
 
 
 class Known(NamedTuple):

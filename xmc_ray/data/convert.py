@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 from xmc_ray import storage
 from xmc_ray.data.labels import list_lengths, unique_in_rows
 from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.settings import PositiveInt, Settings
 
 _NULL = pa.scalar(None, pa.string())
 _EXPECTED = {
@@ -227,7 +228,7 @@ def _without_blanks(texts: pa.StringArray) -> pa.StringArray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertConfig:
+class ConvertConfig(Settings):
     """Convert a split of a public benchmark to Parquet: id, text (json: title, content), labels."""
 
     layout: Literal["lines", "json", "tsv"]
@@ -244,12 +245,13 @@ class ConvertConfig:
     """Parquet file to write, local or s3://."""
     names_output: str | None = None
     """Parquet file to write label names to (label, name), as the training job reads them."""
-    rows: int = 8192
+    rows: PositiveInt = 8192
     """Documents in a row group, which are in memory together."""
     overwrite: bool = False
     """Replace files that are there already."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises ConfigError for settings that do not go together, and for outputs that are not named *.parquet."""
         if (self.layout == "lines") != (self.labels is not None):
             found = f"layout {self.layout}, labels {self.labels}"
             raise ConfigError("layout lines needs a file of labels, and it alone", found=found)
@@ -260,8 +262,6 @@ class ConvertConfig:
         for output in self.outputs():
             if not output.endswith(".parquet"):
                 raise ConfigError("not the name of a Parquet file", found=output, expected="*.parquet")
-        if self.rows < 1:
-            raise ConfigError("rows does not fit", found=self.rows, expected="at least 1")
 
     def outputs(self) -> list[str]:
         """The files to write."""

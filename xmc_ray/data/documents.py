@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,8 @@ import pyarrow.json
 
 from xmc_ray import storage
 from xmc_ray.data.labels import unique_in_rows
-from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.errors import DataError
+from xmc_ray.settings import Bounds, PositiveInt, Settings
 
 _NULL, _STRINGS = pa.scalar(None, pa.string()), pa.list_(pa.string())
 
@@ -53,27 +54,21 @@ class Reject(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DocumentsConfig:
+class DocumentsConfig(Settings):
     """Where documents lie, and in which columns."""
 
     uri: str
     """A file, or a folder with all below it, local or s3://: Parquet (.parquet) or JSON lines (.jsonl, .jsonl.gz, .json)."""
     id: str | None = "id"
     """Column of the ids, strings or integers; null: a document's id is its file, below ``uri``, and its row."""
-    text: list[str] = field(default_factory=lambda: ["text"])
+    text: Annotated[list[str], Bounds(min_length=1)] = field(default_factory=lambda: ["text"])
     """Columns of the text; several are joined in this order, without those that are null or blank."""
     separator: str = "\n"
     """What stands between joined texts."""
     labels: str = "labels"
     """Column of the labels, a list of strings a document; looked at only where labels are needed."""
-    max_bytes: int = 1 << 20
+    max_bytes: PositiveInt = 1 << 20
     """Longest text, in bytes of UTF-8; a longer one is a mistake of whoever made the file, and rejected."""
-
-    def __post_init__(self) -> None:
-        if not self.text:
-            raise ConfigError("documents.text names no column", found="[]", expected="at least one column")
-        if self.max_bytes < 1:
-            raise ConfigError("documents.max_bytes does not fit", found=self.max_bytes, expected="at least 1")
 
     def columns(self, *, labelled: bool, series: str | None = None) -> Columns:
         """(setting, column that it names) of each column to read: the id, the texts and, if asked for, series and labels."""

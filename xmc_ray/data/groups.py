@@ -20,19 +20,20 @@ from scipy import sparse
 
 from xmc_ray.data.labels import IntArray, list_lengths
 from xmc_ray.data.terms import count_terms, document_frequency, inverse_document_frequency
+from xmc_ray.settings import NonNegativeInt, PositiveInt, Settings
 
 _ROUNDS = 20  # 2-means settles in about ten; the limit only guards against a cycle between equal splits
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupsConfig:
+class GroupsConfig(Settings):
     """How labels are grouped."""
 
-    max_size: int = 100
+    max_size: PositiveInt = 100
     """Most labels in a group. 1 is flat mode: recall scores the labels themselves and there is no ranking stage."""
-    features: int = 2**18
+    features: PositiveInt = 2**18
     """Width of the hashed TF-IDF vectors (tokens and pairs of neighbouring tokens)."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Seed of the clustering; another seed gives another grouping, as an ensemble wants."""
 
 

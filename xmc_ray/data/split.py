@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -9,32 +10,30 @@ import pyarrow.compute as pc
 
 from xmc_ray.data.labels import IntArray
 from xmc_ray.errors import ConfigError
+from xmc_ray.settings import Bounds, PositiveFloat, Settings
 
 METRICS = [f"{name}@{k}" for name in ("P", "R", "nDCG", "PSP", "PSnDCG", "coverage") for k in (1, 3, 5, 10)]
 """What the best checkpoint may be chosen by; see `metrics.at_k`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidationConfig:
+class ValidationConfig(Settings):
     """Documents kept out of training to watch it by."""
 
-    share: float = 0.02
+    share: Annotated[float, Bounds(ge=0, lt=1)] = 0.02
     """Share of the training documents that is held out, chosen by a hash of their words; 0 trains on all, blindly."""
     series: str | None = None
     """Column of what a document is one of many of, such as a collection or a seller, strings or integers: all documents of a
     series are held out, or none, by a hash of its name. The words decide where it is null or blank."""
-    every: float = 1.0
+    every: PositiveFloat = 1.0
     """Epochs from one validation (and checkpoint) to the next; the end of training always has one."""
     metric: str = "nDCG@5"
     """The metric that the best checkpoint is best in."""
     calibrate: bool = True
     """Put half of the held-out documents by, by the same hash, to calibrate the scores on; false chooses by all of them."""
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.share < 1:
-            raise ConfigError("validation.share does not fit", found=self.share, expected="0 to below 1")
-        if self.every <= 0:
-            raise ConfigError("validation.every does not fit", found=self.every, expected="more than 0 epochs")
+    def check(self) -> None:
+        """Raises ConfigError for an unknown metric."""
         if self.metric not in METRICS:
             raise ConfigError("validation.metric is unknown", found=self.metric, expected=", ".join(METRICS))
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from xmc_ray.data.labels import IntArray
 from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.settings import NonNegativeFloat, Settings
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -37,18 +38,18 @@ _PRIOR_TAGS = 0.5  # of the smaller side, added to both shares, as Jeffreys' pri
 
 
 @dataclass(frozen=True, kw_only=True)
-class DriftConfig:
+class DriftConfig(Settings):
     """When a shift of the labels is reported, by its population stability index (PSI)."""
 
-    warn: float = 0.1
+    warn: NonNegativeFloat = 0.1
     """PSI above which the night is warned about; 0.1 is the usual bound of a stable population."""
-    fail: float | None = None
+    fail: NonNegativeFloat | None = None
     """PSI above which the night fails; 0.25 is the usual bound of a shift. Never, if not given."""
 
-    def __post_init__(self) -> None:
-        if not (self.warn >= 0 and (self.fail is None or self.fail >= self.warn)):
-            found = f"warn {self.warn}, fail {self.fail}"
-            raise ConfigError("bounds of the drift do not fit", found=found, expected="0 <= warn <= fail")
+    def check(self) -> None:
+        """Raises ConfigError if ``fail`` is below ``warn``."""
+        if self.fail is not None and self.fail < self.warn:
+            raise ConfigError("drift.fail is below drift.warn", found=self.fail, expected=f"at least {self.warn}")
 
     def verdict(self, total: float | None) -> Verdict:
         """What a PSI means; "unknown" if it is None."""

@@ -17,26 +17,27 @@ from transformers import AutoConfig, AutoModel
 from transformers.utils import logging as transformers_logging
 
 from xmc_ray.errors import ConfigError, ModelError
+from xmc_ray.settings import NonNegativeInt, PositiveInt, Settings, Share
 from xmc_ray.storage import folders
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
+class EncoderConfig(Settings):
     """The transformer, and how its hidden states become features."""
 
     name: str = "bert-base-uncased"
     """Hub name or folder, local or s3://, of any encoder that AutoModel loads from safetensors."""
-    layers: int | None = None
+    layers: NonNegativeInt | None = None
     """Keep only the first n layers of the pretrained encoder; None keeps all, 0 leaves all to the lexical branch."""
-    max_tokens: int | None = None
+    max_tokens: PositiveInt | None = None
     """Read only the first n tokens of a document; None reads all that the tokenizer has kept."""
-    feature_layers: int = 5
+    feature_layers: PositiveInt = 5
     """How many of the last hidden states make the features; the embeddings count as one, the cut encoder's layers follow."""
     pooling: Literal["auto", "first", "last", "mean"] = "auto"
     """Summary of a hidden state: its first or last token, or the mean of all; auto asks the tokenizer where its summary is."""
-    freeze: int = 0
+    freeze: NonNegativeInt = 0
     """Leave the embeddings and the lowest n layers as they were pretrained; 0 trains everything."""
-    dropout: float | None = None
+    dropout: Share | None = None
     """Dropout inside the encoder; None keeps the pretrained setting."""
     random: bool = False
     """Start from random weights of the same shape instead of the pretrained ones."""
@@ -118,8 +119,6 @@ def check_encoder(config: EncoderConfig, max_tokens: int | None = None) -> Any:
         raise _out_of_range("encoder.feature_layers (layers and embeddings)", config.feature_layers, 1, depth + 1)
     if not 0 <= config.freeze <= depth:
         raise _out_of_range("encoder.freeze", config.freeze, 0, depth)
-    if config.max_tokens is not None and config.max_tokens < 1:
-        raise ConfigError("encoder.max_tokens does not fit", found=config.max_tokens, expected="at least 1, or nothing at all")
     limit, read = getattr(settings, "max_position_embeddings", None), config.max_tokens or max_tokens
     if read is not None and limit is not None and min(read, max_tokens or read) > limit:
         raise _out_of_range("encoder.max_tokens" if config.max_tokens else "text.max_tokens", read, 3, limit)

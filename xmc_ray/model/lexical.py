@@ -24,26 +24,21 @@ from torch import Tensor, nn
 
 from xmc_ray.data import terms
 from xmc_ray.data.terms import FIRST_OF_PAIR, SPREAD, document_frequency, inverse_document_frequency
-from xmc_ray.errors import ConfigError
+from xmc_ray.settings import NonNegativeInt, PositiveInt, Settings
 
 _STD = 0.01  # of fresh vectors: small, for a term that training never sees stays as it is
 
 
 @dataclass(frozen=True, kw_only=True)
-class LexicalConfig:
+class LexicalConfig(Settings):
     """The lexical branch; see the module."""
 
-    width: int = 0
+    width: NonNegativeInt = 0
     """H, the number of features it gives; 0 does without it."""
-    columns: int = 2**20
+    columns: PositiveInt = 2**20
     """F, the columns that terms are hashed to; two terms in one column share a vector. A column itself costs 8 bytes."""
-    rarest: int = 2
+    rarest: PositiveInt = 2
     """Leave out columns that fewer training documents than this have: nothing is learned from a term seen once."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("width", 0), ("columns", 1), ("rarest", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"lexical.{name} does not fit", found=getattr(self, name), expected=f"at least {least}")
 
 
 class LexicalBranch(nn.Module):

@@ -13,7 +13,7 @@ Letters: B documents, F features, G groups, K shortlisted groups, M places in a 
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -30,30 +30,23 @@ from xmc_ray.model.ranking import ALIGNMENT, LabelTable
 from xmc_ray.model.recall import RecallHead
 from xmc_ray.model.sharding import Exchange, OwnedRows
 from xmc_ray.model.text import Batch
+from xmc_ray.settings import Bounds, PositiveInt, Settings, Share
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """The heads on top of the encoder."""
 
-    shortlist: int = 10
+    shortlist: PositiveInt = 10
     """K, the groups with the highest recall score whose labels are ranked."""
-    bottleneck: int = 384
+    bottleneck: Annotated[int, Bounds(ge=ALIGNMENT, multiple_of=ALIGNMENT)] = 384
     """H, the width of the label vectors; a multiple of 8."""
-    dropout: float = 0.5
+    dropout: Share = 0.5
     """Dropout of the features."""
     table: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the label vectors; auto is bfloat16, rounded by chance, on a GPU and float32 on a CPU."""
-    lift: float = 0.0
+    lift: Annotated[float, Bounds(ge=0, le=2)] = 0.0
     """How far predictions raise rare labels, 0 to 2: with 1 a group's odds are divided by its labels' mean propensity."""
-
-    def __post_init__(self) -> None:
-        if self.bottleneck < ALIGNMENT or self.bottleneck % ALIGNMENT:
-            raise ConfigError("model.bottleneck does not fit", found=self.bottleneck, expected=f"a multiple of {ALIGNMENT}")
-        if self.shortlist < 1:
-            raise ConfigError("model.shortlist does not fit", found=self.shortlist, expected="at least 1")
-        if not 0 <= self.lift <= 2:
-            raise ConfigError("model.lift does not fit", found=self.lift, expected="0 to 2, most often 0 or 1")
 
 
 Scoring = Literal["grouped", "exact"]

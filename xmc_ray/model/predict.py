@@ -16,15 +16,16 @@ import torch
 from xmc_ray.data.labels import IntArray, list_lengths
 from xmc_ray.model.lightxml import LightXML, Scoring
 from xmc_ray.model.text import budget_batches, make_batch
+from xmc_ray.settings import NonNegativeInt, Settings
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig:
+class PredictConfig(Settings):
     """How documents are predicted, independent of how the model was trained."""
 
-    token_budget: int = 0
+    token_budget: NonNegativeInt = 0
     """Most tokens, padding included, that go through the encoder at once; 0 is 8,192 on a GPU and 2,048 on a CPU."""
     precision: Precision = "auto"
     """Arithmetic; auto is bfloat16 on a GPU and float32 on a CPU. It changes scores a little."""

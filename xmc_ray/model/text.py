@@ -23,14 +23,15 @@ from transformers import AutoTokenizer
 
 from xmc_ray.data.labels import IntArray, list_lengths
 from xmc_ray.errors import ConfigError, ModelError
+from xmc_ray.settings import PositiveInt, Settings
 from xmc_ray.storage import folders
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextConfig:
+class TextConfig(Settings):
     """How text becomes tokens."""
 
-    max_tokens: int = 128
+    max_tokens: PositiveInt = 128
     """Longest document in tokens, special tokens included; the rest of a longer one is cut off and counted."""
 
 

@@ -7,7 +7,7 @@ A test that a bundle has to pass before it tags anything.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow.compute as pc
 import ray.data
@@ -18,14 +18,15 @@ from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.labels import LabelIndex, list_lengths
 from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.metrics.at_k import Metrics, find_hits, table
-from xmc_ray.metrics.calibration import DEPTH, Reliability, Selection, check_precision
+from xmc_ray.metrics.calibration import DEPTH, Reliability, Selection
 from xmc_ray.on_ray.predictor import PoolConfig, ScoringConfig, matrix, predictions
 from xmc_ray.on_ray.session import arrow_batches, connect, own_errors
 from xmc_ray.on_ray.stream import read_documents, tokenise
+from xmc_ray.settings import Bounds, OpenShare, PositiveInt, Settings, Share
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(Settings):
     """Evaluate a bundle, or an ensemble of them, on labelled documents."""
 
     documents: DocumentsConfig
@@ -34,15 +35,11 @@ class EvaluateConfig:
     """The model: a bundle's folder, local or s3://; or a list of them, whose scores are averaged."""
     output: str | None = None
     """Folder for metrics.json, empty or not there yet; without it the table is only printed."""
-    ks: list[int] = field(default_factory=lambda: [1, 3, 5, 10])
+    ks: Annotated[list[PositiveInt], Bounds(min_length=1)] = field(default_factory=lambda: [1, 3, 5, 10])
     """Depths at which metrics are taken."""
-    min_precision: float | None = None
+    min_precision: OpenShare | None = None
     """Also measure the tags that thresholds for this precision leave; needs calibrated bundles."""
     pool: PoolConfig = field(default_factory=PoolConfig)
-
-    def __post_init__(self) -> None:
-        if self.min_precision is not None:
-            check_precision(self.min_precision)
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
@@ -132,15 +129,16 @@ def _score(
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateConfig:
+class GateConfig(Settings):
     """The least that a bundle has to reach on documents whose labels are known."""
 
     documents: DocumentsConfig | None = None
     """Documents whose labels are known; no gate, if not given."""
-    at_least: dict[str, float] = field(default_factory=dict)
+    at_least: dict[str, Share] = field(default_factory=dict)
     """Metrics, such as P@1, and the least value of each, 0 to 1."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises ConfigError if only one of the two is given."""
         if (self.documents is None) != (not self.at_least):
             raise ConfigError("gate.documents and gate.at_least go together", found="only one of them")
 

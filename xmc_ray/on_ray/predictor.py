@@ -19,39 +19,37 @@ from xmc_ray.model.predict import Precision, PredictConfig, has_bfloat16, uses_b
 from xmc_ray.on_ray.meters import PredictorMeters
 from xmc_ray.on_ray.session import is_cluster
 from xmc_ray.on_ray.stream import token_columns
+from xmc_ray.settings import NonNegativeFloat, NonNegativeInt, PositiveInt, Settings
 
 _BESIDE = 2  # CPUs of a local Ray that are left to the tasks that run beside the actors
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolConfig:
+class PoolConfig(Settings):
     """The actors that hold the model, or all models of an ensemble."""
 
-    min: int = 1
+    min: PositiveInt = 1
     """Actors to start with."""
-    max: int = 0
+    max: NonNegativeInt = 0
     """Actors at most; the pool grows towards it while documents wait. 0 is ``min`` on a cluster and in evaluation; a night on
     a machine by itself has as many as GPUs, or cores, keep busy."""
     gpu: bool = False
     """Give each actor a GPU."""
-    cpus: int = 2
+    cpus: PositiveInt = 2
     """CPUs that an actor asks the cluster for; with 1 and no GPU, Ray would tokenise inside the actor, one after the other."""
-    threads: int = 0
+    threads: NonNegativeInt = 0
     """Threads of an actor on a CPU; 0 shares the machine's cores among ``max`` actors."""
-    batch_rows: int = 2048
+    batch_rows: PositiveInt = 2048
     """Documents that an actor takes at a time and sorts by length; in tagging it takes a whole piece."""
-    token_budget: int = 0
+    token_budget: NonNegativeInt = 0
     """Most tokens, padding included, that go through the encoder at once; 0 is 8,192 on a GPU and 2,048 on a CPU."""
-    patience: float = 30.0
+    patience: NonNegativeFloat = 30.0
     """Minutes to wait for a cluster that has no room for ``min`` actors yet."""
 
-    def __post_init__(self) -> None:
-        if self.min < 1 or self.max < 0 or 0 < self.max < self.min:
-            found = f"min {self.min}, max {self.max}"
-            raise ConfigError("pool sizes do not fit", found=found, expected="1 <= min <= max, or max 0")
-        if self.cpus < 1 or self.threads < 0:
-            found = f"cpus {self.cpus}, threads {self.threads}"
-            raise ConfigError("an actor's share does not fit", found=found, expected="at least 1 CPU, 0 or more threads")
+    def check(self) -> None:
+        """Raises ConfigError if ``max`` is set and below ``min``."""
+        if 0 < self.max < self.min:
+            raise ConfigError("pool.max is below pool.min", found=self.max, expected=f"at least {self.min}, or 0")
 
     def settled(self) -> "PoolConfig":
         """This config with ``max`` = 0 replaced by a number of actors; Ray has to run.
@@ -84,7 +82,7 @@ class PoolConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoringConfig:
+class ScoringConfig(Settings):
     """How an actor computes scores; it changes them."""
 
     scoring: Literal["grouped", "exact", "auto"] = "grouped"

@@ -28,8 +28,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from xmc_ray import storage
-from xmc_ray.errors import ConfigError, DataError, ModelError
+from xmc_ray.errors import DataError, ModelError
 from xmc_ray.model.sharding import part_of
+from xmc_ray.settings import NonNegativeFloat, PositiveFloat, PositiveInt, Settings
 from xmc_ray.storage import folders
 from xmc_ray.training.loop import TrainState
 
@@ -58,27 +59,17 @@ Identity = Mapping[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointsConfig:
+class CheckpointsConfig(Settings):
     """When the state of training is saved, and how much is kept."""
 
-    steps: int | None = None
+    steps: PositiveInt | None = None
     """Save every so many steps; None leaves it to the clock and to validation, which always saves."""
-    minutes: float = 10.0
+    minutes: PositiveFloat = 10.0
     """Save when so many minutes of training have passed since the last time."""
-    keep_last: int = 2
+    keep_last: PositiveInt = 2
     """How many of the newest are kept; the best by validation is kept besides."""
-    patience: float = 300.0
+    patience: NonNegativeFloat = 300.0
     """Seconds for which a storage that is away is asked again before the run fails."""
-
-    def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise ConfigError("checkpoints.steps does not fit", found=self.steps, expected="at least 1, or nothing at all")
-        if self.minutes <= 0:
-            raise ConfigError("checkpoints.minutes does not fit", found=self.minutes, expected="more than 0")
-        if self.patience < 0:
-            raise ConfigError("checkpoints.patience does not fit", found=self.patience, expected="0 or more seconds")
-        if self.keep_last < 1:
-            raise ConfigError("checkpoints.keep_last does not fit", found=self.keep_last, expected="at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,12 +19,13 @@ from xmc_ray.model.lightxml import LightXML, ModelConfig
 from xmc_ray.model.predict import PredictConfig, predict
 from xmc_ray.model.sharding import Exchange
 from xmc_ray.model.text import Batch, TextConfig, Tokenizer, make_batch
+from xmc_ray.settings import Settings
 from xmc_ray.training.loop import LoopConfig
 from xmc_ray.training.optim import OptimConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitConfig:
+class FitConfig(Settings):
     """Everything that decides what a model becomes."""
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)

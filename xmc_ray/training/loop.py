@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -15,45 +15,35 @@ import torch.distributed as dist
 from torch import nn
 
 from xmc_ray.data.epochs import CHUNK
-from xmc_ray.errors import ConfigError, ModelError
+from xmc_ray.errors import ModelError
 from xmc_ray.model.lightxml import LightXML, Losses
 from xmc_ray.model.predict import Precision, PredictConfig, uses_bfloat16
 from xmc_ray.model.sharding import Exchange
 from xmc_ray.model.text import Batch
+from xmc_ray.settings import Bounds, NonNegativeInt, PositiveFloat, PositiveInt, Settings
 from xmc_ray.training.optim import Averager, OptimConfig, Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoopConfig:
+class LoopConfig(Settings):
     """How long, in what portions and how exactly to train."""
 
-    epochs: int = 10
+    epochs: PositiveInt = 10
     """Passes over the training documents."""
-    minutes: float | None = None
+    minutes: PositiveFloat | None = None
     """Stop after so many minutes of training even when epochs are left; the schedule is squeezed to end there."""
-    batch_size: int = 32
+    batch_size: Annotated[int, Bounds(ge=1, le=CHUNK)] = 32
     """Documents in a step, all workers together; a few more or less, so that no step is a short one."""
-    accumulate: int = 1
+    accumulate: PositiveInt = 1
     """Parts that a worker's share of a step is computed in, one after the other; saves memory, changes no result."""
-    window: int = 4096
+    window: PositiveInt = 4096
     """Documents of the shuffled stream that are sorted by length together."""
     precision: Precision = "auto"
     """Arithmetic of the forward pass; auto is bfloat16 on a GPU and float32 on a CPU. Weights stay float32."""
-    token_budget: int = 8192
+    token_budget: PositiveInt = 8192
     """Most tokens, padding included, in a batch of prediction."""
-    seed: int = 6088
+    seed: NonNegativeInt = 6088
     """Seed of weights, dropout and the order of documents."""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "window", "token_budget"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"loop.{name} does not fit", found=getattr(self, name), expected="at least 1")
-        if self.batch_size > CHUNK:
-            raise ConfigError("loop.batch_size does not fit", found=self.batch_size, expected=f"at most {CHUNK}")
-        if self.seed < 0:
-            raise ConfigError("loop.seed does not fit", found=self.seed, expected="0 or more")
-        if self.minutes is not None and self.minutes <= 0:
-            raise ConfigError("loop.minutes does not fit", found=self.minutes, expected="more than 0, or nothing at all")
 
     @property
     def prediction(self) -> PredictConfig:

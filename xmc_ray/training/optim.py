@@ -9,48 +9,45 @@ Letters: N vectors of a step, V vectors in all, H width.
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from xmc_ray.errors import ConfigError
 from xmc_ray.model.lightxml import LightXML
 from xmc_ray.model.sharding import Exchange, OwnedRows
+from xmc_ray.settings import Bounds, NonNegativeFloat, PositiveInt, Settings, Share
 
 _ROWS = 4096  # of a parameter that are averaged at a time: no second copy of a whole table
 _TINY = 1e-10  # keeps a row without any gradient from dividing by zero
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig:
+class OptimConfig(Settings):
     """Learning rates, their schedule and stochastic weight averaging (SWA)."""
 
-    encoder_lr: float = 5e-5
+    encoder_lr: NonNegativeFloat = 5e-5
     """Peak learning rate of the encoder."""
-    head_lr: float = 1e-3
+    head_lr: NonNegativeFloat = 1e-3
     """Peak learning rate of the bottleneck and of the lexical branch's layer."""
-    rows_lr: float = 0.08
+    rows_lr: NonNegativeFloat = 0.08
     """Peak learning rate of recall head and label table: about the size of a weight's first step (row-wise Adagrad)."""
-    lexical_lr: float = 0.2
+    lexical_lr: NonNegativeFloat = 0.2
     """Peak learning rate of the lexical branch's vectors."""
-    lexical_power: float = 0.25
+    lexical_power: Annotated[float, Bounds(ge=0, le=0.5)] = 0.25
     """How far a term's own gradients determine its rate: 0.5 is row-wise Adagrad, 0 gives rare and frequent terms one rate."""
-    weight_decay: float = 0.01
+    weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay; biases and normalisation layers have none."""
-    warmup: float = 0.05
+    warmup: Share = 0.05
     """Share of the training in which learning rates rise from 0 to their peak."""
     decay: bool = True
     """Let learning rates fall linearly to 0 after the warm-up; false keeps them at their peak."""
-    clip_norm: float = 10.0
+    clip_norm: NonNegativeFloat = 10.0
     """Largest norm of the gradient of the encoder, and of the bottleneck, each by itself; 0 turns clipping off."""
-    swa_start: float = 1.0
+    swa_start: Share = 1.0
     """Share of the training after which weights are averaged; 1 turns averaging off."""
-    swa_every: int = 50
+    swa_every: PositiveInt = 50
     """Steps from one averaged set of weights to the next."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.lexical_power <= 0.5:
-            raise ConfigError("optim.lexical_power does not fit", found=self.lexical_power, expected="0 to 0.5")
 
 
 class Optimizer:

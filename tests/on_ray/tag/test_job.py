@@ -94,7 +94,7 @@ def test_labels_below_their_threshold_are_left_out(
     assert none["labels_never_tagged"] == len(labels) and none["untagged"] == none["tagged"] == 24
     said = capsys.readouterr().out
     assert f"warning: {len(labels)} of {len(labels)} labels are never a tag" in said and "untagged 24" in said
-    with pytest.raises(ConfigError, match="min_precision does not fit"):
+    with pytest.raises(ConfigError, match="invalid value of min_precision"):
         tag(where, min_precision=2)
 
 
@@ -185,12 +185,13 @@ def test_a_half_written_bundle_is_refused(tag: Callable[..., str], fruit: Path, 
 
 
 BAD = {
-    "k": (["--k=0"], "k does not fit"),
-    "share": (["--max_reject_share=1.5"], "max_reject_share does not fit"),
-    "commit_rows": (["--commit_rows=1"], "commit_rows"),
-    "pool": (["--pool.min=2"], "pool sizes do not fit"),
-    "cpus": (["--pool.cpus=0"], "an actor's share does not fit"),
-    "date": (["--date=tomorrow"], "date does not fit"),
+    "k": (["--k=0"], "invalid value of k; found 0; expected at least 1"),
+    "share": (["--max_reject_share=1.5"], "invalid value of max_reject_share"),
+    "commit_rows": (["--commit_rows=1"], "invalid value of commit_rows; found 1; expected at least 2"),
+    "pool": (["--pool.min=2"], "pool.max is below pool.min"),
+    "cpus": (["--pool.cpus=0"], "invalid value of pool.cpus; found 0"),
+    "date": (["--date=tomorrow"], "invalid value of date; found tomorrow; expected YYYY-MM-DD"),
+    "a date that sorts elsewhere": (["--date=20261123"], "invalid value of date"),
     "column": (['--documents.text=["words"]'], "no column 'words'"),
 }
 

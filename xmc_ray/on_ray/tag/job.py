@@ -12,7 +12,7 @@ from collections.abc import Container, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date, datetime, timezone
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,6 @@ from xmc_ray.bundle.ensemble import Members
 from xmc_ray.data.documents import DocumentsConfig, Rules
 from xmc_ray.data.reader import check_columns, list_inputs
 from xmc_ray.errors import ConfigError, DataError
-from xmc_ray.metrics.calibration import check_precision
 from xmc_ray.metrics.drift import DriftConfig
 from xmc_ray.on_ray.evaluate import GateConfig, pass_gate
 from xmc_ray.on_ray.meters import announce
@@ -36,6 +35,7 @@ from xmc_ray.on_ray.tag.plan import Plan, piece_name
 from xmc_ray.on_ray.tag.runner import RayRunner, Runner
 from xmc_ray.on_ray.tag.scan import scan
 from xmc_ray.on_ray.tag.totals import Account, progress
+from xmc_ray.settings import MAY_CHANGE_ON_RESUME, Bounds, OpenShare, PositiveInt, Settings, Share, fixed_settings
 from xmc_ray.storage.files import FileInfo
 from xmc_ray.storage.lease import Lease, held
 
@@ -44,58 +44,49 @@ _PIECES_AN_ACTOR = 12  # at least, so that no actor waits long for the last ones
 _MEASURED = 256  # documents that scoring is measured on
 _SCORING = "scoring.json"
 
-# How the night is computed and judged, but not what it is: it may be taken up again with other values of these.
-_FREE = ("overwrite", "pool", "date", "commit_rows", "target_bytes", "max_reject_share", "gate", "drift")
-
 
 @dataclass(frozen=True, kw_only=True)
-class TagConfig:
+class TagConfig(Settings):
     """Tag a catalogue with a bundle, or with an ensemble of them."""
 
     documents: DocumentsConfig
     """The catalogue."""
     bundle: str | list[str]
     """The model: a bundle's folder, local or s3://; or a list of them, whose scores are averaged."""
-    output: str
+    output: str = field(metadata=MAY_CHANGE_ON_RESUME)
     """Where the folders of the days lie."""
-    date: str | None = None
+    date: str | None = field(default=None, metadata=MAY_CHANGE_ON_RESUME)
     """The day, YYYY-MM-DD, that names the folder; today (UTC) if not given."""
     previous: str | None = None
     """A finished night whose tags are taken over for documents that have not changed: its folder, or `last`."""
-    k: int = 10
+    k: PositiveInt = 10
     """Most tags a document gets."""
-    min_score: float = 0.0
+    min_score: Share = 0.0
     """Tags with a lower score are left out."""
-    min_precision: float | None = None
+    min_precision: OpenShare | None = None
     """Tags below the threshold with which their label reaches this precision are left out; needs calibrated bundles."""
-    max_reject_share: float = 0.01
+    max_reject_share: Share = field(default=0.01, metadata=MAY_CHANGE_ON_RESUME)
     """Share of rejected documents above which the night fails."""
-    overwrite: bool = False
+    overwrite: bool = field(default=False, metadata=MAY_CHANGE_ON_RESUME)
     """Make the night anew, beside what another run has left in the day's folder, and replace that at the end."""
-    commit_rows: int = 20_000
+    commit_rows: Annotated[int, Bounds(ge=2)] = field(default=20_000, metadata=MAY_CHANGE_ON_RESUME)
     """Documents that a kill costs at most, for each actor."""
-    target_bytes: int = 128 << 20
+    target_bytes: PositiveInt = field(default=128 << 20, metadata=MAY_CHANGE_ON_RESUME)
     """Size of the files of tags, about."""
     model: ScoringConfig = field(default_factory=ScoringConfig)
-    pool: PoolConfig = field(default_factory=PoolConfig)
-    gate: GateConfig = field(default_factory=GateConfig)
-    drift: DriftConfig = field(default_factory=DriftConfig)
+    pool: PoolConfig = field(default_factory=PoolConfig, metadata=MAY_CHANGE_ON_RESUME)
+    gate: GateConfig = field(default_factory=GateConfig, metadata=MAY_CHANGE_ON_RESUME)
+    drift: DriftConfig = field(default_factory=DriftConfig, metadata=MAY_CHANGE_ON_RESUME)
 
-    def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ConfigError("k does not fit", found=self.k, expected="at least 1")
-        for name in ("min_score", "max_reject_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} does not fit", found=getattr(self, name), expected="0 to 1")
-        if self.min_precision is not None:
-            check_precision(self.min_precision)
-        if self.commit_rows < 2 or self.target_bytes < 1:
-            raise ConfigError("commit_rows or target_bytes is too small", found=f"{self.commit_rows}, {self.target_bytes}")
+    def check(self) -> None:
+        """Raises ConfigError for what is not a date."""
         if self.date is not None:
             try:
-                date.fromisoformat(self.date)
+                valid = date.fromisoformat(self.date).isoformat() == self.date  # Python 3.11 reads 20261123 and weeks as well
             except ValueError:
-                raise ConfigError("date does not fit", found=self.date, expected="YYYY-MM-DD") from None
+                valid = False
+            if not valid:
+                raise ConfigError("invalid value of date", found=self.date, expected="YYYY-MM-DD")
 
 
 def tag(config: TagConfig, runner: Runner | None = None) -> str:
@@ -114,7 +105,7 @@ def tag(config: TagConfig, runner: Runner | None = None) -> str:
     identity = {
         "bundle": members.fingerprint,
         "input": [asdict(file) for file in files],
-        "config": {name: value for name, value in asdict(config).items() if name not in _FREE},
+        "config": fixed_settings(config),
     }
     if Night.open(folder, identity, config.overwrite) is None:
         return _nothing_to_do(folder)

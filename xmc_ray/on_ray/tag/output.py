@@ -28,6 +28,7 @@ from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.on_ray.tag.pieces import REJECTS, written
 from xmc_ray.on_ray.tag.plan import Plan
 from xmc_ray.on_ray.tag.runner import Runner
+from xmc_ray.settings import difference
 from xmc_ray.storage.files import FileInfo, join
 from xmc_ray.storage.lease import is_free
 
@@ -63,21 +64,21 @@ class Night:
                 "the folder of the day holds something else", where=folder, found="no run.json", way_out="choose another output"
             )
         marker = _read(join(folder, SUCCESS))
-        finished = marker is not None and done is not None and done["run"] == marker["run"] and _same(done, identity)
+        finished = marker is not None and done is not None and done["run"] == marker["run"] and not _other(done, identity)
         if marker is not None and finished and not overwrite:
             if begun is None or begun["run"] == marker["run"]:
                 cls(folder, marker["run"], identity)._tidy([*marker["files"], *marker["rejects"]])
             return None
-        if begun is not None and _same(begun, identity) and (marker is None or begun["run"] != marker["run"]):
+        if begun is not None and not _other(begun, identity) and (marker is None or begun["run"] != marker["run"]):
             return cls(folder, begun["run"], identity)
         if overwrite:
             return cls(folder, uuid.uuid4().hex[:8], identity)
         for known in (begun, done):
-            if known is not None and not _same(known, identity):
+            if known is not None and (other := _other(known, identity)):
                 raise ConfigError(
                     "the folder of the day holds another run",
                     where=folder,
-                    found=f"other {', '.join(name for name in identity if known.get(name) != identity[name])}",
+                    found=other,
                     way_out="choose another output or date, or give --overwrite",
                 )
         return cls(folder, uuid.uuid4().hex[:8], identity)
@@ -188,8 +189,13 @@ def _patiently(act: Callable[..., None], *arguments: Any) -> None:
     storage.patiently(lambda: act(*arguments))
 
 
-def _same(known: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
-    return all(known.get(name) == value for name, value in identity.items())
+def _other(known: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
+    """How another run differs, in words; empty if it does not."""
+    words = [f"other {name}" for name in ("bundle", "input") if known.get(name) != identity[name]]
+    before = {name: value for name, value in known.get("config", {}).items() if name in identity["config"]}
+    setting = difference(before, identity["config"])
+    words += [f"{setting[0]} = {setting[1]!r} instead of {setting[2]!r}"] if setting else []
+    return ", ".join(words)
 
 
 def _groups(files: Sequence[FileInfo], target_bytes: int) -> list[list[str]]:

@@ -8,8 +8,7 @@ given again, goes on where it was.
 import hashlib
 import os
 from dataclasses import asdict, dataclass, field, replace
-from itertools import zip_longest
-from typing import Any
+from typing import Annotated, Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -18,7 +17,7 @@ from ray.util.queue import Queue
 
 from xmc_ray import storage
 from xmc_ray.bundle.folder import MARKER, read_settings
-from xmc_ray.command import parse, to_toml
+from xmc_ray.command import resumed, to_toml
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.split import ValidationConfig
 from xmc_ray.errors import ConfigError, ModelError
@@ -29,36 +28,44 @@ from xmc_ray.on_ray.train.journal import journal, say
 from xmc_ray.on_ray.train.prepare import Prepared, prepare
 from xmc_ray.on_ray.train.report import Machine, ReportConfig, write_report
 from xmc_ray.on_ray.train.worker import Job, work
-from xmc_ray.storage import folders
+from xmc_ray.settings import (
+    MAY_CHANGE_ON_RESUME,
+    Bounds,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    Settings,
+    difference,
+    fixed_settings,
+)
 from xmc_ray.storage.lease import DRIVER, Lease, held, is_free
 from xmc_ray.training.checkpoint import CheckpointsConfig, Identity, find
 from xmc_ray.training.fit import FitConfig, epoch_plan
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkersConfig:
+class WorkersConfig(Settings):
     """The training workers on the cluster."""
 
-    count: int = 1
+    count: PositiveInt = 1
     """Workers; each takes its share of every batch and owns its share of the label groups."""
-    least: int | None = None
+    least: PositiveInt | None = None
     """Begin, and go on after a loss, with as few workers as this while the cluster has no room for all; None waits for all."""
     gpu: bool = False
     """Give each worker a GPU."""
-    cpus: int = 1
+    cpus: PositiveInt = 1
     """CPUs that a worker asks the cluster for."""
-    threads: int = 0
+    threads: NonNegativeInt = 0
     """Threads of a worker on a CPU; 0 shares the machine's cores among the workers on it."""
-    max_failures: int = 3
-    """How often the workers are started again, from their last checkpoint, after one has died."""
-    patience: float = 30.0
+    max_failures: Annotated[int, Bounds(ge=-1)] = 3
+    """How often the workers are started again, from their last checkpoint, after one has died; -1 is without limit."""
+    patience: NonNegativeFloat = 30.0
     """Minutes to wait for a cluster that has no room for the workers yet."""
 
-    def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ConfigError("workers.count does not fit", found=self.count, expected="at least 1")
-        if self.least is not None and not 1 <= self.least <= self.count:
-            raise ConfigError("workers.least does not fit", found=self.least, expected=f"1 to workers.count, {self.count}")
+    def check(self) -> None:
+        """Raises ConfigError if ``least`` is more than ``count``."""
+        if self.least is not None and self.least > self.count:
+            raise ConfigError("workers.least is above workers.count", found=self.least, expected=f"at most {self.count}")
 
     @property
     def needs(self) -> dict[str, float]:
@@ -72,19 +79,19 @@ class TrainConfig(FitConfig):
 
     documents: DocumentsConfig
     """The training split."""
-    output: str
+    output: str = field(metadata=MAY_CHANGE_ON_RESUME)
     """Run folder, local or s3://."""
     label_names: str | None = None
     """Parquet file with columns label and name, if labels have names."""
-    resume: str = "auto"
+    resume: str = field(default="auto", metadata=MAY_CHANGE_ON_RESUME)
     """auto goes on with an unfinished run in the run folder; never wants an empty one; else the address of a checkpoint."""
-    cache: str | None = None
+    cache: str | None = field(default=None, metadata=MAY_CHANGE_ON_RESUME)
     """Folder for the documents' tokens, to be used by several runs; None keeps them in the run folder until it is finished."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
-    workers: WorkersConfig = field(default_factory=WorkersConfig)
-    report: ReportConfig = field(default_factory=ReportConfig)
-    report_seconds: float = 10.0
+    checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig, metadata=MAY_CHANGE_ON_RESUME)
+    workers: WorkersConfig = field(default_factory=WorkersConfig, metadata=MAY_CHANGE_ON_RESUME)
+    report: ReportConfig = field(default_factory=ReportConfig, metadata=MAY_CHANGE_ON_RESUME)
+    report_seconds: NonNegativeFloat = field(default=10.0, metadata=MAY_CHANGE_ON_RESUME)
     """Seconds from one line of progress to the next."""
 
 
@@ -163,35 +170,21 @@ def _is_finished(config: TrainConfig, bundle: str) -> bool:
         if foreign:
             raise ConfigError("the run folder is not empty", where=config.output, found=foreign[0], way_out=other_place)
         return False
-    before = _what_counts(parse(TrainConfig, [f"--config={folders.local_copy(written)}"]))
-    now = _what_counts(config)
-    for line, other in zip_longest(before, now):
-        if line != other:
-            raise ConfigError(
-                "the run folder holds a run with other settings",
-                where=config.output,
-                found=line,
-                expected=other,
-                way_out=other_place,
-            )
+    began = resumed(config, storage.read_bytes(written).decode())
+    other = difference(fixed_settings(began), fixed_settings(config))
+    if other is not None:
+        name, found, expected = other
+        raise ConfigError(
+            "the run folder holds a run with other settings",
+            where=config.output,
+            found=f"{name} = {found!r}",
+            expected=f"{name} = {expected!r}",
+            way_out=other_place,
+        )
     if storage.exists(storage.join(bundle, MARKER)):
         read_settings(bundle)
         return True
     return False
-
-
-def _what_counts(config: TrainConfig) -> list[str]:
-    """The settings that a run keeps when it goes on: all but where and how often it works and saves."""
-    free = {
-        "workers": WorkersConfig(),
-        "checkpoints": CheckpointsConfig(),
-        "report": ReportConfig(),
-        "report_seconds": 0.0,
-        "resume": "auto",
-        "cache": None,
-        "output": "",
-    }
-    return to_toml(replace(config, **free)).splitlines()  # type: ignore[arg-type]
 
 
 def _check_workers(config: TrainConfig, prepared: Prepared) -> None:

@@ -6,7 +6,7 @@ The bundle is there first, and a report that cannot be made is a warning: it nev
 import math
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,6 @@ from xmc_ray import storage
 from xmc_ray.bundle.folder import load_bundle
 from xmc_ray.data.labels import IntArray, LabelIndex
 from xmc_ray.data.token_cache import TokenCache
-from xmc_ray.errors import ConfigError
 from xmc_ray.metrics.at_k import Metrics
 from xmc_ray.metrics.confusion import Confusion, Example, Findings
 from xmc_ray.model.predict import predict
@@ -27,27 +26,22 @@ from xmc_ray.on_ray.train.journal import say
 from xmc_ray.on_ray.train.prepare import Prepared
 from xmc_ray.reports.curves import Curves
 from xmc_ray.reports.training import Document, HeldOut, Label, LabelBand, Mistake, TrainingRun, training_report
+from xmc_ray.settings import Bounds, NonNegativeInt, Settings
 from xmc_ray.training.loop import LoopConfig
 
 _MISTAKES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportConfig:
+class ReportConfig(Settings):
     """The report of a finished run."""
 
-    documents: int = 100_000
+    documents: NonNegativeInt = 100_000
     """Held-out documents that are predicted for it, at most, rounded up to whole chunks of 4,096; 0 predicts none."""
-    price: float | None = None
+    price: Annotated[float, Bounds(ge=0, lt=math.inf)] | None = None
     """What an hour of one worker costs; with it, the report estimates the money."""
     currency: str = ""
     """The unit of the price, as it is shown."""
-
-    def __post_init__(self) -> None:
-        if self.documents < 0:
-            raise ConfigError("report.documents does not fit", found=self.documents, expected="0 or more")
-        if self.price is not None and not 0 <= self.price < math.inf:
-            raise ConfigError("report.price does not fit", found=self.price, expected="0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

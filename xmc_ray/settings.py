@@ -1,0 +1,148 @@
+"""Base class of all settings: fields declare their own bounds, and whether they may change when a job is resumed.
+
+    @dataclass(frozen=True, kw_only=True)
+    class LoopConfig(Settings):
+        epochs: PositiveInt = 10
+        workers: PositiveInt = field(default=1, metadata=MAY_CHANGE_ON_RESUME)
+
+The bounds hold for settings made in Python and for those from the command line, and appear in its ``--help``.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from annotated_types import GroupedMetadata, Interval, MinLen, MultipleOf, Not, Predicate
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from xmc_ray.errors import ConfigError
+
+MAY_CHANGE_ON_RESUME = {"may_change_on_resume": True}  # metadata of a field that does not decide what a job produces
+
+_WORDS = {
+    "ge": "at least {}",
+    "gt": "above {}",
+    "le": "at most {}",
+    "lt": "below {}",
+    "multiple_of": "a multiple of {}",
+    "min_length": "{} or more items",
+}
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Bounds(GroupedMetadata):
+    """The values that a setting may have; NaN is never one of them."""
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    multiple_of: int | None = None
+    min_length: int | None = None
+
+    def __iter__(self) -> Iterator[object]:
+        """The constraints as pydantic understands them."""
+        if self.min_length is not None:
+            yield MinLen(self.min_length)
+            return
+        yield Interval(ge=self.ge, gt=self.gt, le=self.le, lt=self.lt)
+        yield Predicate(Not(math.isnan))
+        if self.multiple_of is not None:
+            yield MultipleOf(self.multiple_of)
+
+    def __repr__(self) -> str:
+        return ", ".join(
+            words.format(f"{getattr(self, name):g}") for name, words in _WORDS.items() if getattr(self, name) is not None
+        )
+
+
+PositiveInt = Annotated[int, Bounds(ge=1)]
+NonNegativeInt = Annotated[int, Bounds(ge=0)]
+PositiveFloat = Annotated[float, Bounds(gt=0)]
+NonNegativeFloat = Annotated[float, Bounds(ge=0)]
+Share = Annotated[float, Bounds(ge=0, le=1)]
+OpenShare = Annotated[float, Bounds(gt=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Raises ConfigError when it is made with a value out of bounds."""
+
+    def __post_init__(self) -> None:
+        check_bounds(type(self), vars(self), f"{type(self).__name__}.")
+        self.check()
+
+    def check(self) -> None:
+        """Raises ConfigError for values that do not go together; each is within its bounds."""
+
+
+def check_bounds(kind: type, values: Mapping[str, Any], prefix: str) -> None:
+    """Raises ConfigError for the first of a config's ``values`` that is out of its field's bounds."""
+    for name, (adapter, expected) in _bounded(kind).items():
+        try:
+            adapter.validate_python(values[name])
+        except ValidationError as error:
+            found = error.errors()[0]["input"]
+            raise ConfigError(f"invalid value of {prefix}{name}", found=repr(found), expected=expected) from None
+
+
+def nested(kind: type[Settings]) -> dict[str, type[Settings]]:
+    """The fields that are configs themselves, optional ones included."""
+    hints = get_type_hints(kind)
+    parts = {name: [part for part in (hint, *get_args(hint)) if is_dataclass(part)] for name, hint in hints.items()}
+    return {name: found[0] for name, found in parts.items() if found}  # type: ignore[misc]
+
+
+def changeable(config: Settings) -> set[str]:
+    """The names of a config's own fields that may change on resume."""
+    return {field.name for field in fields(config) if field.metadata.get("may_change_on_resume")}
+
+
+def fixed_settings(config: Settings) -> dict[str, Any]:
+    """The settings that decide what a job produces, as JSON holds them: without those that may change on resume."""
+    names = [field.name for field in fields(config) if field.name not in changeable(config)]
+    values = {name: getattr(config, name) for name in names}
+    return {name: fixed_settings(value) if isinstance(value, Settings) else value for name, value in values.items()}
+
+
+def difference(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> tuple[str, object, object] | None:
+    """(dotted name, old value, new value) of the first setting that differs, or None; a missing one has the value None.
+
+    A setting that no longer exists differs unless it was off.
+    """
+    for name in {**now, **before}:
+        old, value = before.get(name), now.get(name)
+        if name not in now and not old:
+            continue
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            inner = difference(old, value, f"{prefix}{name}.")
+            if inner is not None:
+                return inner
+        elif old != value:
+            return f"{prefix}{name}", old, value
+    return None
+
+
+@cache
+def _bounded(kind: type) -> dict[str, tuple[TypeAdapter[Any], str]]:
+    """For each field with bounds or choices: what checks its values, and the words for them."""
+    bounded = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        expected = _expected(hint)
+        if expected:
+            optional = " or None" if type(None) in get_args(hint) else ""
+            bounded[name] = TypeAdapter[Any](hint, config=ConfigDict(strict=True)), expected + optional
+    return bounded
+
+
+def _expected(hint: Any) -> str:
+    """The bounds or choices of a type in words; empty if it has none."""
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    if get_origin(hint) is Annotated:
+        own, inner = [repr(part) for part in hint.__metadata__ if isinstance(part, Bounds)], [_expected(hint.__origin__)]
+        return ", ".join(filter(None, own + inner))
+    inside = " ".join(filter(None, map(_expected, get_args(hint))))
+    return f"each {inside}" if inside and get_origin(hint) in (list, dict) else inside
