@@ -18,19 +18,19 @@ METRICS = [f"{name}@{k}" for name in ("P", "R", "nDCG", "PSP", "PSnDCG", "covera
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig(Settings):
-    """Documents kept out of training to watch it by."""
+    """Documents held out of training, to validate and calibrate."""
 
     share: Annotated[float, Bounds(ge=0, lt=1)] = 0.02
-    """Share of the training documents that is held out, chosen by a hash of their words; 0 trains on all, blindly."""
+    """Share of the training documents that is held out, by a hash of their words; 0 trains on all, without validation."""
     series: str | None = None
-    """Column of what a document is one of many of, such as a collection or a seller, strings or integers: all documents of a
-    series are held out, or none, by a hash of its name. The words decide where it is null or blank."""
+    """Column of the series that a document belongs to, such as a collection or a seller, strings or integers: all documents of
+    a series are held out, or none, by a hash of its name. If it is null or blank, the words decide."""
     every: PositiveFloat = 1.0
     """Epochs from one validation (and checkpoint) to the next; the end of training always has one."""
     metric: str = "nDCG@5"
     """The metric that the best checkpoint is best in."""
     calibrate: bool = True
-    """Put half of the held-out documents by, by the same hash, to calibrate the scores on; false chooses by all of them."""
+    """Reserve half of the held-out documents, by the same hash, for calibration; false chooses the epoch by all of them."""
 
     def check(self) -> None:
         """Raises ConfigError for an unknown metric."""

@@ -1,8 +1,8 @@
 """The training job: prepare, train data-parallel on Ray Train, keep the best model as a bundle.
 
 A run folder: ``run.toml`` (settings as resolved), ``metrics.jsonl``, ``tensorboard/``, ``tokens/`` (unless there is a
-cache elsewhere), ``checkpoints/`` (best and last), ``bundle/`` and ``report.html`` when it is finished. The same command,
-given again, goes on where it was.
+cache elsewhere), ``checkpoints/`` (best and last), ``bundle/`` and ``report.html`` when it is finished. Run again, the same
+command resumes it.
 """
 
 import hashlib
@@ -50,15 +50,15 @@ class WorkersConfig(Settings):
     count: PositiveInt = 1
     """Workers; each takes its share of every batch and owns its share of the label groups."""
     least: PositiveInt | None = None
-    """Begin, and go on after a loss, with as few workers as this while the cluster has no room for all; None waits for all."""
+    """Start, or continue after a loss, with as few as this while the cluster has no room for all; None waits for all."""
     gpu: bool = False
     """Give each worker a GPU."""
     cpus: PositiveInt = 1
-    """CPUs that a worker asks the cluster for."""
+    """CPUs that a worker requests."""
     threads: NonNegativeInt = 0
     """Threads of a worker on a CPU; 0 shares the machine's cores among the workers on it."""
     max_failures: Annotated[int, Bounds(ge=-1)] = 3
-    """How often the workers are started again, from their last checkpoint, after one has died; -1 is without limit."""
+    """How often the workers are restarted from their last checkpoint after one has died; -1 is unlimited."""
     patience: NonNegativeFloat = 30.0
     """Minutes to wait for a cluster that has no room for the workers yet."""
 
@@ -84,7 +84,7 @@ class TrainConfig(FitConfig):
     label_names: str | None = None
     """Parquet file with columns label and name, if labels have names."""
     resume: str = field(default="auto", metadata=MAY_CHANGE_ON_RESUME)
-    """auto goes on with an unfinished run in the run folder; never wants an empty one; else the address of a checkpoint."""
+    """auto resumes an unfinished run in the run folder; never requires an empty one; else the address of a checkpoint."""
     cache: str | None = field(default=None, metadata=MAY_CHANGE_ON_RESUME)
     """Folder for the documents' tokens, to be used by several runs; None keeps them in the run folder until it is finished."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -96,13 +96,13 @@ class TrainConfig(FitConfig):
 
 
 def run(config: TrainConfig) -> str:
-    """Train and return the bundle's URI. Raises ConfigError before anything is written where settings do not fit."""
+    """Train and return the bundle's URI. Raises ConfigError before anything is written if settings do not fit."""
     check_encoder(config.encoder, config.text.max_tokens)
     config = _absolute(config)
     bundle = storage.join(config.output, "bundle")
     if not _is_finished(config, bundle):
         with held(config.output) as lease, own_errors():
-            if not _is_finished(config, bundle):  # once more: another job may have ended here just now
+            if not _is_finished(config, bundle):  # once more: another job may just have finished here
                 say(f"bundle {_make(config, bundle, lease)}: {bundle}")
                 return bundle
     say(f"this run is finished: {bundle}")
@@ -154,9 +154,9 @@ def _absolute(config: TrainConfig) -> TrainConfig:
 
 
 def _is_finished(config: TrainConfig, bundle: str) -> bool:
-    """Whether the run folder holds this very run, with its bundle.
+    """Whether the run folder holds this run with its bundle.
 
-    Raises ConfigError where something else lies there, a run with other settings, or anything at all under ``never``.
+    Raises ConfigError if it holds something else or a run with other settings, and for ``never`` if it holds anything.
     """
     other_place = "choose another output or remove it"
     if is_free(config.output):
@@ -216,9 +216,9 @@ def _identity(config: TrainConfig, prepared: Prepared) -> Identity:
 
 
 def _check_start(config: TrainConfig, identity: Identity) -> str | None:
-    """The address of the foreign checkpoint to begin at, if any; raises ModelError where the run would go on from a misfit.
+    """The address of another run's checkpoint to start from, if any; raises ModelError if it does not fit.
 
-    Documents of a foreign run may have been shuffled otherwise; the run's own may not.
+    The documents of another run may have been shuffled differently; this run's own may not.
     """
     own = find(storage.join(config.output, "checkpoints"), say)
     for saved in own[:1]:
@@ -271,7 +271,7 @@ def _trainer(config: TrainConfig, prepared: Prepared, identity: Identity, start:
             use_gpu=workers.gpu,
             resources_per_worker=workers.needs,
         ),
-        # Ray Train keeps nothing there but a mark of its own: the checkpoints are ours (decision 0008).
+        # Ray Train keeps only a marker of its own there: the checkpoints are ours (decision 0008).
         run_config=RunConfig(
             name="checkpoints",
             storage_path=path,
