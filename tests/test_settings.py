@@ -51,7 +51,7 @@ SHARE, OPEN = ([0, TINY, 0.5, 1], [-TINY, 1 + TINY]), ([TINY, 1 - TINY], [0.0, 1
 
 # (values just inside, values just outside) of every setting that is a number
 BOUNDS: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
-    CheckpointsConfig: {"steps": AT_LEAST_1, "minutes": ABOVE_0, "patience": NOT_NEGATIVE, "keep_last": AT_LEAST_1},
+    CheckpointsConfig: {"steps": AT_LEAST_1, "minutes": ABOVE_0, "keep_last": AT_LEAST_1},
     ConvertConfig: {"rows": AT_LEAST_1},
     DocumentsConfig: {"max_bytes": AT_LEAST_1, "text": ([["a"]], [[]])},
     DriftConfig: {"warn": NOT_NEGATIVE, "fail": ([0.1, LARGE], [-TINY])},

@@ -81,6 +81,12 @@ def test_evaluate_without_a_known_label(trained: Path, tmp_path: Path) -> None:
         evaluate.run(command.parse(evaluate.EvaluateConfig, arguments))
 
 
+def test_evaluate_without_room(fruit: Path, trained: Path) -> None:
+    arguments = [f"--documents.uri={fruit / 'test.parquet'}", f"--bundle={trained / 'bundle'}", "--pool.gpu"]
+    with pytest.raises(ConfigError, match="too few GPUs here; found 0 GPUs, 1 actors of 2 CPU and 1 GPU"):
+        evaluate.run(command.parse(evaluate.EvaluateConfig, arguments))
+
+
 def test_evaluate_with_thresholds(fruit: Path, trained: Path, bundles: list[str]) -> None:
     arguments = [f"--documents.uri={fruit / 'test.parquet'}", "--pool.max=1", "--pool.threads=1", "--min_precision=0.5"]
     parsed = command.parse(evaluate.EvaluateConfig, [*arguments, f"--bundle={trained / 'bundle'}"])

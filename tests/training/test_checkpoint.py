@@ -14,7 +14,7 @@ from xmc_ray import storage
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.errors import DataError, ModelError, UnavailableError, XmcError
 from xmc_ray.model.sharding import Exchange
-from xmc_ray.storage import folders
+from xmc_ray.storage import files, folders
 from xmc_ray.training import checkpoint
 from xmc_ray.training.checkpoint import MARKER, Checkpoints, CheckpointsConfig, best, find, restore
 from xmc_ray.training.fit import epoch_plan, share_of_batches
@@ -24,7 +24,7 @@ from xmc_ray.training.optim import OptimConfig
 LOOP = LoopConfig(epochs=4, batch_size=16)  # 4 steps an epoch, the documents' last batch is a short one
 AVERAGED = OptimConfig(encoder_lr=0.05, head_lr=0.05, rows_lr=0.05, swa_start=0.3, swa_every=2)
 IDENTITY = {"labels": "abc"}
-STEPS = CheckpointsConfig(steps=3, keep_last=2, patience=20)
+STEPS = CheckpointsConfig(steps=3, keep_last=2)
 
 
 def fresh(exchange: Exchange | None = None, **settings: Any) -> TrainState:
@@ -202,13 +202,14 @@ def test_a_storage_that_comes_back_is_waited_for_and_one_that_does_not_fails_the
     monkeypatch.setattr(folders, "upload", away)
     state = fresh()
     advance(state, 1)
-    patient = Checkpoints(str(tmp_path), CheckpointsConfig(patience=20), IDENTITY)
+    patient = Checkpoints(str(tmp_path), CheckpointsConfig(), IDENTITY)
     patient.save(state)
     patient.wait()
     assert len(find(str(tmp_path), pytest.fail)) == 1 and len(calls) == 3
     monkeypatch.setattr(folders, "upload", lambda *arguments: away())
     calls.clear()
-    impatient = Checkpoints(str(tmp_path), CheckpointsConfig(patience=0), IDENTITY)
+    monkeypatch.setattr(files, "PATIENCE", 0)
+    impatient = Checkpoints(str(tmp_path), CheckpointsConfig(), IDENTITY)
     impatient.save(state)
     with pytest.raises(XmcError, match="cannot be read or written"):
         impatient.save(state)

@@ -20,7 +20,7 @@ from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.metrics.at_k import Metrics, find_hits, table
 from xmc_ray.metrics.calibration import DEPTH, Reliability, Selection
 from xmc_ray.on_ray.predictor import PoolConfig, ScoringConfig, matrix, predictions
-from xmc_ray.on_ray.session import arrow_batches, connect, own_errors
+from xmc_ray.on_ray.session import arrow_batches, connect, make_room, own_errors
 from xmc_ray.on_ray.stream import read_documents, tokenise
 from xmc_ray.settings import Bounds, OpenShare, PositiveInt, Settings, Share
 
@@ -81,6 +81,7 @@ def measure(
     labels = LabelIndex.load(labels_file)
     metrics = Metrics.empty(labels.counts, labels.n_documents, ks=ks)
     connect()
+    make_room("actors", pool.min, pool.needs, pool.patience)
     with own_errors():
         tokenised = tokenise(read_documents(documents, labelled=True), *tokenizers)
         reliability = Reliability()

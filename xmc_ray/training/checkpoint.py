@@ -30,8 +30,9 @@ from torch import Tensor
 from xmc_ray import storage
 from xmc_ray.errors import DataError, ModelError
 from xmc_ray.model.sharding import part_of
-from xmc_ray.settings import NonNegativeFloat, PositiveFloat, PositiveInt, Settings
+from xmc_ray.settings import PositiveFloat, PositiveInt, Settings
 from xmc_ray.storage import folders
+from xmc_ray.storage.files import PATIENCE
 from xmc_ray.training.loop import TrainState
 
 FORMAT = 1
@@ -68,8 +69,6 @@ class CheckpointsConfig(Settings):
     """Save when so many minutes of training have passed since the last time."""
     keep_last: PositiveInt = 2
     """How many of the newest are kept; the best by validation is kept besides."""
-    patience: NonNegativeFloat = 300.0
-    """Seconds for which a storage that is away is asked again before the run fails."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +133,7 @@ class Checkpoints:
     def resume(self, state: TrainState, warn: Callable[[str], None]) -> Saved | None:
         """Bring ``state`` to the newest complete checkpoint, if there is one; remove what others have left unfinished."""
         exchange, device = state.model.exchange, next(state.model.parameters()).device
-        saved = storage.patiently(lambda: find(self.place, warn), self.config.patience)
+        saved = storage.patiently(lambda: find(self.place, warn))
         steps = exchange.sum(torch.tensor([saved[0].step if saved else 0], device=device), "checkpoints")
         if int(steps) != exchange.world * (saved[0].step if saved else 0):
             raise ModelError("the workers see different checkpoints", where=self.place, way_out="use a storage that all share")
@@ -188,13 +187,13 @@ class Checkpoints:
         step, workers = marker["counters"]["step"], marker["workers"]
         uri = storage.join(self.place, _name(step))
         with folder:
-            storage.patiently(lambda: folders.upload(folder.name, uri), self.config.patience)
+            storage.patiently(lambda: folders.upload(folder.name, uri))
         if rank == 0:
             names = {DENSE, *(_rows_file(part, workers) for part in range(workers))}
-            sizes = _await_files(uri, names, 2 * self.config.patience)  # the others may be waiting for storage themselves
+            sizes = _await_files(uri, names, 2 * PATIENCE)  # the others may be waiting for storage themselves
             complete = marker | {"files": sizes}
-            storage.patiently(lambda: storage.write_json(storage.join(uri, MARKER), complete), self.config.patience)
-            storage.patiently(self._remove_old, self.config.patience)
+            storage.patiently(lambda: storage.write_json(storage.join(uri, MARKER), complete))
+            storage.patiently(self._remove_old)
 
     def _remove_old(self) -> None:
         saved = find(self.place)

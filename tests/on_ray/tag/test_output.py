@@ -8,9 +8,13 @@ import pytest
 from fruit import contents, document, manifest_of, read_night, write
 from in_process import InProcess
 
+from xmc_ray import storage
+from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.on_ray.tag import output
+from xmc_ray.on_ray.tag.job import TagConfig
 from xmc_ray.on_ray.tag.plan import PIECES, REUSED, Plan
+from xmc_ray.settings import fixed_settings
 
 
 def test_rejects_of_an_older_version_are_merged(tmp_path: Path) -> None:
@@ -52,6 +56,27 @@ def test_a_night_that_replaces_another_leaves_it_until_the_end(tag: Callable[...
     tag(catalogue, "--overwrite", max_reject_share=0.1)
     assert len(read_night(folder)[0]) == 30
     assert not set(before) & {str(path) for path in Path(folder).glob("part-*")}
+
+
+def test_an_unfinished_night_of_an_older_version_is_resumed_and_another_is_named_by_its_setting(tmp_path: Path) -> None:
+    """Older versions kept the output, and knew model.int8."""
+    config = TagConfig(documents=DocumentsConfig(uri="x", id=None), bundle="y", output="z")
+    identity = {"bundle": "b", "input": [{"uri": "x", "size": 1, "version": "v"}], "config": fixed_settings(config)}
+    model = {"scoring": "grouped", "precision": "auto", "int8": False}
+    documents = {"uri": "x", "id": None, "text": ["text"], "separator": "\n", "labels": "labels", "max_bytes": 1 << 20}
+    known = {"documents": documents, "bundle": "y", "output": "elsewhere", "previous": None, "k": 10, "min_score": 0.0}
+    known |= {"min_precision": None, "model": model}
+    storage.write_json(tmp_path / "_work" / "run.json", {"run": "0123", **identity, "config": known})
+    night = output.Night.open(str(tmp_path), identity, overwrite=False)
+    assert night is not None and night.run == "0123"
+    for changes, found in (
+        ({"k": 5}, "k = 5 instead of 10"),
+        ({"documents": documents | {"id": "id"}}, "documents.id = 'id' instead of None"),
+        ({"model": model | {"int8": True}}, "model.int8 = True instead of None"),
+    ):
+        storage.write_json(tmp_path / "_work" / "run.json", {"run": "0123", **identity, "config": known | changes})
+        with pytest.raises(ConfigError, match=rf"another run.*found {found}; choose another output"):
+            output.Night.open(str(tmp_path), identity, overwrite=False)
 
 
 def test_a_foreign_folder_is_left_alone(tag: Callable[..., str], fruit: Path, tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""Which run a folder holds: this one, to be resumed with other settings where they may change, or another."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from xmc_ray import command
+from xmc_ray.data.documents import DocumentsConfig
+from xmc_ray.errors import ConfigError
+from xmc_ray.on_ray.train.job import TrainConfig, WorkersConfig, _is_finished
+from xmc_ray.training.checkpoint import CheckpointsConfig
+from xmc_ray.training.loop import LoopConfig
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainConfig:
+    return TrainConfig(documents=DocumentsConfig(uri="x"), output=str(tmp_path))
+
+
+def is_resumed(config: TrainConfig) -> bool:
+    """Whether the folder holds this run, unfinished. Raises ConfigError where it holds another."""
+    return not _is_finished(config, f"{config.output}/bundle")
+
+
+@pytest.mark.parametrize("column", ["id", "number", None])
+def test_a_run_is_resumed_with_its_own_settings(column: str | None, config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(config, documents=DocumentsConfig(uri="x", id=column))
+    (tmp_path / "run.toml").write_text(command.to_toml(config))
+    assert is_resumed(config)
+    changed = replace(
+        config, workers=WorkersConfig(count=3), checkpoints=CheckpointsConfig(minutes=1), report_seconds=1, cache=str(tmp_path)
+    )
+    assert is_resumed(changed)
+
+
+def test_a_setting_that_may_not_change_is_named(config: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(command.to_toml(config))
+    with pytest.raises(ConfigError, match=r"other settings.*found loop\.epochs = 10; expected loop\.epochs = 3; choose"):
+        is_resumed(replace(config, loop=LoopConfig(epochs=3)))
+    with pytest.raises(ConfigError, match=r"found documents\.id = 'id'; expected documents\.id = None"):
+        is_resumed(replace(config, documents=DocumentsConfig(uri="x", id=None)))
+
+
+def test_a_run_of_an_older_version_is_resumed_or_refused_in_one_line(config: TrainConfig, tmp_path: Path) -> None:
+    written = command.to_toml(config)
+    (tmp_path / "run.toml").write_text(written.replace("[checkpoints]", "[checkpoints]\npatience = 300.0"))
+    assert "patience = 300.0" in (tmp_path / "run.toml").read_text() and is_resumed(config)
+    (tmp_path / "run.toml").write_text(written.replace("[loop]", "[loop]\nspeed = 3"))
+    with pytest.raises(ConfigError, match=r"loop.*speed.*another version") as refused:
+        is_resumed(config)
+    assert "\n" not in str(refused.value)
