@@ -20,7 +20,7 @@ export TOKENIZERS_PARALLELISM  ?= false
 # in the home folder, which a later `ray start` there demands. A cluster that others can reach wants `token`, set on purpose.
 demo test test-slow test-all test-cluster bench bench-quality: export RAY_AUTH_MODE ?= disabled
 
-.PHONY: help demo test test-slow test-all test-cluster cluster check audit bench bench-name bench-quality format clean
+.PHONY: help demo test test-slow test-all test-cluster cluster check house audit bench bench-name bench-quality format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -48,6 +48,9 @@ check: $(READY)  ## format, lint, types, package imports
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+
+house: $(READY)  ## lines, modules, the longest chain of imports; ARGS="--rev v0.1.0" for a commit
+	@$(BIN)/python -m benchmarks.house $(ARGS)
 
 audit: $(READY)  ## known vulnerabilities of the packages in constraints.txt; run it weekly, CI does not
 	@$(BIN)/python cluster/audit.py

@@ -25,7 +25,7 @@ LONGEST_FIRST = [
     "on_ray/tag/test_job.py",
     "cluster/test_cluster.py",
     "on_ray/train/test_faults.py",
-    "on_ray/test_jobs.py",
+    "on_ray/train/test_job_end_to_end.py",
     "cluster/test_policies.py",
     "cluster/test_autoscaling.py",
     "test_readme.py",

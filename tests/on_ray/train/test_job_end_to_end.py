@@ -1,4 +1,4 @@
-"""The jobs end to end on Ray, called in process with tiny configs; their bad input as a user meets it."""
+"""The training job end to end on Ray, called in process with a tiny model; bad input as a user meets it."""
 
 import json
 import os
@@ -16,10 +16,8 @@ from safetensors.torch import load_file
 from seaweed import S3
 
 from xmc_ray import command
-from xmc_ray.bundle.ensemble import Members
 from xmc_ray.classifier import XMCClassifier
 from xmc_ray.errors import ConfigError, DataError, ModelError, XmcError
-from xmc_ray.on_ray import evaluate
 from xmc_ray.on_ray.train import job
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -53,71 +51,10 @@ def test_two_workers_on_object_storage(fruit: Path, tiny_encoder: Path, s3: S3, 
     assert {label for label, _ in tags} == {"fruit", "yellow", "grape"}
 
 
-def test_evaluate_equals_the_classifier(fruit: Path, trained: Path, tmp_path: Path) -> None:
-    config = {"documents.uri": fruit / "test.parquet", "bundle": trained / "bundle", "output": tmp_path / "evaluation"}
-    arguments = [f"--{name}={value}" for name, value in config.items()]
-    result = evaluate.run(
-        command.parse(evaluate.EvaluateConfig, [*arguments, "--pool.batch_rows=7", "--pool.max=1", "--pool.threads=1"])
-    )
-    test = pq.read_table(fruit / "test.parquet")
-    expected = XMCClassifier.load(str(trained / "bundle")).evaluate(test["text"].to_pylist(), test["labels"].to_pylist())
-    assert result["total"] == expected["total"] and result["bands"] == expected["bands"]
-    assert result["total"]["P@1"] > 0.9
-    assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text()) == result
-    with pytest.raises(ConfigError, match="there already"):
-        evaluate.run(command.parse(evaluate.EvaluateConfig, arguments))
-
-
-def test_evaluate_without_a_known_label(trained: Path, tmp_path: Path) -> None:
-    rows = [{"id": "1", "text": "a red apple", "labels": ["unheard of"]}]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test.parquet")
-    arguments = [
-        f"--documents.uri={tmp_path / 'test.parquet'}",
-        f"--bundle={trained / 'bundle'}",
-        "--pool.max=1",
-        "--pool.threads=1",
-    ]
-    with pytest.raises(DataError, match="no document has a label that the bundle knows"):
-        evaluate.run(command.parse(evaluate.EvaluateConfig, arguments))
-
-
-def test_evaluate_without_room(fruit: Path, trained: Path) -> None:
-    arguments = [f"--documents.uri={fruit / 'test.parquet'}", f"--bundle={trained / 'bundle'}", "--pool.gpu"]
-    with pytest.raises(ConfigError, match="too few GPUs here; found 0 GPUs, 1 actors of 2 CPU and 1 GPU"):
-        evaluate.run(command.parse(evaluate.EvaluateConfig, arguments))
-
-
-def test_evaluate_with_thresholds(fruit: Path, trained: Path, bundles: list[str]) -> None:
-    arguments = [f"--documents.uri={fruit / 'test.parquet'}", "--pool.max=1", "--pool.threads=1", "--min_precision=0.5"]
-    parsed = command.parse(evaluate.EvaluateConfig, [*arguments, f"--bundle={trained / 'bundle'}"])
-    told = evaluate.run(parsed)["calibration"]
-    assert told["calibrated"] and told["min_precision"] == 0.5
-    assert told["precision"] > 0.5 and told["coverage"] > 0.9 and told["ECE@5"] < 0.3
-    for ks in ("[1]", "[1, 14]"):  # what is told of scores depends on no depth of a metric
-        again = command.parse(evaluate.EvaluateConfig, [*arguments, f"--bundle={trained / 'bundle'}", f"--ks={ks}"])
-        assert evaluate.run(again)["calibration"] == told
-    with pytest.raises(ConfigError, match=r"needs a calibrated bundle: .*/other; found no calibration"):
-        evaluate.run(command.parse(evaluate.EvaluateConfig, [*arguments, f"--bundle={bundles[1]}"]))
-
-
 def test_without_held_out_documents_there_is_no_calibration(fruit: Path, tiny_encoder: Path, tmp_path: Path) -> None:
     bundle = train(fruit, tiny_encoder, tmp_path / "run", "--validation.share=0", "--loop.epochs=1")
     opened = XMCClassifier.load(bundle).bundle
     assert opened.calibration is None and opened.metrics["calibration"] == {"documents": 0, "predictions": 0}
-
-
-def test_evaluate_an_ensemble(fruit: Path, bundles: list[str]) -> None:
-    arguments = [
-        f"--documents.uri={fruit / 'test.parquet'}",
-        f"--bundle={json.dumps(bundles)}",
-        "--pool.max=1",
-        "--pool.threads=1",
-    ]
-    result = evaluate.run(command.parse(evaluate.EvaluateConfig, [*arguments, "--pool.batch_rows=7"]))
-    test = pq.read_table(fruit / "test.parquet")
-    expected = XMCClassifier.load(bundles).evaluate(test["text"].to_pylist(), test["labels"].to_pylist())
-    assert result["total"] == expected["total"] and result["bands"] == expected["bands"]
-    assert result["bundle"] == Members.read(bundles).fingerprint
 
 
 BAD = {

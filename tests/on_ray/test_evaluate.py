@@ -1,0 +1,68 @@
+"""The evaluation job on Ray: the figures are those of `XMCClassifier.evaluate`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from xmc_ray import command
+from xmc_ray.bundle.ensemble import Members
+from xmc_ray.classifier import XMCClassifier
+from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.on_ray import evaluate
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def run(documents: Path, bundle: object, *further: str) -> dict[str, Any]:
+    arguments = [f"--documents.uri={documents}", f"--bundle={bundle}", "--pool.max=1", "--pool.threads=1", *further]
+    return evaluate.run(command.parse(evaluate.EvaluateConfig, arguments))
+
+
+def by_the_classifier(documents: Path, bundle: str | list[str]) -> dict[str, Any]:
+    test = pq.read_table(documents)
+    return XMCClassifier.load(bundle).evaluate(test["text"].to_pylist(), test["labels"].to_pylist())
+
+
+def test_it_equals_the_classifier(fruit: Path, trained: Path, tmp_path: Path) -> None:
+    documents, output = fruit / "test.parquet", f"--output={tmp_path / 'evaluation'}"
+    result = run(documents, trained / "bundle", "--pool.batch_rows=7", output)
+    expected = by_the_classifier(documents, str(trained / "bundle"))
+    assert result["total"] == expected["total"] and result["bands"] == expected["bands"]
+    assert result["total"]["P@1"] > 0.9
+    assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text()) == result
+    with pytest.raises(ConfigError, match="there already"):
+        run(documents, trained / "bundle", output)
+
+
+def test_documents_without_a_known_label(trained: Path, tmp_path: Path) -> None:
+    rows = [{"id": "1", "text": "a red apple", "labels": ["unheard of"]}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test.parquet")
+    with pytest.raises(DataError, match="no document has a label that the bundle knows"):
+        run(tmp_path / "test.parquet", trained / "bundle")
+
+
+def test_actors_that_do_not_fit(fruit: Path, trained: Path) -> None:
+    with pytest.raises(ConfigError, match="too few GPUs here; found 0 GPUs, 1 actors of 2 CPU and 1 GPU"):
+        run(fruit / "test.parquet", trained / "bundle", "--pool.gpu=true")
+
+
+def test_thresholds(fruit: Path, trained: Path, bundles: list[str]) -> None:
+    documents, at_least_half = fruit / "test.parquet", "--min_precision=0.5"
+    calibration = run(documents, trained / "bundle", at_least_half)["calibration"]
+    assert calibration["calibrated"] and calibration["min_precision"] == 0.5
+    assert calibration["precision"] > 0.5 and calibration["coverage"] > 0.9 and calibration["ECE@5"] < 0.3
+    for ks in ("[1]", "[1, 14]"):  # the depths of the metrics change nothing about the scores
+        assert run(documents, trained / "bundle", at_least_half, f"--ks={ks}")["calibration"] == calibration
+    with pytest.raises(ConfigError, match=r"needs a calibrated bundle: .*/other; found no calibration"):
+        run(documents, bundles[1], at_least_half)
+
+
+def test_an_ensemble(fruit: Path, bundles: list[str]) -> None:
+    result = run(fruit / "test.parquet", json.dumps(bundles), "--pool.batch_rows=7")
+    expected = by_the_classifier(fruit / "test.parquet", bundles)
+    assert result["total"] == expected["total"] and result["bands"] == expected["bands"]
+    assert result["bundle"] == Members.read(bundles).fingerprint

@@ -1,0 +1,33 @@
+"""Errors are one printable line, and the same one after they have crossed from one process to another."""
+
+import pickle
+
+import pytest
+
+from xmc_ray.errors import ConfigError, DataError, ModelError, UnavailableError, XmcError, printable
+
+KINDS = [XmcError, ConfigError, UnavailableError, DataError, ModelError]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_line_says_what_where_found_expected_and_the_way_out(kind: type[XmcError]) -> None:
+    error = kind("a column is missing", where="a.parquet", found=["id"], expected="text", way_out="name another")
+    assert str(error) == "a column is missing: a.parquet; found ['id']; expected text; name another"
+    assert str(kind("too few", found=0)) == "too few; found 0"
+    assert str(kind("two\nlines", way_out="and \t more")) == "two lines; and more"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_survives_pickling(kind: type[XmcError]) -> None:
+    error = kind("a column is missing", where="a.parquet", found=["id"], expected="text", way_out="name another")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind and vars(again) == vars(error) and str(again) == str(error)
+
+
+def test_storage_that_does_not_answer_is_a_config_error() -> None:
+    assert issubclass(UnavailableError, ConfigError) and all(issubclass(kind, XmcError) for kind in KINDS)
+
+
+def test_only_unprintable_characters_are_replaced() -> None:
+    assert printable("a\x1b[2J\x00\x85\ud83d\uffffz") == "a\N{REPLACEMENT CHARACTER}[2J" + 4 * "\N{REPLACEMENT CHARACTER}" + "z"
+    assert printable("tab\t line\n größe 👩‍👩‍👧 \xa0") == "tab\t line\n größe 👩‍👩‍👧 \xa0"
