@@ -99,7 +99,7 @@ BOUNDS: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "patience": NOT_NEGATIVE,
     },
     PredictConfig: {"token_budget": AT_LEAST_0},
-    ReportConfig: {"documents": AT_LEAST_0, "price": ([0, LARGE], [-TINY, float("inf")])},
+    ReportConfig: {"documents": AT_LEAST_0},
     RowsConfig: {"penalty": ABOVE_0, "steps": AT_LEAST_1, "join": SHARE},
     TagConfig: {
         "k": AT_LEAST_1,

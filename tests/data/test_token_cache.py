@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from xmc_ray import storage
 from xmc_ray.data import token_cache
+from xmc_ray.data.epochs import CHUNK
 from xmc_ray.data.labels import LabelIndex
 from xmc_ray.data.token_cache import MARKER, TokenCache, write_tokens
 from xmc_ray.errors import DataError
@@ -72,3 +75,13 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no document is left to train on: here; found .*'train': 0"):
         write_tokens(str(tmp_path), LABELS, {}, {"train": tables(), "validation": tables(1)}, "here")
     assert not storage.exists(tmp_path / MARKER)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 10**6))
+def test_chunks_are_taken_evenly_and_enough_of_them(held_out: int, most: int) -> None:
+    chunks = TokenCache("folder", "attempt", {"validation": held_out}).some("validation", most).tolist()
+    n_chunks = -(-held_out // CHUNK)
+    assert chunks == sorted(set(chunks)) and set(chunks) <= set(range(n_chunks))
+    assert len(chunks) == min(n_chunks, -(-most // CHUNK))
+    assert np.ptp(np.diff(chunks)) <= 1 if len(chunks) > 2 else True

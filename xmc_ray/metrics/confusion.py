@@ -33,11 +33,14 @@ EXAMPLES = 20  # of each kind
 
 
 class Confusion(NamedTuple):
-    """A label that was predicted and wrong, one that was true and missed, and the documents where they met."""
+    """A label that was predicted and wrong and one that was true and missed, by their ids, in the same documents."""
 
     predicted: int
     missed: int
     documents: int
+    """Where they meet."""
+    support: int
+    """Documents with the missed label."""
 
 
 class Example(NamedTuple):
@@ -82,7 +85,8 @@ class Findings:
         """The ``n`` pairs that meet most often, the most frequent first, then by ids."""
         best = np.lexsort((self._pairs, -self._counts))[:n]
         predicted, missed = np.divmod(self._pairs[best], len(self.truth_L))
-        return [Confusion(*row) for row in np.stack([predicted, missed, self._counts[best]], axis=1).tolist()]
+        columns = [predicted, missed, self._counts[best], self.truth_L[missed]]
+        return [Confusion(*row) for row in np.stack(columns, axis=1).tolist()]
 
     def examples(self, *, right: bool) -> list[Example]:
         """At most ``EXAMPLES`` documents, drawn by chance, whose best tag is right, or wrong."""

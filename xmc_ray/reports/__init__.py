@@ -1,1 +1,1 @@
-"""HTML reports of nights and of training runs: self-contained pages, without a script or anything from the network."""
+"""HTML reports of tagging and training runs: self-contained pages, without scripts and without network access."""

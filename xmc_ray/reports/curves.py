@@ -1,6 +1,6 @@
-"""The journal of a training run as curves: figures over steps, and what the run has cost.
+"""The journal of a training run as curves: its figures over steps.
 
-A run that was killed goes on from a checkpoint and tells some steps again: what it told of them before does not count.
+A run that was killed resumes from a checkpoint and writes some steps again: what it wrote of them before does not count.
 """
 
 import json
@@ -10,14 +10,13 @@ from math import isfinite
 from typing import Any
 
 Points = list[tuple[int, float]]
-
-
-"""(step, value), steps rising."""
+"""(step, value), by rising step."""
 
 
 @dataclass(frozen=True)
 class Curves:
-    """``points`` of every figure by its name; how often the run ``resumed`` at an earlier step; lines left out, ``broken``."""
+    """``points`` of every figure by its name, how often the run ``resumed`` at an earlier step, and the number of ``broken``
+    lines that were left out."""
 
     points: Mapping[str, Points] = field(default_factory=dict)
     resumed: int = 0
@@ -25,10 +24,10 @@ class Curves:
 
     @classmethod
     def read(cls, lines: Iterable[bytes]) -> "Curves":
-        """From the lines of ``metrics.jsonl``. What is no JSON object with a ``step`` is left out and counted.
+        """From the lines of ``metrics.jsonl``. A line that is not a JSON object with a ``step`` is left out and counted.
 
-        A step is told of twice at most, its losses first and its validation after them: a run that has gone back is one whose
-        lines do not rise by step and kind.
+        A step has at most two lines, its losses first and its validation after them: where lines do not rise by step and
+        kind, the run has gone back.
         """
         kept: list[tuple[tuple[int, bool], dict[str, float]]] = []
         resumed = broken = 0
@@ -38,25 +37,25 @@ class Curves:
                 broken += bool(line.strip())
                 continue
             step, figures = entry
-            place = step, "loss" not in figures
-            resumed += bool(kept) and kept[-1][0] >= place
-            while kept and kept[-1][0] >= place:
+            position = step, "loss" not in figures
+            resumed += bool(kept) and kept[-1][0] >= position
+            while kept and kept[-1][0] >= position:
                 kept.pop()
-            kept.append((place, figures))
+            kept.append((position, figures))
         points: dict[str, dict[int, float]] = {}
         for (step, _), figures in kept:
             for name, value in figures.items():
-                points.setdefault(name, {})[step] = value  # both lines of a step tell the seconds
-        return cls({name: list(told.items()) for name, told in points.items()}, resumed, broken)
+                points.setdefault(name, {})[step] = value  # both lines of a step have the seconds
+        return cls({name: list(values.items()) for name, values in points.items()}, resumed, broken)
 
     def last(self, name: str) -> float | None:
-        """The newest value, if there is any."""
+        """The newest value of a figure; None if it has none."""
         return self.points[name][-1][1] if name in self.points else None
 
     @property
     def step(self) -> int:
-        """The last one that is told of; 0 if none is."""
-        return max((told[-1][0] for told in self.points.values()), default=0)
+        """The last step of any figure; 0 if there is none."""
+        return max((points[-1][0] for points in self.points.values()), default=0)
 
 
 def _entry(line: bytes) -> tuple[int, dict[str, float]] | None:

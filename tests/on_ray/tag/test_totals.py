@@ -9,8 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from fruit import manifest_of, write
+from pages import Page
 
 from xmc_ray.errors import DataError
+from xmc_ray.metrics.calibration import SCORE_BINS
+from xmc_ray.metrics.drift import DriftConfig
+from xmc_ray.on_ray.tag.pieces import OUTCOMES
 from xmc_ray.on_ray.tag.totals import Account, progress
 
 
@@ -53,3 +57,29 @@ def test_labels_that_have_moved_are_reported_or_fail_the_night(
     folder = tag(catalogue)
     assert "warning: the labels have moved from those of training: PSI" in capsys.readouterr().out
     assert manifest_of(folder)["drift"]["training"] > 0.5
+
+
+def test_the_report_is_made_of_the_sums() -> None:
+    account = Account(pa.table({"label": ["red", "green"], "name": ["Rosso", None], "count": [500, 500]}))
+    histogram = [0] * SCORE_BINS
+    histogram[-1] = 1000
+    sample = {"digest": "d", "id": "a", "text": "a red apple", "labels": ["red"], "names": ["Rosso"], "scores": [0.97]}
+    account.add(
+        {
+            **dict.fromkeys(OUTCOMES, 0),
+            "tagged": 1000,
+            "rejected": 2,
+            "reasons": {"text is empty": 2},
+            "scores": histogram,
+            "labels": ([0], [1000], [970.0]),
+            "samples": [sample],
+        }
+    )
+    times = {"started": "2026-11-23T02:00:00+00:00", "ended": "2026-11-23T02:00:09+00:00", "documents_per_second": 111.3}
+    manifest = {**times, "bundle": "0123", "config": {"k": 5}, **account.manifest()}
+    page, warnings = account.close("dt=2026-11-23", manifest, None, DriftConfig())
+    texts = Page(page).texts
+    assert {"1,002", "111.3", "Rosso", "a red apple", "0.97", "text is empty"} <= set(texts)
+    assert "green" in texts and len(warnings) == 1, "its share has fallen to nothing"
+    with pytest.raises(DataError, match=r"moved too far from those of training; found PSI .*, most of it from (red|green)"):
+        account.close("dt=2026-11-23", manifest, None, DriftConfig(fail=0.5))

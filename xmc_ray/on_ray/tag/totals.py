@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,12 @@ from xmc_ray.metrics.calibration import SCORE_BINS
 from xmc_ray.metrics.drift import Drift, DriftConfig, psi, worst
 from xmc_ray.on_ray.tag.output import COUNTS, MANIFEST
 from xmc_ray.on_ray.tag.pieces import OUTCOMES, Summary
-from xmc_ray.reports.tagging import LabelCount, LabelDrift, LabelShift, Night, Sample, report
+from xmc_ray.reports.tagging import Night, tagging_report
 
 _SHOWN_LABELS = 1000  # in the manifest, the most frequent ones; a million lines are read by nobody
 
 
-_FREQUENT, _SAMPLES = 20, 20  # in the report
+_SAMPLES = 20  # in the report
 
 
 @dataclass
@@ -110,65 +110,33 @@ class Account:
         """The report as a page, and warnings. ``manifest`` gets the drift; DataError if it is more than the config allows."""
         drifts = {"training": self.drift_from_training(), "previous": self.drift_from_night(previous) if previous else None}
         manifest["drift"] = {name: drift and drift.total for name, drift in drifts.items()}
-        warnings, parts = [], {}
+        warnings = []
         for name, drift in drifts.items():
-            if drift is None:
-                continue
-            parts[name] = LabelDrift(total=drift.total, config=config, worst=self._shifts(drift))
-            verdict = config.verdict(drift.total)
-            if verdict == "fail":
+            verdict = config.verdict(drift.total) if drift else "unknown"
+            if drift and verdict == "fail":
+                labels = ", ".join(self.labels["label"][shift.label].as_py() for shift in worst(drift, 5))
                 raise DataError(
                     f"the labels have moved too far from those of {name}",
-                    found=f"PSI {drift.total:.3f}, most of it from {', '.join(shift.label for shift in parts[name].worst[:5])}",
+                    found=f"PSI {drift.total:.3f}, most of it from {labels}",
                     expected=f"at most {config.fail}",
                     way_out="give another bundle, or run again with a higher drift.fail; what is done stays done",
                 )
-            if verdict == "warn":
+            if drift and verdict == "warn":
                 warnings.append(f"the labels have moved from those of {name}: PSI {drift.total:.3f}, more than {config.warn}")
         before = storage.join(previous, MANIFEST) if previous else None
-        scores = storage.read_json(before)["scores"] if before and storage.exists(before) else None
-        return report(self._night(title, manifest, parts, scores, warnings)), warnings
-
-    def _night(
-        self,
-        title: str,
-        manifest: Mapping[str, Any],
-        drifts: Mapping[str, LabelDrift],
-        scores: list[int] | None,
-        warnings: list[str],
-    ) -> Night:
-        most = np.argsort(-self.label_counts, kind="stable")[:_FREQUENT]
-        return Night(
+        night = Night(
             title=title,
-            started=datetime.fromisoformat(manifest["started"]),
-            ended=datetime.fromisoformat(manifest["ended"]),
-            documents=self.documents,
-            **{name: self.counts[name] for name in OUTCOMES},
-            duplicates=self.reasons["duplicate id"],
-            documents_per_second=manifest["documents_per_second"],
-            bundle=manifest["bundle"],
-            settings=manifest["config"],
-            rejects=dict(self.reasons.most_common()),
-            scores=self.scores.tolist(),
-            scores_before=scores,
-            distinct_labels=manifest["distinct_labels"],
-            frequent=[LabelCount(*self._named(place), int(self.label_counts[place])) for place in most.tolist()],
-            drift_previous=drifts.get("previous"),
-            drift_training=drifts.get("training"),
-            samples=[_sample(sample) for sample in self.samples],
+            manifest=manifest,
+            labels=self.labels,
+            label_counts=self.label_counts,
+            scores_before=storage.read_json(before)["scores"] if before and storage.exists(before) else None,
+            drift_previous=drifts["previous"],
+            drift_training=drifts["training"],
+            bounds=config,
+            samples=self.samples,
             warnings=warnings,
         )
-
-    def _shifts(self, drift: Drift) -> list[LabelShift]:
-        return [LabelShift(*self._named(shift.label), *shift[1:]) for shift in worst(drift)]
-
-    def _named(self, place: int) -> tuple[str, str | None]:
-        return self.labels["label"][place].as_py(), self.labels["name"][place].as_py()
-
-
-def _sample(sample: Mapping[str, Any]) -> Sample:
-    names = [name or label for name, label in zip(sample["names"] or sample["labels"], sample["labels"], strict=True)]
-    return Sample(sample["id"], sample["text"], list(zip(names, sample["scores"], strict=True)))
+        return tagging_report(night), warnings
 
 
 def _shuffled(sample: Mapping[str, Any]) -> str:
