@@ -133,7 +133,7 @@ def test_every_setting_has_its_help(job: type, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         command.parse(job, ["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "Longest text, in bytes of UTF-8" in text and "Annotated[int, at least 1], default: 1048576" in text
+    assert "Maximum length of a text in bytes of UTF-8" in text and "Annotated[int, at least 1], default: 1048576" in text
     assert "Column of the ids" in text
     assert "--output" in text
 

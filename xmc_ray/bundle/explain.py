@@ -51,11 +51,11 @@ class ExplainConfig(Settings):
     """Explain why a text gets a label, or why it does not."""
 
     bundle: str | list[str]
-    """The model: a bundle's folder, local or s3://; or a list of them, whose scores are averaged."""
+    """Bundle folder, local or s3://, or a list of them whose scores are averaged."""
     text: str
-    """The text."""
+    """The text to explain."""
     label: str
-    """The label."""
+    """The label that the text gets, or might have got."""
     documents: DocumentsConfig | None = None
     """Labelled documents, such as the training split; the nearest ones that have the label are shown."""
     nearest: PositiveInt = 3

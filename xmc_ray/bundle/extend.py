@@ -48,7 +48,7 @@ class ExtendConfig(Settings):
     bundle: str
     """The bundle's folder, local or s3://; it is not changed."""
     output: str
-    """Folder for the new bundle, empty or not there yet."""
+    """Folder for the new bundle, empty or nonexistent."""
     documents: DocumentsConfig | None = None
     """Labelled documents, with new labels and without (the negatives). The features of all of them are in memory together."""
     label_names: str | None = None

@@ -32,14 +32,14 @@ _CELLS = 1 << 24  # (document, output) cells that are in memory together
 
 @dataclass(frozen=True, kw_only=True)
 class RowsConfig(Settings):
-    """How the rows of new labels are found; see the module."""
+    """How the rows of new labels are fitted; see the module."""
 
     penalty: PositiveFloat = 1.0
-    """Weight of the squared length of a row, in documents of typical features."""
+    """L2 penalty on a row, in units of documents with typical features."""
     steps: PositiveInt = 100
-    """Most steps of L-BFGS."""
+    """Maximum number of L-BFGS steps."""
     join: Share = 0.5
-    """Least mean recall score, lifted as in prediction, of a label's documents for an existing group to take it in."""
+    """Minimum mean recall score, lifted as in prediction, that a group gives a label's documents for the label to join it."""
 
 
 class Known(NamedTuple):

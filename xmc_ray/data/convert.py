@@ -232,23 +232,23 @@ class ConvertConfig(Settings):
     """Convert a split of a public benchmark to Parquet: id, text (json: title, content), labels."""
 
     layout: Literal["lines", "json", "tsv"]
-    """lines: texts, and labels in another file; json: uid, title, content, target_ind; tsv: labels and text, maybe an id."""
+    """lines: texts, labels in a second file; json: uid, title, content, target_ind; tsv: labels, text, maybe an id."""
     documents: str
-    """File of documents, local or s3://; it may be compressed (.gz, .bz2), and so may the next two."""
+    """File of documents, local or s3://; this and the next two files may be compressed (.gz, .bz2)."""
     labels: str | None = None
-    """File with the labels of a document in the line of the document; for layout lines alone."""
+    """File with the labels of each document on the same line as the document; for layout lines only."""
     names: str | None = None
-    """File of label names: JSON lines (.json, .jsonl) of uid and title, or a name a line, the first of which is label 0's."""
+    """File of label names: JSON lines (.json, .jsonl) with uid and title, or one name per line, starting with label 0."""
     separator: str | None = None
-    """What stands between the labels of a line; None is white space. For layouts lines and tsv."""
+    """Separator of the labels on a line; None is white space. For layouts lines and tsv."""
     output: str
     """Parquet file to write, local or s3://."""
     names_output: str | None = None
     """Parquet file to write label names to (label, name), as the training job reads them."""
     rows: PositiveInt = 8192
-    """Documents in a row group, which are in memory together."""
+    """Documents per row group; a whole row group is held in memory."""
     overwrite: bool = False
-    """Replace files that are there already."""
+    """Replace existing files."""
 
     def check(self) -> None:
         """Raises ConfigError for settings that do not go together, and for outputs that are not named *.parquet."""

@@ -55,20 +55,20 @@ class Reject(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentsConfig(Settings):
-    """Where documents lie, and in which columns."""
+    """Where the documents are, and in which columns."""
 
     uri: str
-    """A file, or a folder with all below it, local or s3://: Parquet (.parquet) or JSON lines (.jsonl, .jsonl.gz, .json)."""
+    """A file, or a folder with all files below, local or s3://: Parquet (.parquet) or JSON lines (.jsonl, .jsonl.gz, .json)."""
     id: str | None = "id"
-    """Column of the ids, strings or integers; null: a document's id is its file, below ``uri``, and its row."""
+    """Column of the ids, strings or integers; null makes an id of the file, relative to ``uri``, and the row."""
     text: Annotated[list[str], Bounds(min_length=1)] = field(default_factory=lambda: ["text"])
-    """Columns of the text; several are joined in this order, without those that are null or blank."""
+    """Columns of the text, joined in this order; null and blank ones are skipped."""
     separator: str = "\n"
-    """What stands between joined texts."""
+    """Separator of joined texts."""
     labels: str = "labels"
-    """Column of the labels, a list of strings a document; looked at only where labels are needed."""
+    """Column of the labels, a list of strings per document; read only where labels are needed."""
     max_bytes: PositiveInt = 1 << 20
-    """Longest text, in bytes of UTF-8; a longer one is a mistake of whoever made the file, and rejected."""
+    """Maximum length of a text in bytes of UTF-8; longer ones are taken for errors in the file and rejected."""
 
     def columns(self, *, labelled: bool, series: str | None = None) -> Columns:
         """(setting, column that it names) of each column to read: the id, the texts and, if asked for, series and labels."""

@@ -30,11 +30,11 @@ class GroupsConfig(Settings):
     """How labels are grouped."""
 
     max_size: PositiveInt = 100
-    """Most labels in a group. 1 is flat mode: recall scores the labels themselves and there is no ranking stage."""
+    """Maximum number of labels in a group. 1 is flat mode: recall scores labels directly, without a ranking stage."""
     features: PositiveInt = 2**18
-    """Width of the hashed TF-IDF vectors (tokens and pairs of neighbouring tokens)."""
+    """Width of the hashed TF-IDF vectors (tokens and pairs of adjacent tokens)."""
     seed: NonNegativeInt = 0
-    """Seed of the clustering; another seed gives another grouping, as an ensemble wants."""
+    """Seed of the clustering; a different seed gives a different grouping, which an ensemble benefits from."""
 
 
 @dataclass(frozen=True, eq=False)

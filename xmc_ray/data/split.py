@@ -26,9 +26,9 @@ class ValidationConfig(Settings):
     """Column of the series that a document belongs to, such as a collection or a seller, strings or integers: all documents of
     a series are held out, or none, by a hash of its name. If it is null or blank, the words decide."""
     every: PositiveFloat = 1.0
-    """Epochs from one validation (and checkpoint) to the next; the end of training always has one."""
+    """Epochs from one validation (and checkpoint) to the next; there is always one at the end of training."""
     metric: str = "nDCG@5"
-    """The metric that the best checkpoint is best in."""
+    """Metric that selects the best checkpoint."""
     calibrate: bool = True
     """Reserve half of the held-out documents, by the same hash, for calibration; false chooses the epoch by all of them."""
 

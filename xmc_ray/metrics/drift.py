@@ -39,12 +39,12 @@ _PRIOR_TAGS = 0.5  # of the smaller side, added to both shares, as Jeffreys' pri
 
 @dataclass(frozen=True, kw_only=True)
 class DriftConfig(Settings):
-    """When a shift of the labels is reported, by its population stability index (PSI)."""
+    """When to report drift of the label distribution, by its population stability index (PSI)."""
 
     warn: NonNegativeFloat = 0.1
-    """PSI above which the night is warned about; 0.1 is the usual bound of a stable population."""
+    """PSI above which the night warns; 0.1 is the usual limit for a stable population."""
     fail: NonNegativeFloat | None = None
-    """PSI above which the night fails; 0.25 is the usual bound of a shift. Never, if not given."""
+    """PSI above which the night fails; 0.25 is the usual limit for a shift. None never fails."""
 
     def check(self) -> None:
         """Raises ConfigError if ``fail`` is below ``warn``."""

@@ -26,21 +26,21 @@ class EncoderConfig(Settings):
     """The transformer, and how its hidden states become features."""
 
     name: str = "bert-base-uncased"
-    """Hub name or folder, local or s3://, of any encoder that AutoModel loads from safetensors."""
+    """Hub name or folder, local or s3://, of an encoder that AutoModel can load from safetensors."""
     layers: NonNegativeInt | None = None
-    """Keep only the first n layers of the pretrained encoder; None keeps all, 0 leaves all to the lexical branch."""
+    """Keep only the first n layers of the pretrained encoder; None keeps all, 0 uses the lexical branch alone."""
     max_tokens: PositiveInt | None = None
-    """Read only the first n tokens of a document; None reads all that the tokenizer has kept."""
+    """Read only the first n tokens of a document; None reads all that the tokenizer keeps."""
     feature_layers: PositiveInt = 5
-    """How many of the last hidden states make the features; the embeddings count as one, the cut encoder's layers follow."""
+    """Number of last hidden states that form the features; the embeddings count as one, before the layers that are kept."""
     pooling: Literal["auto", "first", "last", "mean"] = "auto"
-    """Summary of a hidden state: its first or last token, or the mean of all; auto asks the tokenizer where its summary is."""
+    """Summary of a hidden state: its first or last token, or the mean of all; auto follows the tokenizer."""
     freeze: NonNegativeInt = 0
-    """Leave the embeddings and the lowest n layers as they were pretrained; 0 trains everything."""
+    """Freeze the embeddings and the lowest n layers; 0 trains everything."""
     dropout: Share | None = None
     """Dropout inside the encoder; None keeps the pretrained setting."""
     random: bool = False
-    """Start from random weights of the same shape instead of the pretrained ones."""
+    """Start from random weights instead of the pretrained ones."""
 
 
 class TextEncoder(nn.Module):

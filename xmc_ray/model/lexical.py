@@ -34,11 +34,11 @@ class LexicalConfig(Settings):
     """The lexical branch; see the module."""
 
     width: NonNegativeInt = 0
-    """H, the number of features it gives; 0 does without it."""
+    """H, the number of its features; 0 turns the branch off."""
     columns: PositiveInt = 2**20
-    """F, the columns that terms are hashed to; two terms in one column share a vector. A column itself costs 8 bytes."""
+    """F, the columns that terms are hashed to; terms that collide share a vector. Each column costs 8 bytes."""
     rarest: PositiveInt = 2
-    """Leave out columns that fewer training documents than this have: nothing is learned from a term seen once."""
+    """Minimum number of training documents in which a column must occur: nothing is learned from a term seen once."""
 
 
 class LexicalBranch(nn.Module):

@@ -44,7 +44,7 @@ class ModelConfig(Settings):
     dropout: Share = 0.5
     """Dropout of the features."""
     table: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the label vectors; auto is bfloat16, rounded by chance, on a GPU and float32 on a CPU."""
+    """Data type of the label vectors; auto is bfloat16 with stochastic rounding on a GPU and float32 on a CPU."""
     lift: Annotated[float, Bounds(ge=0, le=2)] = 0.0
     """How far predictions raise rare labels, 0 to 2: with 1 a group's odds are divided by its labels' mean propensity."""
 

@@ -26,7 +26,7 @@ class PredictConfig(Settings):
     """How documents are predicted, independent of how the model was trained."""
 
     token_budget: NonNegativeInt = 0
-    """Most tokens, padding included, that go through the encoder at once; 0 is 8,192 on a GPU and 2,048 on a CPU."""
+    """Maximum number of tokens, padding included, in a batch of the encoder; 0 is 8,192 on a GPU and 2,048 on a CPU."""
     precision: Precision = "auto"
     """Arithmetic; auto is bfloat16 on a GPU and float32 on a CPU. It changes scores a little."""
 

@@ -32,7 +32,7 @@ class TextConfig(Settings):
     """How text becomes tokens."""
 
     max_tokens: PositiveInt = 128
-    """Longest document in tokens, special tokens included; the rest of a longer one is cut off and counted."""
+    """Maximum length of a document in tokens, special tokens included; longer ones are truncated and counted."""
 
 
 class Tokenizer:

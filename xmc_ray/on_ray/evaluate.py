@@ -32,13 +32,13 @@ class EvaluateConfig(Settings):
     documents: DocumentsConfig
     """The test split."""
     bundle: str | list[str]
-    """The model: a bundle's folder, local or s3://; or a list of them, whose scores are averaged."""
+    """Bundle folder, local or s3://, or a list of them whose scores are averaged."""
     output: str | None = None
-    """Folder for metrics.json, empty or not there yet; without it the table is only printed."""
+    """Folder for metrics.json; if not given, the table is only printed."""
     ks: Annotated[list[PositiveInt], Bounds(min_length=1)] = field(default_factory=lambda: [1, 3, 5, 10])
-    """Depths at which metrics are taken."""
+    """Values of k at which metrics are computed."""
     min_precision: OpenShare | None = None
-    """Also measure the tags that thresholds for this precision leave; needs calibrated bundles."""
+    """Also evaluate the tags that pass the thresholds for this precision; needs calibrated bundles."""
     pool: PoolConfig = field(default_factory=PoolConfig)
 
 
@@ -131,12 +131,12 @@ def _score(
 
 @dataclass(frozen=True, kw_only=True)
 class GateConfig(Settings):
-    """The least that a bundle has to reach on documents whose labels are known."""
+    """Minimum quality that a bundle must reach on labelled documents before it tags anything."""
 
     documents: DocumentsConfig | None = None
-    """Documents whose labels are known; no gate, if not given."""
+    """Labelled documents; without them there is no gate."""
     at_least: dict[str, Share] = field(default_factory=dict)
-    """Metrics, such as P@1, and the least value of each, 0 to 1."""
+    """Minimum value, 0 to 1, of each of some metrics, such as P@1."""
 
     def check(self) -> None:
         """Raises ConfigError if only one of the two is given."""

@@ -36,13 +36,13 @@ class PoolConfig(Settings):
     gpu: bool = False
     """Give each actor a GPU."""
     cpus: PositiveInt = 2
-    """CPUs that an actor asks the cluster for; with 1 and no GPU, Ray would tokenise inside the actor, one after the other."""
+    """CPUs that an actor requests; with 1 and no GPU, Ray would tokenise inside the actor, sequentially."""
     threads: NonNegativeInt = 0
     """Threads of an actor on a CPU; 0 shares the machine's cores among ``max`` actors."""
     batch_rows: PositiveInt = 2048
-    """Documents that an actor takes at a time and sorts by length; in tagging it takes a whole piece."""
+    """Documents that an actor takes at a time and sorts by length; in tagging, always a whole piece."""
     token_budget: NonNegativeInt = 0
-    """Most tokens, padding included, that go through the encoder at once; 0 is 8,192 on a GPU and 2,048 on a CPU."""
+    """Maximum number of tokens, padding included, in a batch of the encoder; 0 is 8,192 on a GPU and 2,048 on a CPU."""
     patience: NonNegativeFloat = 30.0
     """Minutes to wait for a cluster that has no room for ``min`` actors yet."""
 
@@ -86,9 +86,9 @@ class ScoringConfig(Settings):
     """How an actor computes scores; it changes them."""
 
     scoring: Literal["grouped", "exact", "auto"] = "grouped"
-    """grouped ranks the labels of the best groups, exact ranks all labels; auto takes exact where it is as fast."""
+    """grouped ranks the labels of the best groups, exact ranks all labels; auto uses exact where it is as fast."""
     precision: Precision = "auto"
-    """Arithmetic; auto is bfloat16 on a GPU and float32 on a CPU, bfloat16 is for CPUs that multiply in it."""
+    """Arithmetic; auto is bfloat16 on a GPU and float32 on a CPU, bfloat16 on a CPU needs hardware support to be fast."""
 
 
 class Predictor:

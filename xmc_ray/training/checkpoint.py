@@ -64,11 +64,11 @@ class CheckpointsConfig(Settings):
     """When the state of training is saved, and how much is kept."""
 
     steps: PositiveInt | None = None
-    """Save every so many steps; None leaves it to the clock and to validation, which always saves."""
+    """Save every n steps; None saves by the clock and at each validation only."""
     minutes: PositiveFloat = 10.0
-    """Save when so many minutes of training have passed since the last time."""
+    """Minutes of training from one save to the next."""
     keep_last: PositiveInt = 2
-    """How many of the newest are kept; the best by validation is kept besides."""
+    """Number of most recent checkpoints to keep, in addition to the best by validation."""
 
 
 @dataclass(frozen=True, kw_only=True)

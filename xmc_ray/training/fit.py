@@ -26,7 +26,7 @@ from xmc_ray.training.optim import OptimConfig
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig(Settings):
-    """Everything that decides what a model becomes."""
+    """Everything that determines the trained model."""
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     text: TextConfig = field(default_factory=TextConfig)

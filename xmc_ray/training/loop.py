@@ -26,24 +26,24 @@ from xmc_ray.training.optim import Averager, OptimConfig, Optimizer
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig(Settings):
-    """How long, in what portions and how exactly to train."""
+    """Length, batches and precision of training."""
 
     epochs: PositiveInt = 10
     """Passes over the training documents."""
     minutes: PositiveFloat | None = None
-    """Stop after so many minutes of training even when epochs are left; the schedule is squeezed to end there."""
+    """Stop after this many minutes even if epochs are left; the schedule is shortened to end there."""
     batch_size: Annotated[int, Bounds(ge=1, le=CHUNK)] = 32
-    """Documents in a step, all workers together; a few more or less, so that no step is a short one."""
+    """Documents per step over all workers; a few more or less, so that all steps are of about the same size."""
     accumulate: PositiveInt = 1
-    """Parts that a worker's share of a step is computed in, one after the other; saves memory, changes no result."""
+    """Number of parts in which a worker processes its share of a step; saves memory, does not change the result."""
     window: PositiveInt = 4096
-    """Documents of the shuffled stream that are sorted by length together."""
+    """Documents of the shuffled stream that are sorted by length at a time."""
     precision: Precision = "auto"
     """Arithmetic of the forward pass; auto is bfloat16 on a GPU and float32 on a CPU. Weights stay float32."""
     token_budget: PositiveInt = 8192
-    """Most tokens, padding included, in a batch of prediction."""
+    """Maximum number of tokens, padding included, in a batch of prediction."""
     seed: NonNegativeInt = 6088
-    """Seed of weights, dropout and the order of documents."""
+    """Seed of the weights, dropout and the order of documents."""
 
     @property
     def prediction(self) -> PredictConfig:

@@ -39,13 +39,13 @@ class OptimConfig(Settings):
     weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay; biases and normalisation layers have none."""
     warmup: Share = 0.05
-    """Share of the training in which learning rates rise from 0 to their peak."""
+    """Share of training in which learning rates rise from 0 to their peak."""
     decay: bool = True
     """Let learning rates fall linearly to 0 after the warm-up; false keeps them at their peak."""
     clip_norm: NonNegativeFloat = 10.0
-    """Largest norm of the gradient of the encoder, and of the bottleneck, each by itself; 0 turns clipping off."""
+    """Maximum gradient norm of the encoder and of the bottleneck, each by itself; 0 turns clipping off."""
     swa_start: Share = 1.0
-    """Share of the training after which weights are averaged; 1 turns averaging off."""
+    """Share of training after which weights are averaged; 1 turns averaging off."""
     swa_every: PositiveInt = 50
     """Steps from one averaged set of weights to the next."""
 

@@ -52,27 +52,27 @@ class TagConfig(Settings):
     documents: DocumentsConfig
     """The catalogue."""
     bundle: str | list[str]
-    """The model: a bundle's folder, local or s3://; or a list of them, whose scores are averaged."""
+    """Bundle folder, local or s3://, or a list of them whose scores are averaged."""
     output: str = field(metadata=MAY_CHANGE_ON_RESUME)
-    """Where the folders of the days lie."""
+    """Folder that contains a folder for each day."""
     date: str | None = field(default=None, metadata=MAY_CHANGE_ON_RESUME)
     """The day, YYYY-MM-DD, that names the folder; today (UTC) if not given."""
     previous: str | None = None
-    """A finished night whose tags are taken over for documents that have not changed: its folder, or `last`."""
+    """A finished night whose tags are reused for unchanged documents: its folder, or `last`."""
     k: PositiveInt = 10
-    """Most tags a document gets."""
+    """Maximum number of tags per document."""
     min_score: Share = 0.0
-    """Tags with a lower score are left out."""
+    """Minimum score of a tag."""
     min_precision: OpenShare | None = None
-    """Tags below the threshold with which their label reaches this precision are left out; needs calibrated bundles."""
+    """Drop tags below the threshold at which their label reaches this precision; needs calibrated bundles."""
     max_reject_share: Share = field(default=0.01, metadata=MAY_CHANGE_ON_RESUME)
     """Share of rejected documents above which the night fails."""
     overwrite: bool = field(default=False, metadata=MAY_CHANGE_ON_RESUME)
-    """Make the night anew, beside what another run has left in the day's folder, and replace that at the end."""
+    """Tag again even if the day's folder holds another run, which stays until it is replaced at the end."""
     commit_rows: Annotated[int, Bounds(ge=2)] = field(default=20_000, metadata=MAY_CHANGE_ON_RESUME)
-    """Documents that a kill costs at most, for each actor."""
+    """Maximum number of documents per actor that are lost when the job is killed."""
     target_bytes: PositiveInt = field(default=128 << 20, metadata=MAY_CHANGE_ON_RESUME)
-    """Size of the files of tags, about."""
+    """Approximate size of the files of tags."""
     model: ScoringConfig = field(default_factory=ScoringConfig)
     pool: PoolConfig = field(default_factory=PoolConfig, metadata=MAY_CHANGE_ON_RESUME)
     gate: GateConfig = field(default_factory=GateConfig, metadata=MAY_CHANGE_ON_RESUME)

@@ -86,7 +86,7 @@ class TrainConfig(FitConfig):
     resume: str = field(default="auto", metadata=MAY_CHANGE_ON_RESUME)
     """auto resumes an unfinished run in the run folder; never requires an empty one; else the address of a checkpoint."""
     cache: str | None = field(default=None, metadata=MAY_CHANGE_ON_RESUME)
-    """Folder for the documents' tokens, to be used by several runs; None keeps them in the run folder until it is finished."""
+    """Folder for the documents' tokens, shared by several runs; None keeps them in the run folder until the run is finished."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig, metadata=MAY_CHANGE_ON_RESUME)
     workers: WorkersConfig = field(default_factory=WorkersConfig, metadata=MAY_CHANGE_ON_RESUME)

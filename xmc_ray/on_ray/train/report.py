@@ -29,7 +29,7 @@ class ReportConfig(Settings):
     """The report of a finished run."""
 
     documents: NonNegativeInt = 100_000
-    """Held-out documents that are predicted for it, at most, rounded up to whole chunks of 4,096; 0 predicts none."""
+    """Maximum number of held-out documents to predict for it, rounded up to chunks of 4,096; 0 predicts none."""
 
 
 @dataclass(frozen=True, kw_only=True)
