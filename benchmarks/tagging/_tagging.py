@@ -44,7 +44,7 @@ from xmc_ray.on_ray.tag import job as tagging
 from xmc_ray.on_ray.tag import runner
 from xmc_ray.on_ray.tag.job import TagConfig
 from xmc_ray.on_ray.tag.output import Night
-from xmc_ray.on_ray.tag.pieces import ReadPieces, Summary, WritePieces
+from xmc_ray.on_ray.tag.pieces import PieceReader, PieceWriter, Summary
 from xmc_ray.training.fit import FitConfig, build_model
 
 CORES = os.cpu_count() or 1
@@ -199,7 +199,7 @@ def process_start() -> float:
     return time.time() - up + ticks / os.sysconf("SC_CLK_TCK")
 
 
-class TimedRead(ReadPieces):
+class TimedRead(PieceReader):
     """Notes the reading and tokenising of each piece."""
 
     def __call__(self, pieces: list[dict[str, Any]]) -> Iterator[tuple[int, pa.Table]]:
@@ -229,7 +229,7 @@ class TimedPredictor(Predictor):
             return super().__call__(table)
 
 
-class TimedWrite(WritePieces):
+class TimedWrite(PieceWriter):
     """Notes the writing of each piece."""
 
     def __call__(self, number: int, table: pa.Table) -> Summary:
@@ -328,7 +328,7 @@ def diary() -> Iterator[Diary]:
 @contextmanager
 def timed_stages() -> Iterator[None]:
     """Put the stages that take notes in the place of the library's."""
-    stages: dict[str, Any] = {"ReadPieces": TimedRead, "Predictor": TimedPredictor, "WritePieces": TimedWrite}
+    stages: dict[str, Any] = {"PieceReader": TimedRead, "Predictor": TimedPredictor, "PieceWriter": TimedWrite}
     steps = {"scan": "scan", "settle_scoring": "scoring"}
     stages |= {name: _noting(what, getattr(tagging, name)) for name, what in steps.items()}
     with ExitStack() as stack:

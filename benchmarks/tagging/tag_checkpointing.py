@@ -46,7 +46,7 @@ from xmc_ray.on_ray.tag import job
 from xmc_ray.on_ray.tag.job import TagConfig
 from xmc_ray.on_ray.tag.pieces import TagColumns
 from xmc_ray.on_ray.tag.plan import Plan
-from xmc_ray.on_ray.tag.runner import RayRunner
+from xmc_ray.on_ray.tag.runner import Runner
 from xmc_ray.on_ray.tag.scan import scan
 
 BAR, WARM = 0.05, 2_000
@@ -54,7 +54,7 @@ BAR, WARM = 0.05, 2_000
 
 @dataclass(frozen=True)
 class CountPieces:
-    """In the place of `WritePieces`: makes the columns of the tags and counts them."""
+    """In the place of `PieceWriter`: makes the columns of the tags and counts them."""
 
     columns: TagColumns
 
@@ -65,7 +65,7 @@ class CountPieces:
 def plan_of(config: TagConfig) -> Plan:
     pieces = job._PIECES_AN_ACTOR * config.pool.max
     rules = Rules.of(config.documents, labelled=False)
-    return scan(list_inputs(config.documents), rules, [], config.commit_rows // 2, pieces, RayRunner())
+    return scan(list_inputs(config.documents), rules, [], config.commit_rows // 2, pieces, Runner())
 
 
 def off(book: Diary, config: TagConfig, plan: Plan) -> Timed:
@@ -77,7 +77,7 @@ def off(book: Diary, config: TagConfig, plan: Plan) -> Timed:
     read = TimedRead(Rules.of(config.documents, labelled=False), tokenizers)
     predictor = partial(TimedPredictor, members.uris, config.k, config.pool, config.model)
     groups = job._neighbours(plan.pieces, ())
-    rows = sum(piece["rows"] for piece in RayRunner().run_pieces(groups, read, predictor, CountPieces(columns), config.pool))
+    rows = sum(piece["rows"] for piece in Runner().run_pieces(groups, read, predictor, CountPieces(columns), config.pool))
     assert rows == plan.rows, f"{rows} of {plan.rows} rows"
     return Timed("", began, time.time(), book.since(began))
 

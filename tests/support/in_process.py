@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow as pa
 
 from xmc_ray.on_ray.predictor import PoolConfig
-from xmc_ray.on_ray.tag.runner import Predict, Read, Row, Write
+from xmc_ray.on_ray.tag.runner import Predict, Read, Row, Runner, Write
 
 
-class InProcess:
+class InProcess(Runner):
     """The runner of most tests; a value is its own handle."""
 
     def start(self, pool: PoolConfig) -> PoolConfig:

@@ -1,7 +1,7 @@
-"""Documents in: the files of a catalogue or of a training set, and a stream of what they hold.
+"""Streams of documents on Ray Data: read from the files of a catalogue or a training set, and tokenised.
 
-Row by row, what does not fit is told in the column ``reason``. A file that cannot be read is an error here, where a model
-is trained or measured; a night of tagging passes over it (`census`).
+A row that cannot be used has a ``reason``. A file that cannot be read is an error, because a model is trained or evaluated on
+these streams; a night of tagging rejects its rows instead (`tag.scan`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,11 +22,11 @@ from xmc_ray.storage.files import FileInfo
 def read_documents(
     config: DocumentsConfig, *, labelled: bool, series: str | None = None, files: list[FileInfo] | None = None
 ) -> ray.data.Dataset:
-    """A stream of what `documents.Rules` makes of the files, file by file and row by row; ``series``: the column of that.
+    """The rows of all files as `documents.Rules` gives them, in order; ``series`` names the column of the series, if any.
 
-    ``files``: what `list_inputs` gave before, so that no file is read that has arrived since. Raises DataError for columns that
-    are missing or of a wrong type, judging by the first files that have rows, and if none has any; a task raises it for a file
-    that cannot be read.
+    ``files``: what `list_inputs` has returned before, so that no file is read that has arrived since. Raises DataError if
+    columns are missing or of a wrong type in the first files that have rows, and if no file has any; a task raises it for a
+    file that cannot be read.
     """
     files = list_inputs(config) if files is None else files
     check_columns(files, config, labelled=labelled, series=series)
@@ -37,7 +37,7 @@ def read_documents(
 
 
 class _Read:
-    """A task that reads what its rows name."""
+    """A task that reads the parts that its rows describe."""
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
@@ -52,23 +52,23 @@ class _Read:
 
 
 def tokenise(documents: ray.data.Dataset, *tokenizers: Tokenizer, held_out: ValidationConfig | None = None) -> ray.data.Dataset:
-    """``text`` becomes ``tokens`` (list<int32>, empty for rejects), ``truncated`` and ``held_out`` (int8), on CPU tasks.
+    """Replaces ``text`` by ``tokens`` (list<int32>, empty for rejects), ``truncated`` and ``held_out`` (int8), in CPU tasks.
 
-    Each tokenizer has its own `token_columns`; ``truncated`` is what any of them cuts off. ``held_out`` is 0, 1 for
-    documents that choose the best epoch, 2 for those that calibrate, by ``series`` or ``text``, which are left out; other
-    columns stay as they are.
+    Each tokenizer has its own `token_columns`; ``truncated`` says whether any of them cuts a text off. ``held_out`` is 1 for
+    documents that choose the best epoch, 2 for those that calibrate, chosen by ``series`` or else by ``text``, and 0 for all
+    others. ``series`` is dropped, too; other columns stay.
     """
     task = partial(tokenise_table, tokenizers=tokenizers, held_out=held_out)
     return documents.map_batches(task, batch_format="pyarrow", batch_size=2048)
 
 
 def token_columns(n_tokenizers: int) -> list[str]:
-    """The columns of several tokenizers' tokens: ``tokens``, ``tokens_1``, and so on."""
+    """The column of each tokenizer's tokens: ``tokens``, ``tokens_1``, and so on."""
     return ["tokens", *(f"tokens_{number}" for number in range(1, n_tokenizers))]
 
 
 def tokenise_table(table: pa.Table, tokenizers: Sequence[Tokenizer], held_out: ValidationConfig | None = None) -> pa.Table:
-    """What `tokenise` does with a batch."""
+    """A batch of `tokenise`."""
     good = pc.is_null(table["reason"]).combine_chunks()
     texts = pc.if_else(good, table["text"].combine_chunks().fill_null(""), "")
     encoded = [tokenizer.encode(texts) for tokenizer in tokenizers]
@@ -79,4 +79,4 @@ def tokenise_table(table: pa.Table, tokenizers: Sequence[Tokenizer], held_out: V
     has_series = "series" in table.column_names
     series = table["series"].combine_chunks() if has_series else pa.nulls(len(table), pa.string())
     table = table.append_column("held_out", pa.array(held_out_use(texts, series, held_out), pa.int8()))
-    return table.drop_columns([*["series"] * has_series, "text"])
+    return table.drop_columns(["text", *(["series"] * has_series)])

@@ -102,9 +102,9 @@ def held_job(latch: Latch, arguments: list[str], **environment: str) -> "subproc
 
 SLOW = pytest.mark.slow
 STAGES = [
-    pytest.param("ReadStage", "ReadPieces", 0, marks=SLOW),
-    ("TagStage", "Predictor", 3),
-    pytest.param("WriteStage", "WritePieces", 3, marks=SLOW),
+    pytest.param("ReadPieces", "PieceReader", 0, marks=SLOW),
+    ("TagPieces", "Predictor", 3),
+    pytest.param("WritePieces", "PieceWriter", 3, marks=SLOW),
 ]
 
 
@@ -137,7 +137,7 @@ def test_a_write_is_killed_between_its_two_files(
 
     def half_done() -> bool:
         rejects = {path.name for path in (work / "rejects").glob("[!.]*")}
-        return bool(rejects - pieces(tmp_path)) and kill(processes("WriteStage"))
+        return bool(rejects - pieces(tmp_path)) and kill(processes("WritePieces"))
 
     with running(lambda: job.tag(parse(arguments(tmp_path)))) as outcome:
         wait_for(half_done, outcome)
@@ -155,17 +155,17 @@ def test_a_kill_costs_an_actor_no_more_than_it_may(
     """All actors and all writers at once: rows that are tagged a second time."""
     begun = tmp_path / "begun"
 
-    class Watched(runner.TagStage):
+    class Watched(runner.TagPieces):
         def __call__(self, packed: pa.Table) -> pa.Table:
             with begun.open("a") as file:
                 file.writelines(f"{number}\n" for number in packed["piece"].to_pylist())
             return super().__call__(packed)
 
-    monkeypatch.setattr(runner, "TagStage", Watched)
+    monkeypatch.setattr(runner, "TagPieces", Watched)
     monkeypatch.setattr(job, "Predictor", latch.let(8).hold(job.Predictor))
     with running(lambda: job.tag(parse(arguments(tmp_path)))) as outcome:
         wait_for(lambda: len(pieces(tmp_path)) >= 8 and latch.waiting(), outcome)
-        kill(processes("Watched") + processes("WriteStage"))
+        kill(processes("Watched") + processes("WritePieces"))
         latch.open()
     assert night(outcome["result"]) == undisturbed
     tagged = Counter(begun.read_text().split())
@@ -219,7 +219,7 @@ def test_kills_at_random(
         wait_for(lambda: pieces(tmp_path), outcome)
         while killed < 10 and not outcome:
             time.sleep(rng.uniform(0.05, 0.5))
-            working = [pid for stage in ("ReadStage", "TagStage", "WriteStage") for pid in processes(stage)]
+            working = [pid for stage in ("ReadPieces", "TagPieces", "WritePieces") for pid in processes(stage)]
             killed += kill(rng.sample(working, 1)) if working else 0
             latch.let(1 + killed)
         latch.open()

@@ -13,7 +13,7 @@ import pytest
 from fruit import document, manifest_of, read_night, write
 
 from xmc_ray.errors import DataError
-from xmc_ray.on_ray.tag.pieces import TagColumns, WritePieces, finished
+from xmc_ray.on_ray.tag.pieces import PieceWriter, TagColumns, finished
 from xmc_ray.on_ray.tag.plan import Plan
 
 
@@ -33,7 +33,7 @@ def test_tags_are_cut_at_the_minimum_and_at_thresholds() -> None:
 def test_a_piece_that_was_cut_short_is_not_done(tmp_path: Path) -> None:
     labels = pa.table({"label": ["a"], "name": pa.array([None], pa.string())})
     empty = pa.table({name: pa.array([], kind) for name, kind in EMPTY.items()})
-    write_pieces = WritePieces(str(tmp_path), TagColumns(labels, "model", 0.0))
+    write_pieces = PieceWriter(str(tmp_path), TagColumns(labels, "model", 0.0))
     summaries = [write_pieces(number, empty) for number in range(3)]
     path = tmp_path / "pieces" / "t000001.parquet"
     path.write_bytes(path.read_bytes()[:100])

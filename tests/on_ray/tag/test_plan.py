@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xmc_ray.on_ray.tag.plan import PIECES, REUSED, Duplicates, Plan, merged, pack, piece_name, reused, unpacked
+from xmc_ray.on_ray.tag.plan import PIECES, REUSED, Plan, merged, pack, piece_name, reused, unpacked
 from xmc_ray.storage.files import FileInfo
 
 FILES = [FileInfo(uri=name, size=1, version="") for name in ("a", "b")]
@@ -19,8 +19,7 @@ SEGMENTS = pa.Table.from_pylist(
 def plan() -> Plan:
     kept = np.zeros(45, bool)
     kept[:10] = kept[12] = kept[30] = True
-    duplicates = Duplicates.sort(np.array([44, 13]), np.array([21, 2]))
-    pieces = pack(SEGMENTS, FILES, np.array([0, 20, 45]), kept, duplicates, 20)
+    pieces = pack(SEGMENTS, FILES, np.array([0, 20, 45]), kept, np.array([[13, 44], [2, 21]]), 20)
     return Plan(pieces, reused(["x", "y"], np.array([0, 3, 8]), np.array([0, 0, 0, 1, 1, 1, 0, 0], bool)), 45, 7, "/before")
 
 

@@ -17,7 +17,7 @@ from xmc_ray import storage
 from xmc_ray.errors import ConfigError
 from xmc_ray.on_ray.predictor import PoolConfig
 from xmc_ray.on_ray.tag import runner
-from xmc_ray.on_ray.tag.runner import RayRunner
+from xmc_ray.on_ray.tag.runner import Runner
 from xmc_ray.storage import folders
 from xmc_ray.storage.files import join
 
@@ -44,7 +44,7 @@ def test_a_piece_is_one_block_from_its_reader_to_its_writer(group: int) -> None:
     given = groups, read, lambda: predict, write, PoolConfig(max=2)
     with runner.one_block_per_piece():
         assert runner.stream(*given).materialize().num_blocks() == len(sizes)
-    summaries = sorted(RayRunner().run_pieces(*given), key=lambda summary: summary["number"])
+    summaries = sorted(Runner().run_pieces(*given), key=lambda summary: summary["number"])
     assert summaries == list(InProcess().run_pieces(*given))
     assert summaries == [{"number": number, "rows": rows, "at_once": [rows]} for number, rows in enumerate(sizes)]
 
@@ -57,7 +57,7 @@ def test_pieces_that_were_put_together_are_refused() -> None:
 
 
 def test_tasks_may_share_values_and_return_several() -> None:
-    for engine in (RayRunner(), InProcess()):
+    for engine in (Runner(), InProcess()):
         shared = engine.put([1, 2, 3])
         halves = engine.submit(divmod, 7, 2, returns=2)
         assert engine.get(engine.submit(sum, shared)) == 6 and engine.get(halves[1]) == 1
@@ -70,7 +70,7 @@ def test_both_runners_write_the_same_nights(tag_with: Callable[..., str], tmp_pa
     rows[20:20] = [{"id": "d7", "text": "again"}, {"id": "null", "text": None}, {"id": "long", "text": "red apple " * 200}]
     catalogue = write(tmp_path / "in" / "a.parquet", rows)
     settings = {"max_reject_share": 0.1, "commit_rows": 60, "target_bytes": 4000, "pool__max": 2}
-    runners = {"ray": RayRunner(), "here": InProcess()}
+    runners = {"ray": Runner(), "here": InProcess()}
     first = {name: tag_with(each, tmp_path / "in", output=tmp_path / name, **settings) for name, each in runners.items()}
     write(catalogue, [*rows[::-1][:280], {"id": "new", "text": "a green pear"}, {"id": "new", "text": "again"}])
     next_night = {"date": "2026-11-24", "previous": "last"} | settings
@@ -108,7 +108,7 @@ def test_on_object_storage(
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(put, range(10_000)))
     settings = {"bundle": s3.uri("bundles/fruit"), "output": s3.uri("tags")}
-    first = tag_with(RayRunner(), s3.uri("catalogue"), date="2026-01-02", **settings)
+    first = tag_with(Runner(), s3.uri("catalogue"), date="2026-01-02", **settings)
     assert manifest_of(first)["tagged"] == manifest_of(first)["in"] == 3 * len(manifest_of(first)["input"]) == 600
     assert sorted(read_night(first)[0]["id"].to_pylist()) == sorted(f"d{n}" for n in range(600))
     storage.write_bytes(s3.uri("catalogue/0/00000.jsonl"), json.dumps({"id": "d0", "text": "a green plum"}).encode())

@@ -21,10 +21,10 @@ IDS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 2)), max_size=30)  #
 
 
 def record(rows: list[tuple[int, int]], places: list[tuple[int, int]]) -> np.ndarray:
-    found = np.zeros(len(rows), scanning._RECORD)
+    records = np.zeros(len(rows), scanning._RECORD)
     for number, ((identifier, text), place) in enumerate(zip(rows, places, strict=True)):
-        found[number] = ([identifier % 2, identifier], [text, 0], *place)
-    return found
+        records[number] = ([identifier % 2, identifier], [text, 0], *place)
+    return records
 
 
 @given(IDS, IDS, st.integers(1, 5), st.randoms())
@@ -38,12 +38,12 @@ def test_the_join_equals_a_plain_loop(now: list[tuple[int, int]], before: list[t
     order.shuffle(records)
     base_T = np.array([0, len(before)])
     tags = record(before, [(0, row) for row in range(len(before))])
-    same, same_before, double, first = scanning._join((bases, base_T), len(records) + 1, tags[:0], *records, tags)
+    same, same_before, repeats = scanning._join((bases, base_T), len(records) + 1, tags[:0], *records, tags)
     rows = sorted(zip([int(bases[file]) + row for file, row in places], now, strict=True))
     expected = reference.joined([row for _, row in rows], before)
-    assert scanning._unpacked(same, len(now)).nonzero()[0].tolist() == expected.same
-    assert scanning._unpacked(same_before, len(before)).nonzero()[0].tolist() == expected.same_before
-    assert dict(zip(double.tolist(), first.tolist(), strict=True)) == expected.first_of
+    assert unpacked(same, len(now)).nonzero()[0].tolist() == expected.same
+    assert unpacked(same_before, len(before)).nonzero()[0].tolist() == expected.same_before
+    assert dict(repeats.T.tolist()) == expected.first_of
 
 
 @pytest.mark.parametrize("shares", [1, 3])

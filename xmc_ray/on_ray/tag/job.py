@@ -30,9 +30,9 @@ from xmc_ray.on_ray.predictor import PoolConfig, Predictor, ScoringConfig, settl
 from xmc_ray.on_ray.session import own_errors
 from xmc_ray.on_ray.tag import output
 from xmc_ray.on_ray.tag.output import Night
-from xmc_ray.on_ray.tag.pieces import CopyPieces, ReadPieces, Summary, TagColumns, WritePieces, finished, some_texts
+from xmc_ray.on_ray.tag.pieces import PieceCopier, PieceReader, PieceWriter, Summary, TagColumns, finished, some_texts
 from xmc_ray.on_ray.tag.plan import Plan, piece_name
-from xmc_ray.on_ray.tag.runner import RayRunner, Runner
+from xmc_ray.on_ray.tag.runner import Runner
 from xmc_ray.on_ray.tag.scan import scan
 from xmc_ray.on_ray.tag.totals import Account, progress
 from xmc_ray.settings import MAY_CHANGE_ON_RESUME, Bounds, OpenShare, PositiveInt, Settings, Share, fixed_settings
@@ -97,7 +97,7 @@ def tag(config: TagConfig, runner: Runner | None = None) -> str:
     and the bundle have been checked; what is written stays for the next attempt.
     """
     started = datetime.now(timezone.utc)
-    runner = runner or RayRunner()
+    runner = runner or Runner()
     folder = storage.join(storage.absolute(config.output), f"dt={config.date or started.date()}")
     members, files = Members.read(config.bundle), list_inputs(config.documents)
     if config.min_precision is not None:
@@ -207,12 +207,12 @@ class _Tagging:
     def _remaining(self, plan: Plan, done: Container[str], model: ScoringConfig) -> Iterator[Summary]:
         """Do the pieces that are not done yet; yields the summary of each."""
         copies = [row for row in plan.reused.to_pylist() if piece_name("r", row["number"]) not in done]
-        copy = self.runner.put(CopyPieces(self.night.work, self.columns)) if copies else None
+        copy = self.runner.put(PieceCopier(self.night.work, self.columns)) if copies else None
         for handle in [self.runner.submit(copy, row) for row in copies]:
             yield self.runner.get(handle)
         groups = _neighbours(plan.pieces, done)
         if groups:
-            read, write = ReadPieces(self.rules, self.tokenizers), WritePieces(self.night.work, self.columns)
+            read, write = PieceReader(self.rules, self.tokenizers), PieceWriter(self.night.work, self.columns)
             predictor = partial(Predictor, self.members.uris, self.config.k, self.config.pool, model)
             yield from self.runner.run_pieces(groups, read, predictor, write, self.config.pool)
 

@@ -47,7 +47,7 @@ _NO_TEXT = pa.scalar(None, pa.string())
 
 
 @dataclass(frozen=True)
-class ReadPieces:
+class PieceReader:
     """Reads and tokenises pieces: rows of `plan.PIECES` in, number and table of each out.
 
     Tables have ``id``, ``file``, ``row``, ``reason``, ``detail``, ``text_digest``, ``excerpt``, ``truncated`` and the tokens.
@@ -156,7 +156,7 @@ def summarise(label_ids: Any, scores: Any, untagged: int) -> Summary:
 
 
 @dataclass(frozen=True)
-class WritePieces:
+class PieceWriter:
     """Writes tagged pieces to ``work``."""
 
     work: str
@@ -177,7 +177,7 @@ class WritePieces:
 
 
 @dataclass(frozen=True)
-class CopyPieces:
+class PieceCopier:
     """Copies tags of the night before: a row of `plan.REUSED` in, the summary out."""
 
     work: str

@@ -92,27 +92,14 @@ def unpacked(bits: bytes, rows: int) -> Mask:
     return np.unpackbits(np.frombuffer(bits, np.uint8), count=rows).view(bool) if bits else np.zeros(rows, bool)
 
 
-@dataclass(frozen=True)
-class Duplicates:
-    """Rows that repeat an id, ascending, and the first row of each such id; both count through all files."""
-
-    row: IntArray
-    first: IntArray
-
-    @classmethod
-    def sort(cls, row: IntArray, first: IntArray) -> "Duplicates":
-        """Of rows in any order."""
-        order = np.argsort(row)
-        return cls(row[order], first[order])
-
-
 def pack(
-    segments: pa.Table, files: Sequence[FileInfo], base_F: IntArray, kept: Mask, duplicates: Duplicates, piece_rows: int
+    segments: pa.Table, files: Sequence[FileInfo], base_F: IntArray, kept: Mask, repeats: IntArray, piece_rows: int
 ) -> pa.Table:
     """`PIECES` of consecutive segments, without segments that are reused as a whole.
 
     ``segments``: file, row, rows, start, reason and detail of each, in order and without a gap; ``base_F``: rows before each
-    file; ``kept``: of all rows, those that are reused.
+    file; ``kept``: of all rows, those that are reused; ``repeats``: int64[2, n], the rows that repeat an id, ascending, and the
+    first row of each of these ids.
     """
     file_S, row_S, rows_S = (segments[name].to_numpy() for name in ("file", "row", "rows"))
     first_S = base_F[file_S] + row_S
@@ -128,7 +115,7 @@ def pack(
                 "rows": int(todo_S[group].sum()),
                 "segments": merged([rows[s] | vars(files[file_S[s]]) for s in group]),
                 "skip": np.packbits(skip).tobytes() if skip.any() else b"",
-                "duplicates": _duplicates(duplicates, where, files, base_F),
+                "duplicates": _duplicates(repeats, where, files, base_F),
             }
         )
     return pa.Table.from_pylist(pieces, PIECES)
@@ -167,11 +154,10 @@ def merged(segments: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return whole
 
 
-def _duplicates(duplicates: Duplicates, where: IntArray, files: Sequence[FileInfo], base_F: IntArray) -> list[dict[str, Any]]:
-    inside = slice(*np.searchsorted(duplicates.row, [where[0], where[-1] + 1]))
-    position, first = np.searchsorted(where, duplicates.row[inside]), duplicates.first[inside]
+def _duplicates(repeats: IntArray, where: IntArray, files: Sequence[FileInfo], base_F: IntArray) -> list[dict[str, Any]]:
+    row, first = repeats[:, slice(*np.searchsorted(repeats[0], [where[0], where[-1] + 1]))]
     file = np.searchsorted(base_F, first, side="right") - 1
-    columns = position.tolist(), file.tolist(), (first - base_F[file]).tolist()
+    columns = np.searchsorted(where, row).tolist(), file.tolist(), (first - base_F[file]).tolist()
     return [{"place": at, "file": files[number].uri, "row": row} for at, number, row in zip(*columns, strict=True)]
 
 

@@ -1,7 +1,7 @@
-"""What a night needs of whoever computes it, and how Ray does that.
+"""Runs the steps of a night on Ray.
 
-The steps of a night are plain callables over rows and tables, and know nothing of Ray. A `Runner` calls them: `RayRunner` in
-the tasks and actors of a cluster, the tests mostly in their own process.
+The steps of a night are plain callables over rows and tables, and know nothing of Ray. A `Runner` calls them in tasks and
+actors; most tests have one that calls them in their own process.
 
 Ray Data cuts tables into blocks by size and joins them into batches as it sees fit, but a piece has to stay whole, whatever its
 size, from the task that reads it to the task that writes it. All that this takes is here, and nowhere else: a piece travels as
@@ -12,7 +12,7 @@ what a crash costs is counted in pieces.
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,20 +32,26 @@ _READING, _WRITING = 0.5, 0.25  # CPUs that a task of each stage asks for
 _ONE_PIECE: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": 1}
 
 
-class Runner(Protocol):
-    """Computes a night."""
+class Runner:
+    """Computes a night on Ray. A subclass may compute it elsewhere: it has handles of its own, and calls the same steps."""
 
     def start(self, pool: PoolConfig) -> PoolConfig:
-        """Get ready and return the pool with its size settled; ConfigError where there is no room for it."""
+        """Wait until Ray has room for the actors, and return the pool with its size settled; ConfigError if it never has."""
+        connect()
+        make_room("actors", pool.min, pool.needs, pool.patience)
+        return pool.settled()
 
     def put(self, value: Any) -> Any:
         """A handle to a value that many tasks share."""
+        return ray.put(value)
 
     def submit(self, task: Any, *arguments: Any, returns: int = 1) -> Any:
         """Start ``task(*arguments)``; each of these may be a handle. Returns a handle, or a list of ``returns`` handles."""
+        return _call.options(num_returns=returns).remote(task, *arguments)
 
     def get(self, handle: Any) -> Any:
-        """The value of a handle, or the values of a list of handles."""
+        """The value of a handle, or the values of a list of handles, once they are there."""
+        return ray.get(handle)
 
     def run_pieces(
         self, groups: Sequence[pa.Table], read: Read, predictor: Callable[[], Predict], write: Write, pool: PoolConfig
@@ -54,33 +60,6 @@ class Runner(Protocol):
 
         ``groups``: rows of a plan, those of a group read by one task in one go; ``predictor`` loads the model.
         """
-
-
-class RayRunner:
-    """Computes a night on Ray."""
-
-    def start(self, pool: PoolConfig) -> PoolConfig:
-        """Join a cluster, or start one on this machine, and wait until it has room for the actors."""
-        connect()
-        make_room("actors", pool.min, pool.needs, pool.patience)
-        return pool.settled()
-
-    def put(self, value: Any) -> Any:
-        """Into the object store."""
-        return ray.put(value)
-
-    def submit(self, task: Any, *arguments: Any, returns: int = 1) -> Any:
-        """In a task that takes a CPU."""
-        return _call.options(num_returns=returns).remote(task, *arguments)
-
-    def get(self, handle: Any) -> Any:
-        """From the object store, when it is there."""
-        return ray.get(handle)
-
-    def run_pieces(
-        self, groups: Sequence[pa.Table], read: Read, predictor: Callable[[], Predict], write: Write, pool: PoolConfig
-    ) -> Iterator[Row]:
-        """As a stream of Ray Data through tasks that read, actors with the model, and tasks that write."""
         with one_block_per_piece():
             for table in arrow_batches(stream(groups, read, predictor, write, pool)):
                 yield from map(json.loads, table["summary"].to_pylist())
@@ -91,9 +70,11 @@ def stream(
 ) -> ray.data.Dataset:
     """The stages of `Runner.run_pieces`; gives ``summary`` as JSON, a row a piece."""
     pieces = ray.data.from_arrow(list(groups))
-    tokenised = pieces.map_batches(ReadStage(read).__call__, batch_format="pyarrow", batch_size=None, **_beside(pool, _READING))
-    tagged = tokenised.map_batches(TagStage, fn_constructor_args=(predictor,), **_ONE_PIECE, **pool.resources)
-    return tagged.map_batches(WriteStage(write).__call__, **_ONE_PIECE, **_beside(pool, _WRITING))
+    tokenised = pieces.map_batches(
+        ReadPieces(read).__call__, batch_format="pyarrow", batch_size=None, **_beside(pool, _READING)
+    )
+    tagged = tokenised.map_batches(TagPieces, fn_constructor_args=(predictor,), **_ONE_PIECE, **pool.resources)
+    return tagged.map_batches(WritePieces(write).__call__, **_ONE_PIECE, **_beside(pool, _WRITING))
 
 
 @contextmanager
@@ -108,7 +89,7 @@ def one_block_per_piece() -> Iterator[None]:
         context.target_max_block_size, context.execution_options.preserve_order = size, order
 
 
-class ReadStage:
+class ReadPieces:
     """A task that reads a group of pieces."""
 
     def __init__(self, read: Read) -> None:
@@ -120,7 +101,7 @@ class ReadStage:
             yield _pack(number, table)
 
 
-class TagStage:
+class TagPieces:
     """An actor that holds the model."""
 
     def __init__(self, predictor: Callable[[], Predict]) -> None:
@@ -132,7 +113,7 @@ class TagStage:
         return _pack(number, self.predict(table))
 
 
-class WriteStage:
+class WritePieces:
     """A task that writes pieces."""
 
     def __init__(self, write: Write) -> None:

@@ -21,7 +21,7 @@ from xmc_ray import storage
 from xmc_ray.data.documents import Rules, text_digest
 from xmc_ray.data.labels import IntArray
 from xmc_ray.data.reader import CHUNK, from_row, parts, read_all
-from xmc_ray.on_ray.tag.plan import Duplicates, Mask, Plan, pack, reused
+from xmc_ray.on_ray.tag.plan import Plan, pack, reused, unpacked
 from xmc_ray.on_ray.tag.runner import Runner
 from xmc_ray.storage.files import FileInfo
 
@@ -53,19 +53,18 @@ def scan(
     base_T = np.concatenate([[0], np.cumsum(runner.get([part[0] for part in tags]), dtype=np.int64)])
 
     kept, taken = np.zeros(base_F[-1], bool), np.zeros(base_T[-1], bool)
-    repeats, firsts = [], []
+    repeats = []
     bases = runner.put((base_F, base_T))
     joins = [runner.submit(_join, bases, len(scans), *(part[1 + share] for part in (*scans, *tags))) for share in range(shares)]
     for join in joins:
-        same, same_before, repeat, first = runner.get(join)
-        kept |= _unpacked(same, len(kept))
-        taken |= _unpacked(same_before, len(taken))
-        repeats.append(repeat)
-        firsts.append(first)
-    duplicates = Duplicates.sort(np.concatenate(repeats), np.concatenate(firsts))
+        same, same_before, repeated = runner.get(join)
+        kept |= unpacked(same, len(kept))
+        taken |= unpacked(same_before, len(taken))
+        repeats.append(repeated)
+    repeat = np.concatenate(repeats, axis=1)
     piece_rows = min(piece_rows, max(chunk, int(len(kept) - kept.sum()) // n_pieces))
     return Plan(
-        pieces=pack(segments, files, base_F, kept, duplicates, piece_rows),
+        pieces=pack(segments, files, base_F, kept, repeat[:, repeat[0].argsort()], piece_rows),
         reused=reused(before, base_T, taken),
         rows=int(base_F[-1]),
         lost_bytes=_lost_bytes(segments, files),
@@ -111,7 +110,8 @@ def _scan_tags(number: int, uri: str, shares: int) -> list[Any]:
 
 
 def _join(bases: tuple[IntArray, IntArray], n_now: int, *records: npt.NDArray[Any]) -> tuple[Any, ...]:
-    """Bits of rows with the same id and text in both nights, of this and of the night before; repeats, and their firsts."""
+    """Rows with the same id and text in both nights, as bits of all rows of this one and of the night before; and int64[2, n],
+    the rows of this night that repeat an id and the first row of each of these ids."""
     now, before = np.concatenate(records[:n_now]), np.concatenate([np.empty(0, _RECORD), *records[n_now:]])
     row_N, row_B = (base[part["file"]] + part["row"] for base, part in zip(bases, (now, before), strict=True))
     order = np.lexsort((row_N, *now["id"].T))
@@ -119,7 +119,7 @@ def _join(bases: tuple[IntArray, IntArray], n_now: int, *records: npt.NDArray[An
     is_first = np.ones(len(now), bool)
     is_first[1:] = (now["id"][1:] != now["id"][:-1]).any(1)
     first = np.maximum.accumulate(np.where(is_first, np.arange(len(now)), 0))
-    repeat, first_row = row_N[~is_first], row_N[first[~is_first]]
+    repeats = np.stack([row_N, row_N[first]])[:, ~is_first]
 
     now, row_N = now[is_first], row_N[is_first]
     both = np.concatenate([now, before])
@@ -130,8 +130,7 @@ def _join(bases: tuple[IntArray, IntArray], n_now: int, *records: npt.NDArray[An
     return (
         _bits(row_N[here[same]], bases[0][-1]),
         _bits(row_B[there[same] - len(now)], bases[1][-1]),
-        repeat,
-        first_row,
+        repeats,
     )
 
 
@@ -159,14 +158,10 @@ def _from_hex(digests: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint64]:
     return np.frombuffer(bytes.fromhex("".join(digests.to_pylist())), "<u8").reshape(-1, 2)
 
 
-def _bits(rows: IntArray, n_rows: int) -> npt.NDArray[np.uint8]:
+def _bits(rows: IntArray, n_rows: int) -> bytes:
     mask = np.zeros(n_rows, bool)
     mask[rows] = True
-    return np.packbits(mask)
-
-
-def _unpacked(bits: npt.NDArray[np.uint8], rows: int) -> Mask:
-    return np.unpackbits(bits, count=rows).view(bool)
+    return np.packbits(mask).tobytes()
 
 
 def _bases(file_S: IntArray, rows_S: IntArray, n_files: int) -> IntArray:

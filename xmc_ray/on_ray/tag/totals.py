@@ -1,4 +1,4 @@
-"""What a night adds up to: its counts, the labels it gave, how they have moved, and the report of all that."""
+"""The totals of a night: counts, labels and their drift, progress while it runs, and the report at the end."""
 
 import io
 import sys
@@ -26,15 +26,13 @@ from xmc_ray.on_ray.tag.output import COUNTS, MANIFEST
 from xmc_ray.on_ray.tag.pieces import OUTCOMES, Summary
 from xmc_ray.reports.tagging import Night, tagging_report
 
-_SHOWN_LABELS = 1000  # in the manifest, the most frequent ones; a million lines are read by nobody
-
-
+_SHOWN_LABELS = 1000  # in the manifest, the most frequent ones
 _SAMPLES = 20  # in the report
 
 
 @dataclass
 class Account:
-    """Sums over the pieces of a night, in whatever order they come; ``labels`` has the bundle's labels: label, name, count."""
+    """Sums over the pieces of a night, in any order; ``labels`` has the bundle's labels: label, name, count."""
 
     labels: pa.Table
     counts: Counter[str] = field(default_factory=Counter)
@@ -47,7 +45,7 @@ class Account:
         self.label_scores = np.zeros(len(self.labels))
 
     def add(self, summary: Summary) -> None:
-        """A piece that is done."""
+        """Add a piece that is done."""
         self.counts.update({name: summary[name] for name in OUTCOMES})
         self.reasons.update(summary["reasons"])
         self.scores += np.array(summary["scores"])
@@ -58,11 +56,11 @@ class Account:
 
     @property
     def documents(self) -> int:
-        """Documents that are done, one way or another."""
+        """Documents that are done, rejects included."""
         return sum(self.counts[name] for name in ("tagged", "reused", "rejected"))
 
     def manifest(self) -> dict[str, Any]:
-        """The part of the manifest that is added up here."""
+        """These totals as entries of the manifest."""
         most = np.argsort(-self.label_counts, kind="stable")[:_SHOWN_LABELS]
         most = most[self.label_counts[most] > 0]
         shown = zip(self.labels["label"].take(pa.array(most)).to_pylist(), self.label_counts[most].tolist(), strict=True)
@@ -76,7 +74,7 @@ class Account:
         }
 
     def label_table(self) -> bytes:
-        """The file of all labels: documents that got each, and the sum of its scores."""
+        """A Parquet file of all labels: the documents that got each, and the sum of its scores."""
         buffer = io.BytesIO()
         columns = {
             "documents": pa.array(self.label_counts),
@@ -87,23 +85,23 @@ class Account:
 
     @property
     def expected_counts(self) -> IntArray:
-        """Documents that have each label, if scores are probabilities: unlikely tags count little, so k matters little."""
+        """Documents that have each label, if scores are probabilities; unlikely tags count little, so k matters little."""
         return np.rint(self.label_scores).astype(np.int64)
 
     def drift_from_training(self) -> Drift:
-        """Against the labels of the documents that the bundle was trained on."""
+        """Drift from the labels of the documents that the bundle was trained on."""
         return psi(self.labels["count"].to_numpy().astype(np.int64), self.expected_counts)
 
     def drift_from_night(self, folder: str) -> Drift | None:
-        """Against another night; None if it has left no counts."""
+        """Drift from another night; None if that has no counts."""
         uri = storage.join(folder, COUNTS)
         if not storage.exists(uri):
             return None
         before = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
-        place = pc.index_in(before["label"], value_set=self.labels["label"].combine_chunks())
-        known = pc.is_valid(place).to_numpy()
+        ids = pc.index_in(before["label"], value_set=self.labels["label"].combine_chunks())
+        known = pc.is_valid(ids).to_numpy()
         counts = np.zeros(len(self.labels), np.int64)
-        counts[place.drop_null().to_numpy()] = np.rint(before["scores"].to_numpy()[known]).astype(np.int64)
+        counts[ids.drop_null().to_numpy()] = np.rint(before["scores"].to_numpy()[known]).astype(np.int64)
         return psi(counts, self.expected_counts)
 
     def close(self, title: str, manifest: dict[str, Any], previous: str | None, config: DriftConfig) -> tuple[str, list[str]]:
