@@ -115,7 +115,7 @@ def test_the_runbooks_first_day(cluster: LocalCluster, bundle: str, names: dict[
     assert evaluated.returncode == 0, evaluated.stdout
     assert storage.read_json(f"{names['MODELS']}/first/evaluation/metrics.json")["documents"] == 48
     tagged = run(cluster, TAG, names)
-    assert tagged.returncode == 0 and "nothing is taken over: there is no finished night" in tagged.stdout, tagged.stdout
+    assert tagged.returncode == 0 and "nothing is reused: there is no finished night" in tagged.stdout, tagged.stdout
     night = f"{names['TAGS']}/dt={DAY}"
     assert len(read_night(night)[0]) == 48
 
@@ -147,7 +147,7 @@ def test_a_second_night_is_refused_and_a_stopped_one_goes_on(
 
     third = submit(cluster, "tag", [*arguments, "--pool.token_budget=2048"])  # how fast it goes may change
     assert third.returncode == 0, third.stdout
-    assert "going on after" in third.stdout and done >= 3
+    assert "resuming after" in third.stdout and done >= 3
     assert ids(output) == EVERY_ID
     fourth = submit(cluster, "tag", arguments)
     assert fourth.returncode == 0 and "nothing to do" in fourth.stdout

@@ -195,8 +195,8 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(
     latch.open()
     output = second.communicate(timeout=SECONDS)[0]
     assert second.returncode == 0, output
-    assert f"going on after {rows:,} of" in output or rows < int(
-        output.split("going on after ")[1].split(" ")[0].replace(",", "")
+    assert f"resuming after {rows:,} of" in output or rows < int(
+        output.split("resuming after ")[1].split(" ")[0].replace(",", "")
     )
     assert night(tmp_path / "dt=2026-11-23") == undisturbed
     third = submit("tag", arguments(tmp_path))
@@ -262,7 +262,7 @@ def test_the_disk_is_full(arguments: Callable[[object], list[str]], undisturbed:
     found = subprocess.run([*inside, script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=SECONDS)
     first, second = found.stdout.split("exit")[0:2], found.stdout.split("exit")[2]
     assert re.search(r"error: cannot be read or written: \S+\.parquet; .*No space left on device", found.stderr), found.stderr
-    assert first[1].startswith(" 2") and "going on after" in first[1] and second.startswith(" 0"), found.stdout
+    assert first[1].startswith(" 2") and "resuming after" in first[1] and second.startswith(" 0"), found.stdout
     assert night(tmp_path / "large" / "dt=2026-11-23") == undisturbed
 
 

@@ -164,7 +164,7 @@ class _Tagging:
             of = f"{self.never:,} of {len(self.account.labels):,} labels are never a tag"
             print(f"warning: {of}: nothing shows that they reach min_precision = {self.config.min_precision}", flush=True)
         if before:
-            print(f"going on after {before:,} of {plan.rows:,} documents: {self.night.folder}", flush=True)
+            print(f"resuming after {before:,} of {plan.rows:,} documents: {self.night.folder}", flush=True)
         with progress(self.account, plan.rows):
             for summary in self._remaining(plan, done, model):
                 self.account.add(summary)
@@ -240,29 +240,27 @@ class _Tagging:
                 where=storage.join(self.night.work, "rejects"),
                 found=f"{share:.1%}: {reasons}",
                 expected=f"at most {self.config.max_reject_share:.1%}",
-                way_out="mend the input, or run again with a higher max_reject_share; what is done stays done",
+                way_out="fix the input, or run again with a higher max_reject_share; finished pieces are kept",
             )
 
 
 def _previous(config: TagConfig, this: str, fingerprint: str) -> str | None:
-    """The night to take tags from, if its tags are what this one would give; says so if not."""
+    """The night whose tags can be reused, if its settings are those of this one; prints why not."""
     if config.previous is None:
         return None
     last = config.previous == "last"
     folder = output.latest_before(this) if last else storage.absolute(config.previous)
     if folder is None:
-        print("nothing is taken over: there is no finished night before this", flush=True)
+        print("nothing is reused: there is no finished night before this", flush=True)
         return None
     output.tag_files(folder)
     known, settings = storage.read_json(storage.join(folder, output.MANIFEST)), asdict(config)
     if known["run"] != output.marked_run(folder):
-        raise DataError(
-            "a night that another is just about to replace", where=folder, way_out="run the job that replaces it again, first"
-        )
+        raise DataError("this night is being replaced by another run", where=folder, way_out="finish that run first")
     different = [name for name in ("k", "min_score", "min_precision", "model") if known["config"].get(name) != settings[name]]
     different += ["bundle"] if known["bundle"] != fingerprint else []
     if different:
-        print(f"nothing is taken over: the night before had another {', '.join(different)}: {folder}", flush=True)
+        print(f"nothing is reused: the night before had another {', '.join(different)}: {folder}", flush=True)
         return None
     return folder
 

@@ -37,7 +37,6 @@ counts in 20 equal bins of [0, 1]; ``samples``, some of its documents with their
 
 OUTCOMES = ("tagged", "reused", "rejected", "truncated", "untagged")
 REJECTS = pa.schema([("file", pa.string()), ("row", pa.int64()), *((name, pa.string()) for name in ("id", "reason", "detail"))])
-DUPLICATE = "duplicate id"
 
 _SUMMARY = b"xmc_ray"  # key of a piece's metadata
 _SAMPLES, _EXCERPT = 2, 240  # documents of a piece, and characters of each, that the report may show
@@ -97,7 +96,7 @@ def rows_to_tag(piece: Mapping[str, Any], stream: _Stream) -> Iterator[pa.Table]
         if repeats:
             firsts = pa.array([repeats.get(row) for row in range(start, start + len(table))], pa.string())
             is_repeat = pc.and_(pc.is_null(table["reason"]), pc.is_valid(firsts))
-            for name, values in (("reason", DUPLICATE), ("detail", firsts)):
+            for name, values in (("reason", "duplicate id"), ("detail", firsts)):
                 column = pc.if_else(is_repeat, values, table[name])
                 table = table.set_column(table.column_names.index(name), name, column)
         yield table.filter(pa.array(~skip[start : start + len(table)]))

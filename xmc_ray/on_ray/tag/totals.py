@@ -117,7 +117,7 @@ class Account:
                     f"the labels have moved too far from those of {name}",
                     found=f"PSI {drift.total:.3f}, most of it from {labels}",
                     expected=f"at most {config.fail}",
-                    way_out="give another bundle, or run again with a higher drift.fail; what is done stays done",
+                    way_out="give another bundle, or run again with a higher drift.fail; finished pieces are kept",
                 )
             if drift and verdict == "warn":
                 warnings.append(f"the labels have moved from those of {name}: PSI {drift.total:.3f}, more than {config.warn}")
