@@ -19,7 +19,7 @@ from fruit import document, options, read_night
 
 from cluster.local import LocalCluster, local_cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 ROWS, COMMIT_ROWS, DAY = 40_000, 1_000, "2026-11-23"
 ACTOR = "ray::MapWorker(MapBatches(TagPieces"

@@ -30,8 +30,6 @@ from xmc_ray.errors import XmcError
 from xmc_ray.on_ray.train import job
 from xmc_ray.storage import folders
 
-pytestmark = pytest.mark.timeout(900)
-
 ROWS, COMMIT_ROWS, DAY = 15_000, 600, "2026-11-23"
 EVERY_ID = sorted(document(number)["id"] for number in range(ROWS))
 OPERATIONS = (ROOT / "docs/operations.md").read_text()

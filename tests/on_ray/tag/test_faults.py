@@ -34,7 +34,7 @@ from xmc_ray import command, storage
 from xmc_ray.on_ray.tag import job, runner
 from xmc_ray.storage import folders
 
-pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.usefixtures("ray_session")
 
 ROWS, COMMIT_ROWS = 6_000, 600
 REPEATED = 30  # further rows, whose ids were there before
