@@ -4,8 +4,7 @@ python jobs/evaluate.py --config my.toml [--section.setting value ...]        --
 """
 
 from xmc_ray.command import run
-from xmc_ray.on_ray.evaluate import EvaluateConfig
-from xmc_ray.on_ray.evaluate import run as evaluate
+from xmc_ray.on_ray.evaluate import EvaluateConfig, evaluate
 
 if __name__ == "__main__":
     raise SystemExit(run(evaluate, EvaluateConfig))

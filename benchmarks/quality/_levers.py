@@ -96,7 +96,7 @@ class WeightedRecall(RecallHead):
         self, features_BF: Tensor, row_P: Tensor, group_P: Tensor, shortlist: int, documents: int
     ) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            logits_BL, loss, gradient_BF, gradient_BL = self._as_if_false(features_BF)
+            logits_BL, loss, gradient_BF, gradient_BL = self._without_positives(features_BF)
             true_P = torch.unique(row_P * self.n_groups + group_P)
             row_P, label_P = true_P // self.n_groups, true_P % self.n_groups
             logit_P, weight_P = logits_BL[row_P, label_P], self.weight_L[label_P]

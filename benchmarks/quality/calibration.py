@@ -34,9 +34,9 @@ from xmc_ray.metrics.calibration import (
     Predictions,
     Reliability,
     apply_map,
+    calibration_metrics,
     cross_fitted,
     fit_map,
-    measure,
 )
 from xmc_ray.training.fit import FitConfig, predictions_and_hits
 
@@ -138,7 +138,8 @@ def main() -> None:
     for lot, rows in lots.items():
         own = predictions(classifier, rows)
         calibration = Calibration.of(*own, labels.counts)
-        told, found = measure(calibration, cross_fitted(own, labels.counts)), measure(calibration, [(calibration, raw)])
+        told = calibration_metrics(calibration, cross_fitted(own, labels.counts))
+        found = calibration_metrics(calibration, [(calibration, raw)])
         errors[lot] = found["ECE@5"]
         print(row_of(f"one map, dealt {lot}", (calibration.calibrated(raw[0], raw[1]), raw[1], raw[2])))
         print(row_of(f"one map a band, dealt {lot}", by_band(calibration, raw)))

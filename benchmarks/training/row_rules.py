@@ -27,8 +27,9 @@ import torch
 from benchmarks.frame import verdict
 from benchmarks.inputs import DATA, Split, held_out, require, small_transformer, training_split
 from xmc_ray.metrics.at_k import Metrics
+from xmc_ray.model.predict import predict
 from xmc_ray.model.sharding import OwnedRows
-from xmc_ray.training.fit import epoch_plan, update_metrics
+from xmc_ray.training.fit import epoch_plan
 from xmc_ray.training.loop import TrainState, train
 from xmc_ray.training.optim import RowAdagrad
 
@@ -120,7 +121,8 @@ def quality(split: Split, test: pa.Table, rule: str, rate: float) -> dict[str, f
     for _ in train(state, model, lambda first: split.batches(config.loop, first=first), plan.steps, config.loop):
         pass
     seconds, metrics = time.monotonic() - started, Metrics.empty(split.index.counts, split.index.n_documents)
-    update_metrics(metrics, model, test["tokens"].combine_chunks(), test["labels"].combine_chunks(), config.loop.prediction)
+    _, labels = predict(model, test["tokens"].combine_chunks(), max(metrics.ks), config.loop.prediction)
+    metrics.update(labels, test["labels"].combine_chunks())
     total = metrics.result()["total"]
     return {name: 100 * total[name] for name in SHOWN} | {"seconds": seconds}
 

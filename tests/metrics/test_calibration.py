@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from xmc_ray.errors import ConfigError
 from xmc_ray.metrics import calibration
-from xmc_ray.metrics.calibration import Calibration, Reliability, Selection, apply_map, cross_fitted, fit_map, lowest, measure
+from xmc_ray.metrics.calibration import (
+    Calibration,
+    Reliability,
+    Selection,
+    apply_map,
+    calibration_metrics,
+    cross_fitted,
+    fit_map,
+    lowest,
+)
 
 QUICK = settings(max_examples=100, deadline=None, derandomize=True)
 COUNTS = np.array([500, 50, 50, 5, 1, 0])  # a label of each band, and two of one
@@ -131,10 +140,10 @@ def test_chances_are_chances_and_thresholds_hold_on_documents_unseen() -> None:
 @QUICK
 @given(predictions(least=2))
 def test_cross_fitted_figures_are_of_documents_that_the_map_has_not_seen(problem: Any) -> None:
-    """Each half measured by the other's map; which labels are never a tag is told of the calibration in use."""
+    """Each half measured by the other's map; never-assigned labels are those of the calibration in use."""
     scores, labels, hits = problem
     one = Calibration.of(*problem, COUNTS)
-    told = measure(one, cross_fitted(problem, COUNTS))
+    told = calibration_metrics(one, cross_fitted(problem, COUNTS))
     assert told["measured_on"] == len(scores)
     reliability, tags = Reliability(), 0
     for start in (0, 1):  # so few documents are dealt one by one

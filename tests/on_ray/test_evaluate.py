@@ -1,4 +1,4 @@
-"""The evaluation job on Ray: the figures are those of `XMCClassifier.evaluate`."""
+"""The evaluation job on Ray, whose figures are those of `XMCClassifier.evaluate`, and the gate of a night."""
 
 import json
 from pathlib import Path
@@ -11,15 +11,17 @@ import pytest
 from xmc_ray import command
 from xmc_ray.bundle.ensemble import Members
 from xmc_ray.classifier import XMCClassifier
-from xmc_ray.errors import ConfigError, DataError
-from xmc_ray.on_ray import evaluate
+from xmc_ray.data.documents import DocumentsConfig
+from xmc_ray.errors import ConfigError, DataError, ModelError
+from xmc_ray.on_ray.evaluate import EvaluateConfig, GateConfig, evaluate, pass_gate
+from xmc_ray.on_ray.predictor import PoolConfig, ScoringConfig
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def run(documents: Path, bundle: object, *further: str) -> dict[str, Any]:
     arguments = [f"--documents.uri={documents}", f"--bundle={bundle}", "--pool.max=1", "--pool.threads=1", *further]
-    return evaluate.run(command.parse(evaluate.EvaluateConfig, arguments))
+    return evaluate(command.parse(EvaluateConfig, arguments))
 
 
 def by_the_classifier(documents: Path, bundle: str | list[str]) -> dict[str, Any]:
@@ -66,3 +68,22 @@ def test_an_ensemble(fruit: Path, bundles: list[str]) -> None:
     expected = by_the_classifier(fruit / "test.parquet", bundles)
     assert result["total"] == expected["total"] and result["bands"] == expected["bands"]
     assert result["bundle"] == Members.read(bundles).fingerprint
+
+
+def test_no_room_for_an_actor(fruit: Path, trained: Path) -> None:
+    with pytest.raises(ConfigError, match="too few GPUs here; found 0 GPUs, 1 actors of 2 CPU and 1 GPU"):
+        run(fruit / "test.parquet", trained / "bundle", "--pool.gpu")
+
+
+def test_the_gate(fruit: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    documents, bundle = DocumentsConfig(uri=str(fruit / "test.parquet")), str(trained / "bundle")
+    pool, scoring = PoolConfig(max=1, threads=1), ScoringConfig(precision="bfloat16")
+    pass_gate(GateConfig(documents=documents, at_least={"P@1": 0.9, "R@3": 0.5}), bundle, pool, scoring)
+    assert "the bundle passes the gate: P@1 " in capsys.readouterr().out
+    with pytest.raises(ModelError, match=r"does not pass the gate: .*; found P@5 0\.\d{4}; expected at least 0\.99"):
+        pass_gate(GateConfig(documents=documents, at_least={"P@5": 0.99}), bundle, pool, scoring)
+    with pytest.raises(ConfigError, match=r"no such metric: gate.at_least; found Q@1; expected documents"):
+        pass_gate(GateConfig(documents=documents, at_least={"Q@1": 0.1}), bundle, pool, scoring)
+    pass_gate(GateConfig(), "/nowhere", pool, scoring)  # no gate, nothing is read
+    with pytest.raises(ConfigError, match=r"gate\.documents and gate\.at_least go together"):
+        GateConfig(documents=documents)

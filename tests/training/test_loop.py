@@ -1,4 +1,4 @@
-"""Training steps and prediction batches in one process."""
+"""Training steps in one process."""
 
 from collections.abc import Iterator
 from copy import deepcopy
@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from toys import OPTIM, documents, toy_model
@@ -189,24 +188,3 @@ def test_time_limit_ends_training_and_the_schedule(monkeypatch: pytest.MonkeyPat
     assert state.optimizer.learning_rates()["encoder_lr"] == pytest.approx(
         OPTIM.encoder_lr * (1 - 56 / 60) / (1 - OPTIM.warmup)
     )
-
-
-# -- prediction ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("budget", [1, 7, 64, 10_000])
-def test_prediction_is_that_of_one_document_at_a_time(budget: int) -> None:
-    state, _ = run(LoopConfig(epochs=2, batch_size=8))
-    tokens = documents(20)["tokens"].combine_chunks()
-    scores, labels = predict(state.model, tokens, 4, PredictConfig(token_budget=budget))
-    assert scores.dtype == np.float32
-    for row in range(len(tokens)):
-        alone = predict(state.model, tokens.slice(row, 1), 4, PredictConfig())
-        np.testing.assert_allclose(scores[row], alone[0][0], rtol=1e-4)
-        assert labels[row].tolist() == alone[1][0].tolist()
-    assert state.model.training  # as it was found
-
-
-def test_prediction_of_nothing() -> None:
-    scores, labels = predict(toy_model(), pa.array([], pa.list_(pa.int32())), 3, PredictConfig())
-    assert scores.shape == labels.shape == (0, 3)

@@ -25,26 +25,12 @@ from xmc_ray.data.labels import IntArray, list_lengths
 from xmc_ray.errors import ConfigError, DataError
 
 SmallArray = NDArray[np.int8]
-
-
 FloatArray = NDArray[np.float64]
-
-
 BoolArray = NDArray[np.bool_]
-
-
 PROPENSITY_A, PROPENSITY_B = 0.55, 1.5
-
-
 KS = (1, 3, 5, 10)
-
-
 BANDS = (0, 1, 2, 10, 100)
-
-
 _UNIT = 2.0**-30
-
-
 _SUMS = ("hits", "recall", "ndcg", "weighted_hits", "best_weighted_hits", "weighted_ndcg", "best_weighted_ndcg")
 
 

@@ -1,14 +1,14 @@
-"""Calibration: from a score to the chance that the label is right, and from a wanted precision to a threshold a label.
+"""Calibration: maps scores to probabilities of being correct, and a target precision to a threshold for each label.
 
-    chance     isotonic regression of "right or wrong" on the score, over held-out predictions (Zadrozny and Elkan 2002),
-               linear between the centres of its steps (Oron and Flournoy 2017), so that scores that differ stay different
-    threshold  the lowest chance at which the held-out predictions from there up are right often enough, one more being
-               counted as wrong (as in Barber and Candes 2015), so that a handful of lucky ones proves nothing
-    ECE@k      the mean gap between the chance that was told and the share that was right, over 15 bins of equal width
+    chance     isotonic regression of "correct or not" on the score, over held-out predictions (Zadrozny and Elkan 2002),
+               linear between the centres of its steps (Oron and Flournoy 2017), so that different scores stay different
+    threshold  the lowest chance above which held-out predictions reach the precision, with one further prediction counted
+               as wrong (as in Barber and Candes 2015), so that a handful of lucky ones proves nothing
+    ECE@k      the mean gap between predicted chance and the share of correct predictions, over 15 bins of equal width
                (Guo et al. 2017, section 2)
 
-One map serves all labels: it rises, so it reorders nothing (decision 0013). Thresholds are those of the label where its own
-held-out predictions can tell, else of its frequency band, else of all labels.
+One map serves all labels: it is increasing, so the ranking does not change (decision 0013). A label has a threshold of its own
+if it has enough held-out predictions, else that of its frequency band, else that of all labels.
 
 Letters: D documents, k predictions of each, N held-out predictions, L labels, R rows (none, then each band), Q knots.
 """
@@ -28,45 +28,27 @@ from xmc_ray.errors import ConfigError
 from xmc_ray.metrics.at_k import BANDS, band_names, band_rows
 
 ScoreArray = NDArray[np.float32]
-
-
 FloatArray = NDArray[np.float64]
-
-
 BoolArray = NDArray[np.bool_]
-
-
 Predictions = tuple[ScoreArray, IntArray, BoolArray]
-
-
-"""Of documents: scores, falling; label ids, -1 where there are no more; hits. [D, k] each."""
+"""For documents: scores, falling; label ids, -1 where there are no more; hits. [D, k] each."""
 
 
 DEPTH = 10  # predictions of a document that a calibration is fitted on
-
-
-PRECISIONS = (0.5, 0.8, 0.9)  # for which metrics.json states coverage
-
-
+PRECISIONS = (0.5, 0.8, 0.9)  # those in metrics.json
 DEFAULT_PRECISION = 0.5  # of the thresholds in labels.parquet
-
-
-ENOUGH_OF_LABEL, ENOUGH_OF_BAND = 50, 500  # held-out predictions for thresholds of one's own
-
-
+ENOUGH_OF_LABEL, ENOUGH_OF_BAND = 50, 500  # held-out predictions for a threshold of its own
 BINS = 15
 SCORE_BINS = 20  # of the histogram of a night's scores, equal bins of [0, 1]
-
-
-_STRETCHES = 32  # or a few more, that documents are cut into, to be dealt in two
+_STRETCHES = 32  # or a few more, into which documents are divided for cross-fitting
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Held-out predictions, and what follows from them.
+    """Held-out predictions, from which calibrated scores and thresholds are computed.
 
-    ``label_N``: int64, label ids; ``score_N``: float32, the model's own scores; ``hit_N``: bool, whether the label was right;
-    ``band_L``: int8, the row of each label's band, see `metrics.band_rows`. Any number of predictions, even none.
+    ``label_N``: int64, label ids; ``score_N``: float32, uncalibrated scores; ``hit_N``: bool, whether the label was correct;
+    ``band_L``: int8, the row of each label's band, see `at_k.band_rows`. There may be no predictions at all.
     """
 
     label_N: IntArray
@@ -76,12 +58,12 @@ class Calibration:
 
     @classmethod
     def of(cls, scores_Dk: ScoreArray, labels_Dk: IntArray, hit_Dk: BoolArray, counts_L: IntArray) -> "Calibration":
-        """Of predictions with -1 for labels where there are no more; ``counts_L``: training documents a label."""
+        """From predictions padded with label -1; ``counts_L``: training documents of each label."""
         real_Dk = labels_Dk >= 0
         return cls(labels_Dk[real_Dk], scores_Dk[real_Dk], hit_Dk[real_Dk], band_rows(counts_L))
 
     def over(self, counts_L: IntArray) -> "Calibration":
-        """The same evidence over more labels, the first of which are the own ones: new ones take thresholds of their band."""
+        """The same predictions for an extended label index; new labels get the thresholds of their band."""
         return replace(self, band_L=band_rows(counts_L))
 
     def __len__(self) -> int:
@@ -89,16 +71,16 @@ class Calibration:
 
     @cached_property
     def knots(self) -> tuple[FloatArray, FloatArray]:
-        """Scores float64[Q], rising, and the chances that belong to them; see `fit_map`."""
+        """Scores float64[Q], rising, and their chances; see `fit_map`."""
         return fit_map(self.score_N, self.hit_N)
 
     def calibrated(self, scores_Dk: ScoreArray, labels_Dk: IntArray) -> ScoreArray:
-        """float32[D, k]: chances for scores, in their order; 0 where there is no label. The scores, if fitted on nothing."""
+        """float32[D, k]: the chances of scores; 0 where there is no label. Without held-out predictions, the scores."""
         chances_Dk = apply_map(self.knots, scores_Dk)
         return np.where(labels_Dk >= 0, chances_Dk, np.float32(0))
 
     def thresholds(self, precision: float) -> ScoreArray:
-        """float32[L]: the lowest calibrated score with which each label may be a tag; inf for one that never may.
+        """float32[L]: the lowest calibrated score with which each label may be assigned; inf if it never may.
 
         Raises ConfigError for a ``precision`` that is not above 0 and below 1.
         """
@@ -110,10 +92,10 @@ class Calibration:
         return self._thresholds(self.label_N, of_band_R[self.band_L], ENOUGH_OF_LABEL, precision)
 
     def _thresholds(self, owner_N: IntArray, others: ScoreArray, enough: int, precision: float) -> ScoreArray:
-        """The thresholds of each owner's own predictions, or else those of ``others``.
+        """The threshold from each owner's own predictions, where these suffice, else that of ``others``.
 
-        Own ones need ``enough`` predictions. That nothing is right often enough needs besides so many from the other threshold
-        up that they could have shown it: n right ones of n do, if n / (n + 1) reaches ``precision``.
+        An owner needs ``enough`` predictions. To conclude that no threshold reaches ``precision``, it also needs enough of them
+        above the other threshold: n, such that n / (n + 1) reaches ``precision``.
         """
         chance_N, n_owners = apply_map(self.knots, self.score_N), len(others)
         own = lowest(owner_N, chance_N, self.hit_N, n_owners, precision)
@@ -122,12 +104,12 @@ class Calibration:
         return np.where((n >= enough) & (np.isfinite(own) | (n_above >= precision * (n_above + 1))), own, others)
 
     def sizes(self) -> dict[str, int]:
-        """Predictions of each band, such as ``{"2-9": 57}``; bands without any are there with 0."""
+        """The number of predictions of each band, such as ``{"2-9": 57}``, including 0."""
         n_R = np.bincount(self.band_L[self.label_N], minlength=len(BANDS) + 1)
         return dict(zip(band_names(BANDS), n_R[1:].tolist(), strict=True))
 
     def to_table(self) -> pa.Table:
-        """Columns ``label`` (id), ``score``, ``hit``: one row a held-out prediction."""
+        """Columns ``label`` (id), ``score``, ``hit``: one row for each held-out prediction."""
         return pa.table({"label": pa.array(self.label_N, pa.int32()), "score": self.score_N, "hit": self.hit_N})
 
     @classmethod
@@ -138,10 +120,10 @@ class Calibration:
 
 
 def fit_map(score_N: ScoreArray, hit_N: BoolArray) -> tuple[FloatArray, FloatArray]:
-    """Knots of a rising map from scores to chances: scores float64[Q] and chances float64[Q]; of no prediction, the identity.
+    """Knots of an increasing map: scores float64[Q] and chances float64[Q]; without predictions, the identity.
 
-    A knot lies at the mean score of a step of the isotonic regression. No chance is nearer to 0 or 1 than N predictions can
-    tell: 1 / (N + 2), the rule of succession.
+    A knot is at the mean score of a step of the isotonic regression. Chances are kept 1 / (N + 2) away from 0 and 1, by the
+    rule of succession.
     """
     if not len(score_N):
         return np.array([0.0, 1.0]), np.array([0.0, 1.0])
@@ -155,14 +137,14 @@ def fit_map(score_N: ScoreArray, hit_N: BoolArray) -> tuple[FloatArray, FloatArr
 
 
 def apply_map(knots: tuple[FloatArray, FloatArray], scores: ScoreArray) -> ScoreArray:
-    """The chances of scores of any shape, float32; flat beyond the outermost knots."""
+    """The chances of scores of any shape, float32; constant beyond the outermost knots."""
     return np.interp(scores, *knots).astype(np.float32)
 
 
 def lowest(owner_N: NDArray[Any], chance_N: ScoreArray, hit_N: BoolArray, n_owners: int, precision: float) -> ScoreArray:
-    """float32[n_owners]: for each owner the lowest of its chances from which up its predictions reach ``precision``, or inf.
+    """float32[n_owners]: the lowest chance of each owner above which its predictions reach ``precision``, or inf.
 
-    Reached means: right ones / (all + 1) >= precision. Equal chances stand or fall together.
+    That is: correct ones / (all + 1) >= precision. Equal chances are counted together.
     """
     order = np.lexsort((-chance_N, owner_N))
     owner_N, chance_N, hit_N = owner_N[order].astype(np.int64), chance_N[order], hit_N[order]
@@ -179,19 +161,19 @@ def lowest(owner_N: NDArray[Any], chance_N: ScoreArray, hit_N: BoolArray, n_owne
 
 
 def check_precision(precision: float) -> None:
-    """Raises ConfigError for what is no precision to ask for: no number of documents proves that all is right."""
+    """Raises ConfigError unless 0 < ``precision`` < 1: no number of documents proves that all predictions are correct."""
     if not 0 < precision < 1:
         raise ConfigError("min_precision does not fit", found=precision, expected="above 0, below 1")
 
 
 class Reliability:
-    """Sums for ECE@k; ``sums``: float64[3, 15], predictions, chances told, right ones, by the chance's bin."""
+    """Sums for ECE@k; ``sums``: float64[3, 15], predictions, sum of their chances, correct ones, by bin of the chance."""
 
     def __init__(self, k: int = 5) -> None:
         self.k, self.sums = k, np.zeros((3, BINS))
 
     def update(self, scores_Dk: ScoreArray, labels_Dk: IntArray, hit_Dk: BoolArray) -> None:
-        """Count the k best predictions of each document, scores falling; -1 for labels where there are no more."""
+        """Count the k best predictions of each document: scores, falling; labels, padded with -1; hits."""
         real_Dk = labels_Dk[:, : self.k] >= 0
         score_N, hit_N = (values[:, : self.k][real_Dk].astype(np.float64) for values in (scores_Dk, hit_Dk))
         bin_N = np.minimum((score_N * BINS).astype(np.int64), BINS - 1)
@@ -199,13 +181,13 @@ class Reliability:
 
     def result(self) -> float | None:
         """ECE@k, 0..1; None where nothing was counted."""
-        n, told, right = self.sums
-        return float(np.abs(told - right).sum() / n.sum()) if n.any() else None
+        n, expected, correct = self.sums
+        return float(np.abs(expected - correct).sum() / n.sum()) if n.any() else None
 
 
 @dataclass
 class Selection:
-    """Counts of what thresholds leave: documents, those of them with a tag, tags, right tags."""
+    """Counts of the predictions above thresholds: documents, documents with a tag, tags, correct tags."""
 
     thresholds_L: ScoreArray
     documents: int = 0
@@ -222,13 +204,13 @@ class Selection:
         self.right += int((kept_Dk & hit_Dk).sum())
 
     def add(self, other: "Selection") -> None:
-        """Count what ``other`` has counted, by thresholds of its own."""
+        """Add the counts of ``other``, which has thresholds of its own."""
         for name in ("documents", "tagged", "tags", "right"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def result(self) -> dict[str, float | int | None]:
         """``precision`` of the tags, ``coverage`` (share of documents with a tag), ``abstention`` (share without), ``tags``,
-        ``never`` (labels that are never a tag); None where there is nothing to divide by.
+        ``never`` (labels that are never assigned); None where there is nothing to divide by.
         """
         coverage = self.tagged / self.documents if self.documents else None
         return {
@@ -241,10 +223,10 @@ class Selection:
 
 
 def cross_fitted(predicted: Predictions, counts_L: IntArray) -> list[tuple[Calibration, Predictions]]:
-    """Two calibrations, each of every other stretch of documents, with the predictions of those that it has not seen.
+    """Two calibrations, each fitted on every other stretch of documents, with the predictions of the stretches it has not seen.
 
-    Stretches, for neighbours are often of a series, and a map that has seen a document's series knows too much; what of it lies
-    further apart may still be on both sides.
+    Stretches, because neighbouring documents are often of one series, and a map fitted on a document's series would be measured
+    too favourably. Documents of a series that are further apart may still be on both sides.
     """
     scores_Dk, labels_Dk, hit_Dk = predicted
     is_odd_D = np.arange(len(hit_Dk)) // max(1, len(hit_Dk) // _STRETCHES) % 2 == 1
@@ -252,11 +234,11 @@ def cross_fitted(predicted: Predictions, counts_L: IntArray) -> list[tuple[Calib
     return [(Calibration.of(*odd, counts_L), even), (Calibration.of(*even, counts_L), odd)]
 
 
-def measure(calibration: Calibration, unseen: Iterable[tuple[Calibration, Predictions]]) -> dict[str, Any]:
-    """ECE@5 before and after, and what thresholds for some precisions do.
+def calibration_metrics(calibration: Calibration, unseen: Iterable[tuple[Calibration, Predictions]]) -> dict[str, Any]:
+    """ECE@5 before and after calibration, and the effect of thresholds for `PRECISIONS`.
 
-    ``unseen``: calibrations with predictions, by the model's own scores, that each was not fitted on. ``calibration`` is the
-    one in use: how many labels are never a tag is told of its thresholds.
+    ``unseen``: calibrations, each with uncalibrated predictions that it was not fitted on. ``calibration`` is the one in use;
+    the count of never-assigned labels uses its thresholds.
     """
     before, after, documents = Reliability(), Reliability(), 0
     selections = {precision: Selection(calibration.thresholds(precision)) for precision in PRECISIONS}

@@ -21,14 +21,8 @@ from xmc_ray.metrics.at_k import Metrics, find_hits, true_pairs
 from xmc_ray.metrics.calibration import Reliability
 
 Scores = npt.NDArray[np.floating]
-
-
 BoolArray = npt.NDArray[np.bool_]
-
-
 TAGS = 5  # of a document, whose scores are held against the truth
-
-
 EXAMPLES = 20  # of each kind
 
 

@@ -26,14 +26,8 @@ from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.settings import NonNegativeFloat, Settings
 
 FloatArray = npt.NDArray[np.float64]
-
-
 Verdict = Literal["steady", "warn", "fail", "unknown"]
-
-
 _BIN_TAGS = 100  # of the smaller side, that a label with a bin of its own would have
-
-
 _PRIOR_TAGS = 0.5  # of the smaller side, added to both shares, as Jeffreys' prior does: a share of 0 has no logarithm
 
 

@@ -195,7 +195,8 @@ def _layer_stack(transformer: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def _not_found(name: str, error: Exception) -> ModelError:
-    offline = " (offline: HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+    asks_the_hub = "://" not in name
+    offline = " (offline: HF_HUB_OFFLINE is set)" if asks_the_hub and os.environ.get("HF_HUB_OFFLINE") == "1" else ""
     return ModelError(
         "encoder not found",
         where=name + offline,

@@ -1,15 +1,15 @@
-"""The lexical branch: what a document says, word by word, beside what a transformer makes of it, or in its place.
+"""The lexical branch: features from weighted words and pairs of words, beside a transformer or in its place.
 
 Every token and every pair of neighbouring tokens is a *term*, hashed into one of F columns (`data.terms`). A document's
-features are the TF-IDF weighted sum of its terms' vectors, and one small layer on top:
+features are the TF-IDF weighted sum of its terms' vectors, followed by one small residual layer:
 
-    x = sum over terms of w(term) v(term)      w: (1 + log tf) idf, of Euclidean length one, as in `groups`
+    x = sum over terms of w(term) v(term)      w: (1 + log tf) idf, scaled to Euclidean norm 1, as in `groups`
     features = x + relu(A relu(x) + a)         (the residual block of Astec, Dahiya et al. 2021, section 3)
 
-The vectors are learned together with all else. A document is read to its end, however little of it the transformer reads;
-on a CPU a step costs a hundredth of a transformer's.
+The vectors are trained with the rest of the model. The branch reads all tokens of a document, even where the transformer reads
+only the first; on a CPU its step costs a hundredth of a transformer's.
 
-Letters: B documents, T tokens, N distinct terms of the batch's documents, F columns, H width.
+Letters: B documents, T tokens, S terms with repetitions, N distinct (document, term) pairs, F columns, H width.
 """
 
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ from xmc_ray.data import terms
 from xmc_ray.data.terms import FIRST_OF_PAIR, SPREAD, document_frequency, inverse_document_frequency
 from xmc_ray.settings import NonNegativeInt, PositiveInt, Settings
 
-_STD = 0.01  # of fresh vectors: small, for a term that training never sees stays as it is
+_STD = 0.01  # of initial vectors: small, since a term that does not occur in training keeps its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class LexicalConfig(Settings):
 class LexicalBranch(nn.Module):
     """Vectors of terms, their weights and the layer on top.
 
-    ``weight_F``: float32[F], idf, 0 where a column is left out; each of the others has a vector, in their order.
+    ``weight_F``: float32[F], idf, 0 for columns that are left out. ``place_F``: the row of each other column's vector.
     """
 
     weight_F: Tensor
@@ -70,7 +70,7 @@ class LexicalBranch(nn.Module):
         return features_BH
 
     def terms(self, tokens_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The distinct terms of each document that are not left out: row and column (int64[N], rising), and weight w."""
+        """Row, column (int64[N], in rising order) and weight w of each document's distinct terms, without those left out."""
         row_N, column_N, count_N = count_terms(tokens_BT, mask_BT, len(self.weight_F))
         weight_N = (1 + count_N.to(self.weight_F.dtype).log()) * self.weight_F[column_N]
         kept_N = weight_N > 0
@@ -80,7 +80,7 @@ class LexicalBranch(nn.Module):
 
 
 def count_terms(tokens_BT: Tensor, mask_BT: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`terms.count_terms` of padded documents: the distinct rows and columns (int64[N], rising), and how often each occurs."""
+    """`terms.count_terms` of padded documents: distinct rows and columns (int64[N], in rising order), and their counts."""
     single_BT = tokens_BT + 1
     pair_BT = single_BT[:, :-1] * FIRST_OF_PAIR + single_BT[:, 1:]
     column_BS = (torch.cat([single_BT, pair_BT], dim=1) * SPREAD >> 32 & 0xFFFFFFFF) % columns
@@ -91,14 +91,14 @@ def count_terms(tokens_BT: Tensor, mask_BT: Tensor, columns: int) -> tuple[Tenso
 
 
 def term_weights(tokens: Iterable[pa.ListArray], config: LexicalConfig) -> npt.NDArray[np.float32]:
-    """float32[F]: the inverse document frequency of each column, over chunks of documents (list<int32>); 0 for the rarest."""
+    """float32[F]: the inverse document frequency of each column, over chunks of documents (list<int32>); 0 for rare ones."""
     n_documents, frequency_F = document_frequency(terms.count_terms(chunk, config.columns) for chunk in tokens)
     weight_F = inverse_document_frequency(n_documents, frequency_F)
     return np.where(frequency_F >= config.rarest, weight_F, 0).astype(np.float32)
 
 
 def build_lexical(config: LexicalConfig, weight_F: npt.NDArray[np.float32] | None) -> LexicalBranch | None:
-    """A fresh branch, or None where ``config`` does without; ``weight_F`` are its `term_weights`."""
+    """An untrained branch, or None if its width is 0; ``weight_F`` are its `term_weights`."""
     if not config.width:
         return None
     assert weight_F is not None

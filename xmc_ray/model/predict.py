@@ -68,9 +68,9 @@ def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
     return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether ``device`` has instructions for bfloat16; a CPU without them emulates it, slowly."""
-    return device.type != "cpu" or any(there for name, there in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU has instructions for bfloat16, such as AVX-512 BF16 and AMX; one without emulates it, slowly."""
+    return any(available for name, available in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
 
 
 @contextmanager

@@ -1,12 +1,12 @@
-"""Ranking: which labels are worth scoring, and their scores from the label table.
+"""Ranking: the candidate labels of a document, and their scores from the label table.
 
-The table lies group by group, ``weight_GMH``: a shortlisted group is one contiguous block. A step scores *pairs* of
-(document, group), sorted by group, so that all documents of a group meet its block in one matrix product, whatever
-the sizes (`torch.nn.functional.grouped_mm`); rows of single labels are never gathered. Every worker scores the pairs of the
-groups it owns, whichever worker the document came from.
+The table is stored group by group, ``weight_GMH``, so that a shortlisted group is one contiguous block. A step scores *pairs*
+of (document, group), sorted by group: all documents of a group are multiplied with its block in one grouped matrix product
+(`torch.nn.functional.grouped_mm`), and rows of single labels are never gathered. Every worker scores the pairs of the groups it
+owns, whichever worker the document came from.
 
-Letters: B documents, K shortlisted groups, G groups (of the own slice, in a table), M places in a group (a multiple of 8,
-unused ones masked), N pairs, U groups in use, P true (document, label) pairs, H width of the bottleneck.
+Letters: B documents, K shortlisted groups, G groups (the own ones, in a table), M places in a group (a multiple of 8, unused
+ones masked), N pairs, U groups in use, P true (document, label) pairs, H width of the bottleneck.
 """
 
 from collections.abc import Iterator
@@ -21,16 +21,10 @@ from torch import Tensor
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.model.sharding import Exchange, OwnedRows, RowGradients, with_gradient
 
-ALIGNMENT = 8  # grouped_mm wants rows of a multiple of 16 bytes: 8 numbers of two bytes
-
-
-_GROUPS = 64  # groups that are multiplied at a time: their blocks are still in the cache when they are needed again
-
-
-_SCORES = 1 << 20  # scores of all labels that are held at a time; predicting, a GPU takes 32 times as many of either
-
-
-_DENSE = 8  # where more than one in so many (document, group) pairs is wanted, all are computed: one product does it
+ALIGNMENT = 8  # grouped_mm needs rows of a multiple of 16 bytes: 8 numbers of two bytes
+_GROUPS = 64  # groups that are multiplied at a time: few enough for their blocks to stay in the cache
+_SCORES = 1 << 20  # scores of all labels that are in memory at a time; in prediction, a GPU takes 32 times as many of either
+_DENSE = 8  # if more than one in so many (document, group) pairs is wanted, all are computed by one product
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ class Pairs:
         return group_U, count_U.cumsum(0).to(torch.int32)
 
     def chunks(self, groups: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """So many groups at a time: where their pairs lie, the groups int64[U], and where the pairs of each end in there."""
+        """For ``groups`` groups at a time: their slice of pairs, the groups int64[U], and where the pairs of each end in it."""
         group_U, ends_U = self.in_use
         ends = [0, *ends_U[groups - 1 :: groups].tolist()]
         ends += [len(self.group_N)] if ends[-1] < len(self.group_N) else []
@@ -63,9 +57,9 @@ class Pairs:
 def candidate_pairs(shortlist_BK: Tensor, row_P: Tensor, group_P: Tensor, own: range | None = None) -> Pairs:
     """The shortlisted groups of each document plus *all* groups of its true labels, each pair once.
 
-    ``group_P`` are the groups of the true labels of documents ``row_P``; ``own`` keeps the groups in that range only.
-    Nothing is cut off, nothing is filled up: no positive is lost, no candidate stands twice (LightXML, section 3.3, without
-    its code's fixed-size list).
+    ``group_P`` are the groups of the true labels of documents ``row_P``; only groups in ``own`` are kept, if it is given.
+    There is neither truncation nor padding: no positive is lost, no candidate occurs twice (LightXML, section 3.3, but not the
+    fixed-size list of its code).
     """
     n_rows = len(shortlist_BK)
     row_BK = torch.arange(n_rows, device=shortlist_BK.device)[:, None].expand_as(shortlist_BK)
@@ -77,7 +71,7 @@ def candidate_pairs(shortlist_BK: Tensor, row_P: Tensor, group_P: Tensor, own: r
 
 
 def grouped_product(left: Tensor, right: Tensor, ends_U: Tensor) -> Tensor:
-    """`grouped_mm` that also takes no rows at all; ``right`` has as many groups as ``ends_U``, or rows as ``left``."""
+    """`grouped_mm`, also for no rows at all; ``right`` has one group per entry of ``ends_U``, or as many rows as ``left``."""
     if len(ends_U) == 0:
         return left.new_zeros(len(left), right.shape[-1])
     return F.grouped_mm(left, right, offs=ends_U)
@@ -91,7 +85,7 @@ class _Pending(NamedTuple):
 
 
 class LabelTable(OwnedRows):
-    """A vector and a bias for every label of this worker's groups, in blocks of groups.
+    """A vector and a bias for every label of this worker's groups, in one block per group.
 
     ``weight``: [G, M, H], ``bias``: [G, M].
     """
@@ -112,14 +106,14 @@ class LabelTable(OwnedRows):
         self._pending: list[_Pending] = []
 
     def valid(self, group: Tensor) -> Tensor:
-        """bool[..., M]: which places of the groups ``group`` (int64[...]) hold a label."""
+        """bool[..., M]: which places of the groups ``group`` (int64[...]) have a label."""
         places = torch.arange(self.weight.shape[1], device=group.device)
         return places < self.size_G[group][..., None]
 
     def loss(self, vectors_BH: Tensor, shortlist_BK: Tensor, row_P: Tensor, label_P: Tensor, documents: int) -> Tensor:
         """Binary cross-entropy over all candidates in own groups, summed over labels and divided by ``documents``.
 
-        A (row, label) pair may come more than once.
+        A (row, label) pair may occur more than once.
         """
         training = torch.is_grad_enabled()
         with torch.no_grad():
@@ -149,21 +143,21 @@ class LabelTable(OwnedRows):
         """float[B, K, M]: probabilities of the labels of the shortlisted groups; -1 where this worker has no such label."""
         nothing = shortlist_BK.new_empty(0)
         pairs = candidate_pairs(shortlist_BK, nothing, nothing, self.own)
-        probability_NM = vectors_BH.new_full(
-            (len(pairs.key_N) + 1, self.places), -1, dtype=torch.float32
-        )  # the last: elsewhere
+        n_pairs = len(pairs.key_N)
+        probability_NM = vectors_BH.new_full((n_pairs + 1, self.places), -1, dtype=torch.float32)  # last: not here
         for here, logits_NM in self._logits(vectors_BH, pairs):
             probability_NM[here] = logits_NM.sigmoid_()
         probability_NM[:-1].masked_fill_(~self.valid(pairs.group_N), -1)
         row_BK = torch.arange(len(shortlist_BK), device=shortlist_BK.device)[:, None].expand_as(shortlist_BK)
         place_BK = torch.searchsorted(pairs.key_N, shortlist_BK * len(shortlist_BK) + row_BK)
-        place_BK = torch.where(self.owned(shortlist_BK), place_BK, len(pairs.key_N))
+        place_BK = torch.where(self.owned(shortlist_BK), place_BK, n_pairs)
         return probability_NM[place_BK]
 
     def peaks(self, vectors_BH: Tensor, wanted_Bg: Tensor) -> Tensor:
-        """float32[B, g]: the highest logit in each own group that a document wants (``wanted_Bg``: bool).
+        """float32[B, g]: the highest logit in each own group that is wanted for a document (``wanted_Bg``: bool).
 
-        Groups that are not wanted have theirs or -inf, whichever is less work. Never more than a few groups' scores are held.
+        For other groups it is the highest logit or -inf, whichever is less work. Only a few groups' scores are in memory at a
+        time.
         """
         peak_Bg = vectors_BH.new_full(wanted_Bg.shape, -torch.inf, dtype=torch.float32)
         if int(wanted_Bg.sum()) * _DENSE <= wanted_Bg.numel():
@@ -179,7 +173,7 @@ class LabelTable(OwnedRows):
         return peak_Bg
 
     def gradients(self) -> Iterator[RowGradients]:
-        """The groups in use since the last call, a chunk at a time."""
+        """Those of the groups that were used since the last call, a chunk of groups at a time."""
         if not self._pending:
             return
         pending, self._pending = self._pending, []
@@ -199,7 +193,7 @@ class LabelTable(OwnedRows):
         return on_cpu if self.weight.device.type == "cpu" else 32 * on_cpu
 
     def _logits(self, vectors_BH: Tensor, pairs: Pairs) -> Iterator[tuple[slice, Tensor]]:
-        """float32[n, M]: those of ``pairs``, of own groups, a few groups at a time, and where these pairs lie."""
+        """Slices of ``pairs``, which are of own groups, a few groups at a time, and float32[n, M]: the logits of each slice."""
         for here, group_U, ends_U in pairs.chunks(self._at_a_time(_GROUPS)):
             part = Pairs(pairs.row_N[here], pairs.group_N[here], pairs.key_N[here])
             weight_UMH = self.weight.index_select(0, group_U - self.own.start)  # twice as fast as [...]

@@ -1,7 +1,7 @@
-"""Recall: which groups of labels a document may belong to.
+"""Recall: the groups of labels that a document may belong to.
 
-One logit a group, against the groups that hold a true label. The target matrix is never built: all of it is zero but for
-the true pairs, so everything is computed as if no group were true, and put right at those pairs.
+One logit per group; the positives are the groups with a true label. The target matrix is never built: it is zero but for the
+true pairs, so everything is computed for a target of zeros and corrected at these pairs.
 
 Letters: B documents, F features, G groups in all, g own groups, K shortlisted groups, P true (document, group) pairs.
 """
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from xmc_ray.model.sharding import Exchange, FactoredGradients, OwnedRows, RowGradients, with_gradient
 
-_GROUPS = 1024  # groups that are computed at a time on a CPU; a GPU takes eight times as many
+_GROUPS = 1024  # groups that are computed at a time on a CPU, and eight times as many on a GPU
 
 
 class RecallHead(OwnedRows):
     """A linear layer from features to the logits of this worker's groups; ``weight``: [g, F], ``bias``: [g].
 
-    ``lift``: float32[g], what is added to the biases in prediction, and not in the loss; None if nothing is.
+    ``lift``: float32[g], added to the biases in prediction but not in the loss; or None.
     """
 
     lift: Tensor | None
@@ -33,11 +33,11 @@ class RecallHead(OwnedRows):
 
     @property
     def lifted_bias(self) -> Tensor:
-        """float32[g]: what predictions have in place of the biases."""
+        """float32[g]: the biases of prediction."""
         return self.bias if self.lift is None else self.bias + self.lift
 
     def logits(self, features_BF: Tensor) -> Tensor:
-        """[B, g]: of the own groups, lifted, as predictions have them."""
+        """[B, g]: the logits of the own groups in prediction, lift included."""
         weight, bias = self.weight.to(features_BF.dtype), self.lifted_bias.to(features_BF.dtype)
         return F.linear(features_BF, weight, bias)
 
@@ -59,13 +59,13 @@ class RecallHead(OwnedRows):
     def loss(
         self, features_BF: Tensor, row_P: Tensor, group_P: Tensor, shortlist: int, documents: int
     ) -> tuple[Tensor, Tensor]:
-        """Binary cross-entropy over the own groups, and every document's ``shortlist`` (int64[B, K]) out of all groups.
+        """Binary cross-entropy over the own groups, and the ``shortlist`` best of all groups of each document, int64[B, K].
 
-        The sum over groups and documents is divided by ``documents``. A (row, group) pair may come more than once.
+        The sum over groups and documents is divided by ``documents``. A (row, group) pair may occur more than once.
         """
         training = torch.is_grad_enabled()
         with torch.no_grad():
-            logits_Bg, loss, gradient_BF, gradient_Bg = self._as_if_false(features_BF)
+            logits_Bg, loss, gradient_BF, gradient_Bg = self._without_positives(features_BF)
             shortlist_BK = self.best(logits_Bg, shortlist)[1]
             true_P = torch.unique(row_P * self.n_groups + group_P)
             true_P = true_P[self.owned(true_P % self.n_groups)]
@@ -77,10 +77,10 @@ class RecallHead(OwnedRows):
                 self._pending.append((gradient_Bg.div_(documents), features_BF.detach()))
         return with_gradient(features_BF, loss, gradient_BF.div_(documents)), shortlist_BK
 
-    def _as_if_false(self, features_BF: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """If no group were true: logits [B, g], loss, and its gradients by features, float32[B, F], and by logits, [B, g].
+    def _without_positives(self, features_BF: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For a target of zeros: logits [B, g], loss, and its gradients by features, float32[B, F], and by logits, [B, g].
 
-        A few groups at a time: their weights are still in the cache when the gradient needs them again.
+        A few groups at a time, so that their weights are still in the cache when the gradient needs them.
         """
         gradient_BF = features_BF.new_zeros(features_BF.shape, dtype=torch.float32)
         loss, logits, probabilities = features_BF.new_zeros((), dtype=torch.float32), [], []
@@ -97,7 +97,7 @@ class RecallHead(OwnedRows):
         return _GROUPS if self.weight.device.type == "cpu" else 8 * _GROUPS
 
     def gradients(self) -> Iterator[RowGradients | FactoredGradients]:
-        """All own groups, a chunk at a time: recall learns from every logit of every document."""
+        """Those of all own groups, a chunk at a time: every document has a gradient for every group."""
         if not self._pending:
             return
         pending, self._pending = self._pending, []

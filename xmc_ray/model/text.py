@@ -1,7 +1,7 @@
 """Text to tokens, tokens to batches.
 
-Tokens travel as Arrow lists of int32, so no padding is stored or shipped. Documents of like length share a batch, and a
-batch is padded to its own longest document, never to the maximum.
+Tokens are passed on as Arrow lists of int32, so padding is neither stored nor sent. Documents of similar length share a batch,
+which is padded to its longest document and not to the maximum.
 
 Letters: B documents, T tokens.
 """
@@ -52,8 +52,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, name: str | Path, max_tokens: int) -> "Tokenizer":
-        """From a hub name, or a folder, local or s3://; raises ModelError when there is none."""
-
+        """From a hub name, or a folder, local or s3://; raises ModelError when it does not exist."""
         try:
             return cls(AutoTokenizer.from_pretrained(folders.loadable(str(name)), trust_remote_code=False), max_tokens)
         except (OSError, ValueError) as error:
@@ -65,37 +64,35 @@ class Tokenizer:
             ) from error
 
     def save(self, folder: Path) -> None:
-        """Write ``tokenizer.json`` and what goes with it."""
+        """Write ``tokenizer.json`` and its accompanying files."""
         self.pretrained.save_pretrained(str(folder))
 
     def encode(self, texts: pa.Array) -> tuple[pa.ListArray, pa.BooleanArray]:
-        """Tokens (list<int32>[n]) of ``texts`` (string[n]), and which texts were cut off (bool[n])."""
+        """Tokens (list<int32>[n]) of ``texts`` (string[n]), and which texts were truncated (bool[n])."""
         encodings = self._backend.encode_batch(texts.to_pylist())
-        tokens = [encoding.ids for encoding in encodings]
-        return pa.array(tokens, pa.list_(pa.int32())), pa.array(
-            [bool(encoding.overflowing) for encoding in encodings], pa.bool_()
-        )
+        tokens = pa.array([encoding.ids for encoding in encodings], pa.list_(pa.int32()))
+        return tokens, pa.array([bool(encoding.overflowing) for encoding in encodings], pa.bool_())
 
     def offsets(self, text: str) -> IntArray:
-        """int64[T, 2]: first character of each token that `encode` gives and the one behind its last; 0, 0 for special ones."""
+        """int64[T, 2]: start and end (exclusive), in characters, of each token that `encode` returns; 0, 0 for special ones."""
         return np.array(self._backend.encode(text).offsets, np.int64).reshape(-1, 2)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """A text with these tokens: what was encoded, but for what the rules change, such as case and white space."""
+        """A text with these tokens: the encoded one, but for normalisation such as that of case and white space."""
         return str(self._backend.decode(list(tokens), skip_special_tokens=True))
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change with what `encode` gives: vocabulary, rules and length."""
+        """16 hex digits that change with the output of `encode`: with vocabulary, rules and length."""
         return hashlib.sha256(self._backend.to_str().encode()).hexdigest()[:16]
 
     @property
     def summary_position(self) -> str | None:
-        """Where the tokenizer puts its summary token: ``first`` (BERT), ``last`` (XLNet), or None if it has none."""
+        """The position of the tokenizer's summary token: ``first`` (BERT), ``last`` (XLNet), or None if it has none."""
         ids = self._backend.encode("").ids
         summary = self.pretrained.cls_token_id
         if summary is None or summary not in ids:
-            # RoBERTa's first token plays that part without the name.
+            # RoBERTa uses its first token so, but does not call it the summary token
             return "first" if ids and ids[0] == self.pretrained.bos_token_id else None
         return "first" if ids[0] == summary else "last"
 
@@ -104,8 +101,8 @@ class Tokenizer:
 class Batch:
     """Padded documents and their labels, ready for the model.
 
-    ``tokens_BT``: int64, 0 where padded; ``mask_BT``: bool, True at real tokens; ``row_P``, ``label_P``: int64, the
-    (document, label) pairs that are true, rows rising; empty at prediction.
+    ``tokens_BT``: int64, 0 where padded; ``mask_BT``: bool, True at real tokens; ``row_P``, ``label_P``: int64, the true
+    (document, label) pairs, in rising order of rows; empty in prediction.
     """
 
     tokens_BT: Tensor
@@ -118,7 +115,7 @@ class Batch:
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
     def split(self, parts: int) -> "list[Batch]":
-        """The documents in ``parts`` nearly equal micro-batches, one after the other, each as wide as its longest."""
+        """``parts`` micro-batches of nearly equal size, in order, each padded to its longest document."""
         ends = [len(self) * part // parts for part in range(parts + 1)]
         return [self._rows(first, last) for first, last in pairwise(ends)] if parts > 1 else [self]
 
@@ -147,7 +144,7 @@ def make_batch(tokens: pa.ListArray, labels: pa.ListArray | None = None) -> Batc
 
 
 def budget_batches(lengths: IntArray, token_budget: int) -> Iterator[IntArray]:
-    """Row numbers of batches for prediction: longest first, each at most ``token_budget`` tokens with its padding."""
+    """Row numbers of batches for prediction: longest documents first, at most ``token_budget`` tokens with padding each."""
     by_length = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(by_length):

@@ -1,7 +1,6 @@
-"""The evaluation job: P, R, nDCG, PSP at k and coverage of a bundle on labelled documents, in total and by frequency.
+"""Evaluation of a bundle on labelled documents, as a job and as the gate that a bundle has to pass before a night.
 
-----
-A test that a bundle has to pass before it tags anything.
+Documents are streamed through the same tokenising tasks and actors as in tagging; the driver adds up the metrics.
 """
 
 import time
@@ -42,20 +41,19 @@ class EvaluateConfig(Settings):
     pool: PoolConfig = field(default_factory=PoolConfig)
 
 
-def run(config: EvaluateConfig) -> dict[str, Any]:
-    """Metrics as a nested dict (see `metrics.Metrics.result`), printed as a table and written to ``metrics.json``.
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """The evaluation job: the result of `evaluate_bundle`, printed as a table and written to ``metrics.json``.
 
-    True labels that the bundle does not know cannot be found by it; they are left out, and their number is stated.
-    Raises DataError when no document has a label that the bundle knows.
+    Raises ConfigError if that exists already, DataError when no document has a label that the bundle knows.
     """
     if config.output is not None and storage.exists(storage.join(config.output, "metrics.json")):
         raise ConfigError("metrics.json is there already", where=config.output, way_out="choose another output or remove it")
     started = time.monotonic()
-    result = measure(
+    result = evaluate_bundle(
         config.documents, config.bundle, config.pool, ks=tuple(sorted(config.ks)), min_precision=config.min_precision
     )
     print(table(result))
-    print(_shown(result["calibration"]))
+    print(_calibration_line(result["calibration"]))
     rate = result["documents"] / (time.monotonic() - started)
     print(f"{result['documents']:,} documents, {result['rejected']:,} rejected, {rate:,.0f} documents/s with start-up")
     if config.output is not None:
@@ -63,7 +61,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     return result
 
 
-def measure(
+def evaluate_bundle(
     documents: DocumentsConfig,
     bundle: str | list[str],
     pool: PoolConfig,
@@ -71,9 +69,11 @@ def measure(
     ks: tuple[int, ...] = (1, 3, 5, 10),
     min_precision: float | None = None,
 ) -> dict[str, Any]:
-    """The metrics of `run`, of any labelled documents.
+    """Metrics of one bundle, or several whose scores are averaged, as a nested dict (see `Metrics.result`).
 
-    ``calibration`` has ECE@5 and what thresholds leave of the first `DEPTH` labels, whatever ``ks``; of documents with a label.
+    True labels that the bundle does not know are left out; their number is ``unknown_labels``. ``calibration`` has ECE@5 and
+    the effect of thresholds on the first `DEPTH` labels, whatever ``ks``, over documents with a known label.
+    Raises DataError when there is no such document.
     """
     members = Members.read(bundle)
     selection = None if min_precision is None else Selection(members.thresholds(min_precision))
@@ -85,32 +85,33 @@ def measure(
     with own_errors():
         tokenised = tokenise(read_documents(documents, labelled=True), *tokenizers)
         reliability = Reliability()
-        pool = replace(pool, max=pool.max or pool.min)  # a small file is one block, which goes to one actor
+        pool = replace(pool, max=pool.max or pool.min)  # a small file is one block, so one actor gets all of it
         predicted = predictions(tokenised, members.uris, max(*ks, DEPTH), pool, model)
-        counts = _score(predicted, labels, metrics, [reliability] if selection is None else [reliability, selection])
+        counts = _count(predicted, labels, metrics, [reliability] if selection is None else [reliability, selection])
     result = metrics.result()
     if not result["total"]["documents"]:
         raise DataError("no document has a label that the bundle knows", where=documents.uri, found=counts)
-    told = {"calibrated": all(members.calibrated), "ECE@5": reliability.result()}
+    calibration = {"calibrated": all(members.calibrated), "ECE@5": reliability.result()}
     if selection is not None:
-        told |= {"min_precision": min_precision} | selection.result()
-    return result | counts | {"calibration": told, "bundle": members.fingerprint}
+        calibration |= {"min_precision": min_precision} | selection.result()
+    return result | counts | {"calibration": calibration, "bundle": members.fingerprint}
 
 
-def _shown(calibration: dict[str, Any]) -> str:
+def _calibration_line(calibration: dict[str, Any]) -> str:
     kind = "calibrated" if calibration["calibrated"] else "not calibrated"
     shares = {name: calibration.get(name) for name in ("ECE@5", "precision", "coverage", "abstention")}
     known = ", ".join(f"{name} {100 * share:.2f}" for name, share in shares.items() if share is not None)
-    never = f", {calibration['never']:,} labels are never a tag" if calibration.get("never") else ""
+    never = f", {calibration['never']:,} labels are never assigned" if calibration.get("never") else ""
     return f"Scores are {kind}; {known}{never}"
 
 
-def _score(
+def _count(
     predicted: ray.data.Dataset, labels: LabelIndex, metrics: Metrics, counted: Sequence[Reliability | Selection]
 ) -> dict[str, int]:
-    """Add the stream's hits to ``metrics`` and ``counted``; all are sums, so neither order nor batches matter.
+    """Add a stream of predictions to ``metrics`` and ``counted``; all are sums, so neither order nor batches matter.
 
-    ``counted`` leaves out documents without a label that the bundle knows, as metrics do.
+    Like ``metrics``, ``counted`` leaves out documents without a label that the bundle knows. Returns counts of documents, and
+    of labels that the bundle does not know.
     """
     counts = {"documents": 0, "rejected": 0, "truncated": 0, "unknown_labels": 0}
     for batch in arrow_batches(predicted):
@@ -145,10 +146,10 @@ class GateConfig(Settings):
 
 
 def pass_gate(gate: GateConfig, bundle: str | list[str], pool: PoolConfig, model: ScoringConfig) -> None:
-    """ModelError unless the bundle reaches what the gate asks for; ConfigError for a metric that there is not."""
+    """Raises ModelError unless the bundle reaches ``gate.at_least``, ConfigError for a metric that does not exist."""
     if gate.documents is None:
         return
-    total = measure(gate.documents, bundle, pool, model)["total"]
+    total = evaluate_bundle(gate.documents, bundle, pool, model)["total"]
     for name, least in gate.at_least.items():
         if name not in total:
             raise ConfigError("no such metric", where="gate.at_least", found=name, expected=", ".join(total))
@@ -158,7 +159,7 @@ def pass_gate(gate: GateConfig, bundle: str | list[str], pool: PoolConfig, model
                 where=bundle,
                 found=f"{name} {total[name]:.4f}",
                 expected=f"at least {least}",
-                way_out="give the bundle of the night before, or train again",
+                way_out="use the bundle of the night before, or train again",
             )
     shown = ", ".join(f"{name} {total[name]:.4f}" for name in gate.at_least)
     print(f"the bundle passes the gate: {shown}", flush=True)

@@ -15,7 +15,7 @@ from xmc_ray.bundle.ensemble import Ensemble
 from xmc_ray.data.labels import list_lengths
 from xmc_ray.errors import ConfigError
 from xmc_ray.model.lightxml import Scoring
-from xmc_ray.model.predict import Precision, PredictConfig, has_bfloat16, uses_bfloat16
+from xmc_ray.model.predict import Precision, PredictConfig, cpu_has_bfloat16
 from xmc_ray.on_ray.meters import PredictorMeters
 from xmc_ray.on_ray.session import is_cluster
 from xmc_ray.on_ray.stream import token_columns
@@ -100,8 +100,6 @@ class Predictor:
         self.config = PredictConfig(token_budget=pool.token_budget, precision=scoring.precision)
         self.scoring: Scoring = "grouped" if scoring.scoring == "auto" else scoring.scoring
         self.device = torch.device("cuda" if pool.gpu else "cpu")
-        if uses_bfloat16(scoring.precision, self.device) and not has_bfloat16(self.device):
-            print("warning: this CPU has no bfloat16 instructions: model.precision = float32 is faster", flush=True)
         self.ensemble = Ensemble.load(bundles).to(self.device)
         self.meters = PredictorMeters()
 
@@ -141,14 +139,21 @@ def matrix(table: pa.Table, name: str) -> npt.NDArray[Any]:
 def settle_scoring(config: ScoringConfig, bundles: list[str], texts: list[str], k: int, pool: PoolConfig) -> ScoringConfig:
     """``config`` with ``auto`` replaced by the scoring that a measurement of some ``texts`` on an actor's resources chooses.
 
-    Prints the choice.
+    Prints the choice, and a warning for bfloat16 on CPUs without instructions for it.
     """
+    resources = {"num_cpus": pool.cpus, "num_gpus": 1 if pool.gpu else 0}
+    if config.precision == "bfloat16" and not pool.gpu and not ray.get(_cpu_has_bfloat16.options(**resources).remote()):
+        print("warning: the CPU has no bfloat16 instructions: model.precision = float32 is faster", flush=True)
     if not texts or config.scoring != "auto":
         return config
-    resources = {"num_cpus": pool.cpus, "num_gpus": 1 if pool.gpu else 0}
     scoring: Scoring = ray.get(_fastest_scoring.options(**resources).remote(config, bundles, texts, k, pool))
     print(f"scoring: {scoring}, measured on {len(texts):,} documents", flush=True)
     return replace(config, scoring=scoring)
+
+
+@ray.remote
+def _cpu_has_bfloat16() -> bool:
+    return cpu_has_bfloat16()
 
 
 @ray.remote

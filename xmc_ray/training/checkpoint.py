@@ -1,14 +1,14 @@
-"""Checkpoints: the state of a training run, in pieces that any number of workers can take up again.
+"""Checkpoints: the state of a training run, sharded so that any number of workers can resume it.
 
-    <place>/step-000001200/
+    <folder>/step-000001200/
         dense.safetensors                 encoder and bottleneck, the same on all workers: weights, optimiser state, average
         rows-00000-of-00002.safetensors   the rows of recall head and label table that the first of two workers owns
         rows-00001-of-00002.safetensors
         checkpoint.json                   counters, identity, and the size of every file; written last
 
-Each worker writes what it owns to its own disk while training waits, and copies it to its place while training goes on.
-The first worker writes the marker once it sees the files of all: a folder without it, or with a file of another size, is
-not a checkpoint. Nothing is pickled, and a worker reads just the files that hold rows of its own.
+Each worker writes what it owns to its local disk while training waits, and uploads it in the background. The first worker
+writes the marker once the files of all are there: a folder without it, or with a file of another size, is not a checkpoint.
+Nothing is pickled, and a worker reads only the files that contain rows of its own.
 """
 
 import json
@@ -37,25 +37,13 @@ from xmc_ray.training.loop import TrainState
 
 FORMAT = 1
 
-
 MARKER = "checkpoint.json"
-
-
 DENSE = "dense.safetensors"
-
-
-_POLL = 1.0  # seconds between two looks for the files of the other workers
-
-
+_POLL = 1.0  # seconds from one look for the files of the other workers to the next
 _COUNTERS = ("step", "seconds", "waiting", "documents", "tokens", "padded_tokens")
-
-
 _FOLDER = re.compile(r"step-(\d+)/([^/]+)$")
 
-
 Identity = Mapping[str, object]
-
-
 """What a run and its checkpoints have in common: label set, groups, shape of the model, documents and their order."""
 
 
@@ -73,7 +61,7 @@ class CheckpointsConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
-    """A complete checkpoint: its folder, what its marker says, and the number of ``workers`` that wrote it."""
+    """A complete checkpoint: its folder, the number of ``workers`` that wrote it, and the content of its marker."""
 
     uri: str
     workers: int
@@ -84,11 +72,11 @@ class Saved:
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """The number of steps done."""
         return int(self.counters["step"])
 
     def check(self, identity: Identity) -> None:
-        """Raises ModelError unless this is a checkpoint of a run with the same ``identity``."""
+        """Raises ModelError if the run that wrote it had another ``identity``."""
         for name, expected in identity.items():
             found = self.identity.get(name)
             if found != expected:
@@ -97,14 +85,14 @@ class Saved:
                     where=self.uri,
                     found=found,
                     expected=expected,
-                    way_out="go on with that run's documents and settings, or start anew: another output, --resume never",
+                    way_out="resume with that run's documents and settings, or start anew: another output, --resume never",
                 )
 
 
 def find(place: str, warn: Callable[[str], None] = lambda line: None) -> list[Saved]:
-    """The complete checkpoints at ``place``, newest first; ``warn`` is told of each folder that is passed over.
+    """The complete checkpoints at ``place``, newest first; ``warn`` gets a line for each incomplete one.
 
-    ``place`` is a folder of checkpoints or one of them. Raises ModelError for a newer format.
+    ``place`` is a folder of checkpoints or a checkpoint. Raises ModelError for a newer format.
     """
     saved = []
     for step, sizes in sorted(_folders(place).items(), reverse=True):
@@ -117,7 +105,7 @@ def find(place: str, warn: Callable[[str], None] = lambda line: None) -> list[Sa
 
 
 class Checkpoints:
-    """One worker's view of the checkpoints of a run at ``place``: when to save, saving, keeping few.
+    """Saves and resumes one worker's part of the checkpoints of a run, which are in the folder ``place``.
 
     All workers call `save` and `wait` at the same steps.
     """
@@ -131,7 +119,7 @@ class Checkpoints:
         self._copying: Future[None] | None = None
 
     def resume(self, state: TrainState, warn: Callable[[str], None]) -> Saved | None:
-        """Bring ``state`` to the newest complete checkpoint, if there is one; remove what others have left unfinished."""
+        """Restore ``state`` from the newest complete checkpoint, if there is one, and remove incomplete ones."""
         exchange, device = state.model.exchange, next(state.model.parameters()).device
         saved = storage.patiently(lambda: find(self.place, warn))
         steps = exchange.sum(torch.tensor([saved[0].step if saved else 0], device=device), "checkpoints")
@@ -144,18 +132,18 @@ class Checkpoints:
         if exchange.rank == 0:
             for step in set(_folders(self.place)) - {entry.step for entry in saved}:
                 storage.remove(storage.join(self.place, _name(step)))
-        exchange.sum(torch.zeros(1, device=device), "checkpoints")  # nobody saves before that is done
+        exchange.sum(torch.zeros(1, device=device), "checkpoints")  # a barrier: no worker saves before that is done
         return saved[0] if saved else None
 
     def due(self, state: TrainState) -> bool:
-        """Whether it is time; the same answer on all workers, since their counters are."""
+        """Whether it is time to save; all workers agree, since they have the same counters."""
         by_step = self.config.steps is not None and state.step % self.config.steps == 0
         return by_step or state.seconds - self.saved_at >= 60 * self.config.minutes
 
     def save(self, state: TrainState, score: float | None = None, metrics: Mapping[str, float] | None = None) -> None:
-        """Write ``state`` down, and return while it is still being copied to its place.
+        """Write ``state`` to the local disk and start to upload it.
 
-        ``score`` is what the best checkpoint is best in. Raises what went wrong with the one before.
+        ``score`` determines the best checkpoint. Raises the error of the previous upload, if it failed.
         """
         self.wait()
         exchange = state.model.exchange
@@ -176,7 +164,7 @@ class Checkpoints:
         self._copying = self._thread.submit(self._copy, folder, marker, exchange.rank)
 
     def wait(self) -> None:
-        """Return when the last checkpoint lies in its place; raises what went wrong with it."""
+        """Wait until the last checkpoint is uploaded; raises the error if that failed."""
         if self._copying is not None:
             copying, self._copying = self._copying, None
             copying.result()
@@ -200,18 +188,18 @@ class Checkpoints:
         keep = {entry.step for entry in saved[: self.config.keep_last]} | {entry.step for entry in best(saved)}
         for entry in saved:
             if entry.step not in keep:
-                storage.remove(storage.join(entry.uri, MARKER))  # first: what is left of the folder is no checkpoint
+                storage.remove(storage.join(entry.uri, MARKER))  # first: without it, the folder is no checkpoint
                 storage.remove(entry.uri)
 
 
 def best(saved: list[Saved]) -> list[Saved]:
-    """The one with the highest score, the newest of equal ones; none where none has a score."""
+    """The checkpoint with the highest score, the newest one in a tie; none if none has a score."""
     scored = [entry for entry in saved if entry.score is not None]
     return sorted(scored, key=lambda entry: (entry.score, entry.step))[-1:]
 
 
 def restore(state: TrainState, saved: Saved) -> None:
-    """Fill ``state``, fresh or not, with what was ``saved``, whatever the number of workers then and now."""
+    """Restore ``state`` from what was ``saved``, whatever the number of workers then and now."""
     state.averager.count = saved.counters["averaged"]
     for name in _COUNTERS:
         setattr(state, name, saved.counters[name])
@@ -242,7 +230,7 @@ def _fill(targets: dict[str, Tensor], tensors: dict[str, Tensor], saved: Saved) 
                 where=saved.uri,
                 found=found,
                 expected=f"{name} {tuple(target.shape)}",
-                way_out="go on with the release that wrote it, or start anew: another output, --resume never",
+                way_out="resume with the release that wrote it, or start anew: another output, --resume never",
             )
         target.copy_(tensors[name])
 
@@ -256,7 +244,7 @@ def _dense_weights(state: TrainState) -> dict[str, Tensor]:
 
 
 def _rows(state: TrainState) -> dict[str, Tensor]:
-    """What this worker alone has: rows, their lift, averages and accumulators; the first dimension is that of its groups."""
+    """The state that only this worker has: rows, lift, averages, accumulators; their first dimension is its own groups."""
     accumulators = {f"optimizer.{name}": square for name, square in state.optimizer.rows.square.items()}
     return dict(_weights(state, lambda name: name.partition(".")[0] in state.model.heads)) | accumulators
 
@@ -275,7 +263,7 @@ class _IncompleteError(Exception):
 
 
 def _folders(place: str) -> dict[int, dict[str, int]]:
-    """The sizes of the files, by name, in each checkpoint's folder, by step."""
+    """The files in each checkpoint's folder: sizes by name, by step."""
     folders: dict[int, dict[str, int]] = {}
     for file in storage.all_files(place):
         if match := _FOLDER.search(file.uri):
@@ -324,7 +312,7 @@ def _await_files(uri: str, names: set[str], seconds: float) -> dict[str, int]:
 
 @contextmanager
 def _fetched(uri: str) -> Iterator[Any]:
-    """A safetensors file, wherever it lies; a copy on this machine is removed afterwards."""
+    """An open safetensors file at any address; its local copy is removed afterwards."""
     copy = tempfile.TemporaryDirectory(prefix="xmc_ray-checkpoint-")
     with copy as folder, safe_open(folders.local_copy(uri, folder), framework="pt") as file:
         yield file

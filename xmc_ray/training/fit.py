@@ -1,4 +1,4 @@
-"""What a model is made of and how documents reach it, for a fit in one process and on Ray alike."""
+"""What training in a single process and on Ray have in common: the config, the untrained model, batches, predictions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,7 @@ import torch
 from xmc_ray.data.epochs import CHUNK, EpochPlan
 from xmc_ray.data.groups import GroupsConfig, LabelGroups
 from xmc_ray.data.labels import IntArray, LabelIndex, list_lengths
-from xmc_ray.metrics.at_k import Metrics, find_hits
+from xmc_ray.metrics.at_k import find_hits
 from xmc_ray.metrics.calibration import DEPTH
 from xmc_ray.model.encoder import EncoderConfig, build_encoder
 from xmc_ray.model.lexical import LexicalConfig, build_lexical
@@ -46,10 +46,10 @@ def build_model(
     device: str | torch.device = "cpu",
     weight_F: npt.NDArray[np.float32] | None = None,
 ) -> LightXML:
-    """An untrained model on ``device``: pretrained encoder, fresh heads with biases from the label counts.
+    """An untrained model on ``device``: pretrained encoder, random heads with biases from the label counts.
 
-    ``weight_F`` are the `lexical.term_weights` of the training documents, where the model has a lexical branch. The same
-    weights in every process of the same seed.
+    ``weight_F`` are the `lexical.term_weights` of the training documents, for a model with a lexical branch. Weights depend on
+    the seed and are the same in every process.
     """
     torch.manual_seed(config.loop.seed)
     heads = config.model
@@ -68,9 +68,9 @@ def epoch_plan(config: LoopConfig, n_documents: int) -> EpochPlan:
 
 
 def share_of_batches(documents: pa.Table, plan: EpochPlan, epochs: int, first_step: int, exchange: Exchange) -> Iterator[Batch]:
-    """This worker's share of the batches from ``first_step`` on, of documents that are in memory.
+    """This worker's shares of the batches from ``first_step`` on, for documents that are in memory.
 
-    ``documents``: ``tokens`` list<int32>, ``labels`` list<int32>.
+    ``documents`` has columns ``tokens`` and ``labels``, list<int32> each.
     """
     tokens, labels = (documents[name].combine_chunks() for name in ("tokens", "labels"))
     lengths, rows = list_lengths(tokens), np.arange(len(documents))
@@ -84,14 +84,9 @@ def share_of_batches(documents: pa.Table, plan: EpochPlan, epochs: int, first_st
                 yield make_batch(tokens.take(taken), labels.take(taken))
 
 
-def update_metrics(metrics: Metrics, model: LightXML, tokens: pa.ListArray, truth: pa.ListArray, config: PredictConfig) -> None:
-    """Predict documents (list<int32>[D]) and add their hits against ``truth`` (list<int32>[D], label ids)."""
-    metrics.update(predict(model, tokens, max(metrics.ks), config)[1], truth)
-
-
 def predictions_and_hits(
     model: LightXML, tokens: pa.ListArray, truth: pa.ListArray, n_labels: int, config: PredictConfig, k: int = DEPTH
 ) -> tuple[npt.NDArray[np.float32], IntArray, npt.NDArray[np.bool_]]:
-    """Of documents (list<int32>[D]): the model's own scores [D, k], label ids [D, k] and which are right, by ``truth``."""
+    """For documents (list<int32>[D]): uncalibrated scores [D, k], label ids [D, k], and which of them are in ``truth``."""
     scores, ids = predict(model, tokens, k, config)
     return scores, ids, find_hits(ids, truth, n_labels)

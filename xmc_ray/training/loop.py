@@ -1,6 +1,6 @@
-"""Training steps, in one process or in one of several; no Ray, no files, no printing.
+"""The training loop, for a single process or each of several; it knows neither Ray nor files, and prints nothing.
 
-`train` is a generator: it yields after every step, and its caller looks at the clock, validates, saves or stops.
+`train` is a generator that yields after every step, so that its caller can validate, save or stop.
 """
 
 import time
@@ -47,12 +47,12 @@ class LoopConfig(Settings):
 
     @property
     def prediction(self) -> PredictConfig:
-        """How a run's own documents are predicted: by the arithmetic that trains."""
+        """How validation predicts: in the precision of training."""
         return PredictConfig(token_budget=self.token_budget, precision=self.precision)
 
 
 class Step(NamedTuple):
-    """What a step did, all workers together; counts and seconds are totals since the start."""
+    """Results of a step over all workers; counts and seconds are totals since the start of training."""
 
     number: int
     epoch: int
@@ -77,20 +77,20 @@ class Step(NamedTuple):
 
     @property
     def waiting_share(self) -> float:
-        """Share of the training time that a worker waited for data."""
+        """Share of the training time that workers waited for data."""
         return min(1.0, self.waiting / max(self.seconds, 1e-9))
 
     @property
     def seconds_left(self) -> float:
-        """Training time to go, at the pace so far."""
+        """Remaining seconds of training at the average pace so far."""
         return self.seconds * (1 - self.progress) / max(self.progress, 1e-9)
 
 
 @dataclass
 class TrainState:
-    """All that changes in training. Counts are of all workers together, since the start.
+    """Everything that training changes. Counts are totals over all workers since the start of training.
 
-    ``seconds``: of training, by the first worker's clock; ``waiting``: those of them that workers waited for data.
+    ``seconds``: of training, by the first worker's clock; ``waiting``: mean seconds that a worker waited for data.
     """
 
     model: LightXML
@@ -118,8 +118,8 @@ def train(
 ) -> Iterator[Step]:
     """Train ``state`` to the end of the schedule, yielding after each step.
 
-    ``module`` computes the losses: the model itself, or its data-parallel wrapper. ``batches_from(n)`` gives this worker's
-    shares of the batches of step n, n + 1 and so on, to the end; a state that has been trained before goes on where it was.
+    ``module`` computes the losses: the model itself, or its data-parallel wrapper. ``batches_from(n)`` are this worker's
+    shares of the batches from step n to the end; a state that was trained before continues where it stopped.
 
     Raises ModelError at the first loss that is not finite.
     """
@@ -132,7 +132,7 @@ def train(
         asked = time.monotonic()
         batch = next(batches)
         now = time.monotonic()
-        if started is None:  # the clock begins with the first batch: waiting for it must not use up the warm-up
+        if started is None:  # the clock starts with the first batch: waiting for that must not use up the warm-up
             started, asked = now - state.seconds, now
         shared = _shared(exchange, batch, now - asked, now - started, device)
         progress = max(state.step / n_steps, shared.seconds / (60 * config.minutes) if config.minutes else 0.0)
@@ -140,14 +140,14 @@ def train(
             return
         # -- one step of training --------------------------------------------------------------------------------------
         model.train()
-        torch.manual_seed(_step_seed(config.seed, state.step, exchange.rank))  # dropout, the same in a run that goes on here
+        torch.manual_seed(_step_seed(config.seed, state.step, exchange.rank))  # dropout, the same in a run that resumes here
         total = torch.zeros(2, dtype=torch.float64, device=device)
         parts = [part.to(device) for part in batch.split(config.accumulate)]
         for part in parts:
-            with autocast, _silent(module, part is not parts[-1]):
+            with autocast, _without_sync(module, part is not parts[-1]):
                 losses = module(part, shared.documents)
                 loss = losses.recall + losses.rank
-                if loss.requires_grad:  # else only rows learn: a frozen encoder, and recall alone
+                if loss.requires_grad:  # else only rows are trained: a frozen encoder in flat mode
                     loss.backward()
             total += torch.stack(losses).detach()
         recall_loss, rank_loss = exchange.sum(total).tolist()
@@ -180,7 +180,7 @@ def data_parallel(model: LightXML) -> nn.Module:
     if exchange.world == 1 or not dense:
         return model
 
-    def sum_up(_, bucket):  # type: ignore[no-untyped-def]  # DDP accepts no annotation but its own private class
+    def sum_gradients(_, bucket):  # type: ignore[no-untyped-def]  # DDP only accepts its own private class as annotation
         exchange.count("dense gradients", exchange.bytes_of_sum(bucket.buffer().nbytes))
         future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
         return future.then(lambda done: done.value()[0])
@@ -189,12 +189,12 @@ def data_parallel(model: LightXML) -> nn.Module:
     parallel = nn.parallel.DistributedDataParallel
     parallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
     module: nn.Module = parallel(model, gradient_as_bucket_view=True)
-    module.register_comm_hook(None, sum_up)  # type: ignore[operator]
+    module.register_comm_hook(None, sum_gradients)  # type: ignore[operator]
     return module
 
 
 class _Shared(NamedTuple):
-    """Of one step, all workers together; ``seconds`` is the first worker's clock."""
+    """Totals over all workers' shares of a step; ``seconds`` is the first worker's clock."""
 
     documents: int
     tokens: int
@@ -218,9 +218,9 @@ def _add(state: TrainState, shared: _Shared) -> None:
     state.seconds = shared.seconds
 
 
-def _silent(module: object, silent: bool) -> AbstractContextManager[None]:
-    """Gradients stay on their worker while a step's micro-batches add up."""
-    if silent and isinstance(module, nn.parallel.DistributedDataParallel):
+def _without_sync(module: object, more_to_come: bool) -> AbstractContextManager[None]:
+    """Gradients stay on their worker until the last micro-batch of a step."""
+    if more_to_come and isinstance(module, nn.parallel.DistributedDataParallel):
         return module.no_sync()
     return nullcontext()
 

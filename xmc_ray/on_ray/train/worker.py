@@ -30,11 +30,12 @@ from xmc_ray.data.split import ValidationConfig
 from xmc_ray.data.token_cache import TokenCache
 from xmc_ray.errors import DataError, ModelError
 from xmc_ray.metrics.at_k import Metrics
+from xmc_ray.model.predict import predict
 from xmc_ray.model.sharding import Exchange
 from xmc_ray.model.text import Batch, Tokenizer, make_batch
 from xmc_ray.on_ray.session import arrow_batches
 from xmc_ray.training.checkpoint import Checkpoints, CheckpointsConfig, Identity, find, restore
-from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, update_metrics
+from xmc_ray.training.fit import FitConfig, build_model, epoch_plan
 from xmc_ray.training.loop import Step, TrainState, data_parallel, train
 
 
@@ -148,7 +149,7 @@ class _Worker:
         with self.state.averager.in_use(model):
             for chunk in self.job.tokens.chunks("validation"):
                 tokens, truth = (chunk[name].combine_chunks() for name in ("tokens", "labels"))
-                update_metrics(metrics, model, tokens, truth, self.job.fit.loop.prediction)
+                metrics.update(predict(model, tokens, max(metrics.ks), self.job.fit.loop.prediction)[1], truth)
         return {name: value for name, value in metrics.result()["total"].items() if isinstance(value, float)}
 
     def _report(self, entry: dict[str, Any]) -> None:

@@ -1,0 +1,74 @@
+"""Actors that predict: rows without tokens, sizes of the pool, scoring that is settled by measurement."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from xmc_ray.bundle.ensemble import Ensemble
+from xmc_ray.errors import ConfigError
+from xmc_ray.model.predict import PredictConfig
+from xmc_ray.on_ray import predictor
+from xmc_ray.on_ray.predictor import PoolConfig, Predictor, ScoringConfig, matrix, settle_scoring
+from xmc_ray.on_ray.stream import token_columns
+
+TEXTS = ["a red apple", "a green pear", "", "a yellow plum and a grape"]
+POOL = PoolConfig(max=1, threads=1)
+
+
+def test_an_actor_predicts_the_rows_that_have_tokens(ray_session: None, bundles: list[str]) -> None:
+    ensemble, scoring = Ensemble.load(bundles), ScoringConfig()
+    tokens = ensemble.encode(pa.array(TEXTS))
+    columns = token_columns(len(tokens))
+    assert len(columns) == 2
+    empty = pa.array([[]], pa.list_(pa.int32()))
+    rejected = [pa.concat_arrays([lists.slice(0, 1), empty, lists.slice(2)]) for lists in tokens]
+    table = pa.table({"id": ["a", "b", "c", "d"], **dict(zip(columns, rejected, strict=True))})
+    predicted = Predictor(bundles, 5, POOL, scoring)(table)
+    assert predicted.column_names == ["id", "ids", "probabilities"]
+    scores, ids = matrix(predicted, "probabilities"), matrix(predicted, "ids")
+    assert (ids[1] == -1).all() and (scores[1] == 0).all()
+    kept = pa.array([0, 2, 3])
+    expected = ensemble.predict([lists.take(kept) for lists in tokens], 5, PredictConfig())
+    np.testing.assert_array_equal(ids[[0, 2, 3]], expected[1])
+    np.testing.assert_allclose(scores[[0, 2, 3]], expected[0], rtol=1e-5)
+    nothing = Predictor(bundles, 5, POOL, scoring)(table.slice(0, 0))
+    assert matrix(nothing, "ids").shape == (0, 5)
+
+
+def test_scoring_is_settled_once_and_bfloat16_without_instructions_is_a_warning(
+    ray_session: None, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = [str(trained / "bundle")]
+    fixed = ScoringConfig(scoring="exact")
+    assert settle_scoring(fixed, bundle, TEXTS, 3, POOL) is fixed
+    assert capsys.readouterr().out == ""
+    settled = settle_scoring(ScoringConfig(scoring="auto"), bundle, TEXTS, 3, POOL)
+    assert settled.scoring in ("grouped", "exact")
+    assert capsys.readouterr().out == f"scoring: {settled.scoring}, measured on 4 documents\n"
+    half = ScoringConfig(precision="bfloat16")
+    warning = "warning: the CPU has no bfloat16 instructions: model.precision = float32 is faster\n"
+    for has_it, expected in ((True, ""), (False, warning)):
+        monkeypatch.setattr(predictor, "_cpu_has_bfloat16", predictor.ray.remote(lambda has_it=has_it: has_it))
+        assert settle_scoring(half, bundle, TEXTS, 3, POOL) == half
+        assert capsys.readouterr().out == expected
+
+
+def test_a_pool_takes_what_it_is_given(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert PoolConfig(min=2, max=3).settled() == PoolConfig(min=2, max=3)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(predictor, "_cores", lambda: 2)
+    assert PoolConfig().settled().max == 2  # an actor a core
+    assert PoolConfig(threads=2).settled().max == 1
+    assert PoolConfig(cpus=4).settled().max == 1  # six CPUs, two of which are left to other tasks
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert PoolConfig(min=3).settled().max == 3
+    assert PoolConfig(max=2).threads_each == 1 and PoolConfig(max=2, threads=5).threads_each == 5
+    assert PoolConfig(gpu=True, cpus=3).needs == {"CPU": 3.0, "GPU": 1.0}
+
+
+@pytest.mark.parametrize("settings", [{"min": 0}, {"max": -1}, {"min": 3, "max": 2}, {"cpus": 0}, {"threads": -1}])
+def test_settings_that_do_not_fit(settings: dict[str, int]) -> None:
+    with pytest.raises(ConfigError):
+        PoolConfig(**settings)

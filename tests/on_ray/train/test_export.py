@@ -1,0 +1,107 @@
+"""The best checkpoint of a run becomes its bundle, calibrated on documents of their own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from fruit import COLOURS, KINDS
+
+from xmc_ray.bundle.folder import load_bundle
+from xmc_ray.data.groups import LabelGroups
+from xmc_ray.data.labels import LabelIndex
+from xmc_ray.errors import ModelError
+from xmc_ray.model.encoder import EncoderConfig
+from xmc_ray.model.lightxml import ModelConfig
+from xmc_ray.model.text import Tokenizer
+from xmc_ray.on_ray.train.export import keep_best
+from xmc_ray.training.checkpoint import Checkpoints, CheckpointsConfig
+from xmc_ray.training.fit import FitConfig, build_model
+from xmc_ray.training.loop import TrainState
+
+LABELS = [["fruit", colour, kind] for colour in COLOURS for kind in KINDS]
+TEXTS = [f"a {colour} {kind}" for _, colour, kind in LABELS]
+
+
+class Tokens:
+    """What `keep_best` asks of a token cache: the documents held out for calibration."""
+
+    def __init__(self, table: pa.Table | None) -> None:
+        self.table = table
+
+    def some(self, split: str, documents: int) -> Any:
+        assert split == "calibration"
+        return np.arange(0 if self.table is None else 1)
+
+    def chunks(self, split: str, numbers: Any) -> Iterator[pa.Table]:
+        yield from [self.table] * len(numbers)
+
+
+@pytest.fixture
+def prepared(tiny_encoder: Path) -> Any:
+    lists, tokenizer = pa.array(LABELS), Tokenizer.load(tiny_encoder, 16)
+    labels = LabelIndex.count([lists])
+    table = pa.table({"tokens": tokenizer.encode(pa.array(TEXTS))[0], "labels": labels.encode(lists)})
+    groups = LabelGroups(np.arange(len(labels)) % 3)
+    return SimpleNamespace(tokens=Tokens(table), tokenizer=tokenizer, labels=labels, groups=groups, term_weights=None)
+
+
+@pytest.fixture
+def fit(tiny_encoder: Path) -> FitConfig:
+    encoder = EncoderConfig(name=str(tiny_encoder), layers=1, feature_layers=2, pooling="mean")
+    return FitConfig(encoder=encoder, model=ModelConfig(shortlist=3, bottleneck=16))
+
+
+def checkpoints(folder: Path, prepared: Any, fit: FitConfig, scores: list[float | None]) -> list[dict[str, torch.Tensor]]:
+    """Checkpoints of steps 1, 2 and so on, with biases that tell them apart; their weights."""
+    state = TrainState.start(build_model(fit, prepared.tokenizer, prepared.labels, prepared.groups), fit.optim)
+    saving, weights = Checkpoints(str(folder), CheckpointsConfig(keep_last=9), {}), []
+    for step, score in enumerate(scores, 1):
+        state.step = step
+        with torch.no_grad():
+            state.model.recall.bias.fill_(-float(step))
+        saving.save(state, score, {} if score is None else {"P@1": score})
+        weights.append({name: tensor.clone() for name, tensor in state.model.state_dict().items()})
+    saving.wait()
+    return weights
+
+
+@pytest.mark.parametrize(("scores", "kept"), [([0.2, 0.9, 0.5], 2), ([None, None, None], 3), ([0.9, 0.9, None], 2)])
+def test_the_best_is_kept_or_else_the_last(
+    scores: list[float | None], kept: int, prepared: Any, fit: FitConfig, tmp_path: Path
+) -> None:
+    weights = checkpoints(tmp_path / "checkpoints", prepared, fit, scores)
+    fingerprint = keep_best(fit, False, prepared, str(tmp_path / "checkpoints"), str(tmp_path / "bundle"), "seed = 1\n")
+    bundle = load_bundle(str(tmp_path / "bundle"))
+    assert bundle.fingerprint == fingerprint and bundle.run_toml == "seed = 1\n"
+    for name, tensor in bundle.model.state_dict().items():
+        assert torch.equal(tensor, weights[kept - 1][name]), name
+    assert bundle.metrics["step"] == kept and bundle.metrics.get("P@1") == scores[kept - 1]
+    assert bundle.calibration is not None
+    measured = bundle.metrics["calibration"]
+    assert measured["documents"] == len(TEXTS) and measured["predictions"] == len(bundle.calibration) > 0
+
+
+def test_without_held_out_documents_there_is_no_calibration(prepared: Any, fit: FitConfig, tmp_path: Path) -> None:
+    checkpoints(tmp_path / "checkpoints", prepared, fit, [None])
+    prepared.tokens = Tokens(None)
+    keep_best(fit, False, prepared, str(tmp_path / "checkpoints"), str(tmp_path / "bundle"), "")
+    bundle = load_bundle(str(tmp_path / "bundle"))
+    assert bundle.calibration is None and bundle.metrics["calibration"] == {"documents": 0, "predictions": 0}
+
+
+def test_an_unfinished_bundle_is_replaced(prepared: Any, fit: FitConfig, tmp_path: Path) -> None:
+    checkpoints(tmp_path / "checkpoints", prepared, fit, [0.5])
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "model.safetensors").write_bytes(b"half")
+    keep_best(fit, False, prepared, str(tmp_path / "checkpoints"), str(tmp_path / "bundle"), "")
+    assert load_bundle(str(tmp_path / "bundle")).metrics["step"] == 1
+
+
+def test_no_checkpoint_at_all(prepared: Any, fit: FitConfig, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="training has left no checkpoint"):
+        keep_best(fit, False, prepared, str(tmp_path / "checkpoints"), str(tmp_path / "bundle"), "")
