@@ -74,7 +74,7 @@ def test_fewer_candidates_than_k_give_fewer_tags(tiny_encoder: Path) -> None:
     classifier = XMCClassifier.fit(texts, labels, config=config(tiny_encoder, 3))
     (tags,) = classifier.predict(["a red plum"], k=50)
     assert len(tags) == len({label for label, _ in tags}) <= 8
-    with pytest.raises(ConfigError, match="k does not fit"):
+    with pytest.raises(ConfigError, match="invalid value of k"):
         classifier.predict(["a red plum"], k=0)
     assert classifier.predict([], k=3) == []
 

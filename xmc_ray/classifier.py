@@ -99,7 +99,7 @@ class XMCClassifier:
     def predict(self, texts: Sequence[str], k: int = 5) -> list[list[tuple[str, float]]]:
         """The ``k`` best (label, score) of each text, best first, scores in 0..1."""
         if k < 1:
-            raise ConfigError("k does not fit", found=k, expected="at least 1")
+            raise ConfigError("invalid value of k", found=k, expected="at least 1")
         scores, ids = self.ensemble.predict(self.ensemble.encode(pa.array(texts, pa.string())), k, self.prediction)
         labels = np.asarray(self.ensemble.labels.labels.to_pylist(), object)[ids]
         return [

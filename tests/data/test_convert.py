@@ -323,10 +323,10 @@ def test_documents_without_any_text(lines: str, tmp_path: Path) -> None:
 
 
 BAD = {
-    "lines needs a file of labels": {"layout": "lines"},
-    "and it alone": {"labels": "x"},
-    "separator does not fit": {"separator": ","},
-    "names_output lacks its input": {"names_output": "a.parquet"},
+    "labels are required with layout lines": {"layout": "lines"},
+    "only allowed there": {"labels": "x"},
+    "invalid value of separator": {"separator": ","},
+    "names_output requires names": {"names_output": "a.parquet"},
     "not the name of a Parquet file": {"output": "folder"},
     "invalid value of rows": {"rows": 0},
     "layout": {"layout": "xml"},

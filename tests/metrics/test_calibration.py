@@ -173,7 +173,7 @@ def test_a_precision_that_nobody_reaches_never_tags() -> None:
     selection.update(one.calibrated(scores, labels), labels, np.zeros((100, 1), bool))
     assert selection.result() == {"precision": None, "coverage": 0.0, "abstention": 1.0, "tags": 0, "never": len(COUNTS)}
     for wrong in (0, -0.1, 1, 1.1, float("nan")):
-        with pytest.raises(ConfigError, match="min_precision does not fit"):
+        with pytest.raises(ConfigError, match="invalid value of min_precision"):
             one.thresholds(wrong)
 
 

@@ -254,11 +254,13 @@ class ConvertConfig(Settings):
         """Raises ConfigError for settings that do not go together, and for outputs that are not named *.parquet."""
         if (self.layout == "lines") != (self.labels is not None):
             found = f"layout {self.layout}, labels {self.labels}"
-            raise ConfigError("layout lines needs a file of labels, and it alone", found=found)
+            raise ConfigError("labels are required with layout lines, and only allowed there", found=found)
         if self.separator is not None and (not self.separator or self.layout == "json"):
-            raise ConfigError("separator does not fit", found=repr(self.separator), expected="layout lines or tsv, and not ''")
+            raise ConfigError(
+                "invalid value of separator", found=repr(self.separator), expected="not empty, and layout lines or tsv"
+            )
         if self.names_output is not None and self.names is None:
-            raise ConfigError("names_output lacks its input", found=self.names_output, way_out="set names")
+            raise ConfigError("names_output requires names", found=self.names_output, way_out="set names")
         for output in self.outputs():
             if not output.endswith(".parquet"):
                 raise ConfigError("not the name of a Parquet file", found=output, expected="*.parquet")

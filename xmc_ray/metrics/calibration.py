@@ -163,7 +163,7 @@ def lowest(owner_N: NDArray[Any], chance_N: ScoreArray, hit_N: BoolArray, n_owne
 def check_precision(precision: float) -> None:
     """Raises ConfigError unless 0 < ``precision`` < 1: no number of documents proves that all predictions are correct."""
     if not 0 < precision < 1:
-        raise ConfigError("min_precision does not fit", found=precision, expected="above 0, below 1")
+        raise ConfigError("invalid value of min_precision", found=precision, expected="above 0, below 1")
 
 
 class Reliability:

@@ -142,7 +142,7 @@ class GateConfig(Settings):
     def check(self) -> None:
         """Raises ConfigError if only one of the two is given."""
         if (self.documents is None) != (not self.at_least):
-            raise ConfigError("gate.documents and gate.at_least go together", found="only one of them")
+            raise ConfigError("gate.documents and gate.at_least require each other", found="only one of them")
 
 
 def pass_gate(gate: GateConfig, bundle: str | list[str], pool: PoolConfig, model: ScoringConfig) -> None:

@@ -136,7 +136,7 @@ def test_a_bundle_has_to_pass_the_gate(tag: Callable[..., str], fruit: Path, tmp
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="no such metric"):
         tag(catalogue, gate, '--gate.at_least={"Q@1": 0.1}')
-    with pytest.raises(ConfigError, match="go together"):
+    with pytest.raises(ConfigError, match="require each other"):
         tag(catalogue, gate)
     assert Path(tag(catalogue, gate, '--gate.at_least={"P@1": 0.8}'), "_SUCCESS").exists()
 
