@@ -1,7 +1,8 @@
 """What tests share: a real S3 server and one local Ray, each started once a session and only if a test asks for it."""
 
+import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -81,27 +82,45 @@ def ray_session(s3: S3) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def fruit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``train.parquet``, ``test.parquet`` and ``labels.parquet``, quickly learnt."""
-    folder = tmp_path_factory.mktemp("fruit")
-    write_catalogue(folder)
-    return folder
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Fills a folder of that name, unless this run of the tests has it: the workers of pytest-xdist share what they make."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder = root / name
+        with (root / f"{name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not os.fstat(lock.fileno()).st_size:
+                folder.mkdir(exist_ok=True)
+                fill(folder)
+                lock.write("made")
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def trained(ray_session: None, fruit: Path, tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of a model trained by one worker."""
+def fruit(make_once: Callable[..., Path]) -> Path:
+    """A folder with ``train.parquet``, ``test.parquet`` and ``labels.parquet``, quickly learnt."""
+    return make_once("fruit", write_catalogue)
+
+
+@pytest.fixture(scope="session")
+def trained(request: pytest.FixtureRequest, fruit: Path, tiny_encoder: Path, make_once: Callable[..., Path]) -> Path:
+    """The run folder of a model trained by one worker; nobody writes to it."""
     from xmc_ray import command
     from xmc_ray.on_ray.train import job
 
-    output = tmp_path_factory.mktemp("runs") / "one"
-    arguments = options(fruit, tiny_encoder, output, f"--cache={output.parent / 'cache'}")
-    job.run(command.parse(job.TrainConfig, arguments))
-    return output
+    def train(runs: Path) -> None:
+        request.getfixturevalue("ray_session")
+        job.run(command.parse(job.TrainConfig, options(fruit, tiny_encoder, runs / "one", f"--cache={runs / 'cache'}")))
+
+    return make_once("runs", train) / "one"
 
 
 @pytest.fixture(scope="session")
-def bundles(fruit: Path, trained: Path, other_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def bundles(fruit: Path, trained: Path, other_encoder: Path, make_once: Callable[..., Path]) -> list[str]:
     """The trained bundle, and one with another encoder and tokenizer, shorter texts and no groups, half trained."""
     import pyarrow.parquet as pq
 
@@ -121,25 +140,27 @@ def bundles(fruit: Path, trained: Path, other_encoder: Path, tmp_path_factory: p
         optim=OptimConfig(encoder_lr=2e-3, head_lr=2e-2),
         loop=LoopConfig(epochs=2, batch_size=8),
     )
-    classifier = XMCClassifier.fit(train["text"].to_pylist(), train["labels"].to_pylist(), config=config)
-    other = str(tmp_path_factory.mktemp("bundles") / "other")
-    classifier.save(other)
-    return [str(trained / "bundle"), other]
+
+    def fit(folder: Path) -> None:
+        classifier = XMCClassifier.fit(train["text"].to_pylist(), train["labels"].to_pylist(), config=config)
+        classifier.save(str(folder / "other"))
+
+    return [str(trained / "bundle"), str(make_once("bundles", fit) / "other")]
 
 
 WORDS = ["a", "an", "the", "red", "green", "yellow", "blue", "apple", "pear", "plum", "grape", "fruit", "number", "text"]
 
 
 @pytest.fixture(scope="session")
-def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_encoder(make_once: Callable[..., Path]) -> Path:
     """A folder with a BERT of two layers and width 32, random weights, and a tokenizer of a few words and all letters."""
-    return save_encoder(tmp_path_factory.mktemp("tiny-encoder"), WORDS[1:], 32)
+    return make_once("tiny-encoder", lambda folder: save_encoder(folder, WORDS[1:], 32))
 
 
 @pytest.fixture(scope="session")
-def other_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def other_encoder(make_once: Callable[..., Path]) -> Path:
     """A narrower one, whose tokenizer gives every word another id."""
-    return save_encoder(tmp_path_factory.mktemp("other-encoder"), WORDS[:0:-1], 16)
+    return make_once("other-encoder", lambda folder: save_encoder(folder, WORDS[:0:-1], 16))
 
 
 def save_encoder(folder: Path, words: list[str], width: int) -> Path:
