@@ -1,4 +1,4 @@
-"""The shape of the library: its public surface and its layers."""
+"""The shape of the library: its public surface, its layers, and a test file for every module."""
 
 import subprocess
 import sys
@@ -23,3 +23,11 @@ def test_packages_import_only_what_lies_below_them() -> None:
 
 def test_modules_do_not_import_each_other_in_a_circle() -> None:
     assert house.read_house().longest_chain()[-1] == "xmc_ray.errors"
+
+
+def test_every_module_has_a_test_file() -> None:
+    """`xmc_ray/model/text.py` has `tests/model/test_text.py`."""
+    paths = [path.relative_to(ROOT / "xmc_ray") for path in (ROOT / "xmc_ray").rglob("*.py") if path.name != "__init__.py"]
+    expected = {path.as_posix(): f"tests/{path.with_name(f'test_{path.name}').as_posix()}" for path in paths}
+    assert len(expected) > 50
+    assert {module: test for module, test in expected.items() if not (ROOT / test).exists()} == {}
