@@ -93,7 +93,7 @@ def test_labels_below_their_threshold_are_left_out(
     none = manifest_of(tag(where, date="2026-11-25", min_precision=0.999, **given))
     assert none["labels_never_tagged"] == len(labels) and none["untagged"] == none["tagged"] == 24
     said = capsys.readouterr().out
-    assert f"warning: {len(labels)} of {len(labels)} labels are never a tag" in said and "untagged 24" in said
+    assert f"warning: {len(labels)} of {len(labels)} labels are never assigned" in said and "untagged 24" in said
     with pytest.raises(ConfigError, match="invalid value of min_precision"):
         tag(where, min_precision=2)
 

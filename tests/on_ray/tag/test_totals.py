@@ -15,14 +15,14 @@ from xmc_ray.errors import DataError
 from xmc_ray.metrics.calibration import SCORE_BINS
 from xmc_ray.metrics.drift import DriftConfig
 from xmc_ray.on_ray.tag.pieces import OUTCOMES
-from xmc_ray.on_ray.tag.totals import Account, progress
+from xmc_ray.on_ray.tag.totals import Totals, progress
 
 
 def test_a_night_says_how_far_it_is_though_no_piece_ends(capsys: pytest.CaptureFixture[str]) -> None:
-    account = Account(pa.table({"label": ["red"], "name": [None], "count": [1]}))
-    with progress(account, 200, every=0.05):
+    totals = Totals(pa.table({"label": ["red"], "name": [None], "count": [1]}))
+    with progress(totals, 200, every=0.05):
         time.sleep(0.3)
-        account.counts.update(tagged=90, rejected=10)
+        totals.counts.update(tagged=90, rejected=10)
         time.sleep(0.3)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) >= 4
@@ -37,13 +37,13 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         def isatty(self) -> bool:
             return True
 
-    account = Account(pa.table({"label": ["red"], "name": [None], "count": [1]}))
+    totals = Totals(pa.table({"label": ["red"], "name": [None], "count": [1]}))
     monkeypatch.setattr("sys.stdout", Terminal())
-    with progress(account, 200, every=0.05):
-        account.counts.update(tagged=90, rejected=10)
+    with progress(totals, 200, every=0.05):
+        totals.counts.update(tagged=90, rejected=10)
         time.sleep(0.3)
         shown = sys.stdout.getvalue()  # type: ignore[attr-defined]
-        account.counts.update(tagged=100)
+        totals.counts.update(tagged=100)
     assert " 50%" in shown and "100/200" in shown and "10 rejected" in shown
     assert "200/200" in sys.stdout.getvalue() and "left" not in sys.stdout.getvalue()  # type: ignore[attr-defined]
 
@@ -60,11 +60,11 @@ def test_labels_that_have_moved_are_reported_or_fail_the_night(
 
 
 def test_the_report_is_made_of_the_sums() -> None:
-    account = Account(pa.table({"label": ["red", "green"], "name": ["Rosso", None], "count": [500, 500]}))
+    totals = Totals(pa.table({"label": ["red", "green"], "name": ["Rosso", None], "count": [500, 500]}))
     histogram = [0] * SCORE_BINS
     histogram[-1] = 1000
     sample = {"digest": "d", "id": "a", "text": "a red apple", "labels": ["red"], "names": ["Rosso"], "scores": [0.97]}
-    account.add(
+    totals.add(
         {
             **dict.fromkeys(OUTCOMES, 0),
             "tagged": 1000,
@@ -76,10 +76,10 @@ def test_the_report_is_made_of_the_sums() -> None:
         }
     )
     times = {"started": "2026-11-23T02:00:00+00:00", "ended": "2026-11-23T02:00:09+00:00", "documents_per_second": 111.3}
-    manifest = {**times, "bundle": "0123", "config": {"k": 5}, **account.manifest()}
-    page, warnings = account.close("dt=2026-11-23", manifest, None, DriftConfig())
+    manifest = {**times, "bundle": "0123", "config": {"k": 5}, **totals.manifest()}
+    page, warnings = totals.close("dt=2026-11-23", manifest, None, DriftConfig())
     texts = Page(page).texts
     assert {"1,002", "111.3", "Rosso", "a red apple", "0.97", "text is empty"} <= set(texts)
     assert "green" in texts and len(warnings) == 1, "its share has fallen to nothing"
     with pytest.raises(DataError, match=r"moved too far from those of training; found PSI .*, most of it from (red|green)"):
-        account.close("dt=2026-11-23", manifest, None, DriftConfig(fail=0.5))
+        totals.close("dt=2026-11-23", manifest, None, DriftConfig(fail=0.5))

@@ -1,6 +1,6 @@
 """The tagging job: documents in, their best labels out, as Parquet in a folder for each day (see `output`).
 
-    scan      one pass over the input: rows, duplicates, what the night before has already; cut into pieces
+    scan      one pass over the input: rows, duplicates, what the night before has already tagged; cut into pieces
     pieces    read and tokenise (CPU tasks) -> tag (actors) -> write (CPU tasks), each piece atomically
     publish   pieces are merged into files of a good size, then manifest, report and, last, _SUCCESS
 
@@ -34,13 +34,13 @@ from xmc_ray.on_ray.tag.pieces import PieceCopier, PieceReader, PieceWriter, Sum
 from xmc_ray.on_ray.tag.plan import Plan, piece_name
 from xmc_ray.on_ray.tag.runner import Runner
 from xmc_ray.on_ray.tag.scan import scan
-from xmc_ray.on_ray.tag.totals import Account, progress
+from xmc_ray.on_ray.tag.totals import Totals, progress
 from xmc_ray.settings import MAY_CHANGE_ON_RESUME, Bounds, OpenShare, PositiveInt, Settings, Share, fixed_settings
 from xmc_ray.storage.files import FileInfo
 from xmc_ray.storage.lease import Lease, held
 
 _PIECES_A_TASK = 8  # neighbours that one task reads, so that a large row group is not read for each
-_PIECES_AN_ACTOR = 12  # at least, so that no actor waits long for the last ones
+_PIECES_AN_ACTOR = 12  # at least, so that no actor waits long at the end
 _MEASURED = 256  # documents that scoring is measured on
 _SCORING = "scoring.json"
 
@@ -111,7 +111,7 @@ def tag(config: TagConfig, runner: Runner | None = None) -> str:
         return _nothing_to_do(folder)
     check_columns(files, config.documents, labelled=False)
     with held(folder) as lease, own_errors():
-        night = Night.open(folder, identity, config.overwrite)  # once more: another job may have ended here just now
+        night = Night.open(folder, identity, config.overwrite)  # once more: another job may just have finished here
         if night is None:
             return _nothing_to_do(folder)
         pool = runner.start(config.pool)
@@ -149,30 +149,30 @@ class _Tagging:
         thresholds_L = None if least is None else self.members.thresholds(least)
         self.never = None if thresholds_L is None else int(np.isinf(thresholds_L).sum())
         self.columns = TagColumns(labels, self.members.fingerprint, self.config.min_score, thresholds_L)
-        self.account = Account(labels)
+        self.totals = Totals(labels)
 
     def finish(self, plan: Plan | None, started: datetime) -> dict[str, Any]:
-        """Do what is left to do and return the manifest. ``plan``: that of an earlier attempt."""
+        """Do the remaining pieces, publish, and return the manifest. ``plan``: that of an earlier attempt."""
         clock = time.monotonic()
         self.night.begin()
         plan = plan or self._plan()
         model, done = self._model(plan), finished(self.night.work)
         for summary in done.values():
-            self.account.add(summary)
-        before = self.account.documents
+            self.totals.add(summary)
+        before = self.totals.documents
         if self.never:
-            of = f"{self.never:,} of {len(self.account.labels):,} labels are never a tag"
-            print(f"warning: {of}: nothing shows that they reach min_precision = {self.config.min_precision}", flush=True)
+            of = f"{self.never:,} of {len(self.totals.labels):,} labels are never assigned"
+            print(f"warning: {of}: no threshold reaches min_precision = {self.config.min_precision}", flush=True)
         if before:
             print(f"resuming after {before:,} of {plan.rows:,} documents: {self.night.folder}", flush=True)
-        with progress(self.account, plan.rows):
+        with progress(self.totals, plan.rows):
             for summary in self._remaining(plan, done, model):
-                self.account.add(summary)
+                self.totals.add(summary)
                 self._check_rejects(plan)
                 self.lease.check()
         self._check_rejects(plan)
-        if self.account.documents != plan.rows:
-            raise DataError("rows were lost", where=self.night.folder, found=self.account.documents, expected=plan.rows)
+        if self.totals.documents != plan.rows:
+            raise DataError("rows were lost", where=self.night.folder, found=self.totals.documents, expected=plan.rows)
         manifest = {
             "run": self.night.run,
             **self.night.identity,
@@ -183,14 +183,14 @@ class _Tagging:
             "labels_never_tagged": self.never,
             "started": started.isoformat(timespec="seconds"),
             "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "documents_per_second": round((self.account.documents - before) / (time.monotonic() - clock), 1),
-            **self.account.manifest(),
+            "documents_per_second": round((self.totals.documents - before) / (time.monotonic() - clock), 1),
+            **self.totals.manifest(),
         }
         before_this = self.previous or output.latest_before(self.night.folder)
-        page, warnings = self.account.close(self.night.folder.rpartition("/")[2], manifest, before_this, self.config.drift)
+        page, warnings = self.totals.close(self.night.folder.rpartition("/")[2], manifest, before_this, self.config.drift)
         for warning in warnings:
             print(f"warning: {warning}", flush=True)
-        texts = {output.REPORT: page.encode(), output.COUNTS: self.account.label_table()}
+        texts = {output.REPORT: page.encode(), output.COUNTS: self.totals.label_table()}
         self.lease.check()
         manifest = self.night.publish(plan, self.config.target_bytes, manifest, texts, self.runner)
         announce(manifest["drift"])
@@ -232,9 +232,9 @@ class _Tagging:
     def _check_rejects(self, plan: Plan) -> None:
         """DataError if more is rejected than is allowed, however much is left to do."""
         size = sum(file.size for file in self.files)
-        share = max(self.account.counts["rejected"] / max(plan.rows, 1), plan.lost_bytes / max(size, 1))
+        share = max(self.totals.counts["rejected"] / max(plan.rows, 1), plan.lost_bytes / max(size, 1))
         if share > self.config.max_reject_share:
-            reasons = ", ".join(f"{reason} ({rows:,})" for reason, rows in self.account.reasons.most_common(5))
+            reasons = ", ".join(f"{reason} ({rows:,})" for reason, rows in self.totals.reasons.most_common(5))
             raise DataError(
                 "too many documents are rejected",
                 where=storage.join(self.night.work, "rejects"),

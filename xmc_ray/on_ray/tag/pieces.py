@@ -1,4 +1,4 @@
-"""The steps of a piece: it is read and tokenised, tagged, and written, each step by another process. Done is what is written.
+"""The steps of a piece: it is read and tokenised, tagged, and written, each step by another process.
 
 A piece leaves one file, ``<work>/pieces/t000017.parquet``, which appears atomically, has the counts of the piece in its
 metadata, and is the proof that the piece is done. Its rejects are written before it. Names and contents of both follow from the

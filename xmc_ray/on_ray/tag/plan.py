@@ -1,7 +1,7 @@
 """The plan of a night: which rows are tagged in which piece, and which rows of the night before are reused.
 
-It is made once, from what `scan` knows of the input, and kept in the night's folder, so that whoever resumes the night does the
-same pieces, whatever the input has become by then.
+It is made once, from what `scan` knows of the input, and kept in the night's folder, so that a resumed night does the same
+pieces, even if the input has changed.
 
 Letters: S segments, F files of the input, T files of tags of the night before.
 """
@@ -40,7 +40,7 @@ _FILE, _PIECES, _REUSED = "plan.json", "pieces-to-do.parquet", "reused.parquet"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a night has to do.
+    """The work of a night.
 
     ``pieces`` (`PIECES`): rows to read and tag, in the order of the input. ``skip`` has a bit for each row of the segments, set
     where the tags of the night before are reused (empty: nowhere); ``duplicates`` are positions among these rows, each with the

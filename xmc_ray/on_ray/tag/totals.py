@@ -31,7 +31,7 @@ _SAMPLES = 20  # in the report
 
 
 @dataclass
-class Account:
+class Totals:
     """Sums over the pieces of a night, in any order; ``labels`` has the bundle's labels: label, name, count."""
 
     labels: pa.Table
@@ -143,20 +143,20 @@ def _shuffled(sample: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def progress(account: Account, rows: int, every: float | None = None) -> Iterator[None]:
-    """Show how far a night of ``rows`` documents is while the body adds to ``account``: as a bar on a terminal, else as lines.
+def progress(totals: Totals, rows: int, every: float | None = None) -> Iterator[None]:
+    """Show how far a night of ``rows`` documents is while the body adds to ``totals``: as a bar on a terminal, else as lines.
 
     ``every``: seconds between two updates, also while no piece ends; if not given, one on a terminal, and sixty elsewhere.
     """
-    first, started, is_over = account.documents, time.monotonic(), threading.Event()
+    first, started, is_over = totals.documents, time.monotonic(), threading.Event()
     is_terminal = sys.stdout.isatty()
     every = every or (1.0 if is_terminal else 60.0)
 
     def line() -> str:
-        rate = (account.documents - first) / (time.monotonic() - started)
-        left = f"{timedelta(seconds=round((rows - account.documents) / rate))} left" if rate else "no piece done yet"
-        done = f"{account.documents:,} of {rows:,} documents ({account.documents / rows:.0%})"
-        return f"{done}, {rate:,.0f}/s, {left}, {account.counts['rejected']:,} rejected"
+        rate = (totals.documents - first) / (time.monotonic() - started)
+        left = f"{timedelta(seconds=round((rows - totals.documents) / rate))} left" if rate else "no piece done yet"
+        done = f"{totals.documents:,} of {rows:,} documents ({totals.documents / rows:.0%})"
+        return f"{done}, {rate:,.0f}/s, {left}, {totals.counts['rejected']:,} rejected"
 
     def update() -> None:
         while not is_over.wait(every):
@@ -166,8 +166,8 @@ def progress(account: Account, rows: int, every: float | None = None) -> Iterato
                 print(line(), flush=True)
 
     def show() -> None:
-        bar.n = account.documents
-        bar.set_postfix_str(f"{account.counts['rejected']:,} rejected")
+        bar.n = totals.documents
+        bar.set_postfix_str(f"{totals.counts['rejected']:,} rejected")
 
     with tqdm(
         total=rows, initial=first, unit=" documents", file=sys.stdout, disable=not is_terminal, dynamic_ncols=True

@@ -1,6 +1,6 @@
-"""The end of a training run: its model predicts the held-out documents once more, and ``report.html`` tells of the run.
+"""The end of a training run: the model predicts the held-out documents once more, for ``report.html``.
 
-The bundle is there first, and a report that cannot be made is a warning: it never fails a finished training.
+The bundle is written first, and a report that cannot be made is only a warning: it never fails a finished training.
 """
 
 import os
@@ -47,9 +47,9 @@ def write_report(
     """Write ``report.html`` beside the bundle of the run folder ``output``; whether that went well. Prints why not."""
     uri = storage.join(output, "report.html")
     try:
-        run = _account(output, config, machine, loop, prepared, settings)
+        run = _collect(output, config, machine, loop, prepared, settings)
         storage.write_bytes(uri, training_report(run).encode())
-    except Exception as error:  # whatever it is: the run has its bundle, and its worth does not depend on a page
+    except Exception as error:  # any error: the run has its bundle, which does not depend on a page
         reason = (str(error).strip().splitlines() or [""])[-1]  # Ray says first where it came from
         say(f"warning: no {uri}: {type(error).__name__}: {reason}")
         return False
@@ -57,7 +57,7 @@ def write_report(
     return True
 
 
-def _account(
+def _collect(
     output: str, config: ReportConfig, machine: Machine, loop: LoopConfig, prepared: Prepared, settings: dict[str, Any]
 ) -> TrainingRun:
     bundle, journal = storage.join(output, "bundle"), storage.join(output, "metrics.jsonl")
