@@ -23,7 +23,7 @@ from xmc_ray.model.lexical import LexicalConfig
 from xmc_ray.model.lightxml import ModelConfig
 from xmc_ray.model.predict import PredictConfig
 from xmc_ray.model.text import TextConfig
-from xmc_ray.on_ray.evaluate import EvaluateConfig, GateConfig
+from xmc_ray.on_ray.evaluate import EvaluateConfig, EvaluationPoolConfig, GateConfig
 from xmc_ray.on_ray.predictor import PoolConfig
 from xmc_ray.on_ray.tag.job import TagConfig
 from xmc_ray.on_ray.train.job import TrainConfig, WorkersConfig
@@ -94,10 +94,10 @@ BOUNDS: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "max": AT_LEAST_0,
         "cpus": AT_LEAST_1,
         "threads": AT_LEAST_0,
-        "batch_rows": AT_LEAST_1,
         "token_budget": AT_LEAST_0,
         "patience": NOT_NEGATIVE,
     },
+    EvaluationPoolConfig: {"batch_rows": AT_LEAST_1},
     PredictConfig: {"token_budget": AT_LEAST_0},
     ReportConfig: {"documents": AT_LEAST_0},
     RowsConfig: {"penalty": ABOVE_0, "steps": AT_LEAST_1, "join": SHARE},

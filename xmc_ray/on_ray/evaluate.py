@@ -25,6 +25,14 @@ from xmc_ray.settings import Bounds, OpenShare, PositiveInt, Settings, Share
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationPoolConfig(PoolConfig):
+    """The actors of an evaluation."""
+
+    batch_rows: PositiveInt = 2048
+    """Documents that an actor takes at a time and sorts by length."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Settings):
     """Evaluate a bundle, or an ensemble of them, on labelled documents."""
 
@@ -38,7 +46,7 @@ class EvaluateConfig(Settings):
     """Values of k at which metrics are computed."""
     min_precision: OpenShare | None = None
     """Also evaluate the tags that pass the thresholds for this precision; needs calibrated bundles."""
-    pool: PoolConfig = field(default_factory=PoolConfig)
+    pool: EvaluationPoolConfig = field(default_factory=EvaluationPoolConfig)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -64,7 +72,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 def evaluate_bundle(
     documents: DocumentsConfig,
     bundle: str | list[str],
-    pool: PoolConfig,
+    pool: EvaluationPoolConfig,
     model: ScoringConfig | None = None,
     ks: tuple[int, ...] = (1, 3, 5, 10),
     min_precision: float | None = None,
@@ -86,7 +94,7 @@ def evaluate_bundle(
         tokenised = tokenise(read_documents(documents, labelled=True), *tokenizers)
         reliability = Reliability()
         pool = replace(pool, max=pool.max or pool.min)  # a small file is one block, so one actor gets all of it
-        predicted = predictions(tokenised, members.uris, max(*ks, DEPTH), pool, model)
+        predicted = predictions(tokenised, members.uris, max(*ks, DEPTH), pool, pool.batch_rows, model)
         counts = _count(predicted, labels, metrics, [reliability] if selection is None else [reliability, selection])
     result = metrics.result()
     if not result["total"]["documents"]:
@@ -149,7 +157,7 @@ def pass_gate(gate: GateConfig, bundle: str | list[str], pool: PoolConfig, model
     """Raises ModelError unless the bundle reaches ``gate.at_least``, ConfigError for a metric that does not exist."""
     if gate.documents is None:
         return
-    total = evaluate_bundle(gate.documents, bundle, pool, model)["total"]
+    total = evaluate_bundle(gate.documents, bundle, EvaluationPoolConfig(**vars(pool)), model)["total"]
     for name, least in gate.at_least.items():
         if name not in total:
             raise ConfigError("no such metric", where="gate.at_least", found=name, expected=", ".join(total))

@@ -39,8 +39,6 @@ class PoolConfig(Settings):
     """CPUs that an actor requests; with 1 and no GPU, Ray would tokenise inside the actor, sequentially."""
     threads: NonNegativeInt = 0
     """Threads of an actor on a CPU; 0 shares the machine's cores among ``max`` actors."""
-    batch_rows: PositiveInt = 2048
-    """Documents that an actor takes at a time and sorts by length; in tagging, always a whole piece."""
     token_budget: NonNegativeInt = 0
     """Maximum number of tokens, padding included, in a batch of the encoder; 0 is 8,192 on a GPU and 2,048 on a CPU."""
     patience: NonNegativeFloat = 30.0
@@ -118,14 +116,22 @@ class Predictor:
 
 
 def predictions(
-    tokenised: ray.data.Dataset, bundles: list[str], k: int, pool: PoolConfig, model: ScoringConfig | None = None
+    tokenised: ray.data.Dataset,
+    bundles: list[str],
+    k: int,
+    pool: PoolConfig,
+    batch_rows: int,
+    model: ScoringConfig | None = None,
 ) -> ray.data.Dataset:
-    """Replaces a stream's tokens by ``ids`` (fixed list<int64>[k], padded with -1) and ``probabilities`` (list<float32>[k])."""
+    """Replaces a stream's tokens by ``ids`` (fixed list<int64>[k], padded with -1) and ``probabilities`` (list<float32>[k]).
+
+    ``batch_rows``: documents that an actor takes at a time.
+    """
     return tokenised.map_batches(
         Predictor,
         fn_constructor_args=(bundles, k, pool, model or ScoringConfig()),
         batch_format="pyarrow",
-        batch_size=pool.batch_rows,
+        batch_size=batch_rows,
         **pool.resources,
     )
 

@@ -17,6 +17,8 @@ from xmc_ray import command
 from xmc_ray.bundle.ensemble import Members
 from xmc_ray.classifier import XMCClassifier
 from xmc_ray.errors import ConfigError, DataError, ModelError, XmcError
+from xmc_ray.on_ray import evaluate
+from xmc_ray.on_ray.evaluate import evaluate_bundle
 from xmc_ray.on_ray.tag import job
 from xmc_ray.storage.files import join
 
@@ -128,7 +130,18 @@ def test_tags_of_unchanged_documents_are_reused(tag: Callable[..., str], bundles
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_bundle_has_to_pass_the_gate(tag: Callable[..., str], fruit: Path, tmp_path: Path) -> None:
+def test_a_bundle_has_to_pass_the_gate(
+    tag: Callable[..., str], fruit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is evaluated on Ray for the first gate; the others have the same metrics."""
+    metrics: list[dict[str, Any]] = []
+
+    def evaluate_once(*arguments: Any) -> dict[str, Any]:
+        if not metrics:
+            metrics.append(evaluate_bundle(*arguments))
+        return metrics[0]
+
+    monkeypatch.setattr(evaluate, "evaluate_bundle", evaluate_once)
     catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(10)])
     gate = f"--gate.documents={json.dumps({'uri': str(fruit / 'test.parquet')})}"
     with pytest.raises(ModelError, match=r"does not pass the gate.*found P@5 0\.\d+; expected at least 0\.99"):
