@@ -167,3 +167,69 @@ def test_the_lift_makes_up_for_what_annotators_leave_out(strength: float, groups
         )
         worth = -strength * np.log(propensities(counts, 1000))
         np.testing.assert_allclose((lifted_by_label - by_label).detach(), [worth, worth], rtol=1e-3, atol=1e-5)
+
+
+@QUICK
+@given(problems())
+def test_log_odds_are_those_of_the_predicted_scores(problem: Problem) -> None:
+    model, batch, _ = problem
+    n_labels = len(model.group_L)
+    with torch.no_grad():
+        features_BF = model.eval().features(batch)
+        scores, labels = model.predict(batch, n_labels, "exact")
+        score_BL = torch.zeros(len(batch), n_labels).scatter_(1, labels, scores)
+        recall_BG, rank_BGM = model.probabilities(features_BF)
+        for label in range(n_labels):
+            group = int(model.group_L[label])
+            odds_B = model.log_odds(features_BF, label)
+            assert odds_B.dtype == torch.float64
+            torch.testing.assert_close(odds_B.sigmoid().float(), score_BL[:, label], rtol=1e-3, atol=1e-6)
+            rank_B = 1 if rank_BGM is None or model.table is None else rank_BGM[:, group, int(model.table.slot_L[label])]
+            torch.testing.assert_close(recall_BG[:, group] * rank_B, score_BL[:, label], rtol=1e-3, atol=1e-6)
+
+
+def test_log_odds_do_not_saturate() -> None:
+    model = toy_model()
+    assert model.table is not None
+    model.recall.bias.data.fill_(60.0)
+    model.table.bias.data.fill_(60.0)
+    (odds,) = model.log_odds(torch.zeros(1, model.width), 3).tolist()
+    assert 50 < odds < 60, "in float32 the score is 1 and its log-odds are infinite"
+
+
+@pytest.mark.parametrize("groups", [LabelGroups(np.arange(12) % 7), LabelGroups(np.arange(12))])
+def test_a_disabled_label_is_never_predicted_and_others_keep_their_scores(groups: LabelGroups) -> None:
+    model, batch = toy_model(groups).eval(), batch_of(np.random.default_rng(0), [[], []])
+    with torch.no_grad():
+        before = [dict(zip(*row, strict=True)) for row in listed(model, batch)]
+        model.disable(np.array([3, 8]))
+        after = [dict(zip(*row, strict=True)) for row in listed(model, batch)]
+        assert model.log_odds(model.features(batch), 3).isneginf().all()
+    for old, new in zip(before, after, strict=True):
+        assert set(new) == set(old) - {3, 8}
+        assert all(new[label] == pytest.approx(old[label]) for label in new)
+    model.disable(np.array([], np.int64))
+
+
+def listed(model: LightXML, batch: Batch) -> list[tuple[list[int], list[float]]]:
+    """Labels and scores of each document, without padding."""
+    scores, labels = model.predict(batch, 12, "exact")
+    return [(row[row >= 0].tolist(), score[row >= 0].tolist()) for row, score in zip(labels, scores, strict=True)]
+
+
+def test_the_model_says_which_of_its_parameters_are_what() -> None:
+    model = toy_model(lexical=True)
+    trained = model.trained_parameters()
+    assert set(trained.encoder) == {"encoder.vectors.weight", "encoder.mix.weight", "encoder.mix.bias"}
+    assert set(trained.words) == {"encoder.vectors.weight"}
+    assert set(trained.terms) == {"lexical.vectors.weight"}
+    assert set(trained.head) == {"lexical.mix.weight", "lexical.mix.bias", "bottleneck.weight", "bottleneck.bias"}
+    assert set(trained.dense) == {*trained.encoder, *trained.head} - {*trained.words}
+    rows = {f"{name}.{kind}" for name in model.heads for kind in ("weight", "bias")}
+    assert {*trained.encoder, *trained.terms, *trained.head} | rows == {name for name, _ in model.named_parameters()}
+    parameters = dict(model.named_parameters())
+    assert all(parameters[name] is parameter for part in trained for name, parameter in part.items())
+    assert model.encoder is not None
+    model.encoder.requires_grad_(False)
+    assert model.trained_parameters().encoder == model.trained_parameters().words == {}
+    assert set(toy_model(LabelGroups(np.arange(12))).trained_parameters().head) == set(), "flat: rows alone"
