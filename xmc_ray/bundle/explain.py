@@ -1,4 +1,4 @@
-"""Why a label: which words carried it, how it fared among the groups, and which labelled documents are nearest.
+"""Why a label: which words contributed to it, how it ranked among the groups, and which labelled documents are nearest.
 
 What a word contributes is found by erasure, leaving it out everywhere in the text:
 
@@ -8,7 +8,7 @@ in nats: the weight of evidence of Robnik-Sikonja and Kononenko (2008), by erasu
 It needs nothing of a model but scores, so it is the same for a transformer, the lexical branch and both; gradient x input
 would not see pairs of words, which the branch hashes. Its limit: of two words with the same meaning, neither is missed.
 
-A word is what stands between white space, without the punctuation around it, whatever its case. Its tokens are taken out of
+A word is a run of characters without white space, without the punctuation around it, in any case. Its tokens are taken out of
 the token list: what truncation has cut off from a long text stays cut off. For several models, contributions and scores are
 means.
 

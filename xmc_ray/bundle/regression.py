@@ -5,9 +5,9 @@ From documents, all outputs at once:
     minimise over w, b:  sum over documents of c (log(1 + e^z) - y z)  +  penalty s / 2 |w|^2      with z = w . x + b
 
 s is the mean square of a feature, so that a penalty means the same for every model. c is 1 where y = 1, and else
-(N - n + 1) / (D - n + 1): so the n documents of an output among the D that are given weigh as they would among N, those that
-the model was trained on (King and Zeng 2001, section 4.2). A document that says nothing, x = 0, is among the negatives. The
-problem is convex: where L-BFGS starts does not matter.
+(N - n + 1) / (D - n + 1): so the n documents of an output among the D given weigh as they would among the N that the model was
+trained on (King and Zeng 2001, section 4.2). An empty document, x = 0, is among the negatives. The problem is convex, so the
+starting point of L-BFGS does not matter.
 
 From a name with features x, the row is A (x, 1): A is the ridge regression, by the same penalty, of the known outputs' rows on
 the features of their names (a linear map from descriptions to classifiers: Elhoseiny et al. 2013).
@@ -89,7 +89,7 @@ def from_documents(
 
     ``y_DN``: float32, 0 or 1; ``population``: N of the module, the documents that the model was trained on.
     """
-    x_DF, y_DN = F.pad(x_DF, (0, 0, 0, 1)), F.pad(y_DN, (0, 0, 0, 1))  # the document that says nothing
+    x_DF, y_DN = F.pad(x_DF, (0, 0, 0, 1)), F.pad(y_DN, (0, 0, 0, 1))  # the empty document
     count_N = y_DN.sum(0)
     rarity_N = ((population - count_N + 1) / (len(x_DF) - count_N)).clamp(min=1)
     used_DN = torch.ones_like(y_DN) if used_DN is None else F.pad(used_DN.float(), (0, 0, 0, 1), value=1.0)
@@ -112,7 +112,7 @@ def from_documents(
 
 
 def from_names(name_NF: Tensor, known: Known, config: RowsConfig) -> tuple[Tensor, Tensor]:
-    """float32[N, F] and float32[N]: A (x, 1) of the module, for names with features x; deprecated labels teach nothing."""
+    """float32[N, F] and float32[N]: A (x, 1) of the module, for names with features x; deprecated labels are left out."""
     taught = known.bias_E.isfinite()
     x_EI = F.pad(known.name_EF[taught], (0, 1), value=1.0).double()
     rows_EI = torch.cat([known.weight_EF.float(), known.bias_E[:, None]], dim=1)[taught].double()

@@ -198,7 +198,7 @@ def table(result: Mapping[str, Any]) -> str:
         f"{name.replace('_', ' '):<12}" + "".join(f"{_cell(column[name]):>11}" for column in columns.values())
         for name in result["total"]
     ]
-    note = "Percent, in total and for labels seen so many times in training."
+    note = "Percent, in total and by the number of training documents that have a label."
     if result["unlabelled"]:
         note += f" {result['unlabelled']} documents without a true label are left out."
     return "\n".join([head, *lines, note])

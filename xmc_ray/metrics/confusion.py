@@ -1,9 +1,9 @@
-"""What predictions for held-out documents show: metrics, how far scores can be believed, labels mistaken for others, examples.
+"""What predictions for held-out documents show: metrics, reliability of scores, confused labels, examples.
 
 Notable features
-- A stream of chunks goes through `Findings.update` and nothing of it is kept but sums, counts, and a few examples: memory does
-  not grow with the documents, only with the different pairs of labels that are mistaken, 16 bytes each.
-- The same in whatever chunks the documents come, since examples are drawn by one stream of random numbers.
+- `Findings.update` takes a stream of chunks and keeps only sums, counts and a few examples: memory does not grow with the
+  documents, only with the distinct pairs of confused labels, 16 bytes each.
+- The result does not depend on the chunks, since examples are drawn with one stream of random numbers.
 
 Letters: D documents of a chunk, k tags, L labels, P true (document, label) pairs, W bins of scores.
 """
@@ -22,7 +22,7 @@ from xmc_ray.metrics.calibration import Reliability
 
 Scores = npt.NDArray[np.floating]
 BoolArray = npt.NDArray[np.bool_]
-TAGS = 5  # of a document, whose scores are held against the truth
+TAGS = 5  # of a document, whose scores are compared with the truth
 EXAMPLES = 20  # of each kind
 
 
@@ -32,7 +32,7 @@ class Confusion(NamedTuple):
     predicted: int
     missed: int
     documents: int
-    """Where they meet."""
+    """Documents with both."""
     support: int
     """Documents with the missed label."""
 
@@ -76,14 +76,14 @@ class Findings:
         self._draw(tokens, truth, label_Dk, shown_Dk, hit_Dk[:, 0])
 
     def confusions(self, n: int) -> list[Confusion]:
-        """The ``n`` pairs that meet most often, the most frequent first, then by ids."""
+        """The ``n`` most frequent pairs, the most frequent first, then by ids."""
         best = np.lexsort((self._pairs, -self._counts))[:n]
         predicted, missed = np.divmod(self._pairs[best], len(self.truth_L))
         columns = [predicted, missed, self._counts[best], self.truth_L[missed]]
         return [Confusion(*row) for row in np.stack(columns, axis=1).tolist()]
 
     def examples(self, *, right: bool) -> list[Example]:
-        """At most ``EXAMPLES`` documents, drawn by chance, whose best tag is right, or wrong."""
+        """At most ``EXAMPLES`` random documents whose best tag is right, or wrong."""
         rows = self._drawn[right].to_pylist() if right in self._drawn else []
         tags = [[(label, score) for label, score in zip(row["label"], row["score"], strict=True) if label >= 0] for row in rows]
         return [Example(row["tokens"], row["truth"], found) for row, found in zip(rows, tags, strict=True)]
@@ -97,7 +97,7 @@ class Findings:
     def _draw(
         self, tokens: pa.ListArray, truth: pa.ListArray, label_Dk: IntArray, score_Dk: Scores, right_D: BoolArray
     ) -> None:
-        """Every document gets a random number; those with the smallest ones so far stay."""
+        """Every document gets a random number; those with the smallest numbers are kept."""
         drawn_D = self._random.random(len(label_Dk))
         for right in (True, False):
             rows = np.flatnonzero(right_D == right)
@@ -120,9 +120,9 @@ def _lists(rows: npt.NDArray[np.generic]) -> pa.FixedSizeListArray:
 
 
 def mistaken(label_Dk: IntArray, hit_Dk: BoolArray, document_P: IntArray, label_P: IntArray, n_labels: int) -> IntArray:
-    """int64: ``predicted * n_labels + missed`` for each two labels that meet in a document.
+    """int64: ``predicted * n_labels + missed`` for each pair of confused labels of a document.
 
-    A document gets as many tags as it has true labels (k at most), so that every wrong one stands in the place of a missed one.
+    A document gets as many tags as it has true labels (k at most), so that every wrong tag takes the place of a missed one.
     The true pairs, rising by document and each once, are ``document_P``, ``label_P``; ``hit_Dk`` says which tags are true.
     """
     true_D = np.bincount(document_P, minlength=len(label_Dk))
@@ -132,7 +132,7 @@ def mistaken(label_Dk: IntArray, hit_Dk: BoolArray, document_P: IntArray, label_
     n_missed_D = np.bincount(document_P[missed_P], minlength=len(label_Dk))
     missed = label_P[missed_P]
 
-    # every wrong tag beside each of its document's missed labels, which lie one after the other
+    # every wrong tag with each of its document's missed labels, which are consecutive
     wrong, places = np.nonzero(given_Dk & ~hit_Dk)
     repeats, first_D = n_missed_D[wrong], np.cumsum(n_missed_D) - n_missed_D
     within = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)

@@ -56,7 +56,7 @@ class DriftConfig(Settings):
 
 @dataclass(frozen=True, eq=False)
 class Drift:
-    """A shift and where it lies."""
+    """A shift, and the labels that cause it."""
 
     total: float | None
     """PSI; None if there were too few tags, on either side, for even one label to have a bin of its own."""

@@ -85,7 +85,7 @@ class Saved:
                     where=self.uri,
                     found=found,
                     expected=expected,
-                    way_out="resume with that run's documents and settings, or start anew: another output, --resume never",
+                    way_out="resume with that run's documents and settings, or start over: another output, --resume never",
                 )
 
 
@@ -230,7 +230,7 @@ def _fill(targets: dict[str, Tensor], tensors: dict[str, Tensor], saved: Saved) 
                 where=saved.uri,
                 found=found,
                 expected=f"{name} {tuple(target.shape)}",
-                way_out="resume with the release that wrote it, or start anew: another output, --resume never",
+                way_out="resume with the release that wrote it, or start over: another output, --resume never",
             )
         target.copy_(tensors[name])
 
