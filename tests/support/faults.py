@@ -1,4 +1,4 @@
-"""What tests of faults share: jobs to disturb, processes to kill, moments to wait for."""
+"""Helpers for tests of faults: start a job to disturb, wait for a moment in it, kill processes."""
 
 import os
 import signal
@@ -13,12 +13,12 @@ from typing import Any
 
 from checkout import ROOT
 
-SECONDS = 120  # to wait for a moment that has to come
+SECONDS = 120  # the longest wait for anything that has to happen
 
 
 @contextmanager
 def running(work: Callable[[], Any]) -> Iterator[dict[str, Any]]:
-    """``work`` in a thread of its own while the body goes on; at the end ``result`` is what it returned, or its error comes."""
+    """Run ``work`` in a thread beside the body; at the end ``result`` is what it returned, or its error is raised."""
     outcome: dict[str, Any] = {}
 
     def run() -> None:
@@ -35,19 +35,22 @@ def running(work: Callable[[], Any]) -> Iterator[dict[str, Any]]:
         thread.join(SECONDS)
     if "error" in outcome:
         raise outcome["error"]
-    assert "result" in outcome, "the run has not come to an end"
+    assert "result" in outcome, "the run has not ended"
 
 
 def submit(job: str, arguments: list[str], **environment: str) -> "subprocess.Popen[str]":
-    """A job as a user starts it, with a local Ray of its own unless RAY_ADDRESS is given."""
+    """Start a job as a user does; it starts a local Ray unless ``environment`` has RAY_ADDRESS."""
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=ROOT, env=inherited | environment, **pipes)  # type: ignore[call-overload,no-any-return]
 
 
-def wait_for(moment: Callable[[], object], outcome: Mapping[str, Any] | None = None, every: float = 0.002) -> None:
-    """``outcome``: of a run that the moment has to come in; once it is over there is nothing to wait for."""
+def wait_for(moment: Callable[[], object], outcome: Mapping[str, Any] | None = None, every: float = 0.02) -> None:
+    """Return once ``moment()`` is true; looks again after ``every`` seconds. AssertionError after `SECONDS`.
+
+    ``outcome``: that of the run (`running`) in which the moment has to come; once the run is over, waiting is in vain.
+    """
     deadline = time.monotonic() + SECONDS
     while not moment():
         assert time.monotonic() < deadline and not outcome, f"the moment has not come: {outcome}"
@@ -55,7 +58,7 @@ def wait_for(moment: Callable[[], object], outcome: Mapping[str, Any] | None = N
 
 
 def children(name: str, of: int | None = None) -> list[int]:
-    """The processes below this one (or ``of``) whose title begins with ``name``."""
+    """Descendants of this process, or of the process ``of``, whose title begins with ``name``."""
     parent, title = {}, {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -70,6 +73,7 @@ def children(name: str, of: int | None = None) -> list[int]:
 
 
 def kill(pids: list[int]) -> bool:
+    """Send SIGKILL to each; whether there were any."""
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     return bool(pids)

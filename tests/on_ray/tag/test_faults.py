@@ -140,7 +140,7 @@ def test_a_write_is_killed_between_its_two_files(
         return bool(rejects - pieces(tmp_path)) and kill(processes("WritePieces"))
 
     with running(lambda: job.tag(parse(arguments(tmp_path)))) as outcome:
-        wait_for(half_done, outcome)
+        wait_for(half_done, outcome, every=0.002)  # the moment is short
     assert night(outcome["result"]) == undisturbed
 
 
