@@ -83,3 +83,16 @@ def test_the_report_is_made_of_the_sums() -> None:
     assert "green" in texts and len(warnings) == 1, "its share has fallen to nothing"
     with pytest.raises(DataError, match=r"moved too far from those of training; found PSI .*, most of it from (red|green)"):
         totals.close("dt=2026-11-23", manifest, None, DriftConfig(fail=0.5))
+
+
+def test_totals_do_not_depend_on_the_order_of_pieces() -> None:
+    labels = pa.table({"label": ["red"], "name": [None], "count": [1]})
+    outcomes = dict.fromkeys(OUTCOMES, 0) | {"reasons": {}, "scores": [0] * SCORE_BINS, "samples": []}
+    pieces = [outcomes | {"labels": [[0], [1], [score]]} for score in (0.1, 0.7, 0.5, 0.2)]
+    forward, backward = Totals(labels), Totals(labels)
+    for one, other in zip(pieces, pieces[::-1], strict=True):
+        forward.add(one)
+        backward.add(other)
+    assert forward.label_scores[0] != backward.label_scores[0], "floats"
+    assert forward.label_table() == backward.label_table()
+    assert forward.expected_counts.tolist() == backward.expected_counts.tolist()

@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -76,17 +77,19 @@ class Totals:
     def label_table(self) -> bytes:
         """A Parquet file of all labels: the documents that got each, and the sum of its scores."""
         buffer = io.BytesIO()
-        columns = {
-            "documents": pa.array(self.label_counts),
-            "scores": pa.array(self.label_scores.round(4)),
-        }  # whatever the order of pieces
+        columns = {"documents": pa.array(self.label_counts), "scores": pa.array(self._score_sums)}
         pq.write_table(pa.table({"label": self.labels["label"], **columns}), buffer)
         return buffer.getvalue()
 
     @property
+    def _score_sums(self) -> npt.NDArray[np.float64]:
+        """Rounded as the sums of pieces are, so that the order of pieces does not matter."""
+        return np.asarray(self.label_scores.round(4))
+
+    @property
     def expected_counts(self) -> IntArray:
         """Documents that have each label, if scores are probabilities; unlikely tags count little, so k matters little."""
-        return np.rint(self.label_scores).astype(np.int64)
+        return np.rint(self._score_sums).astype(np.int64)
 
     def drift_from_training(self) -> Drift:
         """Drift from the labels of the documents that the bundle was trained on."""
