@@ -1,6 +1,6 @@
-"""Rows of new outputs on frozen features: from documents by logistic regression, from names by a linear map.
+"""Fits rows of new outputs on frozen features: from documents by logistic regression, from names by a linear map.
 
-From documents, all outputs at once:
+From documents, for all outputs together:
 
     minimise over w, b:  sum over documents of c (log(1 + e^z) - y z)  +  penalty s / 2 |w|^2      with z = w . x + b
 
@@ -9,8 +9,8 @@ s is the mean square of a feature, so that a penalty means the same for every mo
 trained on (King and Zeng 2001, section 4.2). An empty document, x = 0, is among the negatives. The problem is convex, so the
 starting point of L-BFGS does not matter.
 
-From a name with features x, the row is A (x, 1): A is the ridge regression, by the same penalty, of the known outputs' rows on
-the features of their names (a linear map from descriptions to classifiers: Elhoseiny et al. 2013).
+From a name with features x, the row is A (x, 1), where A is the ridge regression, with the same penalty, of the rows of known
+outputs on the features of their names (a linear map from descriptions to classifiers: Elhoseiny et al. 2013).
 
 Letters: D documents, E known outputs, F features, I features and a one, K shortlisted groups, N new outputs.
 """
@@ -43,7 +43,7 @@ class RowsConfig(Settings):
 
 
 class Known(NamedTuple):
-    """Outputs that the model has: features of their names, and their rows."""
+    """Existing outputs of the model: features of their names, and their rows."""
 
     name_EF: Tensor
     weight_EF: Tensor
@@ -57,7 +57,7 @@ class Shortlisted(NamedTuple):
     group_N: Tensor
 
     def of(self, here: IntArray) -> Tensor:
-        """bool[D, n]: of the labels ``here``."""
+        """bool[D, n]: whether each document shortlists the groups of the labels ``here``."""
         return (self.shortlist_DK[:, :, None] == self.group_N[here]).any(1)
 
 
@@ -70,7 +70,7 @@ def new_rows(
     population: int,
     config: RowsConfig,
 ) -> tuple[Tensor, Tensor]:
-    """Rows and biases of new outputs: from their documents, or, where there are none, from their names."""
+    """Rows and biases of new outputs, float32[N, F] and float32[N]: from their documents, or from names if they have none."""
     weight_NF, bias_N = from_names(name_NF, known, config)
     seen_N = np.flatnonzero(np.diff(y_DN.indptr) > 0)
     step = max(1, _CELLS // max(1, len(x_DF) * (1 if pairs is None else pairs.shortlist_DK.shape[1])))
@@ -85,7 +85,7 @@ def new_rows(
 def from_documents(
     x_DF: Tensor, y_DN: Tensor, used_DN: Tensor | None, population: int, config: RowsConfig
 ) -> tuple[Tensor, Tensor]:
-    """float32[N, F] and float32[N]: the regressions of the module on documents; negatives only where ``used_DN`` says so.
+    """float32[N, F] and float32[N]: the module's regressions on documents; negatives only where ``used_DN`` is true.
 
     ``y_DN``: float32, 0 or 1; ``population``: N of the module, the documents that the model was trained on.
     """
@@ -112,10 +112,10 @@ def from_documents(
 
 
 def from_names(name_NF: Tensor, known: Known, config: RowsConfig) -> tuple[Tensor, Tensor]:
-    """float32[N, F] and float32[N]: A (x, 1) of the module, for names with features x; deprecated labels are left out."""
-    taught = known.bias_E.isfinite()
-    x_EI = F.pad(known.name_EF[taught], (0, 1), value=1.0).double()
-    rows_EI = torch.cat([known.weight_EF.float(), known.bias_E[:, None]], dim=1)[taught].double()
+    """float32[N, F] and float32[N]: the module's A (x, 1) for names with features x; A is not fitted on deprecated labels."""
+    in_use_E = known.bias_E.isfinite()
+    x_EI = F.pad(known.name_EF[in_use_E], (0, 1), value=1.0).double()
+    rows_EI = torch.cat([known.weight_EF.float(), known.bias_E[:, None]], dim=1)[in_use_E].double()
     square = x_EI.T @ x_EI
     square.diagonal()[:-1] += config.penalty * x_EI[:, :-1].square().mean() + 1e-12
     square[-1, -1] += 1e-12
