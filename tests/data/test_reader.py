@@ -24,7 +24,7 @@ RULES = Rules.of(DocumentsConfig(uri="/x"), labelled=False)
 def rows_of(path: Path, segment: tuple[int, int, int] | None = None, chunk: int = 4) -> list[dict[str, Any]]:
     """Number, id and reason of the rows; ``segment`` is (start, row, rows)."""
     file = storage.stat(path)
-    tables = [part.table for part in read_file(file, RULES, segment and Segment(file, *segment), chunk)]
+    tables = [part.table for part in read_file(Segment(file, *segment or ()), RULES, chunk)]
     assert all(len(table) <= chunk for table in tables if not table["reason"][0].is_valid)
     return [{name: row[name] for name in ("row", "id", "reason")} for table in tables for row in table.to_pylist()]
 
@@ -45,7 +45,7 @@ def test_every_chunk_can_be_the_beginning(
     expected = [{"row": n, "id": f"{n}", "reason": None if size else "text is empty"} for n, size in enumerate(blank)]
     assert rows_of(path) == expected
     file = storage.stat(path)
-    for part in read_file(file, RULES, chunk=4):
+    for part in read_file(Segment(file), RULES, chunk=4):
         first = part.table["row"][0].as_py()
         count = data.draw(st.integers(1, len(rows) - first))
         assert rows_of(path, (part.start, first, count), chunk=3) == expected[first : first + count]
@@ -70,13 +70,13 @@ def test_what_a_file_has_lost_since_is_told_row_by_row(tmp_path: Path) -> None:
     assert [row["reason"] for row in rows_of(path, (0, 0, 8))] == [None] * 5 + [reason] * 3
     file = storage.stat(path)
     path.unlink()
-    gone = list(read_file(file, RULES, Segment(file, 0, 2, 3)))
+    gone = list(read_file(Segment(file, 0, 2, 3), RULES))
     assert [part.table["row"].to_pylist() for part in gone] == [[2, 3, 4]] and gone[0].reject == Reject(
         "the file has disappeared"
     )
-    (whole,) = read_file(file, RULES)
+    (whole,) = read_file(Segment(file), RULES)
     assert len(whole.table) == 1 and whole.reject == Reject("the file has disappeared")
-    (never,) = read_file(file, RULES, Segment(file, 0, 2, 3, Reject("known to be bad")))
+    (never,) = read_file(Segment(file, 0, 2, 3, Reject("known to be bad")), RULES)
     assert never.table["reason"].to_pylist() == ["known to be bad"] * 3
 
 

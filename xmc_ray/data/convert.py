@@ -1,16 +1,13 @@
-"""Layouts: the files that public benchmarks come in, as streams of documents.
+"""Conversion of a public benchmark's split, in one of three layouts, to a Parquet file of documents.
 
     lines   a file of texts and a file of labels, one line a document
-    json    lines of {uid, title, content, target_ind}, the last being places in a file of labels, lines of {uid, title};
+    json    lines of {uid, title, content, target_ind}, the last being rows of a file of labels, lines of {uid, title};
             the Extreme Classification Repository's layout for data sets with texts
     tsv     labels <tab> text, or id <tab> labels <tab> text; LibMultiLabel's layout
 
-Each stream reads its files, local or on S3, compressed or not (.gz, .bz2), some thousand lines at a time, and makes one
-table of them: ``id``, the texts, ``labels`` (list<string>, each label once a row). Memory does not grow with the files.
-Where there is no id, it is the number of the line. What does not fit is a DataError with file and line.
-
-----
-The conversion job: a split of a public benchmark, in one of three `layouts`, to one Parquet file of documents.
+A layout's reader takes files, local or on S3, compressed or not (.gz, .bz2), some thousand lines at a time, and gives a table
+for each: ``id`` (by default the number of the line), the texts, ``labels`` (list<string>, each label once a row). Memory does
+not grow with the files. A line that does not fit is a DataError with file and line.
 """
 
 import io
@@ -43,7 +40,7 @@ _EXPECTED = {
 
 @dataclass(frozen=True, eq=False)
 class LabelNames:
-    """``labels`` and ``names``: string[L], the latter with nulls; the row is the label's place in the file ``uri``."""
+    """``labels`` and ``names`` (string[L], the latter with nulls) in the order of the file ``uri``."""
 
     uri: str
     labels: pa.StringArray
@@ -58,7 +55,7 @@ class LabelNames:
     def read(cls, uri: str, *, rows: int) -> "LabelNames":
         """From JSON lines (.json, .jsonl) of uid and title, or from lines of names, whose labels are "0", "1", ...
 
-        Raises DataError where two labels have the same uid.
+        DataError if two labels have the same uid.
         """
         labels, names = [pa.array([], pa.string())], [pa.array([], pa.string())]
         for chunk in _chunks(uri, rows):
@@ -69,20 +66,20 @@ class LabelNames:
             else:
                 labels.append(pc.subtract(chunk.numbers, 1).cast(pa.string()))
                 names.append(chunk.lines)
-        found = cls(uri, pa.concat_arrays(labels), _without_blanks(pa.concat_arrays(names)))
-        values, counts = pc.value_counts(found.labels).flatten()
-        if len(values) < len(found.labels):
+        read = cls(uri, pa.concat_arrays(labels), _without_blanks(pa.concat_arrays(names)))
+        values, counts = pc.value_counts(read.labels).flatten()
+        if len(values) < len(read.labels):
             twice = values.filter(pc.greater(counts, 1))[0]
             raise DataError("two labels have the same uid", where=uri, found=twice, way_out="without names, labels are numbers")
-        return found
+        return read
 
 
 def read_lines(
     documents: str, labels: str, *, rows: int, separator: str | None = None, names: LabelNames | None = None
 ) -> Iterator[pa.Table]:
-    """Tables of ``id``, ``text``, ``labels``; DataError where the two files differ in their number of lines.
+    """Tables of ``id``, ``text``, ``labels``; DataError if the files have different numbers of lines.
 
-    Labels stand between ``separator``, or white space; where ``names`` are given, each must be one of them.
+    Labels are separated by ``separator``, by default white space; if ``names`` are given, each must be one of them.
     """
     for texts, others in zip_longest(_chunks(documents, rows), _chunks(labels, rows)):
         if texts is None or others is None or len(texts.lines) != len(others.lines):
@@ -104,7 +101,7 @@ def read_tsv(documents: str, *, rows: int, separator: str | None = None, names: 
         if len(bad):
             expected = "2 (labels, text) or 3 (id, labels, text), the same in every line"
             raise DataError("wrong number of columns", where=chunk.where(int(bad[0])), found=widths[bad[0]], expected=expected)
-        *ids, labels, texts = (pc.list_element(fields, place) for place in range(width))
+        *ids, labels, texts = (pc.list_element(fields, number) for number in range(width))
         lists = _split_labels(chunk, labels, separator, names)
         yield pa.table({"id": ids[0] if ids else chunk.numbers.cast(pa.string()), "text": texts, "labels": lists})
 
@@ -112,25 +109,25 @@ def read_tsv(documents: str, *, rows: int, separator: str | None = None, names: 
 def read_json(documents: str, *, rows: int, names: LabelNames | None = None) -> Iterator[pa.Table]:
     """Tables of ``id``, ``title``, ``content``, ``labels``; both texts may be null.
 
-    A label is what stands in ``names`` at the place that target_ind gives, or without ``names`` that number itself.
+    ``target_ind`` has rows of ``names``; without ``names`` the numbers themselves are the labels.
     """
     for chunk in _chunks(documents, rows):
         lines, (uids, titles, contents, targets) = _objects(chunk, ["uid", "title", "content", "target_ind"])
         if not lines:
             continue
-        places = pa.array(targets, pa.list_(pa.int64()))
-        if names is not None and len(over := np.flatnonzero(places.values.to_numpy() >= len(names.labels))):
-            where = chunk.where(lines[pc.list_parent_indices(places)[int(over[0])].as_py()])
+        numbers = pa.array(targets, pa.list_(pa.int64()))
+        if names is not None and len(over := np.flatnonzero(numbers.values.to_numpy() >= len(names.labels))):
+            where = chunk.where(lines[pc.list_parent_indices(numbers)[int(over[0])].as_py()])
             expected = f"less than {len(names.labels):,}, the labels in {names.uri}"
-            raise DataError("target_ind is out of range", where=where, found=places.values[int(over[0])], expected=expected)
-        labels = places.values.cast(pa.string()) if names is None else names.labels.take(places.values)
-        lists = unique_in_rows(pa.ListArray.from_arrays(places.offsets, labels))
+            raise DataError("target_ind is out of range", where=where, found=numbers.values[int(over[0])], expected=expected)
+        labels = numbers.values.cast(pa.string()) if names is None else names.labels.take(numbers.values)
+        lists = unique_in_rows(pa.ListArray.from_arrays(numbers.offsets, labels))
         columns = {"id": _strings(uids), "title": pa.array(titles, pa.string()), "content": pa.array(contents, pa.string())}
         yield pa.table({**columns, "labels": lists})
 
 
 class _Chunk(NamedTuple):
-    """Lines that follow each other in a file, without their ends; ``first`` is the number of the first, from 1 on."""
+    """Consecutive lines of a file, without line breaks; ``first`` is the number of the first, counted from 1."""
 
     uri: str
     first: int
@@ -145,7 +142,7 @@ class _Chunk(NamedTuple):
 
 
 def _chunks(uri: str, rows: int) -> Iterator[_Chunk]:
-    """``rows`` lines at a time. A line ends with a newline and nothing else: texts hold all kinds of other breaks."""
+    """``rows`` lines at a time. Only a newline ends a line, since texts hold all kinds of other breaks."""
     first = 1
     for lines in _raw_chunks(uri, rows):
         try:
@@ -166,19 +163,19 @@ def _raw_chunks(uri: str, rows: int) -> Iterator[list[bytes]]:
 
 
 def _split_labels(chunk: _Chunk, lines: pa.StringArray, separator: str | None, names: LabelNames | None) -> pa.ListArray:
-    """list<string>: the labels in ``lines``, which are those of ``chunk`` or a column of them."""
+    """list<string>: the labels in ``lines``, which are the lines of ``chunk`` or one column of them."""
     split = pc.utf8_split_whitespace(lines) if separator is None else pc.split_pattern(lines, separator)
     labels = unique_in_rows(pa.ListArray.from_arrays(split.offsets, _without_blanks(split.values)))
     unknown = set(labels.values.unique().to_pylist()) - names.known if names is not None else set()
     if names is not None and unknown:
-        place = int(np.flatnonzero(pc.is_in(labels.values, value_set=pa.array(list(unknown))))[0])
-        where = chunk.where(pc.list_parent_indices(labels)[place].as_py())
-        raise DataError("a label without a name", where=where, found=labels.values[place], expected=f"one in {names.uri}")
+        first = int(np.flatnonzero(pc.is_in(labels.values, value_set=pa.array(list(unknown))))[0])
+        where = chunk.where(pc.list_parent_indices(labels)[first].as_py())
+        raise DataError("a label without a name", where=where, found=labels.values[first], expected=f"one in {names.uri}")
     return labels
 
 
 def _objects(chunk: _Chunk, keys: Sequence[str]) -> tuple[list[int], list[list[Any]]]:
-    """Which lines are not blank, and what their objects hold under each of ``keys``.
+    """The rows of lines that are not blank, and the values of their objects under each of ``keys``.
 
     A loop, because Arrow's parser cannot say which line is wrong, and crashes on some (apache/arrow#47409).
     """
@@ -213,7 +210,7 @@ def _fits(key: str, value: Any) -> bool:
     if key == "uid":
         return type(value) in (str, int)
     if key == "target_ind":
-        return isinstance(value, list) and all(type(place) is int and 0 <= place < 2**63 for place in value)
+        return isinstance(value, list) and all(type(number) is int and 0 <= number < 2**63 for number in value)
     return isinstance(value, str | None)
 
 
@@ -222,7 +219,7 @@ def _strings(uids: list[Any]) -> pa.StringArray:
 
 
 def _without_blanks(texts: pa.StringArray) -> pa.StringArray:
-    """``texts`` without white space around them; null where nothing is left."""
+    """``texts`` without surrounding white space; null where nothing is left."""
     trimmed = pc.utf8_trim_whitespace(texts)
     return pc.if_else(pc.equal(trimmed, ""), _NULL, trimmed)
 
@@ -273,8 +270,8 @@ class ConvertConfig(Settings):
 def run(config: ConvertConfig) -> dict[str, int]:
     """Convert; print and return the counts: documents, unlabelled, without_text, labels (distinct), occurrences.
 
-    Documents without labels or without text are kept. A file appears when it is complete. Raises ConfigError, with nothing
-    written, where one is there already, and DataError for a file that has not the layout.
+    Documents without labels or without text are kept. Files are written atomically. ConfigError if an output exists, and
+    DataError for a file of another layout.
     """
     for output in config.outputs():
         if not config.overwrite and storage.exists(output):
@@ -304,7 +301,7 @@ def _tables(config: ConvertConfig, names: LabelNames | None) -> Iterator[pa.Tabl
 
 
 def _counted(tables: Iterator[pa.Table], counts: Counter[str]) -> Iterator[pa.Table]:
-    """The tables as they are; ``counts`` is filled on the way."""
+    """The same tables; fills ``counts`` as a side effect."""
     distinct: set[str] = set()
     for table in tables:
         labels = table["labels"].combine_chunks()
@@ -319,7 +316,7 @@ def _counted(tables: Iterator[pa.Table], counts: Counter[str]) -> Iterator[pa.Ta
 
 
 def _write(path: Path, tables: Iterator[pa.Table]) -> None:
-    """A row group a table; no file where there is no table."""
+    """Write one row group a table, or no file if there is no table."""
     first = next(tables, None)
     if first is None:
         return

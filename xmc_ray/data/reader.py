@@ -1,10 +1,8 @@
-"""Files of documents, chunk by chunk. What can be read is read; what cannot be read is told, with its place and the reason.
+"""Input files: which there are, whether their columns fit, and their rows, chunk by chunk.
 
-A chunk says where it starts, so that its rows can be read again without those before it: a row of a Parquet file, a byte of
-(unpacked) JSON lines. A storage that is away for a while is waited for, in the middle of a file as well.
-
-----
-What jobs read: which files there are, what is wrong with their columns, and their rows, without Ray.
+Rows that cannot be read are given all the same, with the reason. A chunk says where it starts, so that its rows can be read
+again without those before it: at a row of a Parquet file, at a byte of (unpacked) JSON lines. While storage is unavailable,
+reading waits, in the middle of a file as well.
 """
 
 import posixpath
@@ -30,10 +28,11 @@ CHUNK = 1024  # most rows of a chunk
 _BYTES = 4 << 20  # of JSON lines, read at a time; one bad line takes its chunk from the fast parser to the slow one
 _LINE = 256 << 20  # longest line; a longer one is no JSON line but a file of another kind
 _SMALL, _AHEAD = 1 << 20, 16  # bytes of a file that is read ahead, and how many are
-_PAUSE, _LOOKS = 2.0, 3  # a file is missing, or damaged, when it is so several times, some seconds apart
+_PAUSE, _ATTEMPTS = 2.0, 3  # a file on S3 is missing or damaged if it is so several times, some seconds apart
 _SAMPLED_FILES = 10  # files whose columns are looked at before anything runs
-_LARGE = 64 << 20  # bytes of a Parquet file that is read by several tasks
-_PARTS = pa.schema(
+_LARGE = 64 << 20  # bytes of a Parquet file that several tasks read
+_ALL = 1 << 62  # rows
+_SEGMENTS = pa.schema(
     [("uri", pa.string()), ("size", pa.int64()), ("version", pa.string()), *((n, pa.int64()) for n in ("file", "row", "rows"))]
 )
 
@@ -52,90 +51,69 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows of one file that are read together.
+    """Rows of one file that are read together, by default all of them.
 
-    ``row`` is the number of the first, ``start`` its place in the file (see `Chunk`); ``reject``, if given, is why they are
+    ``row`` is the number of the first, ``start`` where it is in the file (see `Chunk`); ``reject``, if given, is why they are
     not read at all.
     """
 
     file: FileInfo
-    start: int
-    row: int
-    rows: int
+    start: int = 0
+    row: int = 0
+    rows: int = _ALL
     reject: Reject | None = None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Segment":
+        """From a row of `file_segments`, or from a segment of a piece."""
+        file = FileInfo(uri=row["uri"], size=row["size"], version=row["version"])
+        reject = None if row.get("reason") is None else Reject(row["reason"], row["detail"])
+        return cls(file, row.get("start", row["row"]), row["row"], _ALL if row["rows"] is None else row["rows"], reject)
 
 
 class _Damaged(Exception):
     """The file holds something that cannot be read."""
 
 
-def read_file(file: FileInfo, rules: Rules, segment: Segment | None = None, chunk: int = CHUNK) -> Iterator[Chunk]:
-    """The rows of a file, or of a segment of it: exactly as many as it has, readable or not, at most ``chunk`` at a time.
+def list_inputs(config: DocumentsConfig) -> list[FileInfo]:
+    """The files to read, sorted by address; DataError if there are none, or of both kinds."""
+    files = storage.list_files(config.uri, (*PARQUET, *JSON_LINES))
+    if any(all(file.uri.endswith(suffixes) for file in files) for suffixes in (PARQUET, JSON_LINES)):
+        return files
+    found = " and ".join(sorted({f"*{posixpath.splitext(file.uri)[1]}" for file in files}))
+    expected = f"either *{PARQUET[0]} or *{', *'.join(JSON_LINES)}"
+    raise DataError("documents of unknown or different kinds", where=config.uri, found=found, expected=expected)
 
-    Raises UnavailableError when its storage does not answer for `PATIENCE` seconds, and ConfigError when it refuses.
+
+def check_columns(files: list[FileInfo], config: DocumentsConfig, *, labelled: bool, series: str | None = None) -> None:
+    """DataError unless one of the first files that have rows has the columns that are asked for.
+
+    So a wrong setting is reported before anything runs, while one odd file among many passes.
     """
-    known = segment is not None
-    left = segment or Segment(file, 0, 0, 1 << 62)
-    if left.reject is not None:
-        yield Chunk(left.start, left.start, rules.unreadable(left.rows, left.reject, file.uri, left.row), left.reject)
-        return
-    reader = _parquet if file.uri.endswith(PARQUET) else _json_lines
-    give_up, looks = time.monotonic() + PATIENCE, 0
-    while left.rows:
+    rules, first = Rules.of(config, labelled=labelled, series=series), None
+    for number, file in enumerate(files):
+        if number >= _SAMPLED_FILES and first is not None:
+            break
         try:
-            _check_version(file)
-            for part in reader(left, rules, chunk):
-                if len(part.table):
-                    yield part
-                left = replace(left, start=part.end, row=left.row + len(part.table), rows=left.rows - len(part.table))
-                give_up, looks = time.monotonic() + PATIENCE, 0
-            if not known or not left.rows:
-                return
-            reject = Reject("the file has fewer rows than before")
-        except (OSError, pa.ArrowException, ConfigError, _Damaged) as error:
-            looks += 1
-            away = storage.is_unavailable(error)
-            if isinstance(error, ConfigError) and not away:
-                raise  # the credentials, not the file, and so for every other file
-            if away and time.monotonic() > give_up:
-                with storage.explained(file.uri):
-                    raise
-            if away or (looks < _LOOKS and not isinstance(error, _Damaged) and _is_remote(file)):
-                time.sleep(_PAUSE)
-                continue
-            reject = _reject(error)
-        # Unknown rows are one row, so that the loss is seen and counted.
-        rows = left.rows if known else 1
-        yield Chunk(left.start, left.start, rules.unreadable(rows, reject, file.uri, left.row), reject)
-        return
-
-
-def read_all(parts: Iterable[tuple[FileInfo, Segment | None]], rules: Rules, chunk: int = CHUNK) -> Iterator[tuple[int, Chunk]]:
-    """The chunks of files, or of segments of them, one after the other, with the place of each in ``parts``.
-
-    Small files are read ahead, several at a time: on object storage most of their time is waiting.
-    """
-    waiting: deque[tuple[int, Iterator[Chunk] | Future[list[Chunk]]]] = deque()
-    with ThreadPoolExecutor(_AHEAD) as pool:
-        for place, (file, segment) in enumerate(parts):
-            chunks = read_file(file, rules, segment, chunk)
-            waiting.append((place, pool.submit(list, chunks) if file.size <= _SMALL else chunks))
-            while len(waiting) > _AHEAD:
-                yield from _next(waiting)
-        while waiting:
-            yield from _next(waiting)
-
-
-def _next(waiting: "deque[tuple[int, Iterator[Chunk] | Future[list[Chunk]]]]") -> Iterator[tuple[int, Chunk]]:
-    place, chunks = waiting.popleft()
-    for part in chunks.result() if isinstance(chunks, Future) else chunks:
-        yield place, part
+            found = columns(file)
+            problem = rules.problem(found) if found else None
+        except (OSError, pa.ArrowException) as error:
+            found, problem = {}, DataError("cannot be read", found=error)
+        if found and problem is None:
+            return
+        if problem is not None and first is None:
+            first = DataError(
+                problem.what, where=file.uri, found=problem.found, expected=problem.expected, way_out=problem.way_out
+            )
+    raise first or DataError(
+        "no documents", where=config.uri, found=f"{len(files)} files without rows", expected="at least one row"
+    )
 
 
 def columns(file: FileInfo) -> dict[str, pa.DataType | None]:
     """The columns of a file and their types, None where each row has its own; empty if it has no rows.
 
-    Raises what pyarrow raises for a file that cannot be read.
+    Raises pyarrow's errors for a file that cannot be read.
     """
     filesystem, path = storage.arrow_filesystem(file.uri)
     if file.uri.endswith(PARQUET):
@@ -157,8 +135,112 @@ def first_keys(lines: bytes, sample: int = 100) -> list[str]:
     return [*dict.fromkeys(name for value in objects for name in value)]
 
 
+def read_names(uri: str) -> pa.Table:
+    """Columns ``label``, ``name`` of a Parquet file; DataError if it is missing or of another kind."""
+    try:
+        return storage.read_parquet(uri)
+    except pa.ArrowInvalid as error:
+        raise DataError("cannot read label names", where=uri, found=error, expected="a Parquet file: label, name") from error
+
+
+def file_segments(files: list[FileInfo]) -> pa.Table:
+    """What one task reads, a row for `Segment.from_row` each: a file, or a row group of a large Parquet file."""
+    rows = [
+        {**vars(file), "file": number, "row": row, "rows": rows}
+        for number, file in enumerate(files)
+        for row, rows in (_row_groups(file) if file.uri.endswith(PARQUET) and file.size > _LARGE else [(0, None)])
+    ]
+    return pa.Table.from_pylist(rows, _SEGMENTS)
+
+
+def _row_groups(file: FileInfo) -> list[tuple[int, int | None]]:
+    """First row and number of rows of each row group; the whole of a file that cannot be read."""
+    filesystem, path = storage.arrow_filesystem(file.uri)
+    try:
+        footer = pq.read_metadata(path, filesystem=filesystem)
+    except (OSError, pa.ArrowException):
+        return [(0, None)]
+    sizes = np.array([footer.row_group(group).num_rows for group in range(footer.num_row_groups)], np.int64)
+    return [*zip((sizes.cumsum() - sizes).tolist(), sizes.tolist(), strict=True)]
+
+
+def read_file(segment: Segment, rules: Rules, chunk: int = CHUNK) -> Iterator[Chunk]:
+    """The rows of a segment, at most ``chunk`` at a time: exactly as many as it has, readable or not.
+
+    Raises UnavailableError when its storage does not answer for `PATIENCE` seconds, and ConfigError when it refuses.
+    """
+    if segment.reject is not None:
+        yield _lost(segment, segment.rows, segment.reject, rules)
+        return
+    reader = _parquet if segment.file.uri.endswith(PARQUET) else _json_lines
+    left, is_whole = segment, segment.rows == _ALL
+    deadline, failures = time.monotonic() + PATIENCE, 0
+    while left.rows:
+        try:
+            _check_version(left.file)
+            for part in reader(left, rules, chunk):
+                if len(part.table):
+                    yield part
+                left = replace(left, start=part.end, row=left.row + len(part.table), rows=left.rows - len(part.table))
+                deadline, failures = time.monotonic() + PATIENCE, 0
+            if is_whole or not left.rows:
+                return
+            reject = Reject("the file has fewer rows than before")
+        except (OSError, pa.ArrowException, ConfigError, _Damaged) as error:
+            failures += 1
+            is_unavailable = storage.is_unavailable(error)
+            if is_unavailable and time.monotonic() > deadline:
+                with storage.explained(left.file.uri):
+                    raise
+            if isinstance(error, ConfigError) and not is_unavailable:
+                raise  # credentials, which is no fault of this file
+            may_recover = failures < _ATTEMPTS and not isinstance(error, _Damaged) and not storage.is_local(left.file.uri)
+            if is_unavailable or may_recover:
+                time.sleep(_PAUSE)
+                continue
+            reject = _reject(error)
+        yield _lost(left, 1 if is_whole else left.rows, reject, rules)  # an unknown number counts as one, lest it be overlooked
+        return
+
+
+def read_all(segments: Iterable[Segment], rules: Rules, chunk: int = CHUNK) -> Iterator[tuple[int, Chunk]]:
+    """The chunks of segments, one after the other, each with the number of its segment.
+
+    Small files are read ahead, several at a time, since on object storage most of their time is waiting.
+    """
+    waiting: deque[tuple[int, Iterator[Chunk] | Future[list[Chunk]]]] = deque()
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        for number, segment in enumerate(segments):
+            chunks = read_file(segment, rules, chunk)
+            waiting.append((number, pool.submit(list, chunks) if segment.file.size <= _SMALL else chunks))
+            while len(waiting) > _AHEAD:
+                yield from _next(waiting)
+        while waiting:
+            yield from _next(waiting)
+
+
+def _next(waiting: "deque[tuple[int, Iterator[Chunk] | Future[list[Chunk]]]]") -> Iterator[tuple[int, Chunk]]:
+    number, chunks = waiting.popleft()
+    for part in chunks.result() if isinstance(chunks, Future) else chunks:
+        yield number, part
+
+
+def read_rows(config: DocumentsConfig, *, labelled: bool) -> Iterator[pa.Table]:
+    """The usable rows of all files, chunk by chunk, in this process; those with a reason are left out.
+
+    DataError as in `list_inputs` and `check_columns`, and for a file that cannot be read.
+    """
+    files, rules = list_inputs(config), Rules.of(config, labelled=labelled)
+    check_columns(files, config, labelled=labelled)
+    for file in files:
+        for chunk in read_file(Segment(file), rules):
+            if chunk.reject is not None:
+                raise DataError("cannot read documents", where=file.uri, found=chunk.reject)
+            yield chunk.table.filter(pc.is_null(chunk.table["reason"]))
+
+
 def _parquet(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:
-    """A row group that cannot be read is told as such, and the next one is tried."""
+    """After a row group that cannot be read the next one is tried."""
     filesystem, path = storage.arrow_filesystem(left.file.uri)
     with filesystem.open_input_file(path) as stream:
         file = pq.ParquetFile(stream, pre_buffer=True)
@@ -166,7 +248,7 @@ def _parquet(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:
         problem = rules.problem(dict(zip(schema.names, schema.types, strict=True)))
         stop = min(total, left.start + left.rows)
         if problem is not None:
-            yield _lost(left.start, stop, Reject(problem.what, f"found {problem.found}"), left, rules)
+            yield _lost(left, stop - left.start, Reject(problem.what, f"found {problem.found}"), rules)._replace(end=stop)
             return
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         for group, end in enumerate(np.cumsum(sizes, dtype=np.int64).tolist()):
@@ -185,11 +267,12 @@ def _parquet(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:
             except (OSError, pa.ArrowException) as error:
                 if storage.is_unavailable(error):
                     raise
-                yield _lost(done, last, _reject(error), left, rules)
+                yield _lost(replace(left, start=done, row=done), last - done, _reject(error), rules)._replace(end=last)
 
 
-def _lost(start: int, end: int, reject: Reject, left: Segment, rules: Rules) -> Chunk:
-    return Chunk(start, end, rules.unreadable(end - start, reject, left.file.uri, start), reject)
+def _lost(left: Segment, rows: int, reject: Reject, rules: Rules) -> Chunk:
+    """The first ``rows`` rows of ``left``, unread; ``end`` is ``start``, since it is unknown where the next ones are."""
+    return Chunk(left.start, left.start, rules.unreadable(rows, reject, left.file.uri, left.row), reject)
 
 
 def _json_lines(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:
@@ -213,7 +296,7 @@ def _json_lines(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:
 
 
 def _whole_lines(stream: Any, start: int, count: int) -> Iterator[tuple[int, bytes]]:
-    """At most ``count`` lines at a time with where they start, newlines included; the last may lack its own."""
+    """Up to ``count`` lines at a time, newlines included (the last may lack its own), and the byte at which they start."""
     rest = b""
     while data := stream.read(_BYTES):
         head, newline, rest = (rest + data).rpartition(b"\n")
@@ -227,7 +310,7 @@ def _whole_lines(stream: Any, start: int, count: int) -> Iterator[tuple[int, byt
 
 
 def _cut(lines: bytes, count: int) -> Iterator[bytes]:
-    """After every ``count`` lines."""
+    """``lines`` in pieces of ``count`` lines."""
     ends = np.flatnonzero(np.frombuffer(lines, np.uint8) == ord("\n"))[count - 1 :: count] + 1
     starts = [0, *ends.tolist()]
     for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
@@ -240,104 +323,9 @@ def _check_version(file: FileInfo) -> None:
         raise _Damaged("the file has changed since it was listed")
 
 
-def _is_remote(file: FileInfo) -> bool:
-    return file.uri.startswith("s3://")
-
-
 def _reject(error: BaseException) -> Reject:
     if isinstance(error, FileNotFoundError):
         return Reject("the file has disappeared")
     if isinstance(error, _Damaged):
         return Reject(str(error))
     return Reject("cannot be read", " ".join(str(error).split())[:300])
-
-
-def list_inputs(config: DocumentsConfig) -> list[FileInfo]:
-    """The files to read, by address; DataError if there are none or if they are of two kinds."""
-    files = storage.list_files(config.uri, (*PARQUET, *JSON_LINES))
-    if any(all(file.uri.endswith(suffixes) for file in files) for suffixes in (PARQUET, JSON_LINES)):
-        return files
-    found = " and ".join(sorted({f"*{posixpath.splitext(file.uri)[1]}" for file in files}))
-    expected = f"either *{PARQUET[0]} or *{', *'.join(JSON_LINES)}"
-    raise DataError("documents of unknown or different kinds", where=config.uri, found=found, expected=expected)
-
-
-def check_columns(files: list[FileInfo], config: DocumentsConfig, *, labelled: bool, series: str | None = None) -> None:
-    """Raises DataError unless one of the first files that have rows has the columns that are asked for.
-
-    So a wrong setting is told before anything runs, while one odd file among many is not taken for it.
-    """
-    rules, first = Rules.of(config, labelled=labelled, series=series), None
-    for looked, file in enumerate(files):
-        if looked >= _SAMPLED_FILES and first is not None:
-            break
-        try:
-            found = columns(file)
-            problem = rules.problem(found) if found else None
-        except (OSError, pa.ArrowException) as error:
-            found, problem = {}, DataError("cannot be read", found=error)
-        if found and problem is None:
-            return
-        if problem is not None and first is None:
-            first = DataError(
-                problem.what, where=file.uri, found=problem.found, expected=problem.expected, way_out=problem.way_out
-            )
-    raise first or DataError(
-        "no documents", where=config.uri, found=f"{len(files)} files without rows", expected="at least one row"
-    )
-
-
-def read_names(uri: str) -> pa.Table:
-    """Columns ``label``, ``name`` of a Parquet file; DataError if it is missing or of another kind."""
-    try:
-        return storage.read_parquet(uri)
-    except pa.ArrowInvalid as error:
-        raise DataError("cannot read label names", where=uri, found=error, expected="a Parquet file: label, name") from error
-
-
-def read_rows(config: DocumentsConfig, *, labelled: bool) -> Iterator[pa.Table]:
-    """Chunks of the rows that can be used, as `documents.Rules` makes them, in this process; those with a reason are left out.
-
-    Raises DataError where `list_inputs` or `check_columns` do, and for a file that cannot be read.
-    """
-    files, rules = list_inputs(config), Rules.of(config, labelled=labelled)
-    check_columns(files, config, labelled=labelled)
-    for file in files:
-        for chunk in read_file(file, rules):
-            if chunk.reject is not None:
-                raise DataError("cannot read documents", where=file.uri, found=chunk.reject)
-            yield chunk.table.filter(pc.is_null(chunk.table["reason"]))
-
-
-def parts(files: list[FileInfo]) -> pa.Table:
-    """What can be read by itself, one row each for `from_row`: a file, or a range of rows of a large Parquet file."""
-    rows = [
-        {**vars(file), "file": number, "row": row, "rows": rows}
-        for number, file in enumerate(files)
-        for row, rows in (_ranges(file) if file.uri.endswith(PARQUET) and file.size > _LARGE else [(0, None)])
-    ]
-    return pa.Table.from_pylist(rows, _PARTS)
-
-
-def from_row(part: Mapping[str, Any]) -> tuple[FileInfo, Segment | None]:
-    """The file of a part, and its segment if it is not the whole."""
-    file = FileInfo(uri=part["uri"], size=part["size"], version=part["version"])
-    return file, None if part["rows"] is None else Segment(file, part["row"], part["row"], part["rows"])
-
-
-def _ranges(file: FileInfo) -> list[tuple[int, int | None]]:
-    """First row and number of rows of each row group; of a file that cannot be read, the whole."""
-    filesystem, path = storage.arrow_filesystem(file.uri)
-    try:
-        footer = pq.read_metadata(path, filesystem=filesystem)
-    except (OSError, pa.ArrowException):
-        return [(0, None)]
-    sizes = np.array([footer.row_group(group).num_rows for group in range(footer.num_row_groups)], np.int64)
-    return [*zip((sizes.cumsum() - sizes).tolist(), sizes.tolist(), strict=True)]
-
-
-def segment_of(segment: Mapping[str, Any]) -> tuple[FileInfo, Segment]:
-    """A piece's segment as its file and the rows to read there."""
-    file = FileInfo(uri=segment["uri"], size=segment["size"], version=segment["version"])
-    reject = None if segment["reason"] is None else Reject(segment["reason"], segment["detail"])
-    return file, Segment(file, segment["start"], segment["row"], segment["rows"], reject)

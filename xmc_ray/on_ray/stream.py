@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import ray.data
 
 from xmc_ray.data.documents import DocumentsConfig, Rules
-from xmc_ray.data.reader import check_columns, from_row, list_inputs, parts, read_file
+from xmc_ray.data.reader import Segment, check_columns, file_segments, list_inputs, read_file
 from xmc_ray.data.split import ValidationConfig, held_out_use
 from xmc_ray.errors import DataError
 from xmc_ray.model.text import Tokenizer
@@ -31,7 +31,7 @@ def read_documents(
     files = list_inputs(config) if files is None else files
     check_columns(files, config, labelled=labelled, series=series)
     read = _Read(Rules.of(config, labelled=labelled, series=series))
-    tasks = parts(files)
+    tasks = file_segments(files)
     blocks = [tasks.slice(row, 1) for row in range(len(tasks))]
     return ray.data.from_arrow(blocks).map_batches(read.__call__, batch_format="pyarrow", batch_size=None)
 
@@ -42,12 +42,12 @@ class _Read:
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
 
-    def __call__(self, parts: pa.Table) -> Iterator[pa.Table]:
+    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         yield self.rules.empty()  # so that a file without rows has columns
-        for file, segment in map(from_row, parts.to_pylist()):
-            for chunk in read_file(file, self.rules, segment):
+        for segment in map(Segment.from_row, rows.to_pylist()):
+            for chunk in read_file(segment, self.rules):
                 if chunk.reject is not None:
-                    raise DataError("cannot read documents", where=file.uri, found=chunk.reject)
+                    raise DataError("cannot read documents", where=segment.file.uri, found=chunk.reject)
                 yield chunk.table
 
 

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from xmc_ray import storage
 from xmc_ray.data.documents import Rules, text_digest
 from xmc_ray.data.labels import lists_from_rows
-from xmc_ray.data.reader import read_all, segment_of
+from xmc_ray.data.reader import Segment, read_all
 from xmc_ray.metrics.calibration import SCORE_BINS
 from xmc_ray.model.text import Tokenizer
 from xmc_ray.on_ray.meters import count_piece
@@ -73,7 +73,7 @@ class _Stream:
     """The rows of segments, one after the other."""
 
     def __init__(self, segments: list[dict[str, Any]], rules: Rules) -> None:
-        self._tables = (chunk.table for _, chunk in read_all(map(segment_of, segments), rules))
+        self._tables = (chunk.table for _, chunk in read_all(map(Segment.from_row, segments), rules))
         self._rest = rules.empty()
 
     def take(self, rows: int) -> Iterator[pa.Table]:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from xmc_ray import storage
 from xmc_ray.data.documents import Rules, text_digest
 from xmc_ray.data.labels import IntArray
-from xmc_ray.data.reader import CHUNK, from_row, parts, read_all
+from xmc_ray.data.reader import CHUNK, Segment, file_segments, read_all
 from xmc_ray.on_ray.tag.plan import Plan, pack, reused, unpacked
 from xmc_ray.on_ray.tag.runner import Runner
 from xmc_ray.storage.files import FileInfo
@@ -74,7 +74,7 @@ def scan(
 def _tasks(files: Sequence[FileInfo]) -> Iterator[list[dict[str, Any]]]:
     """The parts of the input for each task: many small ones, or a large one."""
     task: list[dict[str, Any]] = []
-    for part in parts(list(files)).to_pylist():
+    for part in file_segments(list(files)).to_pylist():
         if task and (len(task) >= _TASK_FILES or sum(other["size"] for other in task) + part["size"] > _TASK_BYTES):
             yield task
             task = []
@@ -87,7 +87,7 @@ def _scan(task: list[dict[str, Any]], rules: Rules, shares: int, chunk: int, wit
     segments: list[dict[str, Any]] = []
     records = [np.empty(0, _RECORD)]
     last = None
-    for part, (start, end, table, reject) in read_all(map(from_row, task), rules, chunk):
+    for part, (start, end, table, reject) in read_all(map(Segment.from_row, task), rules, chunk):
         file, row = task[part]["file"], table["row"][0].as_py()
         if part != last or reject or segments[-1]["reason"] or segments[-1]["rows"] + len(table) > chunk:
             reason, detail = reject or (None, None)

@@ -166,21 +166,10 @@ def _progress(step: Step, state: TrainState, fit: FitConfig) -> dict[str, Any]:
         f"loss {step.loss:.3f} (recall {step.recall_loss:.3f}, rank {step.rank_loss:.3f})  {rate:.0f} documents/s  "
         f"padding {100 * step.padding_share:.1f} %  waiting {100 * step.waiting_share:.1f} %  {left} left"
     )
-    return {
-        "line": line,
-        "step": step.number,
-        "epoch": step.epoch,
-        "progress": step.progress,
-        "loss": step.loss,
-        "recall_loss": step.recall_loss,
-        "rank_loss": step.rank_loss,
-        **state.optimizer.learning_rates(),
-        "documents_per_second": rate,
-        "padding_share": step.padding_share,
-        "waiting_share": step.waiting_share,
-        "seconds": step.seconds,
-        "bytes_sent": sum(state.model.exchange.sent.values()),
-    }
+    names = ("epoch", "progress", "loss", "recall_loss", "rank_loss", "padding_share", "waiting_share", "seconds")
+    figures = {name: getattr(step, name) for name in names} | state.optimizer.learning_rates()
+    sent = sum(state.model.exchange.sent.values())
+    return {"line": line, "step": step.number, **figures, "documents_per_second": rate, "bytes_sent": sent}
 
 
 def batches(tokens: TokenCache, plan: EpochPlan, epochs: int, first_step: int, exchange: Exchange) -> Iterator[Batch]:
