@@ -170,7 +170,7 @@ def test_training_waits_for_workers_and_says_for_what(cluster: LocalCluster, fru
     wanted = ["--workers.count=2", "--workers.cpus=64", "--workers.patience=0.1"]
     finished = submit(cluster, "train", [*options(fruit, tiny_encoder, s3.uri("cluster/waits")), *places, *wanted])
     assert finished.returncode != 0
-    assert "waiting for 2 workers of 64 CPU; there: 3 nodes, " in finished.stdout, finished.stdout
+    assert "waiting for 2 workers of 64 CPU; found 3 nodes, " in finished.stdout, finished.stdout
     assert "error: the cluster has no room for the workers; found 3 nodes, " in finished.stdout, finished.stdout
     assert " of 6 CPUs free" in finished.stdout and "expected 2 workers of 64 CPU" in finished.stdout
     assert not [file for file in storage.all_files(s3.uri("cluster/waits")) if "_driver" in file.uri]

@@ -296,7 +296,7 @@ def test_a_file_is_whole_or_not_there(place: str, raw: Path, s3: S3, monkeypatch
     assert storage.is_empty(folder)
     convert(**options)
     before = storage.read_bytes(f"{folder}/a.parquet")
-    with pytest.raises(ConfigError, match="the output is there already"):
+    with pytest.raises(ConfigError, match="the output exists"):
         convert(**options)
     with pytest.raises(DataError, match=r"bad\.tsv:11"):
         convert(**options | {"documents": raw / "bad.tsv", "overwrite": "true"})
@@ -349,5 +349,5 @@ def test_the_job_as_a_command(raw: Path) -> None:
     command = [sys.executable, ROOT / "jobs/convert.py", "--layout", "tsv", "--documents", "a.tsv", "--output", "a.parquet"]
     assert subprocess.run(command, cwd=raw, check=False).returncode == 0
     failed = subprocess.run(command, cwd=raw, check=False, capture_output=True, text=True)
-    assert failed.returncode == 2 and failed.stderr.startswith("error: the output is there already: a.parquet;")
+    assert failed.returncode == 2 and failed.stderr.startswith("error: the output exists: a.parquet;")
     assert pq.read_table(raw / "a.parquet")["id"].to_pylist() == ["p", "q", "r"]

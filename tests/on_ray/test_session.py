@@ -60,4 +60,4 @@ def test_a_cluster_is_waited_for_and_then_given_up(
         ConfigError, match=r"no room for the workers; found 1 nodes, .* after 0\.03 minutes; expected 2 workers"
     ):
         session.make_room("workers", 2, {"CPU": 64}, minutes=0.03)
-    assert "waiting for 2 workers of 64 CPU; there: 1 nodes, " in capsys.readouterr().out
+    assert "waiting for 2 workers of 64 CPU; found 1 nodes, " in capsys.readouterr().out

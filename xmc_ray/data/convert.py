@@ -275,7 +275,7 @@ def run(config: ConvertConfig) -> dict[str, int]:
     """
     for output in config.outputs():
         if not config.overwrite and storage.exists(output):
-            raise ConfigError("the output is there already", where=output, way_out="choose another one or set overwrite")
+            raise ConfigError("the output exists", where=output, way_out="choose another one or set overwrite")
     names = LabelNames.read(config.names, rows=config.rows) if config.names is not None else None
     counts: Counter[str] = Counter()
     with storage.new_file(config.output) as path:

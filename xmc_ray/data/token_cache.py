@@ -1,6 +1,6 @@
 """The token cache: training documents as tokens and label ids, written once and read in every epoch.
 
-    <place>/
+    <folder>/
         tokens.json                         counts, and the folder of the attempt that was completed; written last
         <attempt>/labels.parquet            the label index
         <attempt>/train/part-00000.parquet  tokens, labels; a row group is a chunk of `epochs.CHUNK` documents. Training
@@ -34,26 +34,30 @@ Column = Literal["tokens", "labels"]
 
 @dataclass(frozen=True)
 class TokenCache:
-    """Complete tokens at ``place``, in its folder ``attempt``; ``counts``: documents of each split, rejected and so on."""
+    """Complete tokens at ``folder``, in its folder ``attempt``; ``counts``: documents of each split, rejected and so on."""
 
-    place: str
+    folder: str
     attempt: str
     counts: dict[str, int]
 
     @classmethod
-    def open(cls, place: str) -> "TokenCache":
+    def open(cls, folder: str) -> "TokenCache":
         """DataError unless an attempt was completed."""
-        marker = storage.read_json(storage.join(place, MARKER))
-        return cls(place, marker["attempt"], marker["counts"])
+        marker = storage.read_json(storage.join(folder, MARKER))
+        return cls(folder, marker["attempt"], marker["counts"])
 
     @cached_property
     def labels(self) -> LabelIndex:
         """All labels, without names."""
-        return LabelIndex.from_table(storage.read_parquet(storage.join(self.place, self.attempt, "labels.parquet")))
+        return LabelIndex.from_table(storage.read_parquet(self.uri("labels.parquet")))
 
     def __getstate__(self) -> dict[str, object]:
         """Without the labels, since every task is sent a cache and can read them itself."""
         return {name: value for name, value in vars(self).items() if name != "labels"}
+
+    def uri(self, *names: str) -> str:
+        """The address of a file beside the tokens."""
+        return storage.join(self.folder, self.attempt, *names)
 
     def n_chunks(self, split: Split) -> int:
         """The number of a split's `chunks`."""
@@ -71,7 +75,7 @@ class TokenCache:
         They are read `storage.patiently`.
         """
         for number in np.arange(self.n_chunks(split)) if numbers is None else numbers:
-            uri = storage.join(self.place, self.attempt, split, _part(int(number) // POOL))
+            uri = self.uri(split, _part(int(number) // POOL))
             yield storage.patiently(partial(_row_group, uri, int(number) % POOL, columns))
 
     def column(self, split: Split, name: Column) -> Iterable[pa.ListArray]:
@@ -97,7 +101,7 @@ class _Column:
 
 
 def write_tokens(
-    place: str, labels: LabelIndex, counts: Mapping[str, int], splits: Mapping[Split, Iterator[pa.Table]], source: str
+    folder: str, labels: LabelIndex, counts: Mapping[str, int], splits: Mapping[Split, Iterator[pa.Table]], source: str
 ) -> None:
     """Write the tables of each split, in portions of any size, and the marker last; DataError when train has no row."""
     attempt = uuid.uuid4().hex[:8]
@@ -105,15 +109,15 @@ def write_tokens(
     for split, tables in splits.items():
         total[split] = 0
         for number, table in enumerate(_portions(tables, CHUNK * POOL)):
-            with storage.new_file(storage.join(place, attempt, split, _part(number))) as file:
+            with storage.new_file(storage.join(folder, attempt, split, _part(number))) as file:
                 pq.write_table(table, file, row_group_size=CHUNK)
             total[split] += len(table)
     if not total["train"]:
         raise DataError("no document is left to train on", where=source, found=total)
-    with storage.new_file(storage.join(place, attempt, "labels.parquet")) as file:
+    with storage.new_file(storage.join(folder, attempt, "labels.parquet")) as file:
         labels.save(file)
-    if not storage.exists(storage.join(place, MARKER)):  # otherwise another run was faster, and is training on its tokens
-        storage.write_json(storage.join(place, MARKER), {"attempt": attempt, "counts": total})
+    if not storage.exists(storage.join(folder, MARKER)):  # otherwise another run was faster, and is training on its tokens
+        storage.write_json(storage.join(folder, MARKER), {"attempt": attempt, "counts": total})
 
 
 def _portions(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:

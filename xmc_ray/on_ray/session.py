@@ -90,7 +90,7 @@ def make_room(what: str, count: int, needs: Mapping[str, float], minutes: float)
                     expected=wanted,
                     way_out=f"take fewer {what}, let each ask for less, add nodes, or raise the setting 'patience'",
                 )
-            print(f"waiting for {wanted}; there: {_cluster()}", flush=True)
+            print(f"waiting for {wanted}; found {_cluster()}", flush=True)
     finally:
         remove_placement_group(group)
 

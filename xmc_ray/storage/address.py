@@ -80,7 +80,7 @@ def split(uri: Uri) -> tuple[str, str]:
     if scheme != "s3" or not rest:
         raise ConfigError("not an address to use", where=text, expected="a local path, file:///path or s3://bucket/key")
     if "@" in rest.partition("/")[0]:
-        raise ConfigError("an address with credentials in it", expected="s3://bucket/key and AWS_* environment variables")
+        raise ConfigError("the address contains credentials", expected="s3://bucket/key and AWS_* environment variables")
     return "s3", rest
 
 

@@ -136,7 +136,7 @@ def create(uri: Uri, data: bytes) -> bool:
 def new_file(uri: Uri) -> Iterator[Path]:
     """A local path to write to. Its file appears at ``uri`` atomically when the block ends; after an error it does not.
 
-    On the way to S3 the whole file lies in this machine's temporary folder.
+    A file for S3 is kept in this machine's temporary folder until then.
     """
     if is_local(uri):
         with explained(uri, missing=ConfigError), _publishing(split(uri)[1]) as temporary:

@@ -68,7 +68,7 @@ def node_copy(uri: Uri, key: str) -> Path:
     home = Path(tempfile.gettempdir(), f"xmc_ray-{os.getuid()}")
     home.mkdir(mode=0o700, exist_ok=True)
     if home.lstat().st_uid != os.getuid():
-        raise ConfigError("the folder for copies is somebody else's", where=home, way_out="set TMPDIR")
+        raise ConfigError("the folder for copies belongs to another user", where=home, way_out="set TMPDIR")
     copy, part = home / key, home / f"{key}.part"
     # The kernel releases a lock when its file is closed: the first at the end of this call, the other with the process.
     with open(home / f"{key}.download", "w") as downloading:

@@ -81,14 +81,14 @@ class Lease:
                     self._write()
 
     def _watch(self, holder: dict[str, Any]) -> dict[str, Any] | None:
-        """The holder once it has missed its beats, None once its file is gone; ConfigError when it beats."""
+        """The holder once it has missed its beats, None once its file is removed; ConfigError when it beats."""
         deadline = time.monotonic() + _MISSED * self._beat
         while time.monotonic() < deadline:
-            found = self._others()
-            if found is None:
+            now = self._others()
+            if now is None:
                 return None
-            if found != holder:
-                raise _refusal(self.folder, found)
+            if now != holder:
+                raise _refusal(self.folder, now)
             time.sleep(self._beat / 10)
         return holder
 
@@ -109,10 +109,10 @@ class Lease:
         if not storage.exists(self._uri):
             return None
         try:
-            found = storage.read_json(self._uri)
+            content = storage.read_json(self._uri)
         except XmcError:  # removed in this moment, or not a lease
             return None
-        return found if isinstance(found, dict) and found.get("driver") != self._mine["driver"] else None
+        return content if isinstance(content, dict) and content.get("driver") != self._mine["driver"] else None
 
 
 @contextmanager
@@ -137,12 +137,12 @@ def _missing(folder: str) -> list[Path]:
     return [part for part in (path, *path.parents) if not part.exists()] if storage.is_local(folder) else []
 
 
-def _is_dead(found: dict[str, Any]) -> bool:
+def _is_dead(holder: dict[str, Any]) -> bool:
     """Whether it was a process of this machine that no longer exists."""
-    if found.get("host") != socket.gethostname() or not isinstance(found.get("process"), int):
+    if holder.get("host") != socket.gethostname() or not isinstance(holder.get("process"), int):
         return False
     try:
-        os.kill(found["process"], 0)
+        os.kill(holder["process"], 0)
     except ProcessLookupError:
         return True
     except OSError:
@@ -150,10 +150,10 @@ def _is_dead(found: dict[str, Any]) -> bool:
     return False
 
 
-def _refusal(folder: str, found: dict[str, Any]) -> ConfigError:
+def _refusal(folder: str, holder: dict[str, Any]) -> ConfigError:
     return ConfigError(
         "another job works in this folder",
         where=folder,
-        found=f"process {found.get('process')} on {found.get('host')}, since {found.get('since')}",
-        way_out="let it finish; or end it, and give the same command again, which goes on where it was",
+        found=f"process {holder.get('process')} on {holder.get('host')}, since {holder.get('since')}",
+        way_out="let it finish, or end it and run the same command again, which resumes",
     )

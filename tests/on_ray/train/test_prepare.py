@@ -50,8 +50,8 @@ def test_tokens_are_made_once_and_never_taken_for_others(
     ]
     (fruit / "train.parquet").write_bytes((fruit / "test.parquet").read_bytes())
     others.append(prepared(fruit, tiny_encoder, cache))
-    places = {entry.tokens.place for entry in [first, *others]}
-    assert len(places) == 6
+    folders = {entry.tokens.folder for entry in [first, *others]}
+    assert len(folders) == 6
     assert others[-1].counts["train"] < 50
     assert max(map(len, (tokens for chunk in others[1].tokens.chunks("train") for tokens in chunk["tokens"].to_pylist()))) == 4
 
@@ -97,5 +97,5 @@ def test_a_file_that_arrives_meanwhile_is_not_read_under_the_older_fingerprint(
         first = prepared(tmp_path / "fruit", tiny_encoder, cache)
     assert first.labels.n_documents == pq.read_metadata(folder / "first.parquet").num_rows
     both = prepared(tmp_path / "fruit", tiny_encoder, cache)
-    assert both.tokens.place != first.tokens.place
+    assert both.tokens.folder != first.tokens.folder
     assert both.labels.n_documents == first.labels.n_documents + pq.read_metadata(folder / "second.parquet").num_rows

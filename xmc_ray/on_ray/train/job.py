@@ -210,7 +210,7 @@ def _identity(config: TrainConfig, prepared: Prepared) -> Identity:
         "model": asdict(config.model)
         | {"encoder": shape, "pooling": config.encoder.pooling, "freeze": config.encoder.freeze}
         | {"lexical": [config.lexical.width, config.lexical.columns, config.lexical.rarest]},
-        "documents": asdict(plan) | {"tokens": prepared.tokens.place.rpartition("/")[2]},
+        "documents": asdict(plan) | {"tokens": prepared.tokens.folder.rpartition("/")[2]},
         "order of documents": prepared.tokens.attempt,
     }
 

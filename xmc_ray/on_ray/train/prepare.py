@@ -104,7 +104,7 @@ def _groups(tokens: TokenCache, config: GroupsConfig) -> LabelGroups:
     """The groups of the labels; a clustering is kept beside the tokens."""
     if config.max_size == 1:
         return LabelGroups(np.arange(len(tokens.labels)))
-    uri = storage.join(tokens.place, tokens.attempt, f"groups-{config.max_size}-{config.features}-{config.seed}.parquet")
+    uri = tokens.uri(f"groups-{config.max_size}-{config.features}-{config.seed}.parquet")
     if storage.exists(uri):
         return LabelGroups(storage.read_parquet(uri)["group"].to_numpy().astype(np.int64))
     groups = group_labels(config, tokens.column("train", "tokens"), tokens.column("train", "labels"), len(tokens.labels))
@@ -116,7 +116,7 @@ def _term_weights(tokens: TokenCache, config: LexicalConfig) -> npt.NDArray[np.f
     """The weights of the lexical branch's terms, kept beside the tokens as well."""
     if not config.width:
         return None
-    uri = storage.join(tokens.place, tokens.attempt, f"terms-{config.columns}-{config.rarest}.parquet")
+    uri = tokens.uri(f"terms-{config.columns}-{config.rarest}.parquet")
     if not storage.exists(uri):
         storage.write_parquet(uri, pa.table({"weight": term_weights(tokens.column("train", "tokens"), config)}))
     return np.asarray(storage.read_parquet(uri)["weight"], np.float32)
