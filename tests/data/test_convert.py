@@ -309,7 +309,7 @@ def test_a_file_is_whole_or_not_there(place: str, raw: Path, s3: S3, monkeypatch
 def test_names_that_are_there_already_stop_all(raw: Path, tmp_path: Path) -> None:
     (tmp_path / "names.parquet").touch()
     options = {"documents": raw / "a.json", "names": raw / "labels.json", "names_output": tmp_path / "names.parquet"}
-    with pytest.raises(ConfigError, match=r"there already: .*names\.parquet"):
+    with pytest.raises(ConfigError, match=r"the output exists: .*names\.parquet"):
         convert(layout="json", output=tmp_path / "a.parquet", **options)
     assert not (tmp_path / "a.parquet").exists()
 
