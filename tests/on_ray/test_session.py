@@ -23,15 +23,6 @@ def test_our_errors_come_out_of_a_task_as_they_were_raised(ray_session: None) ->
         ray.get(ray.remote(raise_other).remote())
 
 
-def test_our_errors_come_out_of_ray_data(ray_session: None) -> None:
-    def fail(row: dict[str, object]) -> dict[str, object]:
-        raise DataError("no input", where="there")
-
-    with pytest.raises(DataError) as caught, session.own_errors():
-        ray.data.range(3).map(fail).take_all()
-    assert str(caught.value) == "no input: there"
-
-
 def test_the_innermost_error_is_found() -> None:
     inner, middle, outer = XmcError("ours"), RuntimeError("a wrapper"), RuntimeError("another")
     middle.__cause__ = inner

@@ -38,6 +38,110 @@ _EXPECTED = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig(Settings):
+    """Convert a split of a public benchmark to Parquet: id, text (json: title, content), labels."""
+
+    layout: Literal["lines", "json", "tsv"]
+    """lines: texts, labels in a second file; json: uid, title, content, target_ind; tsv: labels, text, maybe an id."""
+    documents: str
+    """File of documents, local or s3://; this and the next two files may be compressed (.gz, .bz2)."""
+    labels: str | None = None
+    """File with the labels of each document on the same line as the document; for layout lines only."""
+    names: str | None = None
+    """File of label names: JSON lines (.json, .jsonl) with uid and title, or one name per line, starting with label 0."""
+    separator: str | None = None
+    """Separator of the labels on a line; None is white space. For layouts lines and tsv."""
+    output: str
+    """Parquet file to write, local or s3://."""
+    names_output: str | None = None
+    """Parquet file to write label names to (label, name), as the training job reads them."""
+    rows: PositiveInt = 8192
+    """Documents per row group; a whole row group is held in memory."""
+    overwrite: bool = False
+    """Replace existing files."""
+
+    def check(self) -> None:
+        """Raises ConfigError for settings that do not go together, and for outputs that are not named *.parquet."""
+        if (self.layout == "lines") != (self.labels is not None):
+            found = f"layout {self.layout}, labels {self.labels}"
+            raise ConfigError("labels are required with layout lines, and only allowed there", found=found)
+        if self.separator is not None and (not self.separator or self.layout == "json"):
+            raise ConfigError(
+                "invalid value of separator", found=repr(self.separator), expected="not empty, and layout lines or tsv"
+            )
+        if self.names_output is not None and self.names is None:
+            raise ConfigError("names_output requires names", found=self.names_output, way_out="set names")
+        for output in self.outputs():
+            if not output.endswith(".parquet"):
+                raise ConfigError("not the name of a Parquet file", found=output, expected="*.parquet")
+
+    def outputs(self) -> list[str]:
+        """The files to write."""
+        return [output for output in (self.output, self.names_output) if output is not None]
+
+
+def run(config: ConvertConfig) -> dict[str, int]:
+    """Convert; print and return the counts: documents, unlabelled, without_text, labels (distinct), occurrences.
+
+    Documents without labels or without text are kept. Files are written atomically. ConfigError if an output exists, and
+    DataError for a file of another layout.
+    """
+    for output in config.outputs():
+        if not config.overwrite and storage.exists(output):
+            raise ConfigError("the output exists", where=output, way_out="choose another one or set overwrite")
+    names = LabelNames.read(config.names, rows=config.rows) if config.names is not None else None
+    counts: Counter[str] = Counter()
+    with storage.new_file(config.output) as path:
+        _write(path, _counted(_tables(config, names), counts))
+        if counts["documents"] == counts["without_text"]:
+            raise DataError("no document has a text", where=config.documents, found=f"{counts['documents']:,} documents")
+        if config.names_output is not None and names is not None:
+            with storage.new_file(config.names_output) as names_path:
+                _write(names_path, iter([pa.table({"label": names.labels, "name": names.names})]))
+    shown = "{documents:,} documents ({unlabelled:,} unlabelled, {without_text:,} without text)".format_map(counts)
+    print(f"{config.output}: {shown}, {counts['labels']:,} labels, {counts['occurrences']:,} times in all")
+    if config.names_output is not None and names is not None:
+        print(f"{config.names_output}: {len(names.labels):,} labels with names")
+    return dict(counts)
+
+
+def _tables(config: ConvertConfig, names: "LabelNames | None") -> Iterator[pa.Table]:
+    if config.labels is not None:
+        return read_lines(config.documents, config.labels, rows=config.rows, separator=config.separator, names=names)
+    if config.layout == "tsv":
+        return read_tsv(config.documents, rows=config.rows, separator=config.separator, names=names)
+    return read_json(config.documents, rows=config.rows, names=names)
+
+
+def _counted(tables: Iterator[pa.Table], counts: Counter[str]) -> Iterator[pa.Table]:
+    """The same tables; fills ``counts`` as a side effect."""
+    distinct: set[str] = set()
+    for table in tables:
+        labels = table["labels"].combine_chunks()
+        blank = [pc.equal(pc.utf8_trim_whitespace(column).fill_null(""), "") for column in table.columns[1:-1]]
+        distinct.update(labels.values.unique().to_pylist())
+        counts["documents"] += len(table)
+        counts["unlabelled"] += int((list_lengths(labels) == 0).sum())
+        counts["without_text"] += pc.sum(reduce(pc.and_, blank)).as_py() or 0
+        counts["labels"] = len(distinct)
+        counts["occurrences"] += len(labels.values)
+        yield table
+
+
+def _write(path: Path, tables: Iterator[pa.Table]) -> None:
+    """Write one row group a table, or no file if there is no table."""
+    first = next(tables, None)
+    if first is None:
+        return
+    with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
+        for table in chain([first], tables):
+            writer.write_table(table)
+
+
+# -- layouts ------------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, eq=False)
 class LabelNames:
     """``labels`` and ``names`` (string[L], the latter with nulls) in the order of the file ``uri``."""
@@ -222,104 +326,3 @@ def _without_blanks(texts: pa.StringArray) -> pa.StringArray:
     """``texts`` without surrounding white space; null where nothing is left."""
     trimmed = pc.utf8_trim_whitespace(texts)
     return pc.if_else(pc.equal(trimmed, ""), _NULL, trimmed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvertConfig(Settings):
-    """Convert a split of a public benchmark to Parquet: id, text (json: title, content), labels."""
-
-    layout: Literal["lines", "json", "tsv"]
-    """lines: texts, labels in a second file; json: uid, title, content, target_ind; tsv: labels, text, maybe an id."""
-    documents: str
-    """File of documents, local or s3://; this and the next two files may be compressed (.gz, .bz2)."""
-    labels: str | None = None
-    """File with the labels of each document on the same line as the document; for layout lines only."""
-    names: str | None = None
-    """File of label names: JSON lines (.json, .jsonl) with uid and title, or one name per line, starting with label 0."""
-    separator: str | None = None
-    """Separator of the labels on a line; None is white space. For layouts lines and tsv."""
-    output: str
-    """Parquet file to write, local or s3://."""
-    names_output: str | None = None
-    """Parquet file to write label names to (label, name), as the training job reads them."""
-    rows: PositiveInt = 8192
-    """Documents per row group; a whole row group is held in memory."""
-    overwrite: bool = False
-    """Replace existing files."""
-
-    def check(self) -> None:
-        """Raises ConfigError for settings that do not go together, and for outputs that are not named *.parquet."""
-        if (self.layout == "lines") != (self.labels is not None):
-            found = f"layout {self.layout}, labels {self.labels}"
-            raise ConfigError("labels are required with layout lines, and only allowed there", found=found)
-        if self.separator is not None and (not self.separator or self.layout == "json"):
-            raise ConfigError(
-                "invalid value of separator", found=repr(self.separator), expected="not empty, and layout lines or tsv"
-            )
-        if self.names_output is not None and self.names is None:
-            raise ConfigError("names_output requires names", found=self.names_output, way_out="set names")
-        for output in self.outputs():
-            if not output.endswith(".parquet"):
-                raise ConfigError("not the name of a Parquet file", found=output, expected="*.parquet")
-
-    def outputs(self) -> list[str]:
-        """The files to write."""
-        return [output for output in (self.output, self.names_output) if output is not None]
-
-
-def run(config: ConvertConfig) -> dict[str, int]:
-    """Convert; print and return the counts: documents, unlabelled, without_text, labels (distinct), occurrences.
-
-    Documents without labels or without text are kept. Files are written atomically. ConfigError if an output exists, and
-    DataError for a file of another layout.
-    """
-    for output in config.outputs():
-        if not config.overwrite and storage.exists(output):
-            raise ConfigError("the output exists", where=output, way_out="choose another one or set overwrite")
-    names = LabelNames.read(config.names, rows=config.rows) if config.names is not None else None
-    counts: Counter[str] = Counter()
-    with storage.new_file(config.output) as path:
-        _write(path, _counted(_tables(config, names), counts))
-        if counts["documents"] == counts["without_text"]:
-            raise DataError("no document has a text", where=config.documents, found=f"{counts['documents']:,} documents")
-        if config.names_output is not None and names is not None:
-            with storage.new_file(config.names_output) as names_path:
-                _write(names_path, iter([pa.table({"label": names.labels, "name": names.names})]))
-    shown = "{documents:,} documents ({unlabelled:,} unlabelled, {without_text:,} without text)".format_map(counts)
-    print(f"{config.output}: {shown}, {counts['labels']:,} labels, {counts['occurrences']:,} times in all")
-    if config.names_output is not None and names is not None:
-        print(f"{config.names_output}: {len(names.labels):,} labels with names")
-    return dict(counts)
-
-
-def _tables(config: ConvertConfig, names: LabelNames | None) -> Iterator[pa.Table]:
-    if config.labels is not None:
-        return read_lines(config.documents, config.labels, rows=config.rows, separator=config.separator, names=names)
-    if config.layout == "tsv":
-        return read_tsv(config.documents, rows=config.rows, separator=config.separator, names=names)
-    return read_json(config.documents, rows=config.rows, names=names)
-
-
-def _counted(tables: Iterator[pa.Table], counts: Counter[str]) -> Iterator[pa.Table]:
-    """The same tables; fills ``counts`` as a side effect."""
-    distinct: set[str] = set()
-    for table in tables:
-        labels = table["labels"].combine_chunks()
-        blank = [pc.equal(pc.utf8_trim_whitespace(column).fill_null(""), "") for column in table.columns[1:-1]]
-        distinct.update(labels.values.unique().to_pylist())
-        counts["documents"] += len(table)
-        counts["unlabelled"] += int((list_lengths(labels) == 0).sum())
-        counts["without_text"] += pc.sum(reduce(pc.and_, blank)).as_py() or 0
-        counts["labels"] = len(distinct)
-        counts["occurrences"] += len(labels.values)
-        yield table
-
-
-def _write(path: Path, tables: Iterator[pa.Table]) -> None:
-    """Write one row group a table, or no file if there is no table."""
-    first = next(tables, None)
-    if first is None:
-        return
-    with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
-        for table in chain([first], tables):
-            writer.write_table(table)
