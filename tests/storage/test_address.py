@@ -34,7 +34,7 @@ def test_pathlib_may_swallow_a_slash(s3: S3) -> None:
 @pytest.mark.parametrize("uri", ["gs://bucket/key", "http://host/file", "s3://"])
 @pytest.mark.parametrize("open_it", [storage.filesystem, storage.arrow_filesystem])
 def test_other_schemes_are_refused(uri: str, open_it: object) -> None:
-    with pytest.raises(ConfigError, match=f"not an address to use: {uri}; expected a local path, file:///path or s3://"):
+    with pytest.raises(ConfigError, match=f"not a supported address: {uri}; expected a local path, file:///path or s3://"):
         open_it(uri)
 
 

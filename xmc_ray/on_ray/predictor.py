@@ -31,8 +31,8 @@ class PoolConfig(Settings):
     min: PositiveInt = 1
     """Actors to start with."""
     max: NonNegativeInt = 0
-    """Actors at most; the pool grows towards it while documents wait. 0 is ``min`` on a cluster and in evaluation; a night on
-    a machine by itself has as many as GPUs, or cores, keep busy."""
+    """Maximum number of actors; the pool grows towards it while documents wait. 0 is ``min`` on a cluster and in evaluation; a
+    night on a single machine has as many as keep its GPUs, or cores, busy."""
     gpu: bool = False
     """Give each actor a GPU."""
     cpus: PositiveInt = 2

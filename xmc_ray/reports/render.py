@@ -3,7 +3,7 @@
 Notable features
 - Autoescaping is always on, an undefined name is an error, and `printable` replaces what HTML cannot hold.
 - Pages have no script, font or picture from elsewhere, and a content security policy that forbids them.
-- Text from a catalogue stands in ``<bdi>`` or under ``dir="auto"``: right-to-left text cannot reorder its surroundings.
+- Text from a catalogue is put in ``<bdi>`` or under ``dir="auto"``: right-to-left text cannot reorder its surroundings.
 """
 
 from collections.abc import Iterator, Mapping

@@ -28,7 +28,7 @@ _PASSING = {
     *(errno.EAGAIN, errno.EBUSY, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTUNREACH),
     *(errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.ENETRESET),
 }
-# pyarrow gives S3's errors as text alone. These are answers, which asking again would not change.
+# pyarrow reports S3's errors as text only. These are final answers, which a retry would not change.
 _FINAL = re.compile(
     r"AWS Error (\w*(DENIED|NO_SUCH|NOT_FOUND|INVALID|SIGNATURE|EXPIRED|UNRECOGNIZED|VALIDATION)|\w+ \(HTTP status 4(?!08|29))"
 )
@@ -70,7 +70,7 @@ def split(uri: Uri) -> tuple[str, str]:
     ConfigError for any other scheme, and for credentials in the address.
     """
     text = os.fspath(uri)
-    # One slash will do: pathlib turns s3://bucket into s3:/bucket, and nobody wants a local folder called "s3:".
+    # A single slash is accepted, since pathlib turns s3://bucket into s3:/bucket.
     address = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]*):/+(.*)", text)
     if address is None:
         return "file", os.path.abspath(text)
@@ -78,7 +78,7 @@ def split(uri: Uri) -> tuple[str, str]:
     if scheme == "file":
         return "file", "/" + rest
     if scheme != "s3" or not rest:
-        raise ConfigError("not an address to use", where=text, expected="a local path, file:///path or s3://bucket/key")
+        raise ConfigError("not a supported address", where=text, expected="a local path, file:///path or s3://bucket/key")
     if "@" in rest.partition("/")[0]:
         raise ConfigError("the address contains credentials", expected="s3://bucket/key and AWS_* environment variables")
     return "s3", rest

@@ -194,7 +194,7 @@ def remove(uri: Uri, *, last: str | None = None) -> None:
     """Remove a file, or a folder with its content, if it exists; ConfigError for a whole bucket or top-level folder.
 
     ``last`` names the file that identifies the folder. It is removed at the very end, so that an interrupted removal can be
-    told from a stranger's folder.
+    distinguished from a folder of another kind.
     """
     fs, path = filesystem(uri)
     if "/" not in path.strip("/"):
@@ -227,9 +227,9 @@ def move(uri: Uri, target: Uri) -> None:
 
 
 def patiently(act: Callable[[], T], seconds: float | None = None) -> T:
-    """Call ``act``, again and again for ``seconds`` (by default `PATIENCE`) while storage `is_unavailable`.
+    """Call ``act``, retrying for ``seconds`` (by default `PATIENCE`) while storage `is_unavailable`.
 
-    Any other error is raised at once: a file that does not exist will not appear, a full disk will not empty itself.
+    Any other error is raised immediately: a missing file will not appear, and a full disk will not empty itself.
     """
     deadline = time.monotonic() + (PATIENCE if seconds is None else seconds)
     while True:

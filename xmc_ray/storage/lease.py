@@ -5,8 +5,9 @@ if it changes, the folder is held and the newcomer is refused; if it does not, t
 dead process of the same machine is recognised immediately. Clocks of different machines are never compared.
 
 Of several newcomers to a free folder one wins, since storage creates the file only once. Where storage cannot do that, and
-where a dead holder's file is replaced, each writes its own, waits, and looks whose is there. So the lease is a guard and no
-guarantee: a holder that was cut off from its storage for long finds another's file when it is back, and stops (decision 0014).
+where a dead holder's file is replaced, each writes its own, waits, and checks whose file remains. So the lease is a guard and
+no guarantee: a holder that was cut off from its storage for long finds another's file when it is back, and stops (decision
+0014).
 """
 
 import json
@@ -28,7 +29,7 @@ DRIVER = "_driver.json"
 
 
 _BEAT = 10.0  # seconds from one heartbeat to the next
-_MISSED = 3.5  # a holder is dead after so many beats without one
+_MISSED = 3.5  # a holder is dead after this many missed heartbeats
 _SETTLED = 1.0  # seconds until a rival's write of the same moment is visible
 
 
@@ -93,7 +94,7 @@ class Lease:
         return holder
 
     def _create(self) -> bool:
-        """Whether there was no file and ours is there now, which at most one of several rivals hears."""
+        """Whether there was no file and ours is there now, which is true for at most one of several rivals."""
         if self._others() is not None:  # not to be overwritten by a storage that ignores the condition
             return False
         try:
