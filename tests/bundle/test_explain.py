@@ -104,7 +104,7 @@ def test_the_word_that_carries_a_label_is_the_first(kind: str, classifiers: dict
     lost = 2**-23 / (1 - found.score)  # a score is float32: near 1 it has few digits of its distance to 1
     assert found.log_odds == pytest.approx(math.log(found.score / (1 - found.score)), abs=1e-3 + lost)
     assert found.without_words < found.log_odds
-    assert re.search(r"\+\d\.\d\d █{24} plum", str(found)) and "[+plum]" in str(found)
+    assert re.search(r"\+\d+\.\d\d █{24} plum", str(found)) and "[+plum]" in str(found)
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_MODEL)
