@@ -96,7 +96,7 @@ def outcome(folder: str) -> tuple[list[str], list[pa.Table], dict[str, Any]]:
 def test_on_object_storage(
     tag: Callable[..., str], tag_with: Callable[..., str], trained: Path, s3: S3, tmp_path: Path
 ) -> None:
-    """Ten thousand objects are listed, of which some are the catalogue; a night by Ray, the next one, and that one again."""
+    """A catalogue among 2,500 objects, three pages of a list: a night by Ray, the next one, and that one again."""
     folders.upload(trained / "bundle", s3.uri("bundles/fruit"), last="config.json")
     filesystem, path = storage.arrow_filesystem(s3.uri("catalogue"))
 
@@ -106,7 +106,7 @@ def test_on_object_storage(
             stream.write("".join(json.dumps(document(n)) + "\n" for n in range(3 * number, 3 * number + 3)).encode())
 
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(put, range(10_000)))
+        list(pool.map(put, range(2_500)))
     settings = {"bundle": s3.uri("bundles/fruit"), "output": s3.uri("tags")}
     first = tag_with(Runner(), s3.uri("catalogue"), date="2026-01-02", **settings)
     assert manifest_of(first)["tagged"] == manifest_of(first)["in"] == 3 * len(manifest_of(first)["input"]) == 600
