@@ -156,7 +156,7 @@ def test_a_kill_costs_an_actor_no_more_than_it_may(
     begun = tmp_path / "begun"
 
     class Watched(runner.TagPieces):
-        def __call__(self, packed: pa.Table) -> pa.Table:
+        def __call__(self, packed: pa.Table) -> Iterator[pa.Table]:
             with begun.open("a") as file:
                 file.writelines(f"{number}\n" for number in packed["piece"].to_pylist())
             return super().__call__(packed)

@@ -14,8 +14,9 @@ from in_process import InProcess
 from seaweed import S3
 
 from xmc_ray import storage
-from xmc_ray.errors import ConfigError
+from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.on_ray.predictor import PoolConfig
+from xmc_ray.on_ray.session import own_errors
 from xmc_ray.on_ray.tag import runner
 from xmc_ray.on_ray.tag.runner import Runner
 from xmc_ray.storage import folders
@@ -47,6 +48,28 @@ def test_a_piece_is_one_block_from_its_reader_to_its_writer(group: int) -> None:
     summaries = sorted(Runner().run_pieces(*given), key=lambda summary: summary["number"])
     assert summaries == list(InProcess().run_pieces(*given))
     assert summaries == [{"number": number, "rows": rows, "at_once": [rows]} for number, rows in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("step", ["read", "predict", "write"])
+def test_an_error_of_a_step_comes_out_as_it_was_raised(step: str) -> None:
+    def fail(name: str) -> None:
+        if name == step:
+            raise DataError("wrong", where=name)
+
+    def read(pieces: list[dict[str, Any]]) -> Iterator[tuple[int, pa.Table]]:
+        fail("read")
+        yield 0, pa.table({"letter": ["x"]})
+
+    def predict(table: pa.Table) -> pa.Table:
+        fail("predict")
+        return table
+
+    def write(number: int, table: pa.Table) -> dict[str, Any]:
+        fail("write")
+        return {}
+
+    with pytest.raises(DataError, match=f"^wrong: {step}$"), own_errors():
+        list(Runner().run_pieces([pa.table({"number": [0]})], read, lambda: predict, write, PoolConfig(max=1)))
 
 
 def test_pieces_that_were_put_together_are_refused() -> None:
