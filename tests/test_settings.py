@@ -238,6 +238,8 @@ def test_the_first_difference(changes: dict[str, Any], expected: Any) -> None:
 def test_a_setting_that_was_not_there_before_is_a_difference() -> None:
     assert difference({"k": 1}, {"k": 1, "part": {"rate": 0.5}}) == ("part", None, {"rate": 0.5})
     assert difference({"k": 1, "int8": False}, {"k": 1}) is None
+    assert difference({"model": {"int8": False}}, {"model": {"precision": "auto"}}) is None
+    assert difference({"model": {}}, {"model": {"precision": "bfloat16"}}) == ("model.precision", None, "bfloat16")
     assert difference({"model": {"int8": True}}, {"model": {}}) == ("model.int8", True, None)
 
 

@@ -21,6 +21,7 @@ from xmc_ray.errors import ConfigError
 
 MAY_CHANGE_ON_RESUME = {"may_change_on_resume": True}  # metadata of a field that does not decide what a job produces
 
+_OFF = (None, False, 0, "", "auto")
 _WORDS = {
     "ge": "at least {}",
     "gt": "above {}",
@@ -110,11 +111,11 @@ def fixed_settings(config: Settings) -> dict[str, Any]:
 def difference(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> tuple[str, object, object] | None:
     """(dotted name, old value, new value) of the first setting that differs, or None; a missing one has the value None.
 
-    A setting that no longer exists differs unless it was off.
+    A setting that only one release has differs unless it is off or "auto", which is what the other release does.
     """
     for name in {**now, **before}:
         old, value = before.get(name), now.get(name)
-        if name not in now and not old:
+        if (name not in now and old in _OFF) or (name not in before and value in _OFF):
             continue
         if isinstance(value, Mapping) and isinstance(old, Mapping):
             inner = difference(old, value, f"{prefix}{name}.")

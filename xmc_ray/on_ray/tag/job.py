@@ -35,7 +35,7 @@ from xmc_ray.on_ray.tag.plan import Plan, piece_name
 from xmc_ray.on_ray.tag.runner import Runner
 from xmc_ray.on_ray.tag.scan import scan
 from xmc_ray.on_ray.tag.totals import Totals, progress
-from xmc_ray.settings import MAY_CHANGE_ON_RESUME, Bounds, OpenShare, PositiveInt, Settings, Share, fixed_settings
+from xmc_ray.settings import MAY_CHANGE_ON_RESUME, Bounds, OpenShare, PositiveInt, Settings, Share, difference, fixed_settings
 from xmc_ray.storage.files import FileInfo
 from xmc_ray.storage.lease import Lease, held
 
@@ -257,8 +257,9 @@ def _previous(config: TagConfig, this: str, fingerprint: str) -> str | None:
     known, settings = storage.read_json(storage.join(folder, output.MANIFEST)), asdict(config)
     if known["run"] != output.marked_run(folder):
         raise DataError("this night is being replaced by another run", where=folder, way_out="finish that run first")
-    different = [name for name in ("k", "min_score", "min_precision", "model") if known["config"].get(name) != settings[name]]
-    different += ["bundle"] if known["bundle"] != fingerprint else []
+    names = ("k", "min_score", "min_precision", "model")
+    changed = difference({name: known["config"].get(name) for name in names}, {name: settings[name] for name in names})
+    different = ([changed[0]] if changed else []) + (["bundle"] if known["bundle"] != fingerprint else [])
     if different:
         print(f"nothing is reused: the night before had another {', '.join(different)}: {folder}", flush=True)
         return None
