@@ -174,7 +174,7 @@ def popular(data: Path) -> dict[str, float]:
     train, test = (pq.read_table(data / f"{split}.parquet")["labels"].combine_chunks() for split in ("train", "test"))
     index = LabelIndex.count([train])
     truth = index.encode(test)
-    metrics = Metrics.empty(index.counts, index.n_documents)
+    metrics = Metrics(index.counts, index.n_documents)
     most = np.tile(np.arange(max(metrics.ks)), (len(test), 1))
     most[:, len(index) :] = -1
     metrics.update(most, truth)

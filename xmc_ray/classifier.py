@@ -147,7 +147,7 @@ class XMCClassifier:
         """Metrics of the predictions for ``texts`` against their true ``labels``; see `at_k.Metrics.result`."""
         index = self.ensemble.labels
         truth = index.encode(pa.array([list(row) for row in labels], pa.list_(pa.string())))
-        metrics = Metrics.empty(index.counts, index.n_documents)
+        metrics = Metrics(index.counts, index.n_documents)
         tokens = self.ensemble.encode(pa.array(texts, pa.string()))
         metrics.update(self.ensemble.predict(tokens, max(metrics.ks), self.prediction)[1], truth)
         return metrics.result()

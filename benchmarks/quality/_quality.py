@@ -208,7 +208,7 @@ def labels_of(data: Path) -> LabelIndex:
 def score_ranking(data: Path, index: LabelIndex, ids_DK: IntArray) -> dict[str, Any]:
     """``Metrics.result`` of what is predicted for the test split: ids of ``index``, best first, -1 where there are no more."""
     truth = index.encode(pq.read_table(data / "test.parquet", columns=["labels"])["labels"].combine_chunks())
-    metrics = Metrics.empty(index.counts, index.n_documents)
+    metrics = Metrics(index.counts, index.n_documents)
     metrics.update(ids_DK, truth)
     return metrics.result()
 

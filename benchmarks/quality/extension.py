@@ -46,7 +46,7 @@ def fractions(ids_Dk: IntArray, truth: list[list[str]], classifier: XMCClassifie
     """P and R of ids against the true labels, over the documents that have one."""
     index = classifier.ensemble.labels
     encoded = index.encode(pa.array(truth, pa.list_(pa.string())))
-    metrics = Metrics.empty(np.maximum(index.counts, 1), index.n_documents)
+    metrics = Metrics(np.maximum(index.counts, 1), index.n_documents)
     metrics.update(ids_Dk[:, :10], encoded)
     found = metrics.result()["total"]
     return {name: 100 * (found[name] or 0.0) for name in ("P@1", "P@5", "R@5", "R@10")}

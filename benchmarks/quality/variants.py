@@ -76,7 +76,7 @@ def figures(folder: Path, config: FitConfig, listed: Listed, documents: int | No
     """Metrics in percent."""
     split = training_split(folder, config, documents)
     truth = held_out(folder, split)["labels"].combine_chunks()
-    metrics = Metrics.empty(split.index.counts, split.index.n_documents)
+    metrics = Metrics(split.index.counts, split.index.n_documents)
     metrics.update(listed[1][:, : max(metrics.ks)], truth)
     total = metrics.result()["total"]
     return {name: 100 * total[name] for name in SHOWN}

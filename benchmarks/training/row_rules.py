@@ -120,7 +120,7 @@ def quality(split: Split, test: pa.Table, rule: str, rate: float) -> dict[str, f
     plan = epoch_plan(config.loop, len(split.table))
     for _ in train(state, model, lambda first: split.batches(config.loop, first=first), plan.steps, config.loop):
         pass
-    seconds, metrics = time.monotonic() - started, Metrics.empty(split.index.counts, split.index.n_documents)
+    seconds, metrics = time.monotonic() - started, Metrics(split.index.counts, split.index.n_documents)
     _, labels = predict(model, test["tokens"].combine_chunks(), max(metrics.ks), config.loop.prediction)
     metrics.update(labels, test["labels"].combine_chunks())
     total = metrics.result()["total"]

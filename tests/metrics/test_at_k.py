@@ -190,11 +190,11 @@ def test_settings_that_do_not_fit_are_errors() -> None:
     with pytest.raises(ConfigError, match="0 labels"):
         empty([])
     with pytest.raises(ConfigError, match=r"k = \(0, 1\)"):
-        Metrics.empty(np.array([1]), 5, ks=(0, 1))
+        Metrics(np.array([1]), 5, ks=(0, 1))
 
 
 def test_own_ks_and_bands() -> None:
-    metrics = Metrics.empty(np.array([0, 3, 7]), 20, ks=(2, 1, 2), bands=(1, 5))
+    metrics = Metrics(np.array([0, 3, 7]), 20, ks=(2, 1, 2), bands=(1, 5))
     update(metrics, [[2, 1]], [[0, 1, 2]])
     result = metrics.result()
     assert [name for name in result["total"] if "@" in name][:2] == ["P@1", "P@2"]
@@ -216,7 +216,7 @@ def test_table_of_all_bands_fits_a_terminal() -> None:
 
 
 def empty(counts: list[int], n_documents: int = 1000) -> Metrics:
-    return Metrics.empty(np.array(counts, np.int64), n_documents)
+    return Metrics(np.array(counts, np.int64), n_documents)
 
 
 def update(metrics: Metrics, predicted: list[list[int]], truth: list[list[int]]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from xmc_ray import ConfigError, EncoderConfig, FitConfig, GroupsConfig, LexicalConfig, LoopConfig, XMCClassifier
 from xmc_ray.data.groups import LabelGroups
-from xmc_ray.model.lexical import LexicalBranch, build_lexical, count_terms, term_weights
+from xmc_ray.model.lexical import LexicalBranch, count_terms, term_weights
 from xmc_ray.model.lightxml import LightXML, ModelConfig
 from xmc_ray.model.sharding import Exchange
 from xmc_ray.model.text import make_batch
@@ -43,8 +43,7 @@ def test_features_are_weighted_sums_of_vectors_and_a_layer(rows: list[list[int]]
     weight_F = term_weights([tokens_of(rows[:2]), tokens_of(rows[2:])], config)
     np.testing.assert_allclose(weight_F, reference.term_weights(rows, COLUMNS, rarest), rtol=1e-6)
     torch.manual_seed(0)
-    branch = build_lexical(config, weight_F)
-    assert branch is not None
+    branch = LexicalBranch(torch.from_numpy(weight_F), config.width)
     batch = make_batch(tokens_of(rows))
     with torch.no_grad():
         kept_F = torch.from_numpy(weight_F > 0)
@@ -63,8 +62,8 @@ def test_columns_spread_over_the_whole_width() -> None:
 
 def test_a_term_left_out_and_padding_change_nothing() -> None:
     config = LexicalConfig(width=4, columns=2**16, rarest=2)
-    branch = build_lexical(config, term_weights([tokens_of([[1, 2, 3], [1, 2, 3]])], config))
-    assert branch is not None
+    weight_F = term_weights([tokens_of([[1, 2, 3], [1, 2, 3]])], config)
+    branch = LexicalBranch(torch.from_numpy(weight_F), config.width)
     known, other = make_batch(tokens_of([[1, 2, 3]])), make_batch(tokens_of([[1, 2, 3, 9], [7] * 9]))
     with torch.no_grad():
         features = branch(other.tokens_BT, other.mask_BT)
@@ -94,5 +93,4 @@ def test_a_model_without_a_transformer_learns_and_survives_a_bundle(tiny_encoder
 def test_a_model_needs_something_to_read_with() -> None:
     with pytest.raises(ConfigError, match=r"encoder\.layers = 0 and lexical\.width = 0"):
         LightXML(None, LabelGroups(np.arange(3)), ModelConfig(), Exchange())
-    assert build_lexical(LexicalConfig(), None) is None
     assert LightXML(None, LabelGroups(np.arange(3)), ModelConfig(), lexical=LexicalBranch(torch.ones(8), 4)).width == 4

@@ -1,18 +1,15 @@
 """Metrics of ranked labels: P@k, R@k, nDCG@k, propensity-scored PSP@k and PSnDCG@k, coverage@k; in total and by frequency.
 
-Notable features
-- Sums and counts until one final division in ``Metrics.result``: neither the order of the documents nor their batches matter.
-- Sums are integers in units of 2**-30. Integer addition is associative and that of floats is not, so not even the last
-  digit depends on the order. Rounding moves a metric by 1e-9 at most; 64 bits hold the sums of some 50 million documents
-  even if all their labels are of the rarest.
-- Vectorised over documents and labels; the only loop is over the total and the bands.
+Sums and counts are divided once, in ``Metrics.result``, so neither the order of the documents nor their batches matter. Sums
+are integers in units of 2**-30: integer addition is associative and that of floats is not, so not even the last digit depends
+on the order. Rounding moves a metric by 1e-9 at most; 64 bits hold the sums of some 50 million documents even if all their
+labels are of the rarest.
 
 Shapes: B documents, K ranks (the largest k), P true (document, label) pairs, L labels, R rows (the total, then each band),
 S kinds of sums, N values of k.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -51,7 +48,9 @@ def band_rows(counts_L: IntArray, bands: Sequence[int] = BANDS) -> SmallArray:
 
 def find_hits(predicted_BK: IntArray, truth: pa.ListArray, n_labels: int) -> BoolArray:
     """bool[B, K]: which predictions are right; arguments as in `Metrics.update`."""
-    return _find_hits(predicted_BK, *true_pairs(truth), n_labels)
+    documents_P, labels_P = true_pairs(truth)
+    first_key_B1 = np.arange(len(predicted_BK))[:, None] * n_labels
+    return (predicted_BK >= 0) & np.isin(first_key_B1 + predicted_BK, documents_P * n_labels + labels_P)
 
 
 def true_pairs(truth: pa.ListArray) -> tuple[IntArray, IntArray]:
@@ -59,55 +58,29 @@ def true_pairs(truth: pa.ListArray) -> tuple[IntArray, IntArray]:
     return np.repeat(np.arange(len(truth)), list_lengths(truth)), pc.list_flatten(truth).to_numpy().astype(np.int64)
 
 
-@dataclass(kw_only=True, eq=False)
 class Metrics:
-    """Running sums of all metrics; create one with ``Metrics.empty``.
+    """Running sums of all metrics.
 
     A band's metrics have the truth restricted to the band's labels, over the documents with at least one of them, and the
     predictions left as they are. Documents without any true label are counted, and left out of every division.
     """
 
-    ks: tuple[int, ...]
-    bands: tuple[str, ...]
-    row_L: SmallArray
-    """The row of each label's band: 1 and up, 0 for none."""
-    weight_L: FloatArray
-    """Inverse propensities."""
-    unlabelled: int
-    documents_R: IntArray
-    sums_SRN: IntArray
-    reach_L: SmallArray
-    """Place in ``ks`` of the smallest k at which a label was a hit; N if it was true but never hit, N + 1 if never true."""
+    def __init__(self, counts_L: IntArray, n_documents: int, ks: Sequence[int] = KS, bands: Sequence[int] = BANDS) -> None:
+        """``counts_L``: training documents of each label, ``n_documents``: all of them, ``bands``: the smallest count of each.
 
-    @classmethod
-    def empty(
-        cls,
-        counts_L: IntArray,
-        n_documents: int,
-        ks: Sequence[int] = KS,
-        bands: Sequence[int] = BANDS,
-        a: float = PROPENSITY_A,
-        b: float = PROPENSITY_B,
-    ) -> "Metrics":
-        """Nothing counted yet.
-
-        ``counts_L`` are training documents a label, ``n_documents`` all of them; ``bands`` the smallest count of each band;
-        ``a`` and ``b`` as in ``propensities``. ConfigError if there is no label, or a k below 1.
+        Raises ConfigError if there is no label, or a k below 1.
         """
         if not len(counts_L) or not ks or min(ks) < 1:
             raise ConfigError("nothing to measure", found=f"{len(counts_L)} labels and k = {ks}", expected="labels and k >= 1")
-        edges = sorted(set(bands))
-        n_rows, n_ks = 1 + len(edges), len(set(ks))
-        return cls(
-            ks=tuple(sorted(set(ks))),
-            bands=band_names(edges),
-            row_L=band_rows(counts_L, edges),
-            weight_L=1 / propensities(counts_L, n_documents, a, b),
-            unlabelled=0,
-            documents_R=np.zeros(n_rows, np.int64),
-            sums_SRN=np.zeros((len(_SUMS), n_rows, n_ks), np.int64),
-            reach_L=np.full(len(counts_L), n_ks + 1, np.int8),
-        )
+        self.ks = tuple(sorted(set(ks)))
+        self.bands = band_names(sorted(set(bands)))
+        self.row_L = band_rows(counts_L, bands)  # 1 and up, 0 for none
+        self.weight_L = 1 / propensities(counts_L, n_documents)
+        self.unlabelled = 0
+        self.documents_R = np.zeros(1 + len(self.bands), np.int64)
+        self.sums_SRN = np.zeros((len(_SUMS), 1 + len(self.bands), len(self.ks)), np.int64)
+        # index in `ks` of the smallest k at which a label was a hit; N if it was true but never hit, N + 1 if never true
+        self.reach_L = np.full(len(counts_L), len(self.ks) + 1, np.int8)
 
     def update(self, predicted_BK: IntArray, truth: pa.ListArray) -> None:
         """Count B documents.
@@ -119,7 +92,7 @@ class Metrics:
         _check(predicted_BK, truth, len(self.weight_L))
         documents_P, labels_P = self._ordered_truth(truth)
         ranked_BK = _with_columns(predicted_BK, self.ks[-1])
-        hit_BK = _find_hits(ranked_BK, documents_P, labels_P, len(self.weight_L))
+        hit_BK = find_hits(ranked_BK, truth, len(self.weight_L))
         self.unlabelled += len(ranked_BK) - len(np.unique(documents_P))
         self._update_reach(ranked_BK, hit_BK, labels_P)
         for row in range(len(self.documents_R)):
@@ -229,11 +202,6 @@ def _with_columns(predicted_BK: IntArray, n_columns: int) -> IntArray:
     """The first ``n_columns``, padded with -1: a prediction of 5 labels has at most 5 hits at k = 10."""
     first = predicted_BK[:, :n_columns]
     return np.pad(first, ((0, 0), (0, n_columns - first.shape[1])), constant_values=-1)
-
-
-def _find_hits(ranked_BK: IntArray, documents_P: IntArray, labels_P: IntArray, n_labels: int) -> BoolArray:
-    first_key_B1 = np.arange(len(ranked_BK))[:, None] * n_labels
-    return (ranked_BK >= 0) & np.isin(first_key_B1 + ranked_BK, documents_P * n_labels + labels_P)
 
 
 def _best_weights(documents_P: IntArray, weights_P: FloatArray, true_B: IntArray, n_ranks: int) -> FloatArray:

@@ -25,14 +25,11 @@ from scipy.optimize import isotonic_regression
 
 from xmc_ray.data.labels import IntArray
 from xmc_ray.errors import ConfigError
-from xmc_ray.metrics.at_k import BANDS, band_names, band_rows
+from xmc_ray.metrics.at_k import BANDS, BoolArray, FloatArray, band_names, band_rows
 
 ScoreArray = NDArray[np.float32]
-FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 Predictions = tuple[ScoreArray, IntArray, BoolArray]
 """For documents: scores, falling; label ids, -1 where there are no more; hits. [D, k] each."""
-
 
 DEPTH = 10  # predictions of a document that a calibration is fitted on
 PRECISIONS = (0.5, 0.8, 0.9)  # those in metrics.json
@@ -84,7 +81,8 @@ class Calibration:
 
         Raises ConfigError for a ``precision`` that is not above 0 and below 1.
         """
-        check_precision(precision)
+        if not 0 < precision < 1:  # no number of documents proves that all predictions are correct
+            raise ConfigError("invalid value of min_precision", found=precision, expected="above 0, below 1")
         band_N = self.band_L[self.label_N].astype(np.int64)
         all_1 = self._thresholds(np.zeros_like(self.label_N), np.full(1, np.inf, np.float32), 1, precision)
         of_all_R = np.broadcast_to(all_1, len(BANDS) + 1)
@@ -160,12 +158,6 @@ def lowest(owner_N: NDArray[Any], chance_N: ScoreArray, hit_N: BoolArray, n_owne
     return thresholds
 
 
-def check_precision(precision: float) -> None:
-    """Raises ConfigError unless 0 < ``precision`` < 1: no number of documents proves that all predictions are correct."""
-    if not 0 < precision < 1:
-        raise ConfigError("invalid value of min_precision", found=precision, expected="above 0, below 1")
-
-
 class Reliability:
     """Sums for ECE@k; ``sums``: float64[3, 15], predictions, sum of their chances, correct ones, by bin of the chance."""
 
@@ -195,18 +187,16 @@ class Selection:
     tags: int = 0
     right: int = 0
 
-    def update(self, scores_Dk: ScoreArray, labels_Dk: IntArray, hit_Dk: BoolArray) -> None:
-        """Count documents; see `Reliability.update`."""
-        kept_Dk = (labels_Dk >= 0) & (scores_Dk >= self.thresholds_L[labels_Dk])
+    def update(
+        self, scores_Dk: ScoreArray, labels_Dk: IntArray, hit_Dk: BoolArray, thresholds_L: ScoreArray | None = None
+    ) -> None:
+        """Count documents as `Reliability.update` does, by other thresholds if they are given."""
+        least_L = self.thresholds_L if thresholds_L is None else thresholds_L
+        kept_Dk = (labels_Dk >= 0) & (scores_Dk >= least_L[labels_Dk])
         self.documents += len(kept_Dk)
         self.tagged += int(kept_Dk.any(1).sum())
         self.tags += int(kept_Dk.sum())
         self.right += int((kept_Dk & hit_Dk).sum())
-
-    def add(self, other: "Selection") -> None:
-        """Add the counts of ``other``, which has thresholds of its own."""
-        for name in ("documents", "tagged", "tags", "right"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def result(self) -> dict[str, float | int | None]:
         """``precision`` of the tags, ``coverage`` (share of documents with a tag), ``abstention`` (share without), ``tags``,
@@ -248,9 +238,7 @@ def calibration_metrics(calibration: Calibration, unseen: Iterable[tuple[Calibra
         before.update(scores_Dk, labels_Dk, hit_Dk)
         after.update(chances_Dk, labels_Dk, hit_Dk)
         for precision, selection in selections.items():
-            part = Selection(fitted.thresholds(precision))
-            part.update(chances_Dk, labels_Dk, hit_Dk)
-            selection.add(part)
+            selection.update(chances_Dk, labels_Dk, hit_Dk, fitted.thresholds(precision))
     return {
         "measured_on": documents,
         "ECE@5 before": before.result(),

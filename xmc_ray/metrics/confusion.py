@@ -1,9 +1,7 @@
 """What predictions for held-out documents show: metrics, reliability of scores, confused labels, examples.
 
-Notable features
-- `Findings.update` takes a stream of chunks and keeps only sums, counts and a few examples: memory does not grow with the
-  documents, only with the distinct pairs of confused labels, 16 bytes each.
-- The result does not depend on the chunks, since examples are drawn with one stream of random numbers.
+Documents come in chunks, of which only sums, counts and a few examples are kept: memory grows with the distinct pairs of
+confused labels alone, 16 bytes each. Examples are drawn with one stream of random numbers, so the chunks do not matter.
 
 Letters: D documents of a chunk, k tags, L labels, P true (document, label) pairs, W bins of scores.
 """
@@ -17,11 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from xmc_ray.data.labels import IntArray, LabelIndex
-from xmc_ray.metrics.at_k import Metrics, find_hits, true_pairs
+from xmc_ray.metrics.at_k import BoolArray, Metrics, find_hits, true_pairs
 from xmc_ray.metrics.calibration import Reliability
 
 Scores = npt.NDArray[np.floating]
-BoolArray = npt.NDArray[np.bool_]
 TAGS = 5  # of a document, whose scores are compared with the truth
 EXAMPLES = 20  # of each kind
 
@@ -49,7 +46,7 @@ class Findings:
     """Running sums; ``truth_L`` counts the documents with each label, ``reliability`` is by the name of a kind of scores."""
 
     def __init__(self, labels: LabelIndex, seed: int) -> None:
-        self.metrics = Metrics.empty(labels.counts, labels.n_documents)
+        self.metrics = Metrics(labels.counts, labels.n_documents)
         self.documents = 0
         self.truth_L = np.zeros(len(labels), np.int64)
         self.reliability: dict[str, Reliability] = {}

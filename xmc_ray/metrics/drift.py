@@ -4,13 +4,11 @@ With e and a the shares of a label among all tags of the two sides, PSI = sum of
 Kullback and Leibler 1951 under the name that Siddiqi, Credit Risk Scorecards, 2006, gave it. Below 0.1 is usually called
 stable, above 0.25 a shift.
 
-Notable features
-- Labels too rare to tell a shift from chance are pooled into one bin. Two samples of N and M tags from one distribution over
-  B bins have a PSI of about (B - 1)(1/N + 1/M) by chance alone (Yurdakul and Naranjo, Statistical properties of the population
-  stability index, 2020): with 15,000 labels and 100,000 tags a side that is 0.3, an alarm every night. A label is pooled when
-  both of its shares are below 100 / min(N, M). That leaves some min(N, M) / 100 bins, so chance adds about 0.02 at most.
-- What happens inside the pool does not show, only its growth: a shift among rare labels needs more tags to be seen.
-- Exact where it should be: proportional counts give 0, and exchanging the sides changes nothing but the names.
+Labels too rare to tell a shift from chance are pooled into one bin. Two samples of N and M tags from one distribution over B
+bins have a PSI of about (B - 1)(1/N + 1/M) by chance alone (Yurdakul and Naranjo, Statistical properties of the population
+stability index, 2020): with 15,000 labels and 100,000 tags a side that is 0.3, an alarm every night. A label is pooled when
+both of its shares are below 100 / min(N, M). That leaves some min(N, M) / 100 bins, so chance adds about 0.02 at most. Of the
+pool only its growth shows: a shift among rare labels needs more tags to be seen.
 
 Letter: L labels.
 """

@@ -95,11 +95,3 @@ def term_weights(tokens: Iterable[pa.ListArray], config: LexicalConfig) -> npt.N
     n_documents, frequency_F = document_frequency(terms.count_terms(chunk, config.columns) for chunk in tokens)
     weight_F = inverse_document_frequency(n_documents, frequency_F)
     return np.where(frequency_F >= config.rarest, weight_F, 0).astype(np.float32)
-
-
-def build_lexical(config: LexicalConfig, weight_F: npt.NDArray[np.float32] | None) -> LexicalBranch | None:
-    """An untrained branch, or None if its width is 0; ``weight_F`` are its `term_weights`."""
-    if not config.width:
-        return None
-    assert weight_F is not None
-    return LexicalBranch(torch.tensor(weight_F), config.width)

@@ -87,7 +87,7 @@ def evaluate_bundle(
     selection = None if min_precision is None else Selection(members.thresholds(min_precision))
     labels_file, tokenizers = members.fetch()
     labels = LabelIndex.load(labels_file)
-    metrics = Metrics.empty(labels.counts, labels.n_documents, ks=ks)
+    metrics = Metrics(labels.counts, labels.n_documents, ks=ks)
     connect()
     make_room("actors", pool.min, pool.needs, pool.patience)
     with own_errors():

@@ -76,7 +76,7 @@ def training_report(run: TrainingRun) -> str:
 
 def label_bands(labels: LabelIndex) -> list[LabelBand]:
     """Labels by the number of documents that have them, in the bands of `Metrics`."""
-    metrics = Metrics.empty(labels.counts, labels.n_documents)
+    metrics = Metrics(labels.counts, labels.n_documents)
     n_labels = np.bincount(metrics.row_L, minlength=len(metrics.bands) + 1)[1:]
     occurrences = np.bincount(metrics.row_L, labels.counts, minlength=len(metrics.bands) + 1)[1:]
     rows = zip(metrics.bands, n_labels.tolist(), occurrences.astype(np.int64).tolist(), strict=True)

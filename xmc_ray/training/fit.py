@@ -14,7 +14,7 @@ from xmc_ray.data.labels import IntArray, LabelIndex, list_lengths
 from xmc_ray.metrics.at_k import find_hits
 from xmc_ray.metrics.calibration import DEPTH
 from xmc_ray.model.encoder import EncoderConfig, build_encoder
-from xmc_ray.model.lexical import LexicalConfig, build_lexical
+from xmc_ray.model.lexical import LexicalBranch, LexicalConfig
 from xmc_ray.model.lightxml import LightXML, ModelConfig
 from xmc_ray.model.predict import PredictConfig, predict
 from xmc_ray.model.sharding import Exchange
@@ -56,7 +56,7 @@ def build_model(
     if heads.table == "auto":
         heads = replace(heads, table="bfloat16" if torch.device(device).type == "cuda" else "float32")
     encoder = None if config.encoder.layers == 0 else build_encoder(config.encoder, tokenizer.summary_position)
-    lexical = build_lexical(config.lexical, weight_F)
+    lexical = LexicalBranch(torch.tensor(weight_F), config.lexical.width) if config.lexical.width else None
     model = LightXML(encoder, groups, heads, exchange, config.loop.seed, lexical)
     model.start_from_counts(labels.counts, labels.n_documents)
     return model.to(device)

@@ -144,7 +144,7 @@ class _Worker:
 
     def _validate(self) -> dict[str, float]:
         """Metrics over the whole validation split, with the averaged weights once there are some."""
-        metrics = Metrics.empty(self.labels.counts, self.labels.n_documents)
+        metrics = Metrics(self.labels.counts, self.labels.n_documents)
         model = self.state.model
         with self.state.averager.in_use(model):
             for chunk in self.job.tokens.chunks("validation"):
