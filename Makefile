@@ -7,8 +7,9 @@ ARGS   ?=
 
 BIN        := .venv/bin
 READY      := .venv/.ready
-# Two at once: in most of the long tests both cores wait. ARGS="-n 0" runs them one by one, in this process.
-PYTEST     := $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+# Two at once: in most of the long tests both cores wait. A file stays on one worker, since its tests share fixtures.
+# ARGS="-n 0" runs all in this process.
+PYTEST     := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 BENCHMARKS := $(filter-out _%,$(basename $(notdir $(sort $(wildcard benchmarks/training/*.py benchmarks/tagging/*.py benchmarks/quality/*.py)))))
 
 # No target contacts a model hub, reports usage, or tokenises on more cores than Ray has assigned.

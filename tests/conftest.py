@@ -33,19 +33,10 @@ LONGEST_FIRST = [
 ]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Under pytest-xdist a file's tests run on one worker, since they share fixtures."""
-    if not hasattr(config, "workerinput"):
-        return
-
-    def file(item: pytest.Item) -> str:
-        return item.path.relative_to(ROOT / "tests").as_posix()
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(file(item)))
-    order = {name: number for number, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: order.get(file(item), len(order)))
+    if hasattr(config, "workerinput"):  # only under pytest-xdist: one process does better with the quick files first
+        order = {name: number for number, name in enumerate(LONGEST_FIRST)}
+        items.sort(key=lambda item: order.get(item.path.relative_to(ROOT / "tests").as_posix(), len(order)))
 
 
 @pytest.fixture(scope="session")
