@@ -74,11 +74,13 @@ def test_json_survives(place: str) -> None:
         storage.write_json(uri, float("nan"))
 
 
-def test_broken_json_is_an_error(place: str) -> None:
+def test_a_broken_file_is_an_error(place: str) -> None:
     uri = storage.join(place, "file.json")
     storage.write_bytes(uri, b'{"half":')
     with pytest.raises(DataError, match=r"not a JSON file.*file\.json"):
         storage.read_json(uri)
+    with pytest.raises(DataError, match=r"not a Parquet file.*file\.json"):
+        storage.read_parquet(uri)
 
 
 def test_list_files_is_recursive_sorted_and_skips_hidden_names(place: str) -> None:

@@ -31,7 +31,7 @@ from xmc_ray.bundle.regression import Known, RowsConfig, Shortlisted, new_rows
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.groups import LabelGroups, balanced_groups, label_incidence, unit_rows
 from xmc_ray.data.labels import IntArray, LabelIndex, lists_from_rows, unique_in_rows
-from xmc_ray.data.reader import read_names, read_rows
+from xmc_ray.data.reader import read_rows
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.model.lightxml import LightXML
 from xmc_ray.model.predict import PredictConfig, features
@@ -76,7 +76,7 @@ def extend_bundle(config: ExtendConfig) -> str:
     if not storage.is_empty(config.output):
         raise ConfigError("the place for the bundle is not empty", where=config.output, way_out="choose another or remove it")
     bundle = load_bundle(config.bundle)
-    names = None if config.label_names is None else read_names(config.label_names)
+    names = None if config.label_names is None else storage.read_parquet(config.label_names)
     texts, lists = pa.array([], pa.string()), pa.array([], pa.list_(pa.string()))
     if config.documents is not None:
         table = pa.concat_tables(part.select(["text", "labels"]) for part in read_rows(config.documents, labelled=True))

@@ -135,14 +135,6 @@ def first_keys(lines: bytes, sample: int = 100) -> list[str]:
     return [*dict.fromkeys(name for value in objects for name in value)]
 
 
-def read_names(uri: str) -> pa.Table:
-    """Columns ``label``, ``name`` of a Parquet file; DataError if it is missing or of another kind."""
-    try:
-        return storage.read_parquet(uri)
-    except pa.ArrowInvalid as error:
-        raise DataError("cannot read label names", where=uri, found=error, expected="a Parquet file: label, name") from error
-
-
 def file_segments(files: list[FileInfo]) -> pa.Table:
     """What one task reads, a row for `Segment.from_row` each: a file, or a row group of a large Parquet file."""
     rows = [

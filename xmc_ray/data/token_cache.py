@@ -14,7 +14,7 @@ write the same tokens at the same time, or are killed on the way, never mix.
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -76,7 +76,7 @@ class TokenCache:
         """
         for number in np.arange(self.n_chunks(split)) if numbers is None else numbers:
             uri = self.uri(split, _part(int(number) // POOL))
-            yield storage.patiently(partial(_row_group, uri, int(number) % POOL, columns))
+            yield storage.patiently(_row_group, uri, int(number) % POOL, columns)
 
     def column(self, split: Split, name: Column) -> Iterable[pa.ListArray]:
         """One column, chunk by chunk; it can be iterated more than once."""

@@ -5,56 +5,28 @@ machine and storage, `lease` keeps a second job out of a folder. What most calle
 ``storage.read_json``.
 """
 
-from xmc_ray.storage.address import Uri, arrow_filesystem, explained, filesystem, is_local, is_unavailable, split
-from xmc_ray.storage.files import (
-    FileInfo,
-    absolute,
-    all_files,
-    copy_file,
-    create,
-    exists,
-    is_empty,
-    join,
-    list_files,
-    move,
-    new_file,
-    patiently,
-    read_bytes,
-    read_json,
-    read_parquet,
-    remove,
-    stat,
-    write_bytes,
-    write_json,
-    write_parquet,
-)
-
-__all__ = [
-    "FileInfo",
-    "Uri",
-    "absolute",
-    "all_files",
-    "arrow_filesystem",
-    "copy_file",
-    "create",
-    "exists",
-    "explained",
-    "filesystem",
-    "is_empty",
-    "is_local",
-    "is_unavailable",
-    "join",
-    "list_files",
-    "move",
-    "new_file",
-    "patiently",
-    "read_bytes",
-    "read_json",
-    "read_parquet",
-    "remove",
-    "split",
-    "stat",
-    "write_bytes",
-    "write_json",
-    "write_parquet",
-]
+from xmc_ray.storage.address import Uri as Uri
+from xmc_ray.storage.address import arrow_filesystem as arrow_filesystem
+from xmc_ray.storage.address import explained as explained
+from xmc_ray.storage.address import filesystem as filesystem
+from xmc_ray.storage.address import is_local as is_local
+from xmc_ray.storage.address import is_unavailable as is_unavailable
+from xmc_ray.storage.files import FileInfo as FileInfo
+from xmc_ray.storage.files import absolute as absolute
+from xmc_ray.storage.files import all_files as all_files
+from xmc_ray.storage.files import create as create
+from xmc_ray.storage.files import exists as exists
+from xmc_ray.storage.files import is_empty as is_empty
+from xmc_ray.storage.files import join as join
+from xmc_ray.storage.files import list_files as list_files
+from xmc_ray.storage.files import move as move
+from xmc_ray.storage.files import new_file as new_file
+from xmc_ray.storage.files import patiently as patiently
+from xmc_ray.storage.files import read_bytes as read_bytes
+from xmc_ray.storage.files import read_json as read_json
+from xmc_ray.storage.files import read_parquet as read_parquet
+from xmc_ray.storage.files import remove as remove
+from xmc_ray.storage.files import stat as stat
+from xmc_ray.storage.files import write_bytes as write_bytes
+from xmc_ray.storage.files import write_json as write_json
+from xmc_ray.storage.files import write_parquet as write_parquet

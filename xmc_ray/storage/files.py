@@ -173,21 +173,20 @@ def write_json(uri: Uri, value: object) -> None:
 
 
 def read_parquet(uri: Uri, columns: Sequence[str] | None = None) -> pa.Table:
-    """A Parquet file, or some of its columns, `patiently`; DataError if it does not exist."""
-
-    def read() -> pa.Table:
-        fs, path = arrow_filesystem(uri)
-        with explained(uri):
-            return pq.read_table(path, columns=columns, filesystem=fs, partitioning=None)
-
-    return patiently(read)
+    """A Parquet file, or some of its columns, `patiently`; DataError if it does not exist or is not Parquet."""
+    fs, path = arrow_filesystem(uri)
+    with explained(uri):
+        try:
+            return patiently(lambda: pq.read_table(path, columns=columns, filesystem=fs, partitioning=None))
+        except pa.ArrowInvalid as error:
+            raise DataError("not a Parquet file", where=uri, found=error) from None
 
 
 def write_parquet(uri: Uri, table: pa.Table) -> None:
     """Write a Parquet file atomically and `patiently`."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    patiently(lambda: write_bytes(uri, buffer.getvalue()))
+    patiently(write_bytes, uri, buffer.getvalue())
 
 
 def remove(uri: Uri, *, last: str | None = None) -> None:
@@ -226,15 +225,15 @@ def move(uri: Uri, target: Uri) -> None:
             fs.rm_file(source)
 
 
-def patiently(act: Callable[[], T], seconds: float | None = None) -> T:
-    """Call ``act``, retrying for ``seconds`` (by default `PATIENCE`) while storage `is_unavailable`.
+def patiently(act: Callable[..., T], *arguments: Any, seconds: float | None = None) -> T:
+    """``act(*arguments)``, retried for ``seconds`` (by default `PATIENCE`) while storage `is_unavailable`.
 
     Any other error is raised immediately: a missing file will not appear, and a full disk will not empty itself.
     """
     deadline = time.monotonic() + (PATIENCE if seconds is None else seconds)
     while True:
         try:
-            return act()
+            return act(*arguments)
         except Exception as error:
             if not is_unavailable(error) or time.monotonic() > deadline:
                 raise

@@ -121,7 +121,7 @@ class Checkpoints:
     def resume(self, state: TrainState, warn: Callable[[str], None]) -> Saved | None:
         """Restore ``state`` from the newest complete checkpoint, if there is one, and remove incomplete ones."""
         exchange, device = state.model.exchange, next(state.model.parameters()).device
-        saved = storage.patiently(lambda: find(self.place, warn))
+        saved = storage.patiently(find, self.place, warn)
         steps = exchange.sum(torch.tensor([saved[0].step if saved else 0], device=device), "checkpoints")
         if int(steps) != exchange.world * (saved[0].step if saved else 0):
             raise ModelError("the workers see different checkpoints", where=self.place, way_out="use a storage that all share")
@@ -175,12 +175,12 @@ class Checkpoints:
         step, workers = marker["counters"]["step"], marker["workers"]
         uri = storage.join(self.place, _name(step))
         with folder:
-            storage.patiently(lambda: folders.upload(folder.name, uri))
+            storage.patiently(folders.upload, folder.name, uri)
         if rank == 0:
             names = {DENSE, *(_rows_file(part, workers) for part in range(workers))}
             sizes = _await_files(uri, names, 2 * PATIENCE)  # the others may be waiting for storage themselves
             complete = marker | {"files": sizes}
-            storage.patiently(lambda: storage.write_json(storage.join(uri, MARKER), complete))
+            storage.patiently(storage.write_json, storage.join(uri, MARKER), complete)
             storage.patiently(self._remove_old)
 
     def _remove_old(self) -> None:
@@ -300,7 +300,7 @@ def _await_files(uri: str, names: set[str], seconds: float) -> dict[str, int]:
     """The size of each of these files, once the other workers have written theirs; DataError if one is late."""
     deadline = time.monotonic() + seconds
     while True:
-        files = storage.patiently(lambda: storage.all_files(uri), seconds)
+        files = storage.patiently(storage.all_files, uri, seconds=seconds)
         sizes = {file.uri.rpartition("/")[2]: file.size for file in files}
         missing = names - set(sizes)
         if not missing:

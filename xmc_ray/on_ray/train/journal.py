@@ -71,5 +71,5 @@ def journal(output: str) -> Iterator[Queue]:
             done.set()
             reader.join()
             writer.close()
-            storage.patiently(lambda: folders.upload(folder, output))
+            storage.patiently(folders.upload, folder, output)
             mailbox.shutdown()

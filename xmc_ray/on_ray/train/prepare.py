@@ -17,7 +17,7 @@ from xmc_ray import storage
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.groups import GroupsConfig, LabelGroups, group_labels
 from xmc_ray.data.labels import LabelIndex
-from xmc_ray.data.reader import list_inputs, read_names
+from xmc_ray.data.reader import list_inputs
 from xmc_ray.data.split import ValidationConfig
 from xmc_ray.data.token_cache import FORMAT, MARKER, Split, TokenCache, write_tokens
 from xmc_ray.model.lexical import LexicalConfig, term_weights
@@ -53,7 +53,7 @@ def prepare(
     share, so a stale one is never read. Labels and their counts are those of all documents, held out or not; groups see only
     training documents. Raises DataError when none is left to train on.
     """
-    names = read_names(label_names) if label_names else None
+    names = storage.read_parquet(label_names) if label_names else None
     tokenizer = Tokenizer.load(fit.encoder.name, fit.text.max_tokens)
     files = list_inputs(documents)  # once: the fingerprint is that of the very files that are read
     folder = storage.join(cache, _fingerprint(files, documents, tokenizer, validation, fit.loop.seed))
