@@ -143,9 +143,9 @@ def good(number: int) -> str:
 
 
 BAD_JSON = {
-    "{broken": "not JSON; found Expecting property name",
-    "[" * 100_000: "not JSON; found RecursionError",
-    '{"uid": 1, "title": "\\ud800", "target_ind": []}': "not JSON; found UnicodeEncodeError",
+    "{broken": "invalid JSON; found Expecting property name",
+    "[" * 100_000: "invalid JSON; found RecursionError",
+    '{"uid": 1, "title": "\\ud800", "target_ind": []}': "invalid JSON; found UnicodeEncodeError",
     "null": "not a JSON object; found NoneType",
     '{"title": "a", "target_ind": [0]}': "uid does not fit; found None; expected a string or an integer",
     '{"uid": true, "target_ind": [0]}': "uid does not fit; found True",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from xmc_ray.data import documents
 from xmc_ray.data.documents import DocumentsConfig, Reject, Rules, text_digest
 
-COLUMNS = DocumentsConfig(uri="").columns(labelled=True)
+COLUMNS = Rules.of(DocumentsConfig(uri=""), labelled=True).columns
 
 # A line, and what is wrong with it: what can be counted, and the particulars.
 BAD_LINES: dict[str, tuple[str, str | None]] = {
@@ -115,7 +115,7 @@ def test_series_are_strings_and_read_only_if_asked_for() -> None:
         assert [(row["id"], row["series"]) for row in found] == [("1", "3"), ("2", "4")]
     [wrong] = rules.from_json(b'{"id": "1", "text": "t", "series": [1]}', "/f", 0).to_pylist()
     assert (wrong["reason"], wrong["detail"]) == ("series is not a string or an integer", "list")
-    problem = rules.problem({"id": pa.string(), "text": pa.string(), "labels": pa.list_(pa.string())})
+    problem = rules.problem("/f", {"id": pa.string(), "text": pa.string(), "labels": pa.list_(pa.string())})
     assert problem is not None and "no column 'series'" in str(problem)
     assert "set validation.series to the right column, or to null for none" in str(problem)
     assert "series" not in Rules.of(config, labelled=True).from_json(b'{"id": "1", "text": "t"}', "/f", 0).column_names

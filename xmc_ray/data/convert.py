@@ -11,7 +11,6 @@ not grow with the files. A line that does not fit is a DataError with file and l
 """
 
 import io
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from xmc_ray import storage
+from xmc_ray.data.documents import Reject, load_object
 from xmc_ray.data.labels import list_lengths, unique_in_rows
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.settings import PositiveInt, Settings
@@ -288,7 +288,9 @@ def _objects(chunk: _Chunk, keys: Sequence[str]) -> tuple[list[int], list[list[A
     for row, line in enumerate(chunk.lines.to_pylist()):
         if not line.strip():
             continue
-        value = _load(line, chunk.where(row))
+        value = load_object(line.encode())
+        if isinstance(value, Reject):
+            raise DataError(value.reason, where=chunk.where(row), found=value.detail)
         for key, column in zip(keys, columns, strict=True):
             if not _fits(key, value.get(key)):
                 found = repr(value.get(key))[:60]
@@ -296,18 +298,6 @@ def _objects(chunk: _Chunk, keys: Sequence[str]) -> tuple[list[int], list[list[A
             column.append(value.get(key))
         rows.append(row)
     return rows, columns
-
-
-def _load(line: str, where: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-        if "\\ud" in line.lower():
-            json.dumps(value, ensure_ascii=False).encode()  # fails on half a surrogate pair, which JSON lets pass
-    except (ValueError, RecursionError) as error:
-        raise DataError("not JSON", where=where, found=getattr(error, "msg", type(error).__name__)) from None
-    if not isinstance(value, dict):
-        raise DataError("not a JSON object", where=where, found=type(value).__name__)
-    return value
 
 
 def _fits(key: str, value: Any) -> bool:

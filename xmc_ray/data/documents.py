@@ -22,24 +22,13 @@ from xmc_ray.data.labels import unique_in_rows
 from xmc_ray.errors import DataError
 from xmc_ray.settings import Bounds, PositiveInt, Settings
 
-_NULL, _STRINGS = pa.scalar(None, pa.string()), pa.list_(pa.string())
-
-
-_TYPES = {"id": pa.string(), "text": pa.string(), "series": pa.string(), "labels": _STRINGS}
-
-
-_NUMBERS = ("id", "series")  # strings, in files integers as well
-
-
-_NULLABLE = {"id": "ids made of file and row", "series": "none"}
-
-
-_EXPECTED = {"text": "a string", "labels": "a list of strings"} | dict.fromkeys(_NUMBERS, "a string or an integer")
-
-
 Columns = Sequence[tuple[str, str]]  # (setting of DocumentsConfig, or ``series``; column that it names)
 
-
+_NULL = pa.scalar(None, pa.string())
+_TYPES = {"id": pa.string(), "text": pa.string(), "series": pa.string(), "labels": pa.list_(pa.string())}
+_NUMBERS = ("id", "series")  # strings, in files integers as well
+_NULLABLE = {"id": "ids made of file and row", "series": "none"}
+_EXPECTED = {"text": "a string", "labels": "a list of strings"} | dict.fromkeys(_NUMBERS, "a string or an integer")
 _TOO_LONG = "text is too long"
 
 
@@ -69,13 +58,6 @@ class DocumentsConfig(Settings):
     """Column of the labels, a list of strings per document; read only where labels are needed."""
     max_bytes: PositiveInt = 1 << 20
     """Maximum length of a text in bytes of UTF-8; longer ones are taken for errors in the file and rejected."""
-
-    def columns(self, *, labelled: bool, series: str | None = None) -> Columns:
-        """(setting, column that it names) of each column to read: the id, the texts and, if asked for, series and labels."""
-        ids = [("id", self.id)] if self.id else []
-        of_series = [("series", series)] if series else []
-        labels = [("labels", self.labels)] if labelled else []
-        return [*ids, *(("text", name) for name in self.text), *of_series, *labels]
 
 
 def text_digest(texts: pa.Array) -> pa.Array:
@@ -115,7 +97,9 @@ class Rules:
     @classmethod
     def of(cls, config: DocumentsConfig, *, labelled: bool, series: str | None = None) -> "Rules":
         """The rules that a config sets, with labels or without, and with a column of the series or without."""
-        columns = config.columns(labelled=labelled, series=series)
+        wanted = [("id", config.id), *(("text", name) for name in config.text), ("series", series)]
+        wanted += [("labels", config.labels)] if labelled else []
+        columns = [(setting, name) for setting, name in wanted if name is not None]
         return cls(columns, config.separator, config.max_bytes, storage.absolute(config.uri))
 
     @property
@@ -123,11 +107,11 @@ class Rules:
         """The columns to read, each once."""
         return [*dict.fromkeys(name for _, name in self.columns)]
 
-    def problem(self, found: Mapping[str, pa.DataType | None]) -> DataError | None:
+    def problem(self, file: str, found: Mapping[str, pa.DataType | None]) -> DataError | None:
         """What is wrong with the columns of a file; ``found`` has their types, None where each row has its own."""
         for setting, name in self.columns:
             section = "validation" if setting == "series" else "documents"
-            hints = {"expected": _EXPECTED[setting], "way_out": f"set {section}.{setting} to the right column"}
+            hints = {"where": file, "expected": _EXPECTED[setting], "way_out": f"set {section}.{setting} to the right column"}
             if setting in _NULLABLE:
                 hints["way_out"] += f", or to null for {_NULLABLE[setting]}"
             if name not in found:

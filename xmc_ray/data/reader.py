@@ -85,29 +85,25 @@ def list_inputs(config: DocumentsConfig) -> list[FileInfo]:
     raise DataError("documents of unknown or different kinds", where=config.uri, found=found, expected=expected)
 
 
-def check_columns(files: list[FileInfo], config: DocumentsConfig, *, labelled: bool, series: str | None = None) -> None:
+def check_columns(files: list[FileInfo], rules: Rules) -> None:
     """DataError unless one of the first files that have rows has the columns that are asked for.
 
     So a wrong setting is reported before anything runs, while one odd file among many passes.
     """
-    rules, first = Rules.of(config, labelled=labelled, series=series), None
+    first: DataError | None = None
     for number, file in enumerate(files):
         if number >= _SAMPLED_FILES and first is not None:
             break
         try:
             found = columns(file)
-            problem = rules.problem(found) if found else None
+            problem = rules.problem(file.uri, found) if found else None
+            if found and problem is None:
+                return
         except (OSError, pa.ArrowException) as error:
-            found, problem = {}, DataError("cannot be read", found=error)
-        if found and problem is None:
-            return
-        if problem is not None and first is None:
-            first = DataError(
-                problem.what, where=file.uri, found=problem.found, expected=problem.expected, way_out=problem.way_out
-            )
-    raise first or DataError(
-        "no documents", where=config.uri, found=f"{len(files)} files without rows", expected="at least one row"
-    )
+            problem = DataError("cannot be read", where=file.uri, found=error)
+        first = first or problem
+    found_files = f"{len(files)} files without rows"
+    raise first or DataError("no documents", where=rules.root, found=found_files, expected="at least one row")
 
 
 def columns(file: FileInfo) -> dict[str, pa.DataType | None]:
@@ -223,7 +219,7 @@ def read_rows(config: DocumentsConfig, *, labelled: bool) -> Iterator[pa.Table]:
     DataError as in `list_inputs` and `check_columns`, and for a file that cannot be read.
     """
     files, rules = list_inputs(config), Rules.of(config, labelled=labelled)
-    check_columns(files, config, labelled=labelled)
+    check_columns(files, rules)
     for file in files:
         for chunk in read_file(Segment(file), rules):
             if chunk.reject is not None:
@@ -237,7 +233,7 @@ def _parquet(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:
     with filesystem.open_input_file(path) as stream:
         file = pq.ParquetFile(stream, pre_buffer=True)
         schema, total = file.schema_arrow, file.metadata.num_rows
-        problem = rules.problem(dict(zip(schema.names, schema.types, strict=True)))
+        problem = rules.problem(left.file.uri, dict(zip(schema.names, schema.types, strict=True)))
         stop = min(total, left.start + left.rows)
         if problem is not None:
             yield _lost(left, stop - left.start, Reject(problem.what, f"found {problem.found}"), rules)._replace(end=stop)

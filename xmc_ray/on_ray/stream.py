@@ -29,11 +29,11 @@ def read_documents(
     file that cannot be read.
     """
     files = list_inputs(config) if files is None else files
-    check_columns(files, config, labelled=labelled, series=series)
-    read = _Read(Rules.of(config, labelled=labelled, series=series))
+    rules = Rules.of(config, labelled=labelled, series=series)
+    check_columns(files, rules)
     tasks = file_segments(files)
     blocks = [tasks.slice(row, 1) for row in range(len(tasks))]
-    return ray.data.from_arrow(blocks).map_batches(read.__call__, batch_format="pyarrow", batch_size=None)
+    return ray.data.from_arrow(blocks).map_batches(_Read(rules).__call__, batch_format="pyarrow", batch_size=None)
 
 
 class _Read:

@@ -109,7 +109,7 @@ def tag(config: TagConfig, runner: Runner | None = None) -> str:
     }
     if Night.open(folder, identity, config.overwrite) is None:
         return _nothing_to_do(folder)
-    check_columns(files, config.documents, labelled=False)
+    check_columns(files, Rules.of(config.documents, labelled=False))
     with held(folder) as lease, own_errors():
         night = Night.open(folder, identity, config.overwrite)  # once more: another job may just have finished here
         if night is None:
