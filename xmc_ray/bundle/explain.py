@@ -1,16 +1,13 @@
 """Why a label: which words contributed to it, how it ranked among the groups, and which labelled documents are nearest.
 
-What a word contributes is found by erasure, leaving it out everywhere in the text:
+A word's contribution, in nats, is found by leaving it out everywhere in the text:
 
     contribution = log-odds of the label's score - log-odds without the word
 
-in nats: the weight of evidence of Robnik-Sikonja and Kononenko (2008), by erasure as in Li et al. (2016, arXiv 1612.08220).
-It needs nothing of a model but scores, so it is the same for a transformer, the lexical branch and both; gradient x input
-would not see pairs of words, which the branch hashes. Its limit: of two words with the same meaning, neither is missed.
-
-A word is a run of characters without white space, without the punctuation around it, in any case. Its tokens are taken out of
-the token list: what truncation has cut off from a long text stays cut off. For several models, contributions and scores are
-means.
+This is the weight of evidence of Robnik-Sikonja and Kononenko (2008), by erasure as in Li et al. (2016, arXiv 1612.08220). It
+needs only scores, so it also sees the lexical branch's pairs of words, unlike gradient x input. Its limit: of two words with
+the same meaning, neither is missed. A word is a run of characters without white space, without the punctuation around it, in
+any case. Its tokens are taken out of the token list, so what truncation has cut off stays cut off.
 
 Letters: B documents, C characters, F features, G groups, M places in a group, T tokens, V variants of the text, W words and
 two rows besides.
@@ -19,11 +16,10 @@ two rows besides.
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -179,7 +175,7 @@ def explain(
     Raises ConfigError for an unknown label, with suggestions.
     """
     label_id = ensemble.labels.find(label)
-    forms, word_C = words_of(text)
+    forms, times, word_C = words_of(text)
     paths, odds, is_read, queries = [], [], [], []
     for bundle in ensemble.bundles:
         variants, variant_W = without_each_word(bundle, text, word_C, len(forms))
@@ -191,10 +187,10 @@ def explain(
         queries.append(features_VF[0])
     odds_W = torch.stack(odds).mean(0)
     disabled = bool(odds_W[0].isneginf())
-    counts = np.bincount(word_C[starts(word_C)], minlength=len(forms)).tolist() if forms else []
-    columns = forms, counts, (odds_W[0] - odds_W[1:-1]).tolist(), np.any(is_read, axis=0)
+    columns = forms, times, (odds_W[0] - odds_W[1:-1]).tolist(), np.any(is_read, axis=0)
     words = tuple(Word(form, count, value if read else None) for form, count, value, read in zip(*columns, strict=True))
-    explanation = Explanation(
+    query_F = _joint_features(queries)
+    return Explanation(
         text=text,
         label=label,
         name=ensemble.labels.names[label_id].as_py(),
@@ -206,35 +202,30 @@ def explain(
         words=() if disabled else words,
         paths=tuple(paths),
         notes=tuple(_notes(paths, words, disabled)),
+        neighbours=_nearest(ensemble, query_F, label, config, documents or (), nearest),
     )
-    if documents is None:
-        return explanation
-    return replace(explanation, neighbours=_nearest(ensemble, _joint_features(queries), label, config, documents, nearest))
 
 
 # -- words ---------------------------------------------------------------------------------------------------------------
 
 
-def words_of(text: str) -> tuple[list[str], IntArray]:
-    """The distinct words, in order of first occurrence, and the word of each character (int64[C]), -1 between words."""
-    word_C, numbers, forms = np.full(len(text), -1, np.int64), dict[str, int](), list[str]()
+def words_of(text: str) -> tuple[list[str], list[int], IntArray]:
+    """The distinct words as they occur first, how often each occurs, and the word of each character (int64[C]), -1 between."""
+    word_C, numbers, forms, times = np.full(len(text), -1, np.int64), dict[str, int](), list[str](), list[int]()
     for match in re.finditer(r"\S+", text):
         form = bare(match.group())
         number = numbers.setdefault(form.casefold(), len(numbers))
         if number == len(forms):
             forms.append(form)
+            times.append(0)
+        times[number] += 1
         word_C[slice(*match.span())] = number
-    return forms, word_C
+    return forms, times, word_C
 
 
 def bare(form: str) -> str:
     """A word without the punctuation around it, unless it is nothing else."""
     return form.strip(_PUNCTUATION) or form
-
-
-def starts(word_C: IntArray) -> npt.NDArray[np.bool_]:
-    """bool[C]: where words start; there is a character between any two."""
-    return (word_C >= 0) & (np.concatenate([[-1], word_C[:-1]]) < 0)
 
 
 def without_each_word(bundle: Bundle, text: str, word_C: IntArray, n_words: int) -> tuple[pa.ListArray, IntArray]:
@@ -301,17 +292,14 @@ def _chance(ensemble: Ensemble, paths: Sequence[Path]) -> float | None:
 def _notes(paths: Sequence[Path], words: Sequence[Word], disabled: bool) -> list[str]:
     unread = sum(word.contribution is None for word in words)
     not_shortlisted = any(path.group_rank > path.shortlist for path in paths)
-    return [
-        note
-        for note, holds in {
-            "the label is deprecated: it is never predicted": disabled,
-            "the text has no words": not words,
-            f"{unread} words were cut off or have no token: the model has not read them": unread,
-            "recall does not shortlist the label's group: only exact scoring finds the label": not_shortlisted,
-            "the score is below 0.5": not disabled and np.mean([path.score for path in paths]) < 0.5,
-        }.items()
-        if holds
-    ]
+    notes = {
+        "the label is deprecated: it is never predicted": disabled,
+        "the text has no words": not words,
+        f"{unread} words were cut off or have no token: the model has not read them": unread,
+        "recall does not shortlist the label's group: only exact scoring finds the label": not_shortlisted,
+        "the score is below 0.5": not disabled and np.mean([path.score for path in paths]) < 0.5,
+    }
+    return [note for note, holds in notes.items() if holds]
 
 
 def _path_lines(path: Path, n_labels: int) -> list[str]:

@@ -26,13 +26,13 @@ from scipy import sparse
 from torch import Tensor
 
 from xmc_ray import storage
-from xmc_ray.bundle.folder import Bundle, load_bundle, save_bundle
+from xmc_ray.bundle.folder import Bundle, changes, check_place, load_bundle, save_bundle
 from xmc_ray.bundle.regression import Known, RowsConfig, Shortlisted, new_rows
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.groups import LabelGroups, balanced_groups, label_incidence, unit_rows
-from xmc_ray.data.labels import IntArray, LabelIndex, lists_from_rows, unique_in_rows
+from xmc_ray.data.labels import IntArray, LabelIndex, unique_in_rows
 from xmc_ray.data.reader import read_rows
-from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.errors import DataError
 from xmc_ray.model.lightxml import LightXML
 from xmc_ray.model.predict import PredictConfig, features
 from xmc_ray.settings import Settings
@@ -73,8 +73,7 @@ class Extension(NamedTuple):
 
 def extend_bundle(config: ExtendConfig) -> str:
     """Extend, save, and return the new bundle's fingerprint. Raises ConfigError if there is something at ``output``."""
-    if not storage.is_empty(config.output):
-        raise ConfigError("the place for the bundle is not empty", where=config.output, way_out="choose another or remove it")
+    check_place(config.output)
     bundle = load_bundle(config.bundle)
     names = None if config.label_names is None else storage.read_parquet(config.label_names)
     texts, lists = pa.array([], pa.string()), pa.array([], pa.list_(pa.string()))
@@ -83,8 +82,8 @@ def extend_bundle(config: ExtendConfig) -> str:
         texts, lists = (table[name].combine_chunks() for name in ("text", "labels"))
     extended = extend(bundle, texts, lists, names, config.deprecate, config.rows, PredictConfig())
     fingerprint = save_bundle(extended, config.output)
-    changes = ", ".join(f"{count:,} {what}" for what, count in extended.metrics["extension"].items() if isinstance(count, int))
-    print(f"{changes}, of {len(extended.labels):,} labels in all\nbundle {fingerprint}: {config.output}")
+    print(f"{changes(extended.metrics['extension'])}, of {len(extended.labels):,} labels in all")
+    print(f"bundle {fingerprint}: {config.output}")
     return fingerprint
 
 
@@ -137,14 +136,10 @@ def _with_new(old: LabelIndex, lists: pa.ListArray, names: pa.Table | None) -> L
 
     The number of documents is that of training or of ``lists``, whichever is larger.
     """
-    lists = unique_in_rows(lists)
-    values, rows = pc.list_flatten(lists), pc.list_parent_indices(lists).to_numpy()
-    is_new = pc.invert(pc.is_in(values, value_set=old.labels))
-    fresh, counts = pa.array([], pa.string()), np.empty(0, np.int64)
-    if pc.any(is_new).as_py():
-        kept = lists_from_rows(rows[is_new.to_numpy(zero_copy_only=False)], values.filter(is_new), len(lists))
-        index = LabelIndex.count([kept])
-        fresh, counts = index.labels, index.counts
+    values = pc.list_flatten(unique_in_rows(lists)).cast(pa.string())
+    new = pa.table({"label": values.filter(pc.invert(pc.is_in(values, value_set=old.labels)))})
+    new = new.group_by("label").aggregate([([], "count_all")]).sort_by([("count_all", "descending"), ("label", "ascending")])
+    fresh, counts = new["label"].combine_chunks(), new["count_all"].to_numpy()
     if names is not None:
         old = replace(old, names=pc.coalesce(old.names, old.with_names(names).names))
         named = pc.drop_null(names["label"].combine_chunks().cast(pa.string())).unique()

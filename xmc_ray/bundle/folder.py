@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.torch
 import torch
+from jinja2 import Environment, PackageLoader
 
 from xmc_ray import storage
 from xmc_ray.data.groups import LabelGroups
@@ -65,8 +66,7 @@ class Bundle:
 
 def save_bundle(bundle: Bundle, uri: str) -> str:
     """Write a bundle, its marker last, and return its fingerprint. Raises ConfigError if there is something at ``uri``."""
-    if not storage.is_empty(uri):
-        raise ConfigError("the place for the bundle is not empty", where=uri, way_out="choose another place or remove it")
+    check_place(uri)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         _write_parts(bundle, folder)
@@ -82,6 +82,17 @@ def save_bundle(bundle: Bundle, uri: str) -> str:
         folders.upload(folder, uri, last=MARKER)
     bundle.fingerprint = str(settings["fingerprint"])
     return bundle.fingerprint
+
+
+def check_place(uri: str) -> None:
+    """Raises ConfigError if there is something at ``uri``, where a bundle is to be written."""
+    if not storage.is_empty(uri):
+        raise ConfigError("the place for the bundle is not empty", where=uri, way_out="choose another place or remove it")
+
+
+def changes(extension: dict[str, Any]) -> str:
+    """What ``metrics["extension"]`` counts, in words."""
+    return ", ".join(f"{count:,} {what}" for what, count in extension.items() if isinstance(count, int))
 
 
 def load_bundle(uri: str) -> Bundle:
@@ -151,7 +162,8 @@ def read_settings(uri: str) -> dict[str, Any]:
 
 
 def _write_parts(bundle: Bundle, folder: Path) -> None:
-    safetensors.torch.save_file(_tensors(bundle.model.state_dict()), folder / "model.safetensors")
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.model.state_dict().items()}
+    safetensors.torch.save_file(state, folder / "model.safetensors")
     if bundle.model.encoder is not None:
         bundle.model.encoder.transformer.config.save_pretrained(folder / "encoder")
     bundle.tokenizer.save(folder)
@@ -197,54 +209,14 @@ def _check_files(uri: str, files: dict[str, dict[str, Any]]) -> None:
             )
 
 
-def _tensors(state: dict[str, Any]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-
-
 def _card(bundle: Bundle) -> str:
-    stage = "flat (recall scores the labels themselves)" if bundle.groups.flat else f"{len(bundle.groups):,} label groups"
-    figures = "\n".join(_figures(bundle.metrics))
-    return f"""# A LightXML model
-
-Tags text with the right few of {len(bundle.labels):,} labels; {stage}.
-
-{_reading(bundle)}
-- weights: {sum(parameter.numel() for parameter in bundle.model.parameters()):,} parameters
-{figures}
-
-```python
-from xmc_ray import XMCClassifier
-XMCClassifier.load("this/folder").predict(["some text"], k=5)
-```
-
-`run.toml` holds the settings of its training, `metrics.json` its metrics in validation, before any extension.
-"""
-
-
-def _figures(metrics: dict[str, Any]) -> list[str]:
-    """Lines of a list; metrics from before an extension, which are those of another model, are a nested list."""
-    lines = [f"- {name}: {value}" for name, value in metrics.items() if not isinstance(value, dict)]
-    extension = metrics.get("extension", {})
-    before = _figures(extension["before"]) if "before" in extension else []
-    if before:
-        changes = ", ".join(f"{count:,} {what}" for what, count in extension.items() if isinstance(count, int))
-        lines += [f"- before the extension ({changes}):", *(f"    {line}" for line in before)]
-    return lines
-
-
-def _reading(bundle: Bundle) -> str:
-    """Encoder and lexical branch, as lines of a list."""
-    encoder, lexical, longest = bundle.model.encoder, bundle.model.lexical, bundle.tokenizer.max_tokens
-    lines = []
-    if encoder is not None:
-        settings, tokens = encoder.transformer.config, min(encoder.max_tokens or longest, longest)
-        lines.append(
-            f"- encoder: {settings.model_type}, {settings.num_hidden_layers} layers, width {settings.hidden_size}, at most "
-            f"{tokens} tokens, last {encoder.feature_layers} hidden states, pooling `{encoder.pooling}`"
-        )
-    if lexical is not None:
-        columns, vectors = len(lexical.weight_F), lexical.vectors.num_embeddings
-        lines.append(
-            f"- lexical branch: width {lexical.width}, {columns:,} columns, {vectors:,} vectors, at most {longest} tokens"
-        )
-    return "\n".join(lines)
+    loader = PackageLoader("xmc_ray.bundle")
+    environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    return environment.get_template("card.md.j2").render(
+        bundle=bundle,
+        encoder=bundle.model.encoder,
+        lexical=bundle.model.lexical,
+        longest=bundle.tokenizer.max_tokens,
+        weights=sum(parameter.numel() for parameter in bundle.model.parameters()),
+        changes=changes,
+    )
