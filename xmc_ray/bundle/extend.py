@@ -33,6 +33,7 @@ from xmc_ray.data.groups import LabelGroups, balanced_groups, label_incidence, u
 from xmc_ray.data.labels import IntArray, LabelIndex, unique_in_rows
 from xmc_ray.data.reader import read_rows
 from xmc_ray.errors import DataError
+from xmc_ray.metrics.at_k import band_rows
 from xmc_ray.model.lightxml import LightXML
 from xmc_ray.model.predict import PredictConfig, features
 from xmc_ray.settings import Settings
@@ -123,7 +124,9 @@ def extend(
     counts = {"labels from documents": int((labels.counts[n_old:] > 0).sum()), "deprecated": len(deprecated)}
     counts["labels from names alone"] = n_new - counts["labels from documents"]
     metrics = {"extension": {"of": bundle.fingerprint, **counts, "before": bundle.metrics}}
-    calibration = None if bundle.calibration is None else bundle.calibration.over(labels.counts)
+    calibration = bundle.calibration
+    if calibration is not None:
+        calibration = replace(calibration, band_L=band_rows(labels.counts))
     grown = replace(bundle, model=model, labels=labels, groups=groups, calibration=calibration)
     return replace(grown, metrics=metrics, fingerprint="")
 

@@ -14,7 +14,7 @@ Letters: D documents, k predictions of each, N held-out predictions, L labels, R
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -58,10 +58,6 @@ class Calibration:
         """From predictions padded with label -1; ``counts_L``: training documents of each label."""
         real_Dk = labels_Dk >= 0
         return cls(labels_Dk[real_Dk], scores_Dk[real_Dk], hit_Dk[real_Dk], band_rows(counts_L))
-
-    def over(self, counts_L: IntArray) -> "Calibration":
-        """The same predictions for an extended label index; new labels get the thresholds of their band."""
-        return replace(self, band_L=band_rows(counts_L))
 
     def __len__(self) -> int:
         return len(self.label_N)

@@ -1,7 +1,7 @@
 """What predictions for held-out documents show: metrics, reliability of scores, confused labels, examples.
 
 Documents come in chunks, of which only sums, counts and a few examples are kept: memory grows with the distinct pairs of
-confused labels alone, 16 bytes each. Examples are drawn with one stream of random numbers, so the chunks do not matter.
+confused labels alone, 24 bytes each. Examples are drawn with one stream of random numbers, so the chunks do not matter.
 
 Letters: D documents of a chunk, k tags, L labels, P true (document, label) pairs, W bins of scores.
 """
@@ -24,14 +24,15 @@ EXAMPLES = 20  # of each kind
 
 
 class Confusion(NamedTuple):
-    """A label that was predicted and wrong and one that was true and missed, by their ids, in the same documents."""
+    """A label that was predicted and wrong and one that was true and missed, by their ids.
+
+    ``documents``: how many have both; ``support``: how many have the missed label.
+    """
 
     predicted: int
     missed: int
     documents: int
-    """Documents with both."""
     support: int
-    """Documents with the missed label."""
 
 
 class Example(NamedTuple):
@@ -50,7 +51,7 @@ class Findings:
         self.documents = 0
         self.truth_L = np.zeros(len(labels), np.int64)
         self.reliability: dict[str, Reliability] = {}
-        self._pairs, self._counts = np.empty(0, np.int64), np.empty(0, np.int64)
+        self._pairs = pa.table({name: pa.array([], pa.int64()) for name in ("predicted", "missed", "documents")})
         self._random = np.random.default_rng(seed)
         self._drawn: dict[bool, pa.Table] = {}
 
@@ -68,28 +69,23 @@ class Findings:
         self.truth_L += np.bincount(label_P, minlength=len(self.truth_L))
         for name, score_Dk in scores.items():
             self.reliability.setdefault(name, Reliability(TAGS)).update(score_Dk, label_Dk, hit_Dk)
-        self._count(mistaken(label_Dk, hit_Dk, document_P, label_P, len(self.truth_L)))
+        pairs = confused(label_Dk, hit_Dk, document_P, label_P)
+        pairs = pa.concat_tables([self._pairs, pairs.append_column("documents", pa.array(np.ones(len(pairs), np.int64)))])
+        pairs = pairs.group_by(["predicted", "missed"]).aggregate([("documents", "sum")])
+        self._pairs = pairs.rename_columns(self._pairs.column_names)
         *_, shown_Dk = scores.values()
         self._draw(tokens, truth, label_Dk, shown_Dk, hit_Dk[:, 0])
 
     def confusions(self, n: int) -> list[Confusion]:
         """The ``n`` most frequent pairs, the most frequent first, then by ids."""
-        best = np.lexsort((self._pairs, -self._counts))[:n]
-        predicted, missed = np.divmod(self._pairs[best], len(self.truth_L))
-        columns = [predicted, missed, self._counts[best], self.truth_L[missed]]
-        return [Confusion(*row) for row in np.stack(columns, axis=1).tolist()]
+        best = self._pairs.sort_by([("documents", "descending"), ("predicted", "ascending"), ("missed", "ascending")])[:n]
+        return [Confusion(**row, support=int(self.truth_L[row["missed"]])) for row in best.to_pylist()]
 
     def examples(self, *, right: bool) -> list[Example]:
         """At most ``EXAMPLES`` random documents whose best tag is right, or wrong."""
         rows = self._drawn[right].to_pylist() if right in self._drawn else []
         tags = [[(label, score) for label, score in zip(row["label"], row["score"], strict=True) if label >= 0] for row in rows]
         return [Example(row["tokens"], row["truth"], found) for row, found in zip(rows, tags, strict=True)]
-
-    def _count(self, pairs: IntArray) -> None:
-        keys, places = np.unique(np.concatenate([self._pairs, pairs]), return_inverse=True)
-        counts = np.bincount(places[len(self._pairs) :], minlength=len(keys))
-        counts[places[: len(self._pairs)]] += self._counts
-        self._pairs, self._counts = keys, counts
 
     def _draw(
         self, tokens: pa.ListArray, truth: pa.ListArray, label_Dk: IntArray, score_Dk: Scores, right_D: BoolArray
@@ -116,23 +112,16 @@ def _lists(rows: npt.NDArray[np.generic]) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
 
 
-def mistaken(label_Dk: IntArray, hit_Dk: BoolArray, document_P: IntArray, label_P: IntArray, n_labels: int) -> IntArray:
-    """int64: ``predicted * n_labels + missed`` for each pair of confused labels of a document.
+def confused(label_Dk: IntArray, hit_Dk: BoolArray, document_P: IntArray, label_P: IntArray) -> pa.Table:
+    """Columns ``predicted`` and ``missed``: each wrong tag of a document beside each of the true labels that it lacks.
 
     A document gets as many tags as it has true labels (k at most), so that every wrong tag takes the place of a missed one.
-    The true pairs, rising by document and each once, are ``document_P``, ``label_P``; ``hit_Dk`` says which tags are true.
+    The true pairs, each once, are ``document_P``, ``label_P``; ``hit_Dk`` says which tags are true.
     """
     true_D = np.bincount(document_P, minlength=len(label_Dk))
     given_Dk = (label_Dk >= 0) & (np.arange(label_Dk.shape[1]) < true_D[:, None])
-    found, places = np.nonzero(given_Dk & hit_Dk)
-    missed_P = ~np.isin(document_P * n_labels + label_P, found * n_labels + label_Dk[found, places])
-    n_missed_D = np.bincount(document_P[missed_P], minlength=len(label_Dk))
-    missed = label_P[missed_P]
-
-    # every wrong tag with each of its document's missed labels, which are consecutive
-    wrong, places = np.nonzero(given_Dk & ~hit_Dk)
-    repeats, first_D = n_missed_D[wrong], np.cumsum(n_missed_D) - n_missed_D
-    within = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-    beside = missed[np.repeat(first_D[wrong], repeats) + within]
-    pairs: IntArray = np.repeat(label_Dk[wrong, places], repeats) * n_labels + beside
-    return pairs
+    right_Dk, wrong_Dk = given_Dk & hit_Dk, given_Dk & ~hit_Dk
+    right = pa.table({"document": np.nonzero(right_Dk)[0], "missed": label_Dk[right_Dk]})
+    wrong = pa.table({"document": np.nonzero(wrong_Dk)[0], "predicted": label_Dk[wrong_Dk]})
+    missed = pa.table({"document": document_P, "missed": label_P}).join(right, ["document", "missed"], join_type="left anti")
+    return wrong.join(missed, "document", join_type="inner").select(["predicted", "missed"])

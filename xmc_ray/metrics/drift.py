@@ -54,31 +54,27 @@ class DriftConfig(Settings):
 
 @dataclass(frozen=True, eq=False)
 class Drift:
-    """A shift, and the labels that cause it."""
+    """A shift, and the labels that cause it.
+
+    ``total``: the PSI; None if there were too few tags, on either side, for even one label to have a bin of its own.
+    ``contribution_L``: what each label adds to it, 0 or more; 0 for a pooled label. ``expected_L``, ``actual_L``: the share of
+    each label among the tags to compare with and those in question. ``pooled_L``: which labels are pooled.
+    """
 
     total: float | None
-    """PSI; None if there were too few tags, on either side, for even one label to have a bin of its own."""
     contribution_L: FloatArray
-    """What each label adds to the total, 0 or more; 0 for a pooled label."""
     expected_L: FloatArray
-    """Share of each label among the tags to compare with."""
     actual_L: FloatArray
-    """Share of each label among the tags in question."""
     pooled_L: npt.NDArray[np.bool_]
-    """Which labels are pooled."""
 
 
 class Shift(NamedTuple):
-    """A label that has moved."""
+    """A label (its id) that has moved: its share of the tags before and now, and what that adds to the PSI."""
 
     label: int
-    """Its place in the counts."""
     expected: float
-    """Its share of the tags before."""
     actual: float
-    """Its share of the tags now."""
     contribution: float
-    """What it adds to the PSI."""
 
 
 def psi(expected_counts: IntArray, actual_counts: IntArray) -> Drift:
