@@ -7,8 +7,7 @@
         checkpoint.json                   counters, identity, and the size of every file; written last
 
 Each worker writes what it owns to its local disk while training waits, and uploads it in the background. The first worker
-writes the marker once the files of all are there: a folder without it, or with a file of another size, is not a checkpoint.
-Nothing is pickled, and a worker reads only the files that contain rows of its own.
+writes the marker once all files are there: a folder without it, or with a file of another size, is not a checkpoint.
 """
 
 import json
@@ -122,18 +121,19 @@ class Checkpoints:
         """Restore ``state`` from the newest complete checkpoint, if there is one, and remove incomplete ones."""
         exchange, device = state.model.exchange, next(state.model.parameters()).device
         saved = storage.patiently(find, self.place, warn)
-        steps = exchange.sum(torch.tensor([saved[0].step if saved else 0], device=device), "checkpoints")
-        if int(steps) != exchange.world * (saved[0].step if saved else 0):
+        newest = saved[0] if saved else None
+        (steps,) = exchange.counts(newest.step if newest else 0, device=device)
+        if len(set(steps)) > 1:
             raise ModelError("the workers see different checkpoints", where=self.place, way_out="use a storage that all share")
-        if saved:
-            saved[0].check(self.identity)
-            restore(state, saved[0])
+        if newest:
+            newest.check(self.identity)
+            restore(state, newest)
             self.saved_at = state.seconds
         if exchange.rank == 0:
             for step in set(_folders(self.place)) - {entry.step for entry in saved}:
                 storage.remove(storage.join(self.place, _name(step)))
         exchange.sum(torch.zeros(1, device=device), "checkpoints")  # a barrier: no worker saves before that is done
-        return saved[0] if saved else None
+        return newest
 
     def due(self, state: TrainState) -> bool:
         """Whether it is time to save; all workers agree, since they have the same counters."""
@@ -148,18 +148,17 @@ class Checkpoints:
         self.wait()
         exchange = state.model.exchange
         folder = tempfile.TemporaryDirectory(prefix="xmc_ray-checkpoint-")
-        save_file(_on_cpu(_rows(state)), Path(folder.name, _rows_file(exchange.rank, exchange.world)))
-        counters = {name: getattr(state, name) for name in _COUNTERS} | {"averaged": state.averager.count}
+        _save(_rows(state), folder.name, _rows_file(exchange.rank, exchange.world))
+        if exchange.rank == 0:
+            _save(_weights(state, of_rows=False) | state.optimizer.dense_state(), folder.name, DENSE)
         marker = {
             "xmc_ray_checkpoint": FORMAT,
             "workers": exchange.world,
-            "counters": counters,
+            "counters": {name: getattr(state, name) for name in _COUNTERS} | {"averaged": state.averager.count},
             "score": score,
             "metrics": dict(metrics or {}),
             "identity": self.identity,
         }
-        if exchange.rank == 0:
-            save_file(_on_cpu(_dense(state)), Path(folder.name, DENSE))
         self.saved_at = state.seconds
         self._copying = self._thread.submit(self._copy, folder, marker, exchange.rank)
 
@@ -208,7 +207,7 @@ def restore(state: TrainState, saved: Saved) -> None:
         state.averager.averaged = {name: torch.empty_like(p, dtype=torch.float32) for name, p in state.model.named_parameters()}
     with _fetched(storage.join(saved.uri, DENSE)) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-    _fill(_dense_weights(state), tensors, saved)
+    _fill(_weights(state, of_rows=False), tensors, saved)
     state.optimizer.load_dense_state({name: tensor for name, tensor in tensors.items() if name.startswith("optimizer.")})
     rows, own = _rows(state), state.model.recall.own
     for part in range(saved.workers):
@@ -235,27 +234,23 @@ def _fill(targets: dict[str, Tensor], tensors: dict[str, Tensor], saved: Saved) 
         target.copy_(tensors[name])
 
 
-def _dense(state: TrainState) -> dict[str, Tensor]:
-    return _dense_weights(state) | state.optimizer.dense_state()
-
-
-def _dense_weights(state: TrainState) -> dict[str, Tensor]:
-    return dict(_weights(state, lambda name: name.partition(".")[0] not in state.model.heads))
-
-
 def _rows(state: TrainState) -> dict[str, Tensor]:
     """The state that only this worker has: rows, lift, averages, accumulators; their first dimension is its own groups."""
-    accumulators = {f"optimizer.{name}": square for name, square in state.optimizer.rows.square.items()}
-    return dict(_weights(state, lambda name: name.partition(".")[0] in state.model.heads)) | accumulators
+    return _weights(state, of_rows=True) | {f"optimizer.{name}": part for name, part in state.optimizer.rows.square.items()}
 
 
-def _weights(state: TrainState, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
-    for prefix, tensors in (("model", state.model.state_dict()), ("averaged", state.averager.averaged)):
-        yield from ((f"{prefix}.{name}", tensor) for name, tensor in tensors.items() if wanted(name))
+def _weights(state: TrainState, of_rows: bool) -> dict[str, Tensor]:
+    """Weights and their averages: those of the rows that this worker owns, or those that all workers share."""
+    return {
+        f"{prefix}.{name}": tensor
+        for prefix, tensors in (("model", state.model.state_dict()), ("averaged", state.averager.averaged))
+        for name, tensor in tensors.items()
+        if (name.partition(".")[0] in state.model.heads) == of_rows
+    }
 
 
-def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _save(tensors: dict[str, Tensor], folder: str, name: str) -> None:
+    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, Path(folder, name))
 
 
 class _IncompleteError(Exception):
@@ -313,8 +308,7 @@ def _await_files(uri: str, names: set[str], seconds: float) -> dict[str, int]:
 @contextmanager
 def _fetched(uri: str) -> Iterator[Any]:
     """An open safetensors file at any address; its local copy is removed afterwards."""
-    copy = tempfile.TemporaryDirectory(prefix="xmc_ray-checkpoint-")
-    with copy as folder, safe_open(folders.local_copy(uri, folder), framework="pt") as file:
+    with tempfile.TemporaryDirectory() as folder, safe_open(folders.local_copy(uri, folder), framework="pt") as file:
         yield file
 
 

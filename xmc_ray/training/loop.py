@@ -160,7 +160,11 @@ def train(
             )
         state.optimizer.step(progress)
         state.step += 1
-        _add(state, shared)
+        state.documents += shared.documents
+        state.tokens += shared.tokens
+        state.padded_tokens += shared.padded_tokens
+        state.waiting += shared.waiting
+        state.seconds = shared.seconds
         state.averager.update(model, state.step, progress)
         # --------------------------------------------------------------------------------------------------------------
         paused = time.monotonic()
@@ -208,14 +212,6 @@ def _shared(exchange: Exchange, batch: Batch, waited: float, elapsed: float, dev
     if exchange.world > 1:
         own = exchange.sum(torch.tensor(own, dtype=torch.float64, device=device)).tolist()
     return _Shared(*map(int, own[:3]), *own[3:])
-
-
-def _add(state: TrainState, shared: _Shared) -> None:
-    state.documents += shared.documents
-    state.tokens += shared.tokens
-    state.padded_tokens += shared.padded_tokens
-    state.waiting += shared.waiting
-    state.seconds = shared.seconds
 
 
 def _without_sync(module: object, more_to_come: bool) -> AbstractContextManager[None]:
