@@ -8,6 +8,7 @@ The jobs on Ray call the same functions.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -67,14 +68,12 @@ class XMCClassifier:
         encoder is not found or the loss is not finite.
         """
         config = config or FitConfig()
-        if len(texts) != len(labels):
-            raise DataError("texts and labels differ in length", found=f"{len(texts)} texts, {len(labels)} label lists")
-        lists = pa.array([list(row) for row in labels], pa.list_(pa.string()))
+        column, lists = _columns(texts, labels)
         index = LabelIndex.count([lists])
         if names:
             index = index.with_names(pa.table({"label": list(names), "name": list(names.values())}))
         tokenizer = Tokenizer.load(config.encoder.name, config.text.max_tokens)
-        documents = pa.table({"tokens": tokenizer.encode(pa.array(texts, pa.string()))[0], "labels": index.encode(lists)})
+        documents = pa.table({"tokens": tokenizer.encode(column)[0], "labels": index.encode(lists)})
         documents = documents.filter(pa.array(list_lengths(documents["labels"].combine_chunks()) > 0))
         columns = [documents[name].combine_chunks() for name in ("tokens", "labels")]
         groups = group_labels(config.groups, [columns[0]], [columns[1]], len(index))
@@ -84,13 +83,8 @@ class XMCClassifier:
         weight_F = term_weights([columns[0]], config.lexical) if config.lexical.width else None
         model = build_model(config, tokenizer, index, groups, weight_F=weight_F, device=device or _best_device())
         state = TrainState.start(model, config.optim)
-        for step in train(
-            state,
-            model,
-            lambda first: share_of_batches(documents, plan, config.loop.epochs, first, model.exchange),
-            plan.steps,
-            config.loop,
-        ):
+        batches_from = partial(share_of_batches, documents, plan, config.loop.epochs, exchange=model.exchange)
+        for step in train(state, model, batches_from, plan.steps, config.loop):
             if on_step:
                 on_step(step)
         state.averager.keep(model.eval())
@@ -114,10 +108,7 @@ class XMCClassifier:
 
         Raises ConfigError for an unknown label; see `bundle.explain`.
         """
-        chunks = None
-        if documents is not None:
-            lists = pa.array([list(row) for row in documents[1]], pa.list_(pa.string()))
-            chunks = [(pa.array(documents[0], pa.string()), lists)]
+        chunks = None if documents is None else [_columns(*documents)]
         return explain(self.ensemble, text, label, self.prediction, chunks)
 
     def extend(
@@ -134,22 +125,19 @@ class XMCClassifier:
         This one is not changed. Labels in ``deprecate`` are never predicted again. Raises ConfigError for an ensemble and for
         an unknown deprecated label, DataError if nothing is new or the two lists differ in length.
         """
-        if len(texts) != len(labels):
-            raise DataError("texts and labels differ in length", found=f"{len(texts)} texts, {len(labels)} label lists")
-        lists = pa.array([list(row) for row in labels], pa.list_(pa.string()))
         table = None if names is None else pa.table({"label": list(names), "name": list(names.values())})
-        parts = pa.array(texts, pa.string()), lists, table
-        return XMCClassifier(
-            extend(self.bundle, *parts, deprecate=deprecate, config=rows, prediction=self.prediction), self.prediction
-        )
+        bundle = extend(self.bundle, *_columns(texts, labels), table, deprecate, rows, self.prediction)
+        return XMCClassifier(bundle, self.prediction)
 
     def evaluate(self, texts: Sequence[str], labels: Sequence[Sequence[str]]) -> dict[str, Any]:
-        """Metrics of the predictions for ``texts`` against their true ``labels``; see `at_k.Metrics.result`."""
-        index = self.ensemble.labels
-        truth = index.encode(pa.array([list(row) for row in labels], pa.list_(pa.string())))
+        """Metrics of the predictions for ``texts`` against their true ``labels``; see `at_k.Metrics.result`.
+
+        Raises DataError if the two lists differ in length.
+        """
+        index, (column, lists) = self.ensemble.labels, _columns(texts, labels)
         metrics = Metrics(index.counts, index.n_documents)
-        tokens = self.ensemble.encode(pa.array(texts, pa.string()))
-        metrics.update(self.ensemble.predict(tokens, max(metrics.ks), self.prediction)[1], truth)
+        _, ids = self.ensemble.predict(self.ensemble.encode(column), max(metrics.ks), self.prediction)
+        metrics.update(ids, index.encode(lists))
         return metrics.result()
 
     def calibrate(self, texts: Sequence[str], labels: Sequence[Sequence[str]]) -> "XMCClassifier":
@@ -159,10 +147,10 @@ class XMCClassifier:
         Documents without a label that the model knows are left out, as in evaluation. Raises ConfigError for an ensemble; its
         bundles are calibrated one by one.
         """
-        bundle = self.bundle
-        truth = bundle.labels.encode(pa.array([list(row) for row in labels], pa.list_(pa.string())))
+        bundle, (column, lists) = self.bundle, _columns(texts, labels)
+        truth = bundle.labels.encode(lists)
         labelled = pa.array(list_lengths(truth) > 0)
-        tokens, truth = bundle.tokenizer.encode(pa.array(texts, pa.string()).filter(labelled))[0], truth.filter(labelled)
+        tokens, truth = bundle.tokenizer.encode(column.filter(labelled))[0], truth.filter(labelled)
         scores, ids, hits = predictions_and_hits(bundle.model, tokens, truth, len(bundle.labels), self.prediction)
         bundle.calibration = Calibration.of(scores, ids, hits, bundle.labels.counts)
         return self
@@ -181,6 +169,13 @@ class XMCClassifier:
         Raises ModelError if one is not a bundle, is damaged, has another format, or has other labels than the first.
         """
         return cls(Ensemble.load(uri).to(device or _best_device()))
+
+
+def _columns(texts: Sequence[str], labels: Sequence[Sequence[str]]) -> tuple[pa.StringArray, pa.ListArray]:
+    """Documents as Arrow arrays; DataError if the two lists differ in length."""
+    if len(texts) != len(labels):
+        raise DataError("texts and labels differ in length", found=f"{len(texts)} texts, {len(labels)} label lists")
+    return pa.array(texts, pa.string()), pa.array([list(row) for row in labels], pa.list_(pa.string()))
 
 
 def _best_device() -> str:

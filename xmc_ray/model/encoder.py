@@ -108,20 +108,18 @@ def check_encoder(config: EncoderConfig, max_tokens: int | None = None) -> Any:
     if config.layers == 0:
         return None
     settings = _load_settings(config.name)
-    depth = settings.num_hidden_layers
     if config.layers is not None:
-        if not 0 <= config.layers <= depth:
-            raise _out_of_range("encoder.layers", config.layers, 0, depth)
-        settings.num_hidden_layers = depth = config.layers
+        _check_range("encoder.layers", config.layers, 0, settings.num_hidden_layers)
+        settings.num_hidden_layers = config.layers
         if getattr(settings, "layer_types", None):
-            settings.layer_types = settings.layer_types[:depth]
-    if not 1 <= config.feature_layers <= depth + 1:
-        raise _out_of_range("encoder.feature_layers (layers and embeddings)", config.feature_layers, 1, depth + 1)
-    if not 0 <= config.freeze <= depth:
-        raise _out_of_range("encoder.freeze", config.freeze, 0, depth)
+            settings.layer_types = settings.layer_types[: config.layers]
+    depth = settings.num_hidden_layers
+    _check_range("encoder.feature_layers (layers and embeddings)", config.feature_layers, 1, depth + 1)
+    _check_range("encoder.freeze", config.freeze, 0, depth)
     limit, read = getattr(settings, "max_position_embeddings", None), config.max_tokens or max_tokens
-    if read is not None and limit is not None and min(read, max_tokens or read) > limit:
-        raise _out_of_range("encoder.max_tokens" if config.max_tokens else "text.max_tokens", read, 3, limit)
+    if read is not None and limit is not None:
+        setting, least = ("encoder.max_tokens", 1) if config.max_tokens else ("text.max_tokens", 3)
+        _check_range(setting, min(read, max_tokens or read), least, limit)
     return settings
 
 
@@ -158,8 +156,9 @@ def _load_settings(name: str) -> Any:
         raise _not_found(name, error) from error
 
 
-def _out_of_range(setting: str, found: int, least: int, most: int) -> ConfigError:
-    return ConfigError(f"{setting} is out of range", found=found, expected=f"{least} to {most}")
+def _check_range(setting: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise ConfigError(f"{setting} is out of range", found=value, expected=f"{least} to {most}")
 
 
 def _load_pretrained(name: str, settings: Any) -> Any:
