@@ -6,7 +6,6 @@ Hidden state 0 is the output of the embedding layer, so an encoder cut to one la
 Letters: B documents, T tokens, F features = n x hidden width.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.utils import logging as transformers_logging
 
 from xmc_ray.errors import ConfigError, ModelError
+from xmc_ray.model.text import not_found
 from xmc_ray.settings import NonNegativeInt, PositiveInt, Settings, Share
 from xmc_ray.storage import folders
 
@@ -78,10 +78,9 @@ class TextEncoder(nn.Module):
         """Freeze the embeddings and the lowest ``layers`` layers; 0 freezes nothing."""
         if layers == 0:
             return
-        name, stack = _layer_stack(self.transformer)
-        trained = tuple(f"{name}.{index}." for index in range(layers, len(stack)))
-        for parameter_name, parameter in self.transformer.named_parameters():
-            if not parameter_name.startswith(trained):
+        highest = set(_layer_stack(self.transformer)[layers:].parameters())
+        for parameter in self.transformer.parameters():
+            if parameter not in highest:
                 parameter.requires_grad_(False)
 
     @torch.enable_grad()
@@ -153,7 +152,7 @@ def _load_settings(name: str) -> Any:
     try:
         return AutoConfig.from_pretrained(folders.loadable(name), trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise _not_found(name, error) from error
+        raise not_found("encoder", name, error) from error
 
 
 def _check_range(setting: str, value: int, least: int, most: int) -> None:
@@ -170,7 +169,7 @@ def _load_pretrained(name: str, settings: Any) -> Any:
             folders.loadable(name), config=settings, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError) as error:
-        raise _not_found(name, error) from error
+        raise not_found("encoder", name, error) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
         if has_bar:
@@ -185,21 +184,9 @@ def _from_settings(settings: Any) -> Any:
     return AutoModel.from_config(settings, trust_remote_code=False).float()
 
 
-def _layer_stack(transformer: nn.Module) -> tuple[str, nn.ModuleList]:
+def _layer_stack(transformer: nn.Module) -> nn.ModuleList:
     depth = transformer.config.num_hidden_layers  # type: ignore[union-attr]
-    for name, module in transformer.named_modules():
+    for module in transformer.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return name, module
+            return module
     raise ModelError("cannot find the encoder's layers", found=type(transformer).__name__, way_out="set encoder.freeze = 0")
-
-
-def _not_found(name: str, error: Exception) -> ModelError:
-    asks_the_hub = "://" not in name
-    offline = " (offline: HF_HUB_OFFLINE is set)" if asks_the_hub and os.environ.get("HF_HUB_OFFLINE") == "1" else ""
-    return ModelError(
-        "encoder not found",
-        where=name + offline,
-        found=str(error).strip().split("\n")[0],
-        expected="a hub name, or a folder, local or s3://, with config.json and model.safetensors",
-        way_out="set encoder.name",
-    )

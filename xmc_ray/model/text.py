@@ -7,6 +7,7 @@ Letters: B documents, T tokens.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,12 +57,7 @@ class Tokenizer:
         try:
             return cls(AutoTokenizer.from_pretrained(folders.loadable(str(name)), trust_remote_code=False), max_tokens)
         except (OSError, ValueError) as error:
-            raise ModelError(
-                "tokenizer not found",
-                where=name,
-                found=str(error).strip().split("\n")[0],
-                way_out="give a hub name, or a folder, local or s3://",
-            ) from error
+            raise not_found("tokenizer", str(name), error) from error
 
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.json`` and its accompanying files."""
@@ -95,6 +91,15 @@ class Tokenizer:
             # RoBERTa uses its first token so, but does not call it the summary token
             return "first" if ids and ids[0] == self.pretrained.bos_token_id else None
         return "first" if ids[0] == summary else "last"
+
+
+def not_found(what: str, name: str, error: Exception) -> ModelError:
+    """The error for an encoder or tokenizer ``name`` that transformers cannot load."""
+    asks_the_hub = "://" not in name
+    offline = " (offline: HF_HUB_OFFLINE is set)" if asks_the_hub and os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+    found = str(error).strip().split("\n")[0]
+    expected = "a hub name, or a folder, local or s3://, with config.json, tokenizer.json and model.safetensors"
+    return ModelError(f"{what} not found", where=name + offline, found=found, expected=expected, way_out="set encoder.name")
 
 
 @dataclass(frozen=True)
