@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from xmc_ray.command import parse, to_toml
 from xmc_ray.data.labels import LabelIndex
 from xmc_ray.metrics.at_k import Metrics
-from xmc_ray.on_ray.train.job import TrainConfig
+from xmc_ray.on_ray.train.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 HPO = ROOT / "examples" / "hpo"

@@ -4,7 +4,7 @@ python jobs/train.py --config my.toml [--section.setting value ...]        --hel
 """
 
 from xmc_ray.command import run
-from xmc_ray.on_ray.train.job import TrainConfig
+from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.job import run as train
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from checkout import ROOT
 
 from xmc_ray import command
 from xmc_ray.data.convert import ConvertConfig
-from xmc_ray.on_ray.train.job import TrainConfig
+from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.training.optim import OptimConfig
 
 FOLDER = ROOT / "jobs" / "configs"

@@ -14,7 +14,7 @@ from schemas import Document, accepts, check, documents, having, keys, misspelt
 from xmc_ray import command
 from xmc_ray.errors import ConfigError
 from xmc_ray.on_ray.tag.job import TagConfig
-from xmc_ray.on_ray.train.job import TrainConfig
+from xmc_ray.on_ray.train.config import TrainConfig
 
 FOLDER = ROOT / "cluster"
 README = (FOLDER / "README.md").read_text()

@@ -12,15 +12,18 @@ import torch
 from fruit import COLOURS, KINDS
 
 from xmc_ray.bundle.folder import load_bundle
+from xmc_ray.command import to_toml
+from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.data.labels import LabelIndex
 from xmc_ray.errors import ModelError
 from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.model.lightxml import ModelConfig
 from xmc_ray.model.text import Tokenizer
+from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.export import keep_best
 from xmc_ray.training.checkpoint import Checkpoints, CheckpointsConfig
-from xmc_ray.training.fit import FitConfig, build_model
+from xmc_ray.training.fit import build_model
 from xmc_ray.training.loop import TrainState
 
 LABELS = [["fruit", colour, kind] for colour in COLOURS for kind in KINDS]
@@ -51,14 +54,15 @@ def prepared(tiny_encoder: Path) -> Any:
 
 
 @pytest.fixture
-def fit(tiny_encoder: Path) -> FitConfig:
+def config(tiny_encoder: Path, tmp_path: Path) -> TrainConfig:
     encoder = EncoderConfig(name=str(tiny_encoder), layers=1, feature_layers=2, pooling="mean")
-    return FitConfig(encoder=encoder, model=ModelConfig(shortlist=3, bottleneck=16))
+    model = ModelConfig(shortlist=3, bottleneck=16)
+    return TrainConfig(documents=DocumentsConfig(uri="x"), output=str(tmp_path), encoder=encoder, model=model)
 
 
-def checkpoints(folder: Path, prepared: Any, fit: FitConfig, scores: list[float | None]) -> list[dict[str, torch.Tensor]]:
+def checkpoints(folder: Path, prepared: Any, config: TrainConfig, scores: list[float | None]) -> list[dict[str, torch.Tensor]]:
     """Checkpoints of steps 1, 2 and so on, with biases that tell them apart; their weights."""
-    state = TrainState.start(build_model(fit, prepared.tokenizer, prepared.labels, prepared.groups), fit.optim)
+    state = TrainState.start(build_model(config, prepared.tokenizer, prepared.labels, prepared.groups), config.optim)
     saving, weights = Checkpoints(str(folder), CheckpointsConfig(keep_last=9), {}), []
     for step, score in enumerate(scores, 1):
         state.step = step
@@ -72,12 +76,12 @@ def checkpoints(folder: Path, prepared: Any, fit: FitConfig, scores: list[float 
 
 @pytest.mark.parametrize(("scores", "kept"), [([0.2, 0.9, 0.5], 2), ([None, None, None], 3), ([0.9, 0.9, None], 2)])
 def test_the_best_is_kept_or_else_the_last(
-    scores: list[float | None], kept: int, prepared: Any, fit: FitConfig, tmp_path: Path
+    scores: list[float | None], kept: int, prepared: Any, config: TrainConfig, tmp_path: Path
 ) -> None:
-    weights = checkpoints(tmp_path / "checkpoints", prepared, fit, scores)
-    fingerprint = keep_best(fit, False, prepared, str(tmp_path / "checkpoints"), str(tmp_path / "bundle"), "seed = 1\n")
+    weights = checkpoints(tmp_path / "checkpoints", prepared, config, scores)
+    fingerprint = keep_best(config, prepared)
     bundle = load_bundle(str(tmp_path / "bundle"))
-    assert bundle.fingerprint == fingerprint and bundle.run_toml == "seed = 1\n"
+    assert bundle.fingerprint == fingerprint and bundle.run_toml == to_toml(config)
     for name, tensor in bundle.model.state_dict().items():
         assert torch.equal(tensor, weights[kept - 1][name]), name
     assert bundle.metrics["step"] == kept and bundle.metrics.get("P@1") == scores[kept - 1]
@@ -86,22 +90,22 @@ def test_the_best_is_kept_or_else_the_last(
     assert measured["documents"] == len(TEXTS) and measured["predictions"] == len(bundle.calibration) > 0
 
 
-def test_without_held_out_documents_there_is_no_calibration(prepared: Any, fit: FitConfig, tmp_path: Path) -> None:
-    checkpoints(tmp_path / "checkpoints", prepared, fit, [None])
+def test_without_held_out_documents_there_is_no_calibration(prepared: Any, config: TrainConfig, tmp_path: Path) -> None:
+    checkpoints(tmp_path / "checkpoints", prepared, config, [None])
     prepared.tokens = Tokens(None)
-    keep_best(fit, False, prepared, str(tmp_path / "checkpoints"), str(tmp_path / "bundle"), "")
+    keep_best(config, prepared)
     bundle = load_bundle(str(tmp_path / "bundle"))
     assert bundle.calibration is None and bundle.metrics["calibration"] == {"documents": 0, "predictions": 0}
 
 
-def test_an_unfinished_bundle_is_replaced(prepared: Any, fit: FitConfig, tmp_path: Path) -> None:
-    checkpoints(tmp_path / "checkpoints", prepared, fit, [0.5])
+def test_an_unfinished_bundle_is_replaced(prepared: Any, config: TrainConfig, tmp_path: Path) -> None:
+    checkpoints(tmp_path / "checkpoints", prepared, config, [0.5])
     (tmp_path / "bundle").mkdir()
     (tmp_path / "bundle" / "model.safetensors").write_bytes(b"half")
-    keep_best(fit, False, prepared, str(tmp_path / "checkpoints"), str(tmp_path / "bundle"), "")
+    keep_best(config, prepared)
     assert load_bundle(str(tmp_path / "bundle")).metrics["step"] == 1
 
 
-def test_no_checkpoint_at_all(prepared: Any, fit: FitConfig, tmp_path: Path) -> None:
+def test_no_checkpoint_at_all(prepared: Any, config: TrainConfig, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="training has left no checkpoint"):
-        keep_best(fit, False, prepared, str(tmp_path / "checkpoints"), str(tmp_path / "bundle"), "")
+        keep_best(config, prepared)

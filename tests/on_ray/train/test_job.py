@@ -8,7 +8,8 @@ import pytest
 from xmc_ray import command
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.errors import ConfigError
-from xmc_ray.on_ray.train.job import TrainConfig, WorkersConfig, _is_finished
+from xmc_ray.on_ray.train.config import TrainConfig, WorkersConfig
+from xmc_ray.on_ray.train.job import _is_finished
 from xmc_ray.training.checkpoint import CheckpointsConfig
 from xmc_ray.training.loop import LoopConfig
 

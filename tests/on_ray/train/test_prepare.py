@@ -11,15 +11,15 @@ import pytest
 
 from xmc_ray import command
 from xmc_ray.data.token_cache import Split
-from xmc_ray.on_ray.train import job, prepare
+from xmc_ray.on_ray.train import prepare
+from xmc_ray.on_ray.train.config import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def prepared(fruit: Path, encoder: Path, cache: Path, *further: str) -> prepare.Prepared:
-    settings = [f"--encoder.name={encoder}", f"--documents.uri={fruit}/train.parquet", "--output=unused", *further]
-    config = command.parse(job.TrainConfig, settings)
-    return prepare.prepare(config.documents, None, config, config.validation, str(cache))
+    settings = [f"--encoder.name={encoder}", f"--documents.uri={fruit}/train.parquet", "--output=unused", f"--cache={cache}"]
+    return prepare.prepare(command.parse(TrainConfig, [*settings, *further]))
 
 
 def test_tokens_are_made_once_and_never_taken_for_others(

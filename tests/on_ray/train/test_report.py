@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from pages import Page
 
+from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.on_ray.train import report
+from xmc_ray.on_ray.train.config import TrainConfig
 
 
 def test_a_run_folder_has_its_report(trained: Path) -> None:
@@ -27,7 +29,7 @@ def test_a_run_folder_has_its_report(trained: Path) -> None:
 
 
 def test_a_report_that_cannot_be_made_is_a_warning(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    machine = report.Machine(cpus=1, gpu=False, threads=1)
-    assert not report.write_report(str(tmp_path), report.ReportConfig(), machine, None, None, {})  # type: ignore[arg-type]
+    config = TrainConfig(documents=DocumentsConfig(uri="x"), output=str(tmp_path))
+    report.write_report(config, None)  # type: ignore[arg-type]
     assert f"warning: no {tmp_path}/report.html: " in capfd.readouterr().out
     assert not list(tmp_path.iterdir())

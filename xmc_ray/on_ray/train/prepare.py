@@ -14,18 +14,16 @@ import pyarrow.compute as pc
 import ray.data
 
 from xmc_ray import storage
-from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.groups import GroupsConfig, LabelGroups, group_labels
-from xmc_ray.data.labels import LabelIndex
+from xmc_ray.data.labels import LabelIndex, list_lengths
 from xmc_ray.data.reader import list_inputs
-from xmc_ray.data.split import ValidationConfig
 from xmc_ray.data.token_cache import FORMAT, MARKER, Split, TokenCache, write_tokens
 from xmc_ray.model.lexical import LexicalConfig, term_weights
 from xmc_ray.model.text import Tokenizer
 from xmc_ray.on_ray.session import arrow_batches
 from xmc_ray.on_ray.stream import read_documents, tokenise
+from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.storage.files import FileInfo
-from xmc_ray.training.fit import FitConfig
 
 
 @dataclass
@@ -44,60 +42,51 @@ class Prepared:
         return self.tokens.counts
 
 
-def prepare(
-    documents: DocumentsConfig, label_names: str | None, fit: FitConfig, validation: ValidationConfig, cache: str
-) -> Prepared:
+def prepare(config: TrainConfig) -> Prepared:
     """Tokenise the documents, unless they are cached; count and group their labels.
 
-    A folder below ``cache`` is named by a fingerprint of the files (size and version), columns, tokenizer, length and held-out
+    A folder of the cache is named by a fingerprint of the files (size and version), columns, tokenizer, length and held-out
     share, so a stale one is never read. Labels and their counts are those of all documents, held out or not; groups see only
     training documents. Raises DataError when none is left to train on.
     """
-    names = storage.read_parquet(label_names) if label_names else None
-    tokenizer = Tokenizer.load(fit.encoder.name, fit.text.max_tokens)
-    files = list_inputs(documents)  # once: the fingerprint is that of the very files that are read
-    folder = storage.join(cache, _fingerprint(files, documents, tokenizer, validation, fit.loop.seed))
+    names = storage.read_parquet(config.label_names) if config.label_names else None
+    tokenizer = Tokenizer.load(config.encoder.name, config.text.max_tokens)
+    files = list_inputs(config.documents)  # once: the fingerprint is that of the very files that are read
+    cache = config.cache or storage.join(config.output, "tokens")
+    folder = storage.join(cache, _fingerprint(config, files, tokenizer))
     if not storage.exists(storage.join(folder, MARKER)):
-        _tokenise_all(files, documents, tokenizer, validation, fit.loop.seed, folder)
+        _tokenise_all(config, files, tokenizer, folder)
     tokens = TokenCache.open(folder)
     labels = tokens.labels if names is None else tokens.labels.with_names(names)
-    return Prepared(tokens, tokenizer, labels, _groups(tokens, fit.groups), _term_weights(tokens, fit.lexical))
+    return Prepared(tokens, tokenizer, labels, _groups(tokens, config.groups), _term_weights(tokens, config.lexical))
 
 
-def _fingerprint(
-    files: list[FileInfo], documents: DocumentsConfig, tokenizer: Tokenizer, validation: ValidationConfig, seed: int
-) -> str:
+def _fingerprint(config: TrainConfig, files: list[FileInfo], tokenizer: Tokenizer) -> str:
+    documents, validation = config.documents, config.validation
     versions = [[file.uri, file.size, file.version] for file in files]
     columns = [documents.id, documents.text, documents.separator, documents.labels, documents.max_bytes]
     split = [validation.share, validation.calibrate, *filter(None, [validation.series])]
-    content = json.dumps([FORMAT, versions, columns, tokenizer.fingerprint, *split, seed])
+    content = json.dumps([FORMAT, versions, columns, tokenizer.fingerprint, *split, config.loop.seed])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _tokenise_all(
-    files: list[FileInfo],
-    documents: DocumentsConfig,
-    tokenizer: Tokenizer,
-    validation: ValidationConfig,
-    seed: int,
-    folder: str,
-) -> None:
+def _tokenise_all(config: TrainConfig, files: list[FileInfo], tokenizer: Tokenizer, folder: str) -> None:
     """Write the token cache. Tokens stay in Ray's object store, which spills to disk, until all labels are counted."""
-    rows = read_documents(documents, labelled=True, series=validation.series, files=files)
-    tokenised = tokenise(rows, tokenizer, held_out=validation).materialize()
+    rows = read_documents(config.documents, labelled=True, series=config.validation.series, files=files)
+    tokenised = tokenise(rows, tokenizer, held_out=config.validation).materialize()
     counts: Counter[str] = Counter()
     labels = LabelIndex.count(_labels_and_counts(tokenised, counts))
     shared = ray.put(labels)
-    train, chooses, calibrates = (
+    train, validation, calibration = (
         tokenised.map_batches(partial(_usable, use=use, labels=shared), batch_format="pyarrow", batch_size=None)
         for use in (0, 1, 2)
     )
     splits: dict[Split, Iterator[pa.Table]] = {
-        "train": arrow_batches(train.random_shuffle(seed=seed)),
-        "validation": arrow_batches(chooses),
-        "calibration": arrow_batches(calibrates),
+        "train": arrow_batches(train.random_shuffle(seed=config.loop.seed)),
+        "validation": arrow_batches(validation),
+        "calibration": arrow_batches(calibration),
     }
-    write_tokens(folder, labels, counts, splits, documents.uri)
+    write_tokens(folder, labels, counts, splits, config.documents.uri)
 
 
 def _groups(tokens: TokenCache, config: GroupsConfig) -> LabelGroups:
@@ -127,9 +116,9 @@ def _labels_and_counts(tokenised: ray.data.Dataset, counts: Counter[str]) -> Ite
     columns = tokenised.select_columns(["labels", "truncated", "reason"])
     for table in arrow_batches(columns):
         good = table.filter(pc.is_null(table["reason"]))
-        lists = _list(good, "labels")
+        lists = good["labels"].combine_chunks()
         counts["truncated"] += pc.sum(good["truncated"]).as_py() or 0
-        counts["unlabelled"] += pc.sum(pc.equal(pc.list_value_length(lists).fill_null(0), 0)).as_py() or 0
+        counts["unlabelled"] += int((list_lengths(lists) == 0).sum())
         for entry in pc.value_counts(table["reason"].drop_null()).to_pylist():
             counts[f"rejected: {entry['values']}"] += entry["counts"]
         yield lists
@@ -138,9 +127,5 @@ def _labels_and_counts(tokenised: ray.data.Dataset, counts: Counter[str]) -> Ite
 def _usable(table: pa.Table, use: int, labels: ray.ObjectRef[LabelIndex]) -> pa.Table:
     """The good, labelled rows whose ``held_out`` is ``use`` (0, 1 or 2), with labels as ids."""
     table = table.filter(pc.and_(pc.is_null(table["reason"]), pc.equal(table["held_out"], use)))
-    ids = ray.get(labels).encode(_list(table, "labels"))
+    ids = ray.get(labels).encode(table["labels"].combine_chunks())
     return pa.table({"tokens": table["tokens"], "labels": ids}).filter(pa.array(np.diff(ids.offsets) > 0))
-
-
-def _list(table: pa.Table, name: str) -> pa.ListArray:
-    return table[name].combine_chunks()

@@ -4,8 +4,7 @@ The bundle is written first, and a report that cannot be made is only a warning:
 """
 
 import os
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict
 
 import ray
 import torch
@@ -16,88 +15,64 @@ from xmc_ray.data.labels import IntArray
 from xmc_ray.data.token_cache import TokenCache
 from xmc_ray.metrics.confusion import Findings
 from xmc_ray.model.predict import predict
+from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.journal import say
 from xmc_ray.on_ray.train.prepare import Prepared
 from xmc_ray.reports.curves import Curves
 from xmc_ray.reports.training import TrainingRun, training_report
-from xmc_ray.settings import NonNegativeInt, Settings
-from xmc_ray.training.loop import LoopConfig
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReportConfig(Settings):
-    """The report of a finished run."""
-
-    documents: NonNegativeInt = 100_000
-    """Maximum number of held-out documents to predict for it, rounded up to chunks of 4,096; 0 predicts none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What the predictions may take: as much as a worker had."""
-
-    cpus: int
-    gpu: bool
-    threads: int
-
-
-def write_report(
-    output: str, config: ReportConfig, machine: Machine, loop: LoopConfig, prepared: Prepared, settings: dict[str, Any]
-) -> bool:
-    """Write ``report.html`` beside the bundle of the run folder ``output``; whether that went well. Prints why not."""
-    uri = storage.join(output, "report.html")
+def write_report(config: TrainConfig, prepared: Prepared) -> None:
+    """Write ``report.html`` beside the bundle of a run, or print why that is impossible."""
+    uri = storage.join(config.output, "report.html")
     try:
-        run = _collect(output, config, machine, loop, prepared, settings)
-        storage.write_bytes(uri, training_report(run).encode())
+        storage.write_bytes(uri, training_report(_collect(config, prepared)).encode())
     except Exception as error:  # any error: the run has its bundle, which does not depend on a page
         reason = (str(error).strip().splitlines() or [""])[-1]  # Ray says first where it came from
         say(f"warning: no {uri}: {type(error).__name__}: {reason}")
-        return False
-    say(f"report: {uri}")
-    return True
+    else:
+        say(f"report: {uri}")
 
 
-def _collect(
-    output: str, config: ReportConfig, machine: Machine, loop: LoopConfig, prepared: Prepared, settings: dict[str, Any]
-) -> TrainingRun:
-    bundle, journal = storage.join(output, "bundle"), storage.join(output, "metrics.jsonl")
+def _collect(config: TrainConfig, prepared: Prepared) -> TrainingRun:
+    bundle, journal = (storage.join(config.output, name) for name in ("bundle", "metrics.jsonl"))
     lines = storage.read_bytes(journal).splitlines() if storage.exists(journal) else []
     return TrainingRun(
-        title=output.rstrip("/").rpartition("/")[2],
+        title=config.output.rstrip("/").rpartition("/")[2],
         bundle=storage.read_json(storage.join(bundle, "config.json"))["fingerprint"],
         step=storage.read_json(storage.join(bundle, "metrics.json"))["step"],
         documents=prepared.counts,
         curves=Curves.read(lines),
-        findings=_held_out(bundle, config, machine, loop, prepared),
+        findings=_held_out(bundle, config, prepared.tokens),
         labels=prepared.labels,
         groups=len(prepared.groups),
         text=prepared.tokenizer.decode,
-        settings=settings,
+        settings=asdict(config),
     )
 
 
 # -- predictions ---------------------------------------------------------------------------------------------------------
 
 
-def _held_out(bundle: str, config: ReportConfig, machine: Machine, loop: LoopConfig, prepared: Prepared) -> Findings | None:
-    chunks = prepared.tokens.some("validation", config.documents)
+def _held_out(bundle: str, config: TrainConfig, tokens: TokenCache) -> Findings | None:
+    chunks = tokens.some("validation", config.report.documents)
     if not len(chunks):
         return None
-    task = _predict.options(num_cpus=machine.cpus, num_gpus=1 if machine.gpu else 0)
-    findings: Findings = ray.get(task.remote(bundle, prepared.tokens, chunks, machine, loop))
+    task = _predict.options(num_cpus=config.workers.cpus, num_gpus=1 if config.workers.gpu else 0)  # as much as a worker had
+    findings: Findings = ray.get(task.remote(bundle, config, tokens, chunks))
     return findings
 
 
 @ray.remote
-def _predict(bundle: str, tokens: TokenCache, chunks: IntArray, machine: Machine, loop: LoopConfig) -> Findings:
+def _predict(bundle: str, config: TrainConfig, tokens: TokenCache, chunks: IntArray) -> Findings:
     """Predict some chunks of the held-out documents, one at a time, with the model of a bundle."""
-    torch.set_num_threads(machine.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(config.workers.threads or len(os.sched_getaffinity(0)))
     opened = load_bundle(bundle)
-    model = opened.model.to("cuda" if machine.gpu else "cpu")
-    findings = Findings(opened.labels, loop.seed)
+    model = opened.model.to("cuda" if config.workers.gpu else "cpu")
+    findings = Findings(opened.labels, config.loop.seed)
     for chunk in tokens.chunks("validation", chunks):
         texts, truth = (chunk[name].combine_chunks() for name in ("tokens", "labels"))
-        score_Dk, label_Dk = predict(model, texts, max(findings.metrics.ks), loop.prediction)
+        score_Dk, label_Dk = predict(model, texts, max(findings.metrics.ks), config.loop.prediction)
         scores = {"raw": score_Dk}
         if opened.calibration is not None:
             scores["calibrated"] = opened.calibration.calibrated(score_Dk, label_Dk)

@@ -14,7 +14,6 @@ from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import ray.data
 import ray.train
@@ -23,39 +22,31 @@ from ray.exceptions import RayError
 from ray.train.torch import get_device
 from ray.util.queue import Queue
 
+from xmc_ray import storage
 from xmc_ray.data.epochs import EpochPlan
-from xmc_ray.data.groups import LabelGroups
-from xmc_ray.data.labels import LabelIndex, list_lengths
-from xmc_ray.data.split import ValidationConfig
+from xmc_ray.data.labels import list_lengths
 from xmc_ray.data.token_cache import TokenCache
 from xmc_ray.errors import DataError, ModelError
 from xmc_ray.metrics.at_k import Metrics
 from xmc_ray.model.predict import predict
 from xmc_ray.model.sharding import Exchange
-from xmc_ray.model.text import Batch, Tokenizer, make_batch
+from xmc_ray.model.text import Batch, make_batch
 from xmc_ray.on_ray.session import arrow_batches
-from xmc_ray.training.checkpoint import Checkpoints, CheckpointsConfig, Identity, find, restore
-from xmc_ray.training.fit import FitConfig, build_model, epoch_plan
+from xmc_ray.on_ray.train.config import TrainConfig
+from xmc_ray.on_ray.train.prepare import Prepared
+from xmc_ray.training.checkpoint import Checkpoints, Identity, find, restore
+from xmc_ray.training.fit import build_model, epoch_plan
 from xmc_ray.training.loop import Step, TrainState, data_parallel, train
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that a worker needs. ``place`` is the folder of checkpoints, ``start`` another run's checkpoint to begin from."""
+    """All that a worker needs; ``start`` is the address of another run's checkpoint to begin from, if any."""
 
-    fit: FitConfig
-    validation: ValidationConfig
-    checkpoints: CheckpointsConfig
-    place: str
-    start: str | None
+    config: TrainConfig
+    prepared: ray.ObjectRef[Prepared]
     identity: Identity
-    threads: int
-    report_seconds: float
-    tokens: TokenCache
-    tokenizer: ray.ObjectRef[Tokenizer]
-    labels: ray.ObjectRef[LabelIndex]
-    groups: ray.ObjectRef[LabelGroups]
-    term_weights: ray.ObjectRef[npt.NDArray[np.float32] | None]
+    start: str | None
     mailbox: Queue
 
 
@@ -75,32 +66,33 @@ def work(settings: dict[str, Any]) -> ModelError | None:
 
 class _Worker:
     def __init__(self, job: Job) -> None:
-        self.job = job
-        context = ray.train.get_context()
-        torch.set_num_threads(job.threads or max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
+        self.job, self.config = job, job.config
+        local_workers = ray.train.get_context().get_local_world_size()
+        torch.set_num_threads(self.config.workers.threads or max(1, len(os.sched_getaffinity(0)) // local_workers))
         self.exchange = Exchange.of_process_group()
-        self.labels = ray.get(job.labels)
-        tokenizer, groups, weight_F = ray.get(job.tokenizer), ray.get(job.groups), ray.get(job.term_weights)
-        model = build_model(job.fit, tokenizer, self.labels, groups, self.exchange, get_device(), weight_F)
-        self.state = TrainState.start(model, job.fit.optim)
-        self.checkpoints = Checkpoints(job.place, job.checkpoints, job.identity)
+        prepared = ray.get(job.prepared)
+        self.tokens, self.labels = prepared.tokens, prepared.labels
+        parts = prepared.tokenizer, prepared.labels, prepared.groups, self.exchange, get_device(), prepared.term_weights
+        self.state = TrainState.start(build_model(self.config, *parts), self.config.optim)
+        folder = storage.join(self.config.output, "checkpoints")
+        self.checkpoints = Checkpoints(folder, self.config.checkpoints, job.identity)
         self.validated_step = 0
         self._resume()
 
     def train(self) -> None:
-        job, state = self.job, self.state
-        plan = epoch_plan(job.fit.loop, job.tokens.counts["train"])
-        checks = max(1, round(job.validation.every * plan.steps))
+        config, state = self.config, self.state
+        plan = epoch_plan(config.loop, self.tokens.counts["train"])
+        checks = max(1, round(config.validation.every * plan.steps))
 
         def batches_from(step: int) -> Any:
-            return batches(job.tokens, plan, job.fit.loop.epochs, step, self.exchange)
+            return batches(self.tokens, plan, config.loop.epochs, step, self.exchange)
 
-        reported = -job.report_seconds
-        for step in train(state, data_parallel(state.model), batches_from, plan.steps, job.fit.loop):
+        reported = -config.report_seconds
+        for step in train(state, data_parallel(state.model), batches_from, plan.steps, config.loop):
             # once in a while: report progress
-            if time.monotonic() - reported > job.report_seconds:
+            if time.monotonic() - reported > config.report_seconds:
                 reported = time.monotonic()
-                self._report(_progress(step, state, job.fit))
+                self._report(_progress(step, state, config.loop.epochs))
             # once in a while: validate, save
             if step.number % checks == 0:
                 self._validate_and_save(plan.steps)
@@ -111,10 +103,10 @@ class _Worker:
         self.checkpoints.wait()
 
     def _resume(self) -> None:
-        job = self.job
+        start = self.job.start
         saved = self.checkpoints.resume(self.state, lambda line: self._report({"line": line}))
-        if saved is None and job.start is not None:
-            (saved,) = find(job.start)
+        if saved is None and start is not None:
+            (saved,) = find(start)
             restore(self.state, saved)
         if saved is not None and saved.metrics:
             self.validated_step = saved.step
@@ -123,9 +115,9 @@ class _Worker:
 
     def _validate_and_save(self, steps_per_epoch: int) -> None:
         """Validate on all workers together, which gives one exact result, and save a checkpoint that carries it."""
-        job, step = self.job, self.state.step
-        figures = self._validate() if job.tokens.counts["validation"] else {}
-        self.checkpoints.save(self.state, figures.get(job.validation.metric), figures)
+        step = self.state.step
+        figures = self._validate() if self.tokens.counts["validation"] else {}
+        self.checkpoints.save(self.state, figures.get(self.config.validation.metric), figures)
         self.validated_step = step
         ray.train.report(figures | {"step": step, "epoch": step / steps_per_epoch})
         shown = ", ".join(f"{name} {100 * figures[name]:.2f}" for name in ("P@1", "P@3", "P@5", "nDCG@5") if name in figures)
@@ -147,9 +139,9 @@ class _Worker:
         metrics = Metrics(self.labels.counts, self.labels.n_documents)
         model = self.state.model
         with self.state.averager.in_use(model):
-            for chunk in self.job.tokens.chunks("validation"):
+            for chunk in self.tokens.chunks("validation"):
                 tokens, truth = (chunk[name].combine_chunks() for name in ("tokens", "labels"))
-                metrics.update(predict(model, tokens, max(metrics.ks), self.job.fit.loop.prediction)[1], truth)
+                metrics.update(predict(model, tokens, max(metrics.ks), self.config.loop.prediction)[1], truth)
         return {name: value for name, value in metrics.result()["total"].items() if isinstance(value, float)}
 
     def _report(self, entry: dict[str, Any]) -> None:
@@ -158,11 +150,11 @@ class _Worker:
                 self.job.mailbox.put_nowait(entry)
 
 
-def _progress(step: Step, state: TrainState, fit: FitConfig) -> dict[str, Any]:
+def _progress(step: Step, state: TrainState, epochs: int) -> dict[str, Any]:
     rate = step.documents / step.seconds if step.seconds else 0.0  # the first step has no duration yet
     left = time.strftime("%H:%M:%S", time.gmtime(step.seconds_left)) if step.progress > 0 else "?"
     line = (
-        f"step {step.number:,}  epoch {step.epoch + 1}/{fit.loop.epochs}  {100 * step.progress:.0f} %  "
+        f"step {step.number:,}  epoch {step.epoch + 1}/{epochs}  {100 * step.progress:.0f} %  "
         f"loss {step.loss:.3f} (recall {step.recall_loss:.3f}, rank {step.rank_loss:.3f})  {rate:.0f} documents/s  "
         f"padding {100 * step.padding_share:.1f} %  waiting {100 * step.waiting_share:.1f} %  {left} left"
     )

@@ -1,0 +1,71 @@
+"""The settings of the training job."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from xmc_ray.data.documents import DocumentsConfig
+from xmc_ray.data.split import ValidationConfig
+from xmc_ray.errors import ConfigError
+from xmc_ray.settings import MAY_CHANGE_ON_RESUME, Bounds, NonNegativeFloat, NonNegativeInt, PositiveInt, Settings
+from xmc_ray.training.checkpoint import CheckpointsConfig
+from xmc_ray.training.fit import FitConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkersConfig(Settings):
+    """The training workers on the cluster."""
+
+    count: PositiveInt = 1
+    """Workers; each takes its share of every batch and owns its share of the label groups."""
+    least: PositiveInt | None = None
+    """Start, or continue after a loss, with as few as this while the cluster has no room for all; None waits for all."""
+    gpu: bool = False
+    """Give each worker a GPU."""
+    cpus: PositiveInt = 1
+    """CPUs that a worker requests."""
+    threads: NonNegativeInt = 0
+    """Threads of a worker on a CPU; 0 shares the machine's cores among the workers on it."""
+    max_failures: Annotated[int, Bounds(ge=-1)] = 3
+    """How often the workers are restarted from their last checkpoint after one has died; -1 is unlimited."""
+    patience: NonNegativeFloat = 30.0
+    """Minutes to wait for a cluster that has no room for the workers yet."""
+
+    def check(self) -> None:
+        """Raises ConfigError if ``least`` is more than ``count``."""
+        if self.least is not None and self.least > self.count:
+            raise ConfigError("workers.least is above workers.count", found=self.least, expected=f"at most {self.count}")
+
+    @property
+    def needs(self) -> dict[str, float]:
+        """What a worker takes of the cluster."""
+        return {"CPU": float(self.cpus)} | ({"GPU": 1.0} if self.gpu else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(Settings):
+    """The report of a finished run."""
+
+    documents: NonNegativeInt = 100_000
+    """Maximum number of held-out documents to predict for it, rounded up to chunks of 4,096; 0 predicts none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(FitConfig):
+    """Train a LightXML model and save it as a bundle."""
+
+    documents: DocumentsConfig
+    """The training split."""
+    output: str = field(metadata=MAY_CHANGE_ON_RESUME)
+    """Run folder, local or s3://."""
+    label_names: str | None = None
+    """Parquet file with columns label and name, if labels have names."""
+    resume: str = field(default="auto", metadata=MAY_CHANGE_ON_RESUME)
+    """auto resumes an unfinished run in the run folder; never requires an empty one; else the address of a checkpoint."""
+    cache: str | None = field(default=None, metadata=MAY_CHANGE_ON_RESUME)
+    """Folder for the documents' tokens, shared by several runs; None keeps them in the run folder until the run is finished."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig, metadata=MAY_CHANGE_ON_RESUME)
+    workers: WorkersConfig = field(default_factory=WorkersConfig, metadata=MAY_CHANGE_ON_RESUME)
+    report: ReportConfig = field(default_factory=ReportConfig, metadata=MAY_CHANGE_ON_RESUME)
+    report_seconds: NonNegativeFloat = field(default=10.0, metadata=MAY_CHANGE_ON_RESUME)
+    """Seconds from one line of progress to the next."""
