@@ -1,7 +1,11 @@
 """The session: which Ray it is, whether it has room, and our own errors out of it."""
 
+from typing import Any
+
+import pyarrow as pa
 import pytest
 import ray
+import ray.data
 
 from xmc_ray.errors import ConfigError, DataError, XmcError
 from xmc_ray.on_ray import session
@@ -15,12 +19,32 @@ def raise_other() -> None:
     raise ZeroDivisionError("of the worker")
 
 
+def raise_ours_in_a_stage(table: pa.Table) -> pa.Table:
+    raise_ours()
+    return table
+
+
+class RaiseOurs:
+    def __call__(self, table: pa.Table) -> pa.Table:
+        return raise_ours_in_a_stage(table)
+
+
 def test_our_errors_come_out_of_a_task_as_they_were_raised(ray_session: None) -> None:
     with pytest.raises(DataError) as caught, session.own_errors():
         ray.get(ray.remote(raise_ours).remote())
     assert type(caught.value) is DataError and str(caught.value) == "no input: there; look elsewhere"
     with pytest.raises(ZeroDivisionError, match="of the worker"), session.own_errors():
         ray.get(ray.remote(raise_other).remote())
+
+
+@pytest.mark.parametrize("stage", [raise_ours_in_a_stage, RaiseOurs])
+def test_our_errors_come_out_of_a_stream_as_they_were_raised(stage: Any, ray_session: None) -> None:
+    """Stages that are generators raise beside Ray Data's wrapper, plain functions and actors within."""
+    session.connect()
+    stream = ray.data.range(1).map_batches(stage, batch_format="pyarrow", concurrency=1)
+    with pytest.raises(DataError) as caught, session.own_errors():
+        list(session.arrow_batches(stream))
+    assert type(caught.value) is DataError and str(caught.value) == "no input: there; look elsewhere"
 
 
 def test_the_innermost_error_is_found() -> None:

@@ -30,10 +30,7 @@ _LOCAL_CPUS = 6  # logical ones: a streaming plan of read, map, actor and write 
 
 def connect() -> None:
     """Join the cluster that ``ray job submit`` or ``RAY_ADDRESS`` names, else start a quiet one on this machine."""
-    # With blocks in order, the same catalogue gives the same files and the same seed the same batches.
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = sys.stderr.isatty()
+    set_up_streams()
     _hush()
     if ray.is_initialized():
         return
@@ -49,6 +46,15 @@ def connect() -> None:
         logging_level=logging.WARNING,
         runtime_env={"env_vars": _LOCAL_VARIABLES},
     )
+
+
+def set_up_streams() -> None:
+    """Settings of all streams that this process makes with Ray Data."""
+    context = ray.data.DataContext.get_current()
+    # With blocks in order, the same catalogue gives the same files and the same seed the same batches.
+    context.execution_options.preserve_order = True
+    context.raise_original_map_exception = True  # in Ray's wrapper an error of ours would lose its message on the way here
+    context.enable_progress_bars = sys.stderr.isatty()
 
 
 def is_cluster() -> bool:
@@ -116,10 +122,9 @@ def _hush() -> None:
                 handler.setLevel(logging.CRITICAL)
 
 
-def arrow_batches(stream: ray.data.DataIterator | ray.data.Dataset, rows: int | None = None) -> Iterator[pa.Table]:
-    """The rows of a dataset as Arrow tables of ``rows`` rows, by default block by block."""
-    for batch in stream.iter_batches(batch_format="pyarrow", batch_size=cast(int, rows)):
-        yield cast(pa.Table, batch)
+def arrow_batches(stream: ray.data.Dataset) -> Iterator[pa.Table]:
+    """The rows of a dataset as Arrow tables, block by block."""
+    return cast(Iterator[pa.Table], iter(stream.iter_batches(batch_format="pyarrow", batch_size=None)))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ the old night or the new one, never a mixture.
 
 import json
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,18 +113,19 @@ class Night:
             groups = _groups(list(written(self.work, kind).values()), target_bytes)
             names[kind] = [f"{below}part-{self.run}-{number:05}.parquet" for number in range(len(groups))]
             for group, name in zip(groups, names[kind], strict=True):
-                merges.append(runner.submit(_merge, group, join(stage, name), REJECTS if kind == "rejects" else None))
+                schema = REJECTS if kind == "rejects" else None
+                merges.append(runner.submit(storage.patiently, _merge, group, join(stage, name), schema))
         runner.get(merges)
         files = names["pieces"] + names["rejects"]
         if replaces:
             for name in files:
-                _patiently(storage.move, join(stage, name), join(self.folder, name))
+                storage.patiently(storage.move, join(stage, name), join(self.folder, name))
         for name, content in others.items():
-            _patiently(storage.write_bytes, join(self.folder, name), content)
+            storage.patiently(storage.write_bytes, join(self.folder, name), content)
         marker = {"run": self.run, "files": names["pieces"], "rejects": names["rejects"]}
-        _patiently(storage.write_json, join(self.folder, MANIFEST), {**manifest, **marker})
-        _patiently(storage.write_json, join(self.folder, IDENTITY), {"run": self.run, **self.identity})
-        _patiently(storage.write_json, join(self.folder, SUCCESS), marker)
+        storage.patiently(storage.write_json, join(self.folder, MANIFEST), {**manifest, **marker})
+        storage.patiently(storage.write_json, join(self.folder, IDENTITY), {"run": self.run, **self.identity})
+        storage.patiently(storage.write_json, join(self.folder, SUCCESS), marker)
         self._tidy(files)
         return {**manifest, **marker}
 
@@ -185,10 +186,6 @@ def _read(uri: str) -> dict[str, Any] | None:
     return content if isinstance(content, dict) and "run" in content else None
 
 
-def _patiently(act: Callable[..., None], *arguments: Any) -> None:
-    storage.patiently(lambda: act(*arguments))
-
-
 def _other(known: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
     """How another run differs, in words; empty if it does not."""
     words = [f"other {name}" for name in ("bundle", "input") if known.get(name) != identity[name]]
@@ -211,11 +208,7 @@ def _groups(files: Sequence[FileInfo], target_bytes: int) -> list[list[str]]:
     return groups
 
 
-def _merge(sources: list[str], target: str, schema: pa.Schema | None = None) -> None:
-    storage.patiently(lambda: _write_merged(sources, target, schema))
-
-
-def _write_merged(sources: Sequence[str], target: str, schema: pa.Schema | None) -> None:
+def _merge(sources: Sequence[str], target: str, schema: pa.Schema | None) -> None:
     """``schema``: that of the first source, if not given; columns that a source lacks are null."""
     with storage.new_file(target) as file:
         writer: pq.ParquetWriter | None = None

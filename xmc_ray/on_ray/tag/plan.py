@@ -21,20 +21,13 @@ from xmc_ray.storage.files import FileInfo, write_parquet
 Mask = npt.NDArray[np.bool_]
 
 _READ_PER_PIECE = 32  # rows read for one that is tagged, at most: bounds the rows that a piece passes over
-_SEGMENT = pa.struct(
-    [
-        *(("uri", pa.string()), ("size", pa.int64()), ("version", pa.string())),
-        *(("start", pa.int64()), ("row", pa.int64()), ("rows", pa.int64()), ("reason", pa.string()), ("detail", pa.string())),
-    ]
-)
-_DUPLICATE = pa.struct([("place", pa.int64()), ("file", pa.string()), ("row", pa.int64())])
-PIECES = pa.schema(
-    [
-        *(("number", pa.int64()), ("rows", pa.int64()), ("segments", pa.list_(_SEGMENT))),
-        *(("skip", pa.binary()), ("duplicates", pa.list_(_DUPLICATE))),
-    ]
-)
-REUSED = pa.schema([("number", pa.int64()), ("uri", pa.string()), ("rows", pa.int64()), ("keep", pa.binary())])
+_INT, _STRING, _BITS = pa.int64(), pa.string(), pa.binary()
+_FILE_VERSION = {"uri": _STRING, "size": _INT, "version": _STRING}
+_SEGMENT = pa.struct(_FILE_VERSION | {"start": _INT, "row": _INT, "rows": _INT, "reason": _STRING, "detail": _STRING})
+_DUPLICATE = pa.struct({"place": _INT, "file": _STRING, "row": _INT})
+_TO_TAG = {"segments": pa.list_(_SEGMENT), "skip": _BITS, "duplicates": pa.list_(_DUPLICATE)}
+PIECES = pa.schema({"number": _INT, "rows": _INT} | _TO_TAG)
+REUSED = pa.schema({"number": _INT, "uri": _STRING, "rows": _INT, "keep": _BITS})
 _FILE, _PIECES, _REUSED = "plan.json", "pieces-to-do.parquet", "reused.parquet"
 
 
@@ -69,7 +62,7 @@ class Plan:
         for name, table in ((_PIECES, self.pieces), (_REUSED, self.reused)):
             write_parquet(storage.join(work, name), table)
         counts = {"rows": self.rows, "lost_bytes": self.lost_bytes, "previous": self.previous}
-        storage.patiently(lambda: storage.write_json(storage.join(work, _FILE), counts))
+        storage.patiently(storage.write_json, storage.join(work, _FILE), counts)
 
     @classmethod
     def load(cls, work: str) -> "Plan | None":

@@ -100,7 +100,7 @@ class Totals:
         uri = storage.join(folder, COUNTS)
         if not storage.exists(uri):
             return None
-        before = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+        before = storage.read_parquet(uri)
         ids = pc.index_in(before["label"], value_set=self.labels["label"].combine_chunks())
         known = pc.is_valid(ids).to_numpy()
         counts = np.zeros(len(self.labels), np.int64)

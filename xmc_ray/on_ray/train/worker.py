@@ -31,7 +31,7 @@ from xmc_ray.metrics.at_k import Metrics
 from xmc_ray.model.predict import predict
 from xmc_ray.model.sharding import Exchange
 from xmc_ray.model.text import Batch, make_batch
-from xmc_ray.on_ray.session import arrow_batches
+from xmc_ray.on_ray.session import arrow_batches, set_up_streams
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.prepare import Prepared
 from xmc_ray.training.checkpoint import Checkpoints, Identity, find, restore
@@ -175,7 +175,7 @@ def batches(tokens: TokenCache, plan: EpochPlan, epochs: int, first_step: int, e
     if not pools:
         return
     share = _Share(tokens, plan, exchange.rank, exchange.world, first_step)
-    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    set_up_streams()
     # Reading waits more than it computes. It reserves no CPU, since it must never wait for one that the workers hold.
     stream = ray.data.from_items(pools, override_num_blocks=len(pools)).map_batches(
         share, batch_size=1, batch_format="pyarrow", num_cpus=0, compute=ray.data.TaskPoolStrategy(min(2, len(pools)))
