@@ -29,7 +29,7 @@ _BYTES = 4 << 20  # of JSON lines, read at a time; one bad line takes its chunk 
 _LINE = 256 << 20  # longest line; a longer one is no JSON line but a file of another kind
 _SMALL, _AHEAD = 1 << 20, 16  # bytes of a file that is read ahead, and how many are
 _PAUSE, _ATTEMPTS = 2.0, 3  # a file on S3 is missing or damaged if it is so several times, some seconds apart
-_SAMPLED_FILES = 10  # files whose columns are looked at before anything runs
+_SAMPLED_FILES, _SAMPLED_LINES = 10, 100  # files, and lines of each, whose columns are looked at before anything runs
 _LARGE = 64 << 20  # bytes of a Parquet file that several tasks read
 _ALL = 1 << 62  # rows
 _SEGMENTS = pa.schema(
@@ -109,7 +109,7 @@ def check_columns(files: list[FileInfo], rules: Rules) -> None:
 def columns(file: FileInfo) -> dict[str, pa.DataType | None]:
     """The columns of a file and their types, None where each row has its own; empty if it has no rows.
 
-    Raises pyarrow's errors for a file that cannot be read.
+    Raises pyarrow's errors for a file that cannot be read, and for lines without any JSON object among the first.
     """
     filesystem, path = storage.arrow_filesystem(file.uri)
     if file.uri.endswith(PARQUET):
@@ -117,18 +117,13 @@ def columns(file: FileInfo) -> dict[str, pa.DataType | None]:
         schema = footer.schema.to_arrow_schema()
         return dict(zip(schema.names, schema.types, strict=True)) if footer.num_rows else {}
     with filesystem.open_input_stream(path) as stream:
-        return dict.fromkeys(first_keys(next(_whole_lines(stream, 0, CHUNK), (0, b""))[1]))
-
-
-def first_keys(lines: bytes, sample: int = 100) -> list[str]:
-    """The keys of the first objects; raises ArrowInvalid if there are lines, but no object."""
-    some = lines.strip().split(b"\n")[:sample]
-    objects = [value for value in map(load_object, some) if isinstance(value, dict)]
-    if some != [b""] and not objects:
-        raise pa.ArrowInvalid(
-            f"not JSON lines; found {some[0][:40].decode(errors='replace')!r}; expected an object on each line"
-        )
-    return [*dict.fromkeys(name for value in objects for name in value)]
+        _, chunk = next(_whole_lines(stream, 0, CHUNK), (0, b""))
+    lines = chunk.strip().split(b"\n")[:_SAMPLED_LINES]
+    objects = [value for value in map(load_object, lines) if isinstance(value, dict)]
+    if lines != [b""] and not objects:
+        found = repr(lines[0][:40].decode(errors="replace"))
+        raise pa.ArrowInvalid(f"not JSON lines; found {found}; expected an object on each line")
+    return dict.fromkeys(name for value in objects for name in value)
 
 
 def file_segments(files: list[FileInfo]) -> pa.Table:
@@ -165,7 +160,8 @@ def read_file(segment: Segment, rules: Rules, chunk: int = CHUNK) -> Iterator[Ch
     deadline, failures = time.monotonic() + PATIENCE, 0
     while left.rows:
         try:
-            _check_version(left.file)
+            if storage.stat(left.file.uri).version != left.file.version:
+                raise _Damaged("the file has changed since it was listed")
             for part in reader(left, rules, chunk):
                 if len(part.table):
                     yield part
@@ -304,11 +300,6 @@ def _cut(lines: bytes, count: int) -> Iterator[bytes]:
     for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
         if start < end:
             yield lines[start:end]
-
-
-def _check_version(file: FileInfo) -> None:
-    if storage.stat(file.uri).version != file.version:
-        raise _Damaged("the file has changed since it was listed")
 
 
 def _reject(error: BaseException) -> Reject:

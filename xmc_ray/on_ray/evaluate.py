@@ -94,7 +94,7 @@ def evaluate_bundle(
         tokenised = tokenise(read_documents(documents, labelled=True), *tokenizers)
         reliability = Reliability()
         pool = replace(pool, max=pool.max or pool.min)  # a small file is one block, so one actor gets all of it
-        predicted = predictions(tokenised, members.uris, max(*ks, DEPTH), pool, pool.batch_rows, model)
+        predicted = predictions(tokenised, members.uris, max(*ks, DEPTH), pool, pool.batch_rows, model or ScoringConfig())
         counts = _count(predicted, labels, metrics, [reliability] if selection is None else [reliability, selection])
     result = metrics.result()
     if not result["total"]["documents"]:
@@ -162,12 +162,8 @@ def pass_gate(gate: GateConfig, bundle: str | list[str], pool: PoolConfig, model
         if name not in total:
             raise ConfigError("no such metric", where="gate.at_least", found=name, expected=", ".join(total))
         if total[name] < least:
-            raise ModelError(
-                "the bundle does not pass the gate",
-                where=bundle,
-                found=f"{name} {total[name]:.4f}",
-                expected=f"at least {least}",
-                way_out="use the bundle of the night before, or train again",
-            )
+            values = {"found": f"{name} {total[name]:.4f}", "expected": f"at least {least}"}
+            way_out = "use the bundle of the night before, or train again"
+            raise ModelError("the bundle does not pass the gate", where=bundle, **values, way_out=way_out)
     shown = ", ".join(f"{name} {total[name]:.4f}" for name in gate.at_least)
     print(f"the bundle passes the gate: {shown}", flush=True)

@@ -116,24 +116,15 @@ class Predictor:
 
 
 def predictions(
-    tokenised: ray.data.Dataset,
-    bundles: list[str],
-    k: int,
-    pool: PoolConfig,
-    batch_rows: int,
-    model: ScoringConfig | None = None,
+    tokenised: ray.data.Dataset, bundles: list[str], k: int, pool: PoolConfig, batch_rows: int, model: ScoringConfig
 ) -> ray.data.Dataset:
     """Replaces a stream's tokens by ``ids`` (fixed list<int64>[k], padded with -1) and ``probabilities`` (list<float32>[k]).
 
     ``batch_rows``: documents that an actor takes at a time.
     """
-    return tokenised.map_batches(
-        Predictor,
-        fn_constructor_args=(bundles, k, pool, model or ScoringConfig()),
-        batch_format="pyarrow",
-        batch_size=batch_rows,
-        **pool.resources,
-    )
+    arguments = bundles, k, pool, model
+    batches: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": batch_rows}
+    return tokenised.map_batches(Predictor, fn_constructor_args=arguments, **batches, **pool.resources)
 
 
 def matrix(table: pa.Table, name: str) -> npt.NDArray[Any]:
@@ -157,9 +148,7 @@ def settle_scoring(config: ScoringConfig, bundles: list[str], texts: list[str], 
     return replace(config, scoring=scoring)
 
 
-@ray.remote
-def _cpu_has_bfloat16() -> bool:
-    return cpu_has_bfloat16()
+_cpu_has_bfloat16 = ray.remote(cpu_has_bfloat16)
 
 
 @ray.remote

@@ -33,22 +33,17 @@ def read_documents(
     check_columns(files, rules)
     tasks = file_segments(files)
     blocks = [tasks.slice(row, 1) for row in range(len(tasks))]
-    return ray.data.from_arrow(blocks).map_batches(_Read(rules).__call__, batch_format="pyarrow", batch_size=None)
+    return ray.data.from_arrow(blocks).map_batches(partial(_read, rules=rules), batch_format="pyarrow", batch_size=None)
 
 
-class _Read:
-    """A task that reads the parts that its rows describe."""
-
-    def __init__(self, rules: Rules) -> None:
-        self.rules = rules
-
-    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
-        yield self.rules.empty()  # so that a file without rows has columns
-        for segment in map(Segment.from_row, rows.to_pylist()):
-            for chunk in read_file(segment, self.rules):
-                if chunk.reject is not None:
-                    raise DataError("cannot read documents", where=segment.file.uri, found=chunk.reject)
-                yield chunk.table
+def _read(rows: pa.Table, rules: Rules) -> Iterator[pa.Table]:
+    """A task that reads the segments that its rows describe."""
+    yield rules.empty()  # so that a file without rows has columns
+    for segment in map(Segment.from_row, rows.to_pylist()):
+        for chunk in read_file(segment, rules):
+            if chunk.reject is not None:
+                raise DataError("cannot read documents", where=segment.file.uri, found=chunk.reject)
+            yield chunk.table
 
 
 def tokenise(documents: ray.data.Dataset, *tokenizers: Tokenizer, held_out: ValidationConfig | None = None) -> ray.data.Dataset:

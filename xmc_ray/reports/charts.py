@@ -22,17 +22,11 @@ if TYPE_CHECKING:  # matplotlib takes most of a second to import: only charts th
     from matplotlib.axes import Axes
 
 _SERIES = ("first", "second", "third", "fourth")  # classes in report.css
-
 _CLASSES = {*_SERIES, "ideal", "now", "before", "axis"}
-
 _SIZES = {"chart broad": (880, 280), "chart narrow": (400, 260)}  # report.css shows the one that fits the screen
-
 _SQUARE = {"chart square": (400, 400)}
-
 _DRAWN_POINTS = 300  # of a curve
-
 _TABLE_ROWS = 40
-
 _NAMESPACE = "{http://www.w3.org/2000/svg}"
 
 

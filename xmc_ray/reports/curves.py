@@ -4,7 +4,7 @@ A run that was killed resumes from a checkpoint and writes some steps again: wha
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
@@ -64,10 +64,4 @@ def _entry(line: bytes) -> tuple[int, dict[str, float]] | None:
         step = int(entry.pop("step"))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
-    return step, dict(_numbers(entry))
-
-
-def _numbers(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    for name, value in entry.items():
-        if isinstance(value, int | float) and isfinite(value):
-            yield name, float(value)
+    return step, {name: float(value) for name, value in entry.items() if isinstance(value, int | float) and isfinite(value)}

@@ -15,7 +15,6 @@ from xmc_ray.reports.charts import histogram
 from xmc_ray.reports.render import Label, percent, render, share
 
 _FREQUENT = 20
-
 _VERDICTS = ("fail", "warn", "unknown", "steady")  # the gravest first
 
 

@@ -18,7 +18,6 @@ from xmc_ray.reports.curves import Curves, Points
 from xmc_ray.reports.render import Label, count, number, percent, render
 
 _METRICS = ("P@1", "P@3", "P@5", "nDCG@5", "R@10", "PSP@5", "coverage@5")  # of each band
-
 _CURVES = ("P@1", "P@5", "nDCG@5", "PSP@5")
 
 
@@ -57,11 +56,12 @@ class TrainingRun:
 def training_report(run: TrainingRun) -> str:
     """The page, from ``<!doctype html>`` on; to be written in UTF-8."""
     labels, names = run.labels.labels, run.labels.names
+    validation = {name: run.curves.points.get(f"validation/{name}", []) for name in _CURVES}
     content = vars(run) | {
         "warnings": [*run.warnings, *_journal_warnings(run.curves)],
         "loss": curves(_loss(run.curves), "loss"),
         "rates": curves(_learning_rates(run.curves), "share of the peak", _percent_tick),
-        "validation": curves(_validation(run.curves), "metric", _percent_tick),
+        "validation": curves(validation, "metric", _percent_tick),
         "reliability": reliability(run.findings.reliability) if run.findings else None,
         "measured": _measured(run),
         "metrics": _METRICS,
@@ -117,10 +117,6 @@ def _learning_rates(journal: Curves) -> dict[str, Points]:
         if peak:
             shares[f"{name}, at most {peak:.3g}"] = [(step, value / peak) for step, value in journal.points[name]]
     return shares
-
-
-def _validation(journal: Curves) -> dict[str, Points]:
-    return {name: journal.points.get(f"validation/{name}", []) for name in _CURVES}
 
 
 def _percent_tick(share: float) -> str:

@@ -47,7 +47,10 @@ def local_copy(uri: Uri, folder: Uri | None = None) -> Path:
     if not names:
         raise DataError("no such file or folder", where=uri)
     base = posixpath.dirname(path) if names == [path] else path
-    target = Path(_temporary_folder() if folder is None else folder)
+    if folder is None:
+        folder = tempfile.mkdtemp(prefix="xmc_ray-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    target = Path(folder)
     with explained(uri):
         for name in names:
             copy = target / posixpath.relpath(name, base)
@@ -114,9 +117,3 @@ def digest(path: Uri) -> str:
         while block := stream.read(1 << 20):
             sha.update(block)
     return sha.hexdigest()
-
-
-def _temporary_folder() -> str:
-    folder = tempfile.mkdtemp(prefix="xmc_ray-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder

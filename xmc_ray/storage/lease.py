@@ -23,11 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from xmc_ray import storage
-from xmc_ray.errors import ConfigError, XmcError
+from xmc_ray.errors import ConfigError, DataError, XmcError
 
 DRIVER = "_driver.json"
-
-
 _BEAT = 10.0  # seconds from one heartbeat to the next
 _MISSED = 3.5  # a holder is dead after this many missed heartbeats
 _SETTLED = 1.0  # seconds until a rival's write of the same moment is visible
@@ -107,11 +105,9 @@ class Lease:
 
     def _others(self) -> dict[str, Any] | None:
         """The content of another job's file, if there is one."""
-        if not storage.exists(self._uri):
-            return None
         try:
             content = storage.read_json(self._uri)
-        except XmcError:  # removed in this moment, or not a lease
+        except DataError:  # there is none, or it is not a lease
             return None
         return content if isinstance(content, dict) and content.get("driver") != self._mine["driver"] else None
 
@@ -144,17 +140,12 @@ def _is_dead(holder: dict[str, Any]) -> bool:
         return False
     try:
         os.kill(holder["process"], 0)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
     return False
 
 
 def _refusal(folder: str, holder: dict[str, Any]) -> ConfigError:
-    return ConfigError(
-        "another job works in this folder",
-        where=folder,
-        found=f"process {holder.get('process')} on {holder.get('host')}, since {holder.get('since')}",
-        way_out="let it finish, or end it and run the same command again, which resumes",
-    )
+    found = f"process {holder.get('process')} on {holder.get('host')}, since {holder.get('since')}"
+    way_out = "let it finish, or end it and run the same command again, which resumes"
+    return ConfigError("another job works in this folder", where=folder, found=found, way_out=way_out)

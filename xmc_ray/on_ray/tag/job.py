@@ -102,11 +102,7 @@ def tag(config: TagConfig, runner: Runner | None = None) -> str:
     members, files = Members.read(config.bundle), list_inputs(config.documents)
     if config.min_precision is not None:
         members.check_precision()
-    identity = {
-        "bundle": members.fingerprint,
-        "input": [asdict(file) for file in files],
-        "config": fixed_settings(config),
-    }
+    identity = {"bundle": members.fingerprint, "input": [asdict(file) for file in files], "config": fixed_settings(config)}
     if Night.open(folder, identity, config.overwrite) is None:
         return _nothing_to_do(folder)
     check_columns(files, Rules.of(config.documents, labelled=False))

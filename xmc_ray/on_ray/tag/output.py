@@ -14,7 +14,6 @@ A night that replaces another is made in ``_work`` while the old one stays. A re
 the old night or the new one, never a mixture.
 """
 
-import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -177,11 +176,9 @@ def latest_before(folder: str) -> str | None:
 
 def _read(uri: str) -> dict[str, Any] | None:
     """A JSON file of ours, if it is there; None for anything else."""
-    if not storage.exists(uri):
-        return None
     try:
-        content = json.loads(storage.read_bytes(uri))
-    except ValueError:
+        content = storage.read_json(uri)
+    except DataError:
         return None
     return content if isinstance(content, dict) and "run" in content else None
 

@@ -6,7 +6,7 @@ actors; most tests have one that calls them in their own process.
 Ray Data cuts tables into blocks by size and joins them into batches as it sees fit, but a piece has to stay whole, whatever its
 size, from the task that reads it to the task that writes it. All that this takes is here, and nowhere else: a piece travels as
 one row, its table serialised in a cell, and a block ends after each row. So an actor begins as soon as one piece is read, and
-what a crash costs is counted in pieces. All stages are generators: Ray Data loses the cause of an error in any other function.
+what a crash costs is counted in pieces.
 """
 
 import json
@@ -107,10 +107,10 @@ class TagPieces:
     def __init__(self, predictor: Callable[[], Predict]) -> None:
         self.predict = predictor()
 
-    def __call__(self, packed: pa.Table) -> Iterator[pa.Table]:
+    def __call__(self, packed: pa.Table) -> pa.Table:
         """One piece at a time, which is sorted by length as a whole."""
         number, table = _unpack(packed)
-        yield _pack(number, self.predict(table))
+        return _pack(number, self.predict(table))
 
 
 class WritePieces:
@@ -119,9 +119,9 @@ class WritePieces:
     def __init__(self, write: Write) -> None:
         self.write = write
 
-    def __call__(self, packed: pa.Table) -> Iterator[pa.Table]:
+    def __call__(self, packed: pa.Table) -> pa.Table:
         """A piece in, its summary out."""
-        yield pa.table({"summary": [json.dumps(self.write(*_unpack(packed)))]})
+        return pa.table({"summary": [json.dumps(self.write(*_unpack(packed)))]})
 
 
 @ray.remote(num_cpus=1)

@@ -62,12 +62,13 @@ def scan(
         taken |= unpacked(same_before, len(taken))
         repeats.append(repeated)
     repeat = np.concatenate(repeats, axis=1)
+    uncounted = pc.unique(segments.filter(segments["uncounted"])["file"]).to_pylist()
     piece_rows = min(piece_rows, max(chunk, int(len(kept) - kept.sum()) // n_pieces))
     return Plan(
         pieces=pack(segments, files, base_F, kept, repeat[:, repeat[0].argsort()], piece_rows),
         reused=reused(before, base_T, taken),
         rows=int(base_F[-1]),
-        lost_bytes=_lost_bytes(segments, files),
+        lost_bytes=sum(files[file].size for file in uncounted),
     )
 
 
@@ -127,11 +128,7 @@ def _join(bases: tuple[IntArray, IntArray], n_now: int, *records: npt.NDArray[An
     pair = np.flatnonzero((both["id"][order[1:]] == both["id"][order[:-1]]).all(1))
     here, there = np.sort(np.stack([order[pair], order[pair + 1]]), axis=0)
     same = (both["text"][here] == both["text"][there]).all(1)
-    return (
-        _bits(row_N[here[same]], bases[0][-1]),
-        _bits(row_B[there[same] - len(now)], bases[1][-1]),
-        repeats,
-    )
+    return _bits(row_N[here[same]], bases[0][-1]), _bits(row_B[there[same] - len(now)], bases[1][-1]), repeats
 
 
 def _records(good: pa.Table, file: int, with_texts: bool) -> npt.NDArray[Any]:
@@ -167,8 +164,3 @@ def _bits(rows: IntArray, n_rows: int) -> bytes:
 def _bases(file_S: IntArray, rows_S: IntArray, n_files: int) -> IntArray:
     """Where the rows of each file begin, counted through all files; the last entry is their number."""
     return np.concatenate([[0], np.cumsum(np.bincount(file_S, rows_S, minlength=n_files).astype(np.int64))])
-
-
-def _lost_bytes(segments: pa.Table, files: Sequence[FileInfo]) -> int:
-    uncounted = pc.unique(segments.filter(segments["uncounted"])["file"]).to_pylist()
-    return sum(files[file].size for file in uncounted)

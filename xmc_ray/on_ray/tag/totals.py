@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -53,7 +53,8 @@ class Totals:
         labels, rows, sums = summary["labels"]
         self.label_counts[labels] += np.array(rows, np.int64)
         self.label_scores[labels] += sums
-        self.samples = sorted([*self.samples, *summary["samples"]], key=_shuffled)[:_SAMPLES]
+        # By a hash of their texts: the same samples whatever the order of the pieces, from all over the input.
+        self.samples = sorted([*self.samples, *summary["samples"]], key=lambda sample: str(sample["digest"]))[:_SAMPLES]
 
     @property
     def documents(self) -> int:
@@ -138,11 +139,6 @@ class Totals:
             warnings=warnings,
         )
         return tagging_report(night), warnings
-
-
-def _shuffled(sample: Mapping[str, Any]) -> str:
-    """The same samples whatever the order of the pieces, from all over the input: by a hash that texts have anyway."""
-    return str(sample["digest"])
 
 
 @contextmanager

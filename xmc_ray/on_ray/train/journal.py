@@ -24,19 +24,15 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def _mailbox() -> Queue:
-    """A queue on the driver's node, since it must survive the loss of any other."""
-    here = ray.get_runtime_context().get_node_id()
-    return Queue(actor_options={"num_cpus": 0, "label_selector": {"ray.io/node-id": here}})
-
-
 @contextmanager
 def journal(output: str) -> Iterator[Queue]:
     """A queue for the workers' reports: ``line`` is printed, and with a ``step`` the rest goes to both records.
 
     The records, ``metrics.jsonl`` and TensorBoard's, are copied to ``output`` now and then, and when the block ends.
     """
-    mailbox, done = _mailbox(), threading.Event()
+    here = ray.get_runtime_context().get_node_id()  # the queue must survive the loss of any other node
+    mailbox = Queue(actor_options={"num_cpus": 0, "label_selector": {"ray.io/node-id": here}})
+    done = threading.Event()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         lines, before = folder / "metrics.jsonl", storage.join(output, "metrics.jsonl")
