@@ -85,5 +85,5 @@ def test_the_gate(fruit: Path, trained: Path, capsys: pytest.CaptureFixture[str]
     with pytest.raises(ConfigError, match=r"no such metric: gate.at_least; found Q@1; expected documents"):
         pass_gate(GateConfig(documents=documents, at_least={"Q@1": 0.1}), bundle, pool, scoring)
     pass_gate(GateConfig(), "/nowhere", pool, scoring)  # no gate, nothing is read
-    with pytest.raises(ConfigError, match=r"gate\.documents and gate\.at_least go together"):
+    with pytest.raises(ConfigError, match=r"gate\.documents and gate\.at_least require each other"):
         GateConfig(documents=documents)
