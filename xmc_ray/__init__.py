@@ -6,13 +6,14 @@ Names are resolved when they are asked for: ``import xmc_ray`` loads neither tor
 import importlib
 from typing import TYPE_CHECKING
 
+from xmc_ray.errors import ConfigError as ConfigError
+from xmc_ray.errors import DataError as DataError
+from xmc_ray.errors import ModelError as ModelError
+from xmc_ray.errors import XmcError as XmcError
+
 if TYPE_CHECKING:
     from xmc_ray.classifier import XMCClassifier as XMCClassifier
     from xmc_ray.data.groups import GroupsConfig as GroupsConfig
-    from xmc_ray.errors import ConfigError as ConfigError
-    from xmc_ray.errors import DataError as DataError
-    from xmc_ray.errors import ModelError as ModelError
-    from xmc_ray.errors import XmcError as XmcError
     from xmc_ray.model.encoder import EncoderConfig as EncoderConfig
     from xmc_ray.model.lexical import LexicalConfig as LexicalConfig
     from xmc_ray.model.lightxml import ModelConfig as ModelConfig
@@ -22,22 +23,18 @@ if TYPE_CHECKING:
     from xmc_ray.training.optim import OptimConfig as OptimConfig
 
 _HOMES = {
-    "ConfigError": "errors",
-    "DataError": "errors",
     "EncoderConfig": "model.encoder",
     "FitConfig": "training.fit",
     "GroupsConfig": "data.groups",
     "LexicalConfig": "model.lexical",
     "LoopConfig": "training.loop",
     "ModelConfig": "model.lightxml",
-    "ModelError": "errors",
     "OptimConfig": "training.optim",
     "TextConfig": "model.text",
     "XMCClassifier": "classifier",
-    "XmcError": "errors",
 }
 
-__all__ = [*sorted(_HOMES)]
+__all__ = sorted([*_HOMES, "ConfigError", "DataError", "ModelError", "XmcError"])
 __version__ = "0.1.0"
 
 

@@ -166,11 +166,8 @@ class FactoredGradients(NamedTuple):
         return (self.factor_UB @ (self.inputs_BH @ self.inputs_BH.T)).mul_(self.factor_UB).sum(1).clamp_(min=0)
 
     def descend(self, rows: Tensor, kept: float, rate: Tensor) -> None:
-        """See `RowGradients.descend`. float32 rows are read and written once."""
-        if rows.dtype == torch.float32:
-            rows[self.groups].addmm_(self.factor_UB * rate[:, None], self.inputs_BH, beta=kept, alpha=-1)
-        else:
-            RowGradients(self.groups, self.weight, self.bias).descend(rows, kept, rate)
+        """See `RowGradients.descend`; ``rows``, which are float32, are read and written once."""
+        rows[self.groups].addmm_(self.factor_UB * rate[:, None], self.inputs_BH, beta=kept, alpha=-1)
 
 
 class OwnedRows(nn.Module):
