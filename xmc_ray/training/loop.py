@@ -134,8 +134,8 @@ def train(
         now = time.monotonic()
         if started is None:  # the clock starts with the first batch: waiting for that must not use up the warm-up
             started, asked = now - state.seconds, now
-        shared = _shared(exchange, batch, now - asked, now - started, device)
-        progress = max(state.step / n_steps, shared.seconds / (60 * config.minutes) if config.minutes else 0.0)
+        documents, tokens, padded_tokens, waited, seconds = _totals(exchange, batch, now - asked, now - started, device)
+        progress = max(state.step / n_steps, seconds / (60 * config.minutes) if config.minutes else 0.0)
         if progress >= 1:
             return
         # -- one step of training --------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def train(
         parts = [part.to(device) for part in batch.split(config.accumulate)]
         for part in parts:
             with autocast, _without_sync(module, part is not parts[-1]):
-                losses = module(part, shared.documents)
+                losses = module(part, documents)
                 loss = losses.recall + losses.rank
                 if loss.requires_grad:  # else only rows are trained: a frozen encoder in flat mode
                     loss.backward()
@@ -160,11 +160,11 @@ def train(
             )
         state.optimizer.step(progress)
         state.step += 1
-        state.documents += shared.documents
-        state.tokens += shared.tokens
-        state.padded_tokens += shared.padded_tokens
-        state.waiting += shared.waiting
-        state.seconds = shared.seconds
+        state.documents += documents
+        state.tokens += tokens
+        state.padded_tokens += padded_tokens
+        state.waiting += waited
+        state.seconds = seconds
         state.averager.update(model, state.step, progress)
         # --------------------------------------------------------------------------------------------------------------
         paused = time.monotonic()
@@ -197,21 +197,15 @@ def data_parallel(model: LightXML) -> nn.Module:
     return module
 
 
-class _Shared(NamedTuple):
-    """Totals over all workers' shares of a step; ``seconds`` is the first worker's clock."""
-
-    documents: int
-    tokens: int
-    padded_tokens: int
-    waiting: float
-    seconds: float
-
-
-def _shared(exchange: Exchange, batch: Batch, waited: float, elapsed: float, device: torch.device) -> _Shared:
+def _totals(
+    exchange: Exchange, batch: Batch, waited: float, elapsed: float, device: torch.device
+) -> tuple[int, int, int, float, float]:
+    """Over all workers: documents, tokens without and with padding, mean seconds of waiting, the first worker's ``elapsed``."""
     own = [len(batch), int(batch.mask_BT.sum()), batch.mask_BT.numel(), waited / exchange.world, elapsed * (exchange.rank == 0)]
     if exchange.world > 1:
         own = exchange.sum(torch.tensor(own, dtype=torch.float64, device=device)).tolist()
-    return _Shared(*map(int, own[:3]), *own[3:])
+    documents, tokens, padded_tokens, waited, elapsed = own
+    return int(documents), int(tokens), int(padded_tokens), waited, elapsed
 
 
 def _without_sync(module: object, more_to_come: bool) -> AbstractContextManager[None]:
