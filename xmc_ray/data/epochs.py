@@ -55,12 +55,9 @@ class EpochPlan:
         if self.n_documents > max(self.window, _BATCHES_A_WINDOW * self.batch_size):
             smallest = int(self.n_documents / self.steps / 1.1)  # windows of 11 batches and more, one batch more or less
         if parts > max(smallest, 1):
-            raise ConfigError(
-                "workers and micro-batches cannot share a batch",
-                found=f"{parts} parts, batches of {smallest} documents",
-                expected="workers x loop.accumulate at most the documents of a batch",
-                way_out="raise loop.batch_size, or take fewer workers",
-            )
+            found, way_out = f"{parts} parts, batches of {smallest} documents", "raise loop.batch_size, or take fewer workers"
+            expected = "workers x loop.accumulate at most the documents of a batch"
+            raise ConfigError("workers and micro-batches cannot share a batch", found=found, expected=expected, way_out=way_out)
 
 
 @dataclass(frozen=True)

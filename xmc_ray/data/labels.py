@@ -54,12 +54,8 @@ class LabelIndex:
                 tables = [_summed(tables)]
         totals = _summed(tables).sort_by([("count", "descending"), ("label", "ascending")])
         if not len(totals):
-            raise DataError(
-                "no document has a label",
-                found=f"{n_documents} documents",
-                expected="at least one label to learn",
-                way_out="set documents.labels to the column of label lists",
-            )
+            found, way_out = f"{n_documents} documents", "set documents.labels to the column of label lists"
+            raise DataError("no document has a label", found=found, expected="at least one label to learn", way_out=way_out)
         labels = totals["label"].combine_chunks()
         return cls(labels, totals["count"].to_numpy(), pa.nulls(len(labels), pa.string()), n_documents)
 

@@ -74,12 +74,8 @@ class Night:
             return cls(folder, uuid.uuid4().hex[:8], identity)
         for known in (begun, done):
             if known is not None and (other := _other(known, identity)):
-                raise ConfigError(
-                    "the folder of the day holds another run",
-                    where=folder,
-                    found=other,
-                    way_out="choose another output or date, or give --overwrite",
-                )
+                way_out = "choose another output or date, or give --overwrite"
+                raise ConfigError("the folder of the day holds another run", where=folder, found=other, way_out=way_out)
         return cls(folder, uuid.uuid4().hex[:8], identity)
 
     def plan(self) -> Plan | None:

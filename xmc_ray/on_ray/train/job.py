@@ -107,18 +107,14 @@ def _is_finished(config: TrainConfig, bundle: str) -> bool:
     began = resumed(config, storage.read_bytes(written).decode())
     other = difference(fixed_settings(began), fixed_settings(config))
     if other is not None:
-        name, found, expected = other
-        raise ConfigError(
-            "the run folder holds a run with other settings",
-            where=config.output,
-            found=f"{name} = {found!r}",
-            expected=f"{name} = {expected!r}",
-            way_out=other_place,
-        )
-    if storage.exists(storage.join(bundle, MARKER)):
-        read_settings(bundle)
-        return True
-    return False
+        name, *values = other
+        found, expected = (f"{name} = {value!r}" for value in values)
+        what = "the run folder holds a run with other settings"
+        raise ConfigError(what, where=config.output, found=found, expected=expected, way_out=other_place)
+    if not storage.exists(storage.join(bundle, MARKER)):
+        return False
+    read_settings(bundle)
+    return True
 
 
 def _check_workers(config: TrainConfig, prepared: Prepared) -> None:
