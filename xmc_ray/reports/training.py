@@ -6,7 +6,7 @@ Metrics, calibration, confused labels and examples are of held-out documents, by
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,14 +19,6 @@ from xmc_ray.reports.render import Label, count, number, percent, render
 
 _METRICS = ("P@1", "P@3", "P@5", "nDCG@5", "R@10", "PSP@5", "coverage@5")  # of each band
 _CURVES = ("P@1", "P@5", "nDCG@5", "PSP@5")
-
-
-class LabelBand(NamedTuple):
-    """The number of labels of similar frequency, and how often documents have them."""
-
-    name: str
-    labels: int
-    occurrences: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +66,11 @@ def training_report(run: TrainingRun) -> str:
     return render("training.html.j2", **content)
 
 
-def label_bands(labels: LabelIndex) -> list[LabelBand]:
-    """Labels by the number of documents that have them, in the bands of `Metrics`."""
+def label_bands(labels: LabelIndex) -> dict[str, tuple[int, int]]:
+    """For each band of `Metrics`: the number of its labels, and how often documents have one of them."""
     metrics = Metrics(labels.counts, labels.n_documents)
-    n_labels = np.bincount(metrics.row_L, minlength=len(metrics.bands) + 1)[1:]
-    occurrences = np.bincount(metrics.row_L, labels.counts, minlength=len(metrics.bands) + 1)[1:]
-    rows = zip(metrics.bands, n_labels.tolist(), occurrences.astype(np.int64).tolist(), strict=True)
-    return [LabelBand(*row) for row in rows]
+    sums = (np.bincount(metrics.row_L, weights, len(metrics.bands) + 1)[1:] for weights in (None, labels.counts))
+    return {name: (int(n), int(times)) for name, n, times in zip(metrics.bands, *sums, strict=True)}
 
 
 def _journal_warnings(journal: Curves) -> list[str]:
@@ -139,7 +129,7 @@ def _metric_rows(metrics: Mapping[str, Any]) -> list[list[str]]:
 
 def _label_statistics(run: TrainingRun) -> dict[str, Any]:
     bands = label_bands(run.labels)
-    labels, occurrences = len(run.labels), sum(band.occurrences for band in bands)
+    labels, occurrences = len(run.labels), sum(times for _, times in bands.values())
     named = labels - run.labels.names.null_count
     facts = [
         count(labels, "label"),
@@ -148,9 +138,9 @@ def _label_statistics(run: TrainingRun) -> dict[str, Any]:
     ]
     each = number(occurrences / run.labels.n_documents if run.labels.n_documents else None)
     rows = [
-        [_band_name(band.name), number(band.labels), percent(band.labels / labels), percent(band.occurrences / occurrences)]
-        for band in bands
-        if band.labels
+        [_band_name(name), number(n), percent(n / labels), percent(times / occurrences)]
+        for name, (n, times) in bands.items()
+        if n
     ]
     return {"label_facts": f"{', '.join(facts)}; {each} per document.", "band_rows": rows}
 
