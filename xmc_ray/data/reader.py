@@ -32,9 +32,8 @@ _PAUSE, _ATTEMPTS = 2.0, 3  # a file on S3 is missing or damaged if it is so sev
 _SAMPLED_FILES, _SAMPLED_LINES = 10, 100  # files, and lines of each, whose columns are looked at before anything runs
 _LARGE = 64 << 20  # bytes of a Parquet file that several tasks read
 _ALL = 1 << 62  # rows
-_SEGMENTS = pa.schema(
-    [("uri", pa.string()), ("size", pa.int64()), ("version", pa.string()), *((n, pa.int64()) for n in ("file", "row", "rows"))]
-)
+_FILE = {"uri": pa.string(), "size": pa.int64(), "version": pa.string()}
+_SEGMENTS = pa.schema(_FILE | dict.fromkeys(("file", "row", "rows"), pa.int64()))
 
 
 class Chunk(NamedTuple):

@@ -26,8 +26,7 @@ def upload(folder: Uri, uri: Uri, *, last: str | None = None) -> None:
         marker = Path(folder, last)
         if marker not in sources:
             raise DataError("the file that completes a folder is missing", where=marker)
-        sources.remove(marker)
-        sources.append(marker)
+        sources.sort(key=lambda path: path == marker)
         remove(join(uri, last))
     if not sources:
         raise DataError("nothing to copy", where=folder, found="no files")

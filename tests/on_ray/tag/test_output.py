@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from fruit import contents, document, manifest_of, read_night, write
 from in_process import InProcess
@@ -25,7 +26,7 @@ def test_rejects_of_an_older_version_are_merged(tmp_path: Path) -> None:
     for number, row in enumerate((old, new)):
         write(tmp_path / "_work" / "rejects" / f"t{number:06}.parquet", [row])
     plan = Plan(PIECES.empty_table(), REUSED.empty_table(), 2, 0)
-    night.publish(plan, 1 << 20, {}, {}, InProcess())
+    night.publish(plan, 1 << 20, {}, "", pa.table({"label": ["red"]}), InProcess())
     assert read_night(tmp_path)[1].to_pylist() == [old | {"detail": None}, new]
 
 

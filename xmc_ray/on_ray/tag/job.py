@@ -186,9 +186,9 @@ class _Tagging:
         page, warnings = self.totals.close(self.night.folder.rpartition("/")[2], manifest, before_this, self.config.drift)
         for warning in warnings:
             print(f"warning: {warning}", flush=True)
-        texts = {output.REPORT: page.encode(), output.COUNTS: self.totals.label_table()}
         self.lease.check()
-        manifest = self.night.publish(plan, self.config.target_bytes, manifest, texts, self.runner)
+        label_counts = self.totals.label_table()
+        manifest = self.night.publish(plan, self.config.target_bytes, manifest, page, label_counts, self.runner)
         announce(manifest["drift"])
         return manifest
 

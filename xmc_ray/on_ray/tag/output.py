@@ -93,12 +93,12 @@ class Night:
         return begun is not None and begun["run"] == self.run
 
     def publish(
-        self, plan: Plan, target_bytes: int, manifest: Mapping[str, Any], others: Mapping[str, bytes], runner: Runner
+        self, plan: Plan, target_bytes: int, manifest: Mapping[str, Any], report: str, label_counts: pa.Table, runner: Runner
     ) -> dict[str, Any]:
         """Merge the pieces into files of about ``target_bytes`` and finish the night; the manifest with their names.
 
-        ``others`` are further files by name. Every step may be repeated: names and contents follow from the pieces. Raises
-        DataError unless there are exactly the pieces of the plan.
+        Every step may be repeated: names and contents follow from the pieces. Raises DataError unless there are exactly the
+        pieces of the plan.
         """
         self._check_pieces(plan)
         replaces = marked_run(self.folder) is not None
@@ -115,8 +115,8 @@ class Night:
         if replaces:
             for name in files:
                 storage.patiently(storage.move, join(stage, name), join(self.folder, name))
-        for name, content in others.items():
-            storage.patiently(storage.write_bytes, join(self.folder, name), content)
+        storage.patiently(storage.write_bytes, join(self.folder, REPORT), report.encode())
+        storage.write_parquet(join(self.folder, COUNTS), label_counts)
         marker = {"run": self.run, "files": names["pieces"], "rejects": names["rejects"]}
         storage.patiently(storage.write_json, join(self.folder, MANIFEST), {**manifest, **marker})
         storage.patiently(storage.write_json, join(self.folder, IDENTITY), {"run": self.run, **self.identity})

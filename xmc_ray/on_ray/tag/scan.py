@@ -28,12 +28,8 @@ from xmc_ray.storage.files import FileInfo
 _TASK_BYTES, _TASK_FILES = 64 << 20, 256  # of input that one task scans
 _SHARE_BYTES = 2 << 30  # of input for one share of the hash join
 _RECORD = np.dtype([("id", "<u8", 2), ("text", "<u8", 2), ("file", "<i4"), ("row", "<i8")])
-_SEGMENTS = pa.schema(
-    [
-        *((name, pa.int64()) for name in ("file", "start", "row", "rows")),
-        *(("reason", pa.string()), ("detail", pa.string()), ("uncounted", pa.bool_())),
-    ]
-)
+_POSITION = dict.fromkeys(("file", "start", "row", "rows"), pa.int64())
+_SEGMENTS = pa.schema(_POSITION | {"reason": pa.string(), "detail": pa.string(), "uncounted": pa.bool_()})
 
 
 def scan(

@@ -1,6 +1,5 @@
 """The totals of a night: counts, labels and their drift, progress while it runs, and the report at the end."""
 
-import io
 import sys
 import threading
 import time
@@ -15,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from xmc_ray import storage
@@ -75,12 +73,9 @@ class Totals:
             "scores": self.scores.tolist(),
         }
 
-    def label_table(self) -> bytes:
-        """A Parquet file of all labels: the documents that got each, and the sum of its scores."""
-        buffer = io.BytesIO()
-        columns = {"documents": pa.array(self.label_counts), "scores": pa.array(self._score_sums)}
-        pq.write_table(pa.table({"label": self.labels["label"], **columns}), buffer)
-        return buffer.getvalue()
+    def label_table(self) -> pa.Table:
+        """All labels: ``label``, ``documents`` that got it, and the sum of its ``scores``."""
+        return pa.table({"label": self.labels["label"], "documents": self.label_counts, "scores": self._score_sums})
 
     @property
     def _score_sums(self) -> npt.NDArray[np.float64]:
@@ -91,10 +86,6 @@ class Totals:
     def expected_counts(self) -> IntArray:
         """Documents that have each label, if scores are probabilities; unlikely tags count little, so k matters little."""
         return np.rint(self._score_sums).astype(np.int64)
-
-    def drift_from_training(self) -> Drift:
-        """Drift from the labels of the documents that the bundle was trained on."""
-        return psi(self.labels["count"].to_numpy().astype(np.int64), self.expected_counts)
 
     def drift_from_night(self, folder: str) -> Drift | None:
         """Drift from another night; None if that has no counts."""
@@ -110,7 +101,8 @@ class Totals:
 
     def close(self, title: str, manifest: dict[str, Any], previous: str | None, config: DriftConfig) -> tuple[str, list[str]]:
         """The report as a page, and warnings. ``manifest`` gets the drift; DataError if it is more than the config allows."""
-        drifts = {"training": self.drift_from_training(), "previous": self.drift_from_night(previous) if previous else None}
+        training = psi(self.labels["count"].to_numpy().astype(np.int64), self.expected_counts)
+        drifts = {"training": training, "previous": self.drift_from_night(previous) if previous else None}
         manifest["drift"] = {name: drift and drift.total for name, drift in drifts.items()}
         warnings = []
         for name, drift in drifts.items():

@@ -70,9 +70,6 @@ def _make(config: TrainConfig, lease: Lease) -> str:
     return fingerprint
 
 
-# -- before training -----------------------------------------------------------------------------------------------------
-
-
 def _absolute(config: TrainConfig) -> TrainConfig:
     """The same config with local addresses in full: Ray Train's workers run in another folder."""
     encoder = config.encoder
@@ -160,9 +157,6 @@ def _check_start(config: TrainConfig, identity: Identity) -> str | None:
         raise ModelError("no complete checkpoint to resume from", where=config.resume, way_out="give auto, never or an address")
     foreign[0].check({name: value for name, value in identity.items() if name != "order of documents"})
     return foreign[0].uri
-
-
-# -- training ------------------------------------------------------------------------------------------------------------
 
 
 def _train(config: TrainConfig, prepared: Prepared, identity: Identity, start: str | None) -> None:

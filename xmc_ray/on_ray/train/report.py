@@ -51,9 +51,6 @@ def _collect(config: TrainConfig, prepared: Prepared) -> TrainingRun:
     )
 
 
-# -- predictions ---------------------------------------------------------------------------------------------------------
-
-
 def _held_out(bundle: str, config: TrainConfig, tokens: TokenCache) -> Findings | None:
     chunks = tokens.some("validation", config.report.documents)
     if not len(chunks):
