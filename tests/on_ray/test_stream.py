@@ -70,7 +70,7 @@ def test_further_files_that_cannot_be_used(tmp_path: Path) -> None:
         list_inputs(documents)
     with pytest.raises(DataError, match=r"nowhere; found nothing"):
         list_inputs(DocumentsConfig(uri=str(tmp_path / "nowhere")))
-    with pytest.raises(ConfigError, match="no column"):
+    with pytest.raises(ConfigError, match=r"DocumentsConfig\.text; found \[\]; expected 1 or more items"):
         DocumentsConfig(uri="x", text=[])
 
 
