@@ -16,7 +16,7 @@ from seaweed import S3
 from xmc_ray import storage
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.on_ray.predictor import PoolConfig
-from xmc_ray.on_ray.session import own_errors
+from xmc_ray.on_ray.session import connect, own_errors
 from xmc_ray.on_ray.tag import runner
 from xmc_ray.on_ray.tag.runner import Runner
 from xmc_ray.storage import folders
@@ -68,6 +68,7 @@ def test_an_error_of_a_step_comes_out_as_it_was_raised(step: str) -> None:
         fail("write")
         return {}
 
+    connect()  # as `Runner.start` does
     with pytest.raises(DataError, match=f"^wrong: {step}$"), own_errors():
         list(Runner().run_pieces([pa.table({"number": [0]})], read, lambda: predict, write, PoolConfig(max=1)))
 
