@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 import ray
 
 from benchmarks.inputs import DATA, even_groups, require, small_transformer
+from xmc_ray.bundle.ensemble import Members
 from xmc_ray.bundle.folder import Bundle, save_bundle
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.labels import LabelIndex, list_lengths
@@ -215,7 +216,7 @@ class TimedPredictor(Predictor):
     """Notes how long the actor's process has been there, how long it takes to load the model, and the tagging of each piece,
     with its tokens."""
 
-    def __init__(self, bundles: list[str], k: int, pool: PoolConfig, scoring: ScoringConfig) -> None:
+    def __init__(self, bundles: Members, k: int, pool: PoolConfig, scoring: ScoringConfig) -> None:
         with noted("actor", began=process_start()):
             pass
         with noted("load"):

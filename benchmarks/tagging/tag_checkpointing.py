@@ -75,7 +75,7 @@ def off(book: Diary, config: TagConfig, plan: Plan) -> Timed:
     columns = TagColumns(pq.read_table(labels, columns=["label", "name", "count"]), members.fingerprint, config.min_score)
     began = time.time()
     read = TimedRead(Rules.of(config.documents, labelled=False), tokenizers)
-    predictor = partial(TimedPredictor, members.uris, config.k, config.pool, config.model)
+    predictor = partial(TimedPredictor, members, config.k, config.pool, config.model)
     groups = job._neighbours(plan.pieces, ())
     rows = sum(piece["rows"] for piece in Runner().run_pieces(groups, read, predictor, CountPieces(columns), config.pool))
     assert rows == plan.rows, f"{rows} of {plan.rows} rows"

@@ -18,7 +18,7 @@ import torch
 from seaweed import S3
 
 from xmc_ray import storage
-from xmc_ray.bundle.folder import Bundle, load_bundle, read_settings, save_bundle
+from xmc_ray.bundle.folder import Bundle, _fingerprint, load_bundle, read_settings, save_bundle
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.data.labels import LabelIndex
 from xmc_ray.errors import ConfigError, ModelError, XmcError
@@ -221,6 +221,9 @@ def make_newer(folder: Path) -> None:
 def lose_lift(folder: Path) -> None:
     settings = json.loads((folder / "config.json").read_text())
     settings["model"]["lift"] = 0.0  # the weights still have one
+    files = settings.pop("files")
+    del settings["fingerprint"]
+    settings |= {"fingerprint": _fingerprint(settings, files), "files": files}
     (folder / "config.json").write_text(json.dumps(settings))
 
 
@@ -252,6 +255,29 @@ def test_a_damaged_bundle_is_refused_in_one_line(damage, told: str, tiny_encoder
         load_bundle(str(tmp_path / "bundle"))
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_changed_bytes_are_found_by_their_digest(tiny_encoder: Path, place: str, tmp_path: Path) -> None:
+    save_bundle(make_bundle(tiny_encoder), place)
+    weights = storage.join(place, "model.safetensors")
+    content = storage.read_bytes(weights)
+    storage.write_bytes(weights, content[:-64] + bytes(byte ^ 0xFF for byte in content[-64:]))
+    with pytest.raises(ModelError, match=r"the bundle is damaged: .*model\.safetensors; found a content that does not match"):
+        load_bundle(place)
+    storage.write_bytes(weights, content)
+    settings = storage.read_json(storage.join(place, "config.json"))
+    storage.write_json(storage.join(place, "config.json"), settings | {"max_tokens": 5})
+    with pytest.raises(ModelError, match=r"the bundle is damaged: .*config\.json"):
+        load_bundle(place)
+
+
+def test_another_bundle_at_the_same_address_is_not_opened(tiny_encoder: Path, place: str) -> None:
+    first = save_bundle(make_bundle(tiny_encoder), place)
+    assert load_bundle(place, first).fingerprint == first
+    storage.remove(place)
+    second = save_bundle(make_bundle(tiny_encoder, n_groups=7), place)
+    with pytest.raises(ModelError, match=f"has been replaced by another: {place}; found {second}; expected {first}"):
+        load_bundle(place, first)
 
 
 def test_no_bundle_at_all(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from xmc_ray.bundle.ensemble import Ensemble
+from xmc_ray.bundle.ensemble import Ensemble, Members
 from xmc_ray.errors import ConfigError
 from xmc_ray.model.predict import PredictConfig
 from xmc_ray.on_ray import predictor
@@ -25,7 +25,7 @@ def test_an_actor_predicts_the_rows_that_have_tokens(ray_session: None, bundles:
     empty = pa.array([[]], pa.list_(pa.int32()))
     rejected = [pa.concat_arrays([lists.slice(0, 1), empty, lists.slice(2)]) for lists in tokens]
     table = pa.table({"id": ["a", "b", "c", "d"], **dict(zip(columns, rejected, strict=True))})
-    predicted = Predictor(bundles, 5, POOL, scoring)(table)
+    predicted = Predictor(Members.read(bundles), 5, POOL, scoring)(table)
     assert predicted.column_names == ["id", "ids", "probabilities"]
     scores, ids = matrix(predicted, "probabilities"), matrix(predicted, "ids")
     assert (ids[1] == -1).all() and (scores[1] == 0).all()
@@ -33,25 +33,25 @@ def test_an_actor_predicts_the_rows_that_have_tokens(ray_session: None, bundles:
     expected = ensemble.predict([lists.take(kept) for lists in tokens], 5, PredictConfig())
     np.testing.assert_array_equal(ids[[0, 2, 3]], expected[1])
     np.testing.assert_allclose(scores[[0, 2, 3]], expected[0], rtol=1e-5)
-    nothing = Predictor(bundles, 5, POOL, scoring)(table.slice(0, 0))
+    nothing = Predictor(Members.read(bundles), 5, POOL, scoring)(table.slice(0, 0))
     assert matrix(nothing, "ids").shape == (0, 5)
 
 
 def test_scoring_is_settled_once_and_bfloat16_without_instructions_is_a_warning(
     ray_session: None, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bundle = [str(trained / "bundle")]
+    members = Members.read(str(trained / "bundle"))
     fixed = ScoringConfig(scoring="exact")
-    assert settle_scoring(fixed, bundle, TEXTS, 3, POOL) is fixed
+    assert settle_scoring(fixed, members, TEXTS, 3, POOL) is fixed
     assert capsys.readouterr().out == ""
-    settled = settle_scoring(ScoringConfig(scoring="auto"), bundle, TEXTS, 3, POOL)
+    settled = settle_scoring(ScoringConfig(scoring="auto"), members, TEXTS, 3, POOL)
     assert settled.scoring in ("grouped", "exact")
     assert capsys.readouterr().out == f"scoring: {settled.scoring}, measured on 4 documents\n"
     half = ScoringConfig(precision="bfloat16")
     warning = "warning: the CPU has no bfloat16 instructions: model.precision = float32 is faster\n"
     for has_it, expected in ((True, ""), (False, warning)):
         monkeypatch.setattr(predictor, "_cpu_has_bfloat16", predictor.ray.remote(lambda has_it=has_it: has_it))
-        assert settle_scoring(half, bundle, TEXTS, 3, POOL) == half
+        assert settle_scoring(half, members, TEXTS, 3, POOL) == half
         assert capsys.readouterr().out == expected
 
 

@@ -4,8 +4,10 @@ import errno
 import os
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -209,11 +211,62 @@ def test_links_are_followed(tmp_path: Path) -> None:
     assert names(str(tmp_path / "data")) == ["linked/a"]
 
 
+def test_removal_does_not_follow_links(tmp_path: Path) -> None:
+    precious, folder = tmp_path / "precious", tmp_path / "night" / "_work"
+    for path in (precious / "below" / "a.txt", folder / "inside" / "b.txt"):
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+    for link, target in ((folder / "folder", precious), (folder / "inside" / "file", precious / "below" / "a.txt")):
+        link.symlink_to(target)
+    (folder / "to nothing").symlink_to(tmp_path / "nothing")
+    storage.remove(folder, last="file that is not there")
+    assert not folder.exists() and (precious / "below" / "a.txt").read_text() == "mine"
+    (tmp_path / "link").symlink_to(precious)
+    storage.remove(tmp_path / "link")
+    assert not (tmp_path / "link").is_symlink() and (precious / "below" / "a.txt").exists()
+
+
+def test_a_link_to_a_folder_above_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "a.txt").write_text("")
+    (tmp_path / "below" / "up").symlink_to(tmp_path)
+    assert [file.uri for file in storage.all_files(tmp_path)] == [str(tmp_path / "below" / "a.txt")]
+
+
+def test_what_vanishes_under_a_listing_is_left_out_but_a_visible_link_to_nothing_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".hidden").symlink_to(tmp_path / "nothing")
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("")
+    walk = os.walk
+
+    def walk_and_remove(*arguments: Any, **options: Any) -> Iterator[Any]:
+        for found in walk(*arguments, **options):
+            (tmp_path / "a").unlink(missing_ok=True)
+            yield found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "walk", walk_and_remove)
+        assert [file.uri for file in storage.all_files(tmp_path)] == [str(tmp_path / "b")]
+    (tmp_path / "c").symlink_to(tmp_path / "nothing")
+    with pytest.raises(DataError, match="no such file"):
+        storage.all_files(tmp_path)
+
+
+def test_subfolders_are_those_directly_below(place: str) -> None:
+    assert storage.subfolders(storage.join(place, "folder")) == []
+    for name in ("folder/dt=2/x", "folder/dt=1/deeper/y", "folder/z"):
+        storage.write_bytes(storage.join(place, name), b"-")
+    assert storage.subfolders(storage.join(place, "folder")) == ["dt=1", "dt=2"]
+
+
 def test_a_removal_that_breaks_off_keeps_the_file_that_says_what_it_was(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("a", "run.json", "z/z"):
+    for name in ("a", "run.json", "z", "zz"):
         storage.write_bytes(storage.join(place, name), b"x")
-    server, _ = storage.filesystem(place)
-    remove_one, removed = server.rm_file, []
+    # fsspec gives out the same object every time
+    remover, method = (os, "unlink") if storage.is_local(place) else (storage.filesystem(place)[0], "rm_file")
+    remove_one, removed = getattr(remover, method), []
 
     def break_off(name: str) -> None:
         if len(removed) == 2:
@@ -221,7 +274,7 @@ def test_a_removal_that_breaks_off_keeps_the_file_that_says_what_it_was(place: s
         removed.append(name)
         remove_one(name)
 
-    monkeypatch.setattr(server, "rm_file", break_off)  # fsspec gives out the same object every time
+    monkeypatch.setattr(remover, method, break_off)
     with pytest.raises(ConfigError, match="no more"):
         storage.remove(place, last="run.json")
     assert storage.exists(storage.join(place, "run.json"))

@@ -9,6 +9,7 @@ from seaweed import S3
 from xmc_ray import storage
 from xmc_ray.errors import DataError
 from xmc_ray.storage import folders
+from xmc_ray.storage.files import FileInfo
 
 
 def test_upload_and_local_copy_are_inverse(place: str, tmp_path: Path) -> None:
@@ -60,3 +61,12 @@ def test_digest(tmp_path: Path) -> None:
     assert folders.digest(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     with pytest.raises(DataError, match="no such file"):
         folders.digest(tmp_path / "none")
+
+
+def test_a_download_stays_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may write below one prefix of a bucket would else write anywhere on the machines that read it."""
+    names = ["s3://bucket/model/config.json", "s3://bucket/model/x/../../../outside"]
+    monkeypatch.setattr(folders, "all_files", lambda _: [FileInfo(uri=name, size=1, version="v") for name in names])
+    with pytest.raises(DataError, match=r"a name leads out of its folder: s3://bucket/model; found .*outside"):
+        folders.local_copy("s3://bucket/model", tmp_path / "in" / "copy")
+    assert not (tmp_path / "in").exists(), "nothing was downloaded"

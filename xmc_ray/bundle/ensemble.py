@@ -21,13 +21,20 @@ import pyarrow as pa
 import torch
 
 from xmc_ray import storage
-from xmc_ray.bundle.folder import CALIBRATION_FILE, LABELS_FILE, Bundle, load_bundle, read_calibration, read_settings
+from xmc_ray.bundle.folder import (
+    CALIBRATION_FILE,
+    LABELS_FILE,
+    Bundle,
+    load_bundle,
+    local_bundle,
+    read_calibration,
+    read_settings,
+)
 from xmc_ray.data.labels import IntArray, LabelIndex
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.model.lightxml import Scoring
 from xmc_ray.model.predict import PredictConfig, predict
 from xmc_ray.model.text import Tokenizer
-from xmc_ray.storage import folders
 
 _ROUNDS = 3  # measurements, of which the median counts
 _WORTH = 1.1  # times the duration of grouped scoring that exact scoring may take
@@ -92,7 +99,7 @@ class Members:
         return copies[0] / LABELS_FILE, _distinct(tokenizers)[0]
 
     def _local_copies(self) -> list[Path]:
-        return [folders.node_copy(*member) for member in zip(self.uris, self.fingerprints, strict=True)]
+        return [local_bundle(*member) for member in zip(self.uris, self.fingerprints, strict=True)]
 
 
 class Ensemble:
@@ -110,9 +117,13 @@ class Ensemble:
         self.tokenizers, self._reads = _distinct([bundle.tokenizer for bundle in bundles])
 
     @classmethod
-    def load(cls, uris: storage.Uri | Sequence[storage.Uri]) -> "Ensemble":
-        """Open one bundle or several, on the CPU; raises what `Members.read` and `load_bundle` raise."""
-        return cls([load_bundle(uri) for uri in Members.read(uris).uris])
+    def load(cls, bundles: Members | storage.Uri | Sequence[storage.Uri]) -> "Ensemble":
+        """Open one bundle or several, on the CPU; raises what `Members.read` and `load_bundle` raise.
+
+        ``bundles`` that were read before have to be the same still: ModelError if one has been replaced.
+        """
+        members = bundles if isinstance(bundles, Members) else Members.read(bundles)
+        return cls([load_bundle(*member) for member in zip(members.uris, members.fingerprints, strict=True)])
 
     def to(self, device: str | torch.device) -> "Ensemble":
         """This ensemble, with all models moved to ``device``."""

@@ -76,8 +76,7 @@ def save_bundle(bundle: Bundle, uri: str) -> str:
             if path.is_file()
         }
         settings = _settings(bundle)
-        content = json.dumps([settings, files], sort_keys=True).encode()
-        settings |= {"fingerprint": hashlib.sha256(content).hexdigest()[:16], "files": files}
+        settings |= {"fingerprint": _fingerprint(settings, files), "files": files}
         (folder / MARKER).write_text(json.dumps(settings, indent=2) + "\n")
         folders.upload(folder, uri, last=MARKER)
     bundle.fingerprint = str(settings["fingerprint"])
@@ -95,14 +94,14 @@ def changes(extension: dict[str, Any]) -> str:
     return ", ".join(f"{count:,} {what}" for what, count in extension.items() if isinstance(count, int))
 
 
-def load_bundle(uri: str) -> Bundle:
-    """Open a bundle on the CPU. Raises ModelError when it is not one, is incomplete, or has another format.
+def load_bundle(uri: str, fingerprint: str | None = None) -> Bundle:
+    """Open a bundle on the CPU. Raises ModelError when it is not one, is damaged, has another format or ``fingerprint``.
 
     The weights are memory-mapped: all processes of a machine share the file's pages, and one that changes a weight gets a copy
     of that page. A bundle on S3 is downloaded once per machine; see `folders.node_copy`.
     """
     settings = read_settings(uri)
-    folder = folders.node_copy(uri, settings["fingerprint"])
+    folder = local_bundle(uri, fingerprint or settings["fingerprint"])
     table = pq.read_table(folder / LABELS_FILE)
     groups = LabelGroups(table["group"].to_numpy().astype(np.int64))
     encoder = load_empty_encoder(folder / "encoder", **settings["encoder"]) if settings["encoder"] else None
@@ -126,6 +125,14 @@ def load_bundle(uri: str) -> Bundle:
         fingerprint=settings["fingerprint"],
         calibration=read_calibration(folder, labels),
     )
+
+
+def local_bundle(uri: str, fingerprint: str) -> Path:
+    """The local folder of a bundle, verified by its digests: once per download, and every time if it lies on this machine.
+
+    Raises ModelError if it is another bundle than that of ``fingerprint``, or damaged.
+    """
+    return folders.node_copy(uri, fingerprint, lambda folder: _verify(folder, uri, fingerprint))
 
 
 def read_calibration(folder: Path, labels: LabelIndex) -> Calibration | None:
@@ -159,6 +166,31 @@ def read_settings(uri: str) -> dict[str, Any]:
         )
     _check_files(uri, settings["files"])
     return dict(settings)
+
+
+def _verify(folder: Path, uri: str, fingerprint: str) -> None:
+    settings = json.loads((folder / MARKER).read_text())
+    files, found = settings.pop("files"), settings.pop("fingerprint")
+    if found != fingerprint:
+        raise ModelError(
+            "the bundle has been replaced by another",
+            where=uri,
+            found=found,
+            expected=fingerprint,
+            way_out="put the bundle back, or run again with the one that is there now",
+        )
+    damaged = [name for name, expected in files.items() if folders.digest(folder / name) != expected["sha256"]]
+    if damaged or _fingerprint(settings, files) != fingerprint:
+        raise ModelError(
+            "the bundle is damaged",
+            where=storage.join(uri, *(damaged or [MARKER])[:1]),
+            found="a content that does not match its digest",
+            way_out="copy the bundle again or train again",
+        )
+
+
+def _fingerprint(settings: dict[str, Any], files: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([settings, files], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _write_parts(bundle: Bundle, folder: Path) -> None:

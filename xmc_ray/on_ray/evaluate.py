@@ -57,9 +57,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if config.output is not None and storage.exists(storage.join(config.output, "metrics.json")):
         raise ConfigError("metrics.json is there already", where=config.output, way_out="choose another output or remove it")
     started = time.monotonic()
-    result = evaluate_bundle(
-        config.documents, config.bundle, config.pool, ks=tuple(sorted(config.ks)), min_precision=config.min_precision
-    )
+    members, ks = Members.read(config.bundle), tuple(sorted(config.ks))
+    result = evaluate_bundle(config.documents, members, config.pool, ks=ks, min_precision=config.min_precision)
     print(table(result))
     print(_calibration_line(result["calibration"]))
     rate = result["documents"] / (time.monotonic() - started)
@@ -71,7 +70,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def evaluate_bundle(
     documents: DocumentsConfig,
-    bundle: str | list[str],
+    members: Members,
     pool: EvaluationPoolConfig,
     model: ScoringConfig | None = None,
     ks: tuple[int, ...] = (1, 3, 5, 10),
@@ -83,7 +82,6 @@ def evaluate_bundle(
     the effect of thresholds on the first `DEPTH` labels, whatever ``ks``, over documents with a known label.
     Raises DataError when there is no such document.
     """
-    members = Members.read(bundle)
     selection = None if min_precision is None else Selection(members.thresholds(min_precision))
     labels_file, tokenizers = members.fetch()
     labels = LabelIndex.load(labels_file)
@@ -94,7 +92,7 @@ def evaluate_bundle(
         tokenised = tokenise(read_documents(documents, labelled=True), *tokenizers)
         reliability = Reliability()
         pool = replace(pool, max=pool.max or pool.min)  # a small file is one block, so one actor gets all of it
-        predicted = predictions(tokenised, members.uris, max(*ks, DEPTH), pool, pool.batch_rows, model or ScoringConfig())
+        predicted = predictions(tokenised, members, max(*ks, DEPTH), pool, pool.batch_rows, model or ScoringConfig())
         counts = _count(predicted, labels, metrics, [reliability] if selection is None else [reliability, selection])
     result = metrics.result()
     if not result["total"]["documents"]:
@@ -153,17 +151,17 @@ class GateConfig(Settings):
             raise ConfigError("gate.documents and gate.at_least require each other", found="only one of them")
 
 
-def pass_gate(gate: GateConfig, bundle: str | list[str], pool: PoolConfig, model: ScoringConfig) -> None:
+def pass_gate(gate: GateConfig, members: Members, pool: PoolConfig, model: ScoringConfig) -> None:
     """Raises ModelError unless the bundle reaches ``gate.at_least``, ConfigError for a metric that does not exist."""
     if gate.documents is None:
         return
-    total = evaluate_bundle(gate.documents, bundle, EvaluationPoolConfig(**vars(pool)), model)["total"]
+    total = evaluate_bundle(gate.documents, members, EvaluationPoolConfig(**vars(pool)), model)["total"]
     for name, least in gate.at_least.items():
         if name not in total:
             raise ConfigError("no such metric", where="gate.at_least", found=name, expected=", ".join(total))
         if total[name] < least:
             values = {"found": f"{name} {total[name]:.4f}", "expected": f"at least {least}"}
             way_out = "use the bundle of the night before, or train again"
-            raise ModelError("the bundle does not pass the gate", where=bundle, **values, way_out=way_out)
+            raise ModelError("the bundle does not pass the gate", where=", ".join(members.uris), **values, way_out=way_out)
     shown = ", ".join(f"{name} {total[name]:.4f}" for name in gate.at_least)
     print(f"the bundle passes the gate: {shown}", flush=True)

@@ -11,7 +11,7 @@ import ray.data
 import torch
 from ray.data import ActorPoolStrategy
 
-from xmc_ray.bundle.ensemble import Ensemble
+from xmc_ray.bundle.ensemble import Ensemble, Members
 from xmc_ray.data.labels import list_lengths
 from xmc_ray.errors import ConfigError
 from xmc_ray.model.lightxml import Scoring
@@ -92,7 +92,7 @@ class ScoringConfig(Settings):
 class Predictor:
     """An actor with the model or models, loaded once."""
 
-    def __init__(self, bundles: list[str], k: int, pool: PoolConfig, scoring: ScoringConfig) -> None:
+    def __init__(self, bundles: Members, k: int, pool: PoolConfig, scoring: ScoringConfig) -> None:
         torch.set_num_threads(pool.threads_each)
         self.k = k
         self.config = PredictConfig(token_budget=pool.token_budget, precision=scoring.precision)
@@ -116,7 +116,7 @@ class Predictor:
 
 
 def predictions(
-    tokenised: ray.data.Dataset, bundles: list[str], k: int, pool: PoolConfig, batch_rows: int, model: ScoringConfig
+    tokenised: ray.data.Dataset, bundles: Members, k: int, pool: PoolConfig, batch_rows: int, model: ScoringConfig
 ) -> ray.data.Dataset:
     """Replaces a stream's tokens by ``ids`` (fixed list<int64>[k], padded with -1) and ``probabilities`` (list<float32>[k]).
 
@@ -133,7 +133,7 @@ def matrix(table: pa.Table, name: str) -> npt.NDArray[Any]:
     return np.asarray(column.combine_chunks().flatten()).reshape(len(table), column.type.list_size)
 
 
-def settle_scoring(config: ScoringConfig, bundles: list[str], texts: list[str], k: int, pool: PoolConfig) -> ScoringConfig:
+def settle_scoring(config: ScoringConfig, bundles: Members, texts: list[str], k: int, pool: PoolConfig) -> ScoringConfig:
     """``config`` with ``auto`` replaced by the scoring that a measurement of some ``texts`` on an actor's resources chooses.
 
     Prints the choice, and a warning for bfloat16 on CPUs without instructions for it.
@@ -152,7 +152,7 @@ _cpu_has_bfloat16 = ray.remote(cpu_has_bfloat16)
 
 
 @ray.remote
-def _fastest_scoring(config: ScoringConfig, bundles: list[str], texts: list[str], k: int, pool: PoolConfig) -> Scoring:
+def _fastest_scoring(config: ScoringConfig, bundles: Members, texts: list[str], k: int, pool: PoolConfig) -> Scoring:
     torch.set_num_threads(pool.threads_each)
     ensemble = Ensemble.load(bundles).to("cuda" if pool.gpu else "cpu")
     prediction = PredictConfig(token_budget=pool.token_budget, precision=config.precision)

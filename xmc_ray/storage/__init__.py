@@ -17,6 +17,7 @@ from xmc_ray.storage.files import all_files as all_files
 from xmc_ray.storage.files import create as create
 from xmc_ray.storage.files import exists as exists
 from xmc_ray.storage.files import is_empty as is_empty
+from xmc_ray.storage.files import is_temporary as is_temporary
 from xmc_ray.storage.files import join as join
 from xmc_ray.storage.files import list_files as list_files
 from xmc_ray.storage.files import move as move
@@ -27,6 +28,7 @@ from xmc_ray.storage.files import read_json as read_json
 from xmc_ray.storage.files import read_parquet as read_parquet
 from xmc_ray.storage.files import remove as remove
 from xmc_ray.storage.files import stat as stat
+from xmc_ray.storage.files import subfolders as subfolders
 from xmc_ray.storage.files import write_bytes as write_bytes
 from xmc_ray.storage.files import write_json as write_json
 from xmc_ray.storage.files import write_parquet as write_parquet

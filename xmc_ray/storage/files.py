@@ -60,6 +60,20 @@ def exists(uri: Uri) -> bool:
         return bool(fs.exists(path))
 
 
+def subfolders(uri: Uri) -> list[str]:
+    """The names of the folders directly in ``uri``, sorted; none where it does not exist."""
+    fs, path = filesystem(uri)
+    with explained(uri), suppress(FileNotFoundError):
+        entries = fs.ls(path, detail=True)
+        return sorted(posixpath.basename(entry["name"].rstrip("/")) for entry in entries if entry["type"] == "directory")
+    return []
+
+
+def is_temporary(uri: Uri) -> bool:
+    """Whether it is the file of an interrupted write (`write_bytes`, `new_file`), which nobody reads."""
+    return re.search(r"/\.[^/]+\.[0-9a-f]{32}$", os.fspath(uri)) is not None
+
+
 def is_empty(uri: Uri) -> bool:
     """Whether the folder does not exist or holds no file, hidden ones included."""
     return not all_files(uri)
@@ -193,21 +207,33 @@ def remove(uri: Uri, *, last: str | None = None) -> None:
     """Remove a file, or a folder with its content, if it exists; ConfigError for a whole bucket or top-level folder.
 
     ``last`` names the file that identifies the folder. It is removed at the very end, so that an interrupted removal can be
-    distinguished from a folder of another kind.
+    distinguished from a folder of another kind. Symbolic links are removed; what they point to is not touched.
     """
     fs, path = filesystem(uri)
     if "/" not in path.strip("/"):
         raise ConfigError("a whole bucket or top folder is never removed", where=uri, expected="a folder inside it")
-    names = [split(file.uri)[1] for file in all_files(uri)]
     with explained(uri), suppress(FileNotFoundError):
+        if is_local(uri):
+            _remove_local(path, last)
+            return
         # One by one: the recursive form takes [, * and ? for patterns, and says nothing of files that it may not remove.
-        marker = f"{path}/{last}"
+        names, marker = [split(file.uri)[1] for file in all_files(uri)], f"{path}/{last}"
         with ThreadPoolExecutor(_REMOVERS) as pool:
             list(pool.map(fs.rm_file, [name for name in names if name != marker]))
         if marker in names:
             fs.rm_file(marker)
-        if is_local(uri) and os.path.isdir(path):
-            shutil.rmtree(path)
+
+
+def _remove_local(path: str, last: str | None) -> None:
+    if os.path.islink(path) or not os.path.isdir(path):
+        os.unlink(path)
+        return
+    for entry in sorted(os.scandir(path), key=lambda entry: entry.name == last):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        else:
+            os.unlink(entry.path)
+    os.rmdir(path)
 
 
 def move(uri: Uri, target: Uri) -> None:
@@ -241,12 +267,23 @@ def patiently(act: Callable[..., T], *arguments: Any, seconds: float | None = No
 
 
 def _local_files(path: str) -> Iterator[FileInfo]:
-    names = [path] if os.path.isfile(path) else []
-    if os.path.isdir(path):
-        # Links are followed and an unreadable folder is an error: documents must not go missing in silence.
-        walk = os.walk(path, onerror=_raise, followlinks=True)
-        names = [os.path.join(folder, name) for folder, _, inside in walk for name in inside]
-    return map(_local_file, names)
+    """Links are followed and an unreadable folder is an error: documents must not go missing in silence."""
+    if os.path.isfile(path):
+        yield _local_file(path)
+    for folder, below, names in os.walk(path, onerror=_raise, followlinks=True) if os.path.isdir(path) else ():
+        below[:] = [name for name in below if not _is_loop(folder, name)]
+        for name in (os.path.join(folder, name) for name in names):
+            try:
+                yield _local_file(name)
+            except FileNotFoundError:  # removed since the folder was read, or a link to nothing
+                if os.path.islink(name) and not re.search("/[_.]", name[len(path) :]):
+                    raise
+
+
+def _is_loop(folder: str, name: str) -> bool:
+    """Whether a link in ``folder`` leads to a folder that it lies in."""
+    link = os.path.join(folder, name)
+    return os.path.islink(link) and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(link))
 
 
 def _local_file(path: str) -> FileInfo:

@@ -7,6 +7,7 @@ import os
 import posixpath
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,22 +51,29 @@ def local_copy(uri: Uri, folder: Uri | None = None) -> Path:
         folder = tempfile.mkdtemp(prefix="xmc_ray-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     target = Path(folder)
+    copies = {name: posixpath.relpath(name, base) for name in names}
+    for name, below in copies.items():
+        if ".." in below.split("/"):
+            raise DataError("a name leads out of its folder", where=uri, found=name, way_out="rename it on the storage")
     with explained(uri):
-        for name in names:
-            copy = target / posixpath.relpath(name, base)
+        for name, below in copies.items():
+            copy = target / below
             copy.parent.mkdir(parents=True, exist_ok=True)
             fs.get_file(name, str(copy))
     return target / posixpath.relpath(path, base)
 
 
-def node_copy(uri: Uri, key: str) -> Path:
+def node_copy(uri: Uri, key: str, check: Callable[[Path], None] = lambda folder: None) -> Path:
     """Like `local_copy`, but one copy for all processes of this user on this machine; ``key`` identifies its content.
 
     The first process downloads while the others wait; if it is killed, another one starts afresh. The copy outlives the
-    process, until no process uses it and something else is downloaded. Its files must not be changed.
+    process, until no process uses it and something else is downloaded. Its files must not be changed. ``check`` raises if the
+    content is not that of ``key``: it looks at a download once, and at a local folder, which others may change, every time.
     """
     if is_local(uri):
-        return local_copy(uri)
+        folder = local_copy(uri)
+        check(folder)
+        return folder
 
     home = Path(tempfile.gettempdir(), f"xmc_ray-{os.getuid()}")
     home.mkdir(mode=0o700, exist_ok=True)
@@ -83,7 +91,9 @@ def node_copy(uri: Uri, key: str) -> Path:
             _remove_unused(home)
             shutil.rmtree(part, ignore_errors=True)
             shutil.rmtree(copy, ignore_errors=True)
-            local_copy(uri, part).rename(copy)
+            downloaded = local_copy(uri, part)
+            check(downloaded)
+            downloaded.rename(copy)
     return copy
 
 

@@ -124,8 +124,9 @@ def held(folder: str, beat: float = _BEAT) -> Iterator[Lease]:
 
 
 def is_free(folder: str) -> bool:
-    """Whether a folder holds nothing but a lease."""
-    return all(file.uri == storage.join(folder, DRIVER) for file in storage.all_files(folder))
+    """Whether a folder holds nothing but a lease, or what interrupted writes have left."""
+    lease = storage.join(folder, DRIVER)
+    return all(file.uri == lease or storage.is_temporary(file.uri) for file in storage.all_files(folder))
 
 
 def _missing(folder: str) -> list[Path]:

@@ -100,6 +100,30 @@ def test_labels_below_their_threshold_are_left_out(
         tag(where, min_precision=2)
 
 
+def test_a_bundle_that_is_swapped_meanwhile_ends_the_night(
+    tag: Callable[..., str], trained: Path, bundles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Actors that start after the plan was kept would else tag with whatever model lies there by then."""
+    here = tmp_path / "bundle"
+    shutil.copytree(trained / "bundle", here)
+    run_pieces = InProcess.run_pieces
+
+    def swap_before(self: Any, *arguments: Any) -> Any:
+        shutil.rmtree(here)
+        shutil.copytree(bundles[1], here)
+        return run_pieces(self, *arguments)
+
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(10)])
+    with monkeypatch.context() as patch:
+        patch.setattr(InProcess, "run_pieces", swap_before)
+        with pytest.raises(ModelError, match=r"has been replaced by another: .*; put the bundle back"):
+            tag(catalogue, bundle=here)
+    assert not (tmp_path / "out" / "dt=2026-11-23" / "_SUCCESS").exists()
+    shutil.rmtree(here)
+    shutil.copytree(trained / "bundle", here)
+    assert len(read_night(tag(catalogue, bundle=here))[0]) == 10
+
+
 def test_tags_of_unchanged_documents_are_reused(tag: Callable[..., str], bundles: list[str], tmp_path: Path) -> None:
     rows = [document(n) for n in range(200)]
     catalogue = write(tmp_path / "in" / "a.parquet", rows)

@@ -90,6 +90,55 @@ def test_a_foreign_folder_is_left_alone(tag: Callable[..., str], fruit: Path, tm
     assert [path.name for path in folder.iterdir()] == ["precious.txt"]
 
 
+def test_files_of_others_survive_a_night_that_is_finished_or_tagged_again(tag: Callable[..., str], tmp_path: Path) -> None:
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(10)])
+    folder = Path(tag(catalogue))
+    foreign = [folder / "enriched" / "part-00000.parquet", folder / "part-of-mine.parquet", folder / "part-0123abcd-1.parquet"]
+    for path in foreign:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    for further in ((), ("--overwrite",)):
+        tag(catalogue, *further)
+        assert [path.read_text() for path in foreign] == ["mine"] * 3
+    assert len(read_night(folder)[0]) == 10
+
+
+def test_a_finished_night_leaves_the_work_of_another_driver_alone(tag: Callable[..., str], tmp_path: Path) -> None:
+    """A second command for a finished night comes while the first one makes the night anew, with --overwrite."""
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(10)])
+    folder = Path(tag(catalogue))
+    storage.write_json(folder / "_work" / "run.json", {"run": "89abcdef"})
+    tag(catalogue)
+    assert (folder / "_work" / "run.json").exists()
+    run = storage.read_json(folder / "_SUCCESS")["run"]
+    storage.write_json(folder / "_work" / "run.json", {"run": run})  # as a driver leaves it that is killed while it tidies up
+    tag(catalogue)
+    assert not (folder / "_work").exists()
+
+
+@pytest.mark.parametrize("name", [".out", "_work", "a_.b"])
+def test_an_output_may_have_any_name(name: str, tag: Callable[..., str], tmp_path: Path) -> None:
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(10)])
+    folder = tag(catalogue, output=tmp_path / name / "tags")
+    assert len(read_night(folder)[0]) == 10 and not (Path(folder) / "_work").exists()
+
+
+def test_what_a_killed_write_has_left_does_not_block_the_day(tag: Callable[..., str], tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "dt=2026-11-23"
+    folder.mkdir(parents=True)
+    (folder / f"._driver.json.{'0' * 32}").write_text("{")
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(10)])
+    assert len(read_night(tag(catalogue))[0]) == 10
+
+
+def test_only_days_are_nights(tmp_path: Path) -> None:
+    for name in ("dt=2026-11-20", "dt=2026-11-20.bad", "dt=20261121", "dt=2026-W47-6", "dt=2026-11-21 copy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "_SUCCESS").write_text('{"run": "a", "files": [], "rejects": []}')
+    (tmp_path / "lost+found").mkdir(mode=0)
+    assert output.latest_before(f"{tmp_path}/dt=2026-11-23") == f"{tmp_path}/dt=2026-11-20"
+
+
 def test_addresses_may_be_spelt_in_several_ways(
     tag: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,6 +104,9 @@ def tag(config: TagConfig, runner: Runner | None = None) -> str:
         members.check_precision()
     identity = {"bundle": members.fingerprint, "input": [asdict(file) for file in files], "config": fixed_settings(config)}
     if Night.open(folder, identity, config.overwrite) is None:
+        if output.is_untidy(folder):
+            with held(folder):
+                output.tidy(folder)
         return _nothing_to_do(folder)
     check_columns(files, Rules.of(config.documents, labelled=False))
     with held(folder) as lease, own_errors():
@@ -111,7 +114,7 @@ def tag(config: TagConfig, runner: Runner | None = None) -> str:
         if night is None:
             return _nothing_to_do(folder)
         pool = runner.start(config.pool)
-        pass_gate(config.gate, config.bundle, config.pool, config.model)
+        pass_gate(config.gate, members, config.pool, config.model)
         config = replace(config, pool=pool)
         plan = night.plan()
         previous = plan.previous if plan else _previous(config, folder, members.fingerprint)
@@ -209,7 +212,7 @@ class _Tagging:
         groups = _neighbours(plan.pieces, done)
         if groups:
             read, write = PieceReader(self.rules, self.tokenizers), PieceWriter(self.night.work, self.columns)
-            predictor = partial(Predictor, self.members.uris, self.config.k, self.config.pool, model)
+            predictor = partial(Predictor, self.members, self.config.k, self.config.pool, model)
             yield from self.runner.run_pieces(groups, read, predictor, write, self.config.pool)
 
     def _model(self, plan: Plan) -> ScoringConfig:
@@ -221,7 +224,7 @@ class _Tagging:
             model = replace(model, scoring=storage.read_json(storage.join(self.previous, output.MANIFEST))["scoring"])
         elif plan.pieces:
             texts = some_texts(plan.pieces.slice(0, _PIECES_A_TASK), self.rules, _MEASURED)
-            model = settle_scoring(model, self.members.uris, texts, self.config.k, self.config.pool)
+            model = settle_scoring(model, self.members, texts, self.config.k, self.config.pool)
         storage.write_json(uri, model.scoring)
         return model
 

@@ -14,9 +14,11 @@ A night that replaces another is made in ``_work`` while the old one stays. A re
 the old night or the new one, never a mixture.
 """
 
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 import pyarrow as pa
@@ -33,6 +35,7 @@ from xmc_ray.storage.lease import is_free
 
 SUCCESS, MANIFEST, IDENTITY, WORK, COUNTS = "_SUCCESS", "manifest.json", "run.json", "_work", "label-counts.parquet"
 REPORT = "report.html"
+_OURS = re.compile(r"(rejects/)?(part-[0-9a-f]{8}-\d{5}\.parquet|\.part-[0-9a-f]{8}-\d{5}\.parquet\.[0-9a-f]{32})")
 _ROWS = 1 << 16  # of a row group, at least: a piece of a few hundred rows makes none of its own
 
 
@@ -64,9 +67,7 @@ class Night:
             )
         marker = _read(join(folder, SUCCESS))
         finished = marker is not None and done is not None and done["run"] == marker["run"] and not _other(done, identity)
-        if marker is not None and finished and not overwrite:
-            if begun is None or begun["run"] == marker["run"]:
-                cls(folder, marker["run"], identity)._tidy([*marker["files"], *marker["rejects"]])
+        if finished and not overwrite:
             return None
         if begun is not None and not _other(begun, identity) and (marker is None or begun["run"] != marker["run"]):
             return cls(folder, begun["run"], identity)
@@ -121,7 +122,7 @@ class Night:
         storage.patiently(storage.write_json, join(self.folder, MANIFEST), {**manifest, **marker})
         storage.patiently(storage.write_json, join(self.folder, IDENTITY), {"run": self.run, **self.identity})
         storage.patiently(storage.write_json, join(self.folder, SUCCESS), marker)
-        self._tidy(files)
+        tidy(self.folder)
         return {**manifest, **marker}
 
     def _check_pieces(self, plan: Plan) -> None:
@@ -135,15 +136,25 @@ class Night:
                 way_out="let one run at a time work on a night, and start it again",
             )
 
-    def _tidy(self, files: Sequence[str]) -> None:
-        """Remove what no reader needs: a replaced night, what killed tasks have left, the work."""
-        kept = {join(self.folder, name) for name in files}
-        for file in storage.all_files(self.folder):
-            name = file.uri.rpartition("/")[2]
-            ours = name.startswith(".part-") or (name.startswith("part-") and name.endswith(".parquet"))
-            if ours and file.uri not in kept and f"/{WORK}/" not in file.uri:
-                storage.remove(file.uri)
-        storage.remove(self.work, last=IDENTITY)
+
+def is_untidy(folder: str) -> bool:
+    """Whether the driver of a finished night was killed before it had tidied up."""
+    marker, begun = _read(join(folder, SUCCESS)), _read(join(folder, WORK, IDENTITY))
+    return marker is not None and begun is not None and begun["run"] == marker["run"]
+
+
+def tidy(folder: str) -> None:
+    """Remove what no reader of a finished night needs: a replaced night, temporary files of killed tasks, the work.
+
+    Only the lease's holder may. Files are recognised by the names that nights give, in the two folders that they write.
+    """
+    marker = _read(join(folder, SUCCESS))
+    assert marker is not None
+    kept = {join(folder, name) for name in (*marker["files"], *marker["rejects"])}
+    for file in storage.all_files(folder):
+        if _OURS.fullmatch(file.uri.removeprefix(f"{folder}/")) and file.uri not in kept:
+            storage.remove(file.uri)
+    storage.remove(join(folder, WORK), last=IDENTITY)
 
 
 def marked_run(folder: str) -> str | None:
@@ -163,11 +174,18 @@ def tag_files(folder: str) -> list[str]:
 def latest_before(folder: str) -> str | None:
     """The last finished night before the one in ``folder``, among its siblings, if there is one."""
     output, _, this = folder.rpartition("/")
-    names = {file.uri.removeprefix(f"{output}/").partition("/")[0] for file in storage.all_files(output)}
-    for name in sorted((name for name in names if name.startswith("dt=") and name < this), reverse=True):
+    for name in sorted((name for name in storage.subfolders(output) if _is_day(name) and name < this), reverse=True):
         if marked_run(join(output, name)) is not None:
             return join(output, name)
     return None
+
+
+def _is_day(name: str) -> bool:
+    """Whether a folder's name is ``dt=`` and a day, YYYY-MM-DD."""
+    try:
+        return name == f"dt={date.fromisoformat(name.removeprefix('dt=')).isoformat()}"
+    except ValueError:
+        return False
 
 
 def _read(uri: str) -> dict[str, Any] | None:

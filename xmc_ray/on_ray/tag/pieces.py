@@ -205,7 +205,7 @@ def finished(work: str) -> dict[str, Summary]:
 
 def written(work: str, what: str = "pieces") -> dict[str, FileInfo]:
     """The files of ``pieces`` or ``rejects``, by the names of their pieces: tagged ones first, each in order."""
-    files = [file for file in storage.all_files(storage.join(work, what)) if "/." not in file.uri]
+    files = [file for file in storage.all_files(storage.join(work, what)) if not storage.is_temporary(file.uri)]
     named = {file.uri.rpartition("/")[2].removesuffix(".parquet"): file for file in files}
     return dict(sorted(named.items(), key=lambda item: (item[0][0] != "t", item[0])))
 
