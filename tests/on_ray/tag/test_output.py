@@ -26,7 +26,8 @@ def test_rejects_of_an_older_version_are_merged(tmp_path: Path) -> None:
     for number, row in enumerate((old, new)):
         write(tmp_path / "_work" / "rejects" / f"t{number:06}.parquet", [row])
     plan = Plan(PIECES.empty_table(), REUSED.empty_table(), 2, 0)
-    night.publish(plan, 1 << 20, {}, "", pa.table({"label": ["red"]}), InProcess())
+    counts = {"tagged": 0, "reused": 0, "rejected": 2}
+    night.publish(plan, 1 << 20, counts, "", pa.table({"label": ["red"]}), InProcess())
     assert read_night(tmp_path)[1].to_pylist() == [old | {"detail": None}, new]
 
 
@@ -129,6 +130,49 @@ def test_what_a_killed_write_has_left_does_not_block_the_day(tag: Callable[..., 
     (folder / f"._driver.json.{'0' * 32}").write_text("{")
     catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(10)])
     assert len(read_night(tag(catalogue))[0]) == 10
+
+
+def test_a_finished_night_that_has_lost_a_file_is_not_taken_for_whole(tag: Callable[..., str], tmp_path: Path) -> None:
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(10)])
+    folder = Path(tag(catalogue))
+    marker = storage.read_json(folder / "_SUCCESS")
+    (name,) = marker["files"]
+    assert marker["rows"] == {name: 10} and marker["sizes"] == {name: (folder / name).stat().st_size}
+    (folder / name).write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=rf"a finished night is damaged: .*{name}; found 4 bytes"):
+        tag(catalogue)
+    (folder / name).unlink()
+    with pytest.raises(DataError, match="found no such file"):
+        tag(catalogue)
+    tag(catalogue, "--overwrite")
+    assert len(read_night(folder)[0]) == 10
+
+
+def test_rows_are_not_both_tagged_and_rejected(
+    tag: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt that cannot read a file writes its rejects and is killed; the next one can."""
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(10)])
+    folder = tmp_path / "out" / "dt=2026-11-23"
+    reject = {"file": str(catalogue), "row": 0, "id": "d0", "reason": "cannot be read", "detail": "away"}
+    run_pieces = InProcess.run_pieces
+
+    def leave_rejects(self: Any, *arguments: Any) -> Any:
+        write(folder / "_work" / "rejects" / "t000000.parquet", [reject])
+        return run_pieces(self, *arguments)
+
+    monkeypatch.setattr(InProcess, "run_pieces", leave_rejects)
+    tags, rejects = read_night(tag(catalogue))
+    assert (len(tags), len(rejects)) == (10, 0)
+
+
+def test_rows_that_were_not_counted_are_not_published(tmp_path: Path) -> None:
+    night = output.Night(str(tmp_path), "0123abcd", {"bundle": "b"})
+    write(tmp_path / "_work" / "rejects" / "t000000.parquet", [{"file": "f", "row": 0, "id": "a", "reason": "r"}])
+    plan = Plan(PIECES.empty_table(), REUSED.empty_table(), 1, 0)
+    with pytest.raises(DataError, match=r"not those that were counted.*found 0 tagged, 1 rejected; expected 0 and 0"):
+        night.publish(plan, 1 << 20, {"tagged": 0, "reused": 0, "rejected": 0}, "", pa.table({"label": ["red"]}), InProcess())
+    assert not (tmp_path / "_SUCCESS").exists()
 
 
 def test_only_days_are_nights(tmp_path: Path) -> None:

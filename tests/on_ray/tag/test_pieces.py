@@ -38,7 +38,7 @@ def test_a_piece_that_was_cut_short_is_not_done(tmp_path: Path) -> None:
     path = tmp_path / "pieces" / "t000001.parquet"
     path.write_bytes(path.read_bytes()[:100])
     (tmp_path / "pieces" / ".t000003.parquet.part").write_bytes(b"")
-    assert finished(str(tmp_path)) == {"t000000": summaries[0], "t000002": summaries[2]}
+    assert dict(finished(str(tmp_path))) == {"t000000": summaries[0], "t000002": summaries[2]}
 
 
 EMPTY = {name: pa.string() for name in ("id", "file", "reason", "detail", "text_digest", "excerpt")}

@@ -155,9 +155,10 @@ class _Tagging:
         clock = time.monotonic()
         self.night.begin()
         plan = plan or self._plan()
-        model, done = self._model(plan), finished(self.night.work)
-        for summary in done.values():
+        model, done = self._model(plan), set()
+        for name, summary in finished(self.night.work):
             self.totals.add(summary)
+            done.add(name)
         before = self.totals.documents
         if self.never:
             of = f"{self.never:,} of {len(self.totals.labels):,} labels are never assigned"

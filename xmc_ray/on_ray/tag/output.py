@@ -67,7 +67,8 @@ class Night:
             )
         marker = _read(join(folder, SUCCESS))
         finished = marker is not None and done is not None and done["run"] == marker["run"] and not _other(done, identity)
-        if finished and not overwrite:
+        if marker is not None and finished and not overwrite:
+            _check_whole(folder, marker)
             return None
         if begun is not None and not _other(begun, identity) and (marker is None or begun["run"] != marker["run"]):
             return cls(folder, begun["run"], identity)
@@ -111,19 +112,34 @@ class Night:
             for group, name in zip(groups, names[kind], strict=True):
                 schema = REJECTS if kind == "rejects" else None
                 merges.append(runner.submit(storage.patiently, _merge, group, join(stage, name), schema))
-        runner.get(merges)
         files = names["pieces"] + names["rejects"]
+        rows = dict(zip(files, runner.get(merges), strict=True))
+        self._check_rows(manifest, [sum(rows[name] for name in names[kind]) for kind in ("pieces", "rejects")])
         if replaces:
             for name in files:
                 storage.patiently(storage.move, join(stage, name), join(self.folder, name))
         storage.patiently(storage.write_bytes, join(self.folder, REPORT), report.encode())
         storage.write_parquet(join(self.folder, COUNTS), label_counts)
-        marker = {"run": self.run, "files": names["pieces"], "rejects": names["rejects"]}
+        sizes = {file.uri: file.size for file in storage.all_files(self.folder)}
+        marker = {"run": self.run, "files": names["pieces"], "rejects": names["rejects"], "rows": rows}
+        marker["sizes"] = {name: sizes[join(self.folder, name)] for name in files}
         storage.patiently(storage.write_json, join(self.folder, MANIFEST), {**manifest, **marker})
         storage.patiently(storage.write_json, join(self.folder, IDENTITY), {"run": self.run, **self.identity})
         storage.patiently(storage.write_json, join(self.folder, SUCCESS), marker)
         tidy(self.folder)
         return {**manifest, **marker}
+
+    def _check_rows(self, manifest: Mapping[str, Any], rows: list[int]) -> None:
+        """The files and the counts come from different places: DataError unless they agree."""
+        counted = [manifest["tagged"] + manifest["reused"], manifest["rejected"]]
+        if rows != counted:
+            raise DataError(
+                "the rows to publish are not those that were counted",
+                where=self.work,
+                found="{:,} tagged, {:,} rejected".format(*rows),
+                expected="{:,} and {:,}".format(*counted),
+                way_out="run it again with --overwrite",
+            )
 
     def _check_pieces(self, plan: Plan) -> None:
         expected, found = plan.names, set(written(self.work))
@@ -155,6 +171,21 @@ def tidy(folder: str) -> None:
         if _OURS.fullmatch(file.uri.removeprefix(f"{folder}/")) and file.uri not in kept:
             storage.remove(file.uri)
     storage.remove(join(folder, WORK), last=IDENTITY)
+
+
+def _check_whole(folder: str, marker: Mapping[str, Any]) -> None:
+    """DataError if a finished night has lost a file, or a part of one. Nights before 0.2 have noted no sizes."""
+    sizes = {file.uri: file.size for file in storage.all_files(folder)}
+    for name, expected in marker.get("sizes", {}).items():
+        size = sizes.get(join(folder, name))
+        if size != expected:
+            raise DataError(
+                "a finished night is damaged",
+                where=join(folder, name),
+                found="no such file" if size is None else f"{size:,} bytes",
+                expected=f"{expected:,} bytes",
+                way_out="restore the file, or tag again with --overwrite",
+            )
 
 
 def marked_run(folder: str) -> str | None:
@@ -219,14 +250,16 @@ def _groups(files: Sequence[FileInfo], target_bytes: int) -> list[list[str]]:
     return groups
 
 
-def _merge(sources: Sequence[str], target: str, schema: pa.Schema | None) -> None:
-    """``schema``: that of the first source, if not given; columns that a source lacks are null."""
+def _merge(sources: Sequence[str], target: str, schema: pa.Schema | None) -> int:
+    """The number of rows. ``schema``: that of the first source, if not given; columns that a source lacks are null."""
+    rows = 0
     with storage.new_file(target) as file:
         writer: pq.ParquetWriter | None = None
         waiting: list[pa.Table] = []
         for source in [*sources, None]:
             if source is not None:
                 waiting.append(storage.read_parquet(source).replace_schema_metadata(None))
+                rows += len(waiting[-1])
             if waiting and (source is None or sum(map(len, waiting)) >= _ROWS):
                 schema = schema or waiting[0].schema
                 writer = writer or pq.ParquetWriter(file, schema, compression="zstd")
@@ -234,3 +267,4 @@ def _merge(sources: Sequence[str], target: str, schema: pa.Schema | None) -> Non
                 waiting = []
         if writer is not None:
             writer.close()
+    return rows

@@ -169,8 +169,11 @@ class PieceWriter:
         tags, summary = self.columns(good)
         summary |= {"tagged": len(good), "reused": 0, "rejected": len(bad), "reasons": Counter(bad["reason"].to_pylist())}
         summary |= {"truncated": pc.sum(good["truncated"]).as_py() or 0, "samples": _samples(good, tags)}
+        rejects = _uri(self.work, "rejects", name)
         if len(bad):
-            write_parquet(_uri(self.work, "rejects", name), bad.select(REJECTS.names).cast(REJECTS))
+            write_parquet(rejects, bad.select(REJECTS.names).cast(REJECTS))
+        else:  # an attempt that was killed may have written some: the file was away for a while, say
+            storage.patiently(storage.remove, rejects)
         _finish(self.work, name, tags, summary)
         return summary
 
@@ -195,12 +198,15 @@ class PieceCopier:
         return summary
 
 
-def finished(work: str) -> dict[str, Summary]:
-    """The summaries of the pieces that are done, by name; a file that a power failure has cut short is not done."""
-    files = written(work)
+def finished(work: str) -> Iterator[tuple[str, Summary]]:
+    """Name and summary of each piece that is done, a few at a time; a file that a power failure has cut short is not done."""
+    pieces = written(work)
+    names, files = list(pieces), list(pieces.values())
     with ThreadPoolExecutor(_READERS) as pool:
-        summaries = pool.map(_read_summary, [file.uri for file in files.values()])
-        return {name: summary for name, summary in zip(files, summaries, strict=True) if summary is not None}
+        for first in range(0, len(files), _READERS):
+            here = slice(first, first + _READERS)
+            summaries = pool.map(_read_summary, [file.uri for file in files[here]])
+            yield from ((name, summary) for name, summary in zip(names[here], summaries, strict=True) if summary is not None)
 
 
 def written(work: str, what: str = "pieces") -> dict[str, FileInfo]:
