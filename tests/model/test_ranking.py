@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import reference
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from toys import dense, pairs_of
 
 from xmc_ray.data.groups import LabelGroups
+from xmc_ray.model import ranking
 from xmc_ray.model.ranking import LabelTable, candidate_pairs
 from xmc_ray.model.sharding import Exchange
 
@@ -166,3 +168,21 @@ def test_vectors_in_bfloat16_stay_close_to_float32(dtype: torch.dtype) -> None:
     )
     for one, other in zip(exact, near, strict=True):
         torch.testing.assert_close(one, other.float(), rtol=0.03, atol=0.01)
+
+
+@pytest.mark.parametrize("n_groups", [0, 1, 1023, 1024, 2500])
+def test_a_call_of_the_kernel_has_at_most_1023_groups(n_groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = torch.Generator().manual_seed(n_groups)
+    rows_U = torch.randint(1, 4, (n_groups,), generator=rng)
+    left, right = torch.randn(int(rows_U.sum()), 8, generator=rng), torch.randn(n_groups, 8, 16, generator=rng)
+    grouped_mm, called = F.grouped_mm, []
+
+    def count(*matrices: Tensor, offs: Tensor) -> Tensor:
+        called.append(len(offs))
+        return grouped_mm(*matrices, offs=offs)
+
+    monkeypatch.setattr(F, "grouped_mm", count)
+    product = ranking.grouped_product(left, right, rows_U.cumsum(0).to(torch.int32))
+    expected = torch.einsum("na,nab->nb", left, right.repeat_interleave(rows_U, 0))
+    torch.testing.assert_close(product, expected, rtol=1e-5, atol=1e-5)
+    assert sum(called) == n_groups and max(called, default=0) <= 1023

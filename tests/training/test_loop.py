@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -139,6 +140,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step() -> None:
             if step.number == 10:
                 state.model.recall.weight[3] = torch.nan
     assert state.step == len(steps) == 10
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 10.0])
+@pytest.mark.parametrize("kind", ["encoder", "bottleneck", "lexical"])
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_applied(kind: str, clip_norm: float) -> None:
+    """The loss is finite in that step, and would not be in the next, which a checkpoint may not see."""
+    state = TrainState.start(toy_model(lexical=True), replace(OPTIM, clip_norm=clip_norm))
+    model, steps = state.model, []
+    weights = {"encoder": model.encoder, "bottleneck": model.bottleneck, "lexical": model.lexical.vectors}[kind]  # type: ignore[union-attr]
+    with pytest.raises(ModelError, match=r"a gradient is not finite: step 4 .*found .*nan.*head_lr"):  # noqa: PT012
+        for step in steps_of(state, LoopConfig(epochs=3, batch_size=8)):
+            steps.append(step)
+            if step.number == 3:
+                parameter = next(weights.parameters())
+                before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+                parameter.register_hook(lambda gradient: gradient * torch.nan)
+    assert state.step == len(steps) == 3
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 # -- time ----------------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from xmc_ray.data.groups import LabelGroups
 from xmc_ray.model.sharding import Exchange, OwnedRows, RowGradients, with_gradient
 
 ALIGNMENT = 8  # grouped_mm needs rows of a multiple of 16 bytes: 8 numbers of two bytes
+MOST_GROUPS = 1023  # of a call: the bfloat16 kernels of GPUs of compute capability 9 and 10 refuse more
 _GROUPS = 64  # groups that are multiplied at a time: few enough for their blocks to stay in the cache
 _SCORES = 1 << 20  # scores of all labels that are in memory at a time; in prediction, a GPU takes 32 times as many of either
 _DENSE = 8  # if more than one in so many (document, group) pairs is wanted, all are computed by one product
@@ -71,10 +72,17 @@ def candidate_pairs(shortlist_BK: Tensor, row_P: Tensor, group_P: Tensor, own: r
 
 
 def grouped_product(left: Tensor, right: Tensor, ends_U: Tensor) -> Tensor:
-    """`grouped_mm`, also for no rows at all; ``right`` has one group per entry of ``ends_U``, or as many rows as ``left``."""
+    """[N, b]: rows of ``left`` [N, a] times their group's matrix in ``right`` [U, a, b]; a group's rows end at ``ends_U``."""
     if len(ends_U) == 0:
         return left.new_zeros(len(left), right.shape[-1])
-    return F.grouped_mm(left, right, offs=ends_U)
+    if len(ends_U) <= MOST_GROUPS:
+        return F.grouped_mm(left, right, offs=ends_U)
+    starts = [0, *ends_U[MOST_GROUPS - 1 : -1 : MOST_GROUPS].tolist()]
+    parts = [
+        F.grouped_mm(left[start:end], right[first : first + MOST_GROUPS], offs=ends_U[first : first + MOST_GROUPS] - start)
+        for first, start, end in zip(range(0, len(ends_U), MOST_GROUPS), starts, [*starts[1:], len(left)], strict=True)
+    ]
+    return torch.cat(parts)
 
 
 class _Pending(NamedTuple):

@@ -151,14 +151,15 @@ def train(
                     loss.backward()
             total += torch.stack(losses).detach()
         recall_loss, rank_loss = exchange.sum(total).tolist()
+        here = f"step {state.step + 1} (epoch {state.step // steps_per_epoch + 1})"
+        way_out = "lower optim.rows_lr, optim.head_lr or optim.encoder_lr, or use loop.precision = float32"
         if not np.isfinite(recall_loss + rank_loss):
-            raise ModelError(
-                "the loss is not finite",
-                where=f"step {state.step + 1} (epoch {state.step // steps_per_epoch + 1})",
-                found=f"recall {recall_loss}, rank {rank_loss}",
-                way_out="lower optim.rows_lr, optim.head_lr or optim.encoder_lr, or use loop.precision = float32",
-            )
-        state.optimizer.step(progress)
+            found = f"recall {recall_loss}, rank {rank_loss}"
+            raise ModelError("the loss is not finite", where=here, found=found, way_out=way_out)
+        try:
+            state.optimizer.step(progress)
+        except FloatingPointError as error:
+            raise ModelError("a gradient is not finite", where=here, found=error, way_out=way_out) from None
         state.step += 1
         state.documents += documents
         state.tokens += tokens

@@ -6,6 +6,7 @@ limited by epochs have the same schedule.
 Letters: N vectors of a step, V vectors in all, H width.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,13 +81,18 @@ class Optimizer:
         self.factor = 0.0
 
     def step(self, progress: float) -> None:
-        """Clip, update with the learning rates of ``progress``, and clear the gradients."""
+        """Clip, update with the learning rates of ``progress``, and clear the gradients.
+
+        Raises FloatingPointError, on all workers alike and before anything is updated, if a gradient is not finite.
+        """
         self.factor = learning_rate_factor(progress, self.config)
         for parameter in (*self.words.values(), *self.terms.vectors.values()):
             if parameter.grad is not None:
                 parameter.grad = gathered_sparse(parameter.grad, self.exchange)
-        for part in self.clipped.values():
-            clip(part.values(), self.config.clip_norm)
+        norms = {name: clip(part.values(), self.config.clip_norm) for name, part in self.clipped.items()}
+        norms["lexical_lr"] = clip(self.terms.vectors.values(), 0.0)
+        if not math.isfinite(sum(norms.values())):
+            raise FloatingPointError(", ".join(f"a norm of {norm:g} under {name}" for name, norm in norms.items()))
         for optimizer in (self.adamw, self.lazy_adam):
             if optimizer is not None:
                 for group in optimizer.param_groups:
@@ -193,15 +199,19 @@ def gathered_sparse(gradient: Tensor, exchange: Exchange) -> Tensor:
     return torch.sparse_coo_tensor(ids[None], values, gradient.shape, check_invariants=False).coalesce()
 
 
-def clip(parameters: Iterable[nn.Parameter], norm: float) -> None:
-    """Scale gradients, dense and coalesced sparse ones, to a joint norm of at most ``norm``; 0 does not clip."""
+def clip(parameters: Iterable[nn.Parameter], norm: float) -> float:
+    """Scale gradients, dense and coalesced sparse ones, to a joint norm of at most ``norm``; 0 does not clip.
+
+    Returns their norm before that.
+    """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if norm <= 0 or not gradients:
-        return
+    if not gradients:
+        return 0.0
     values = [gradient._values() if gradient.is_sparse else gradient for gradient in gradients]
-    scale = (norm / nn.utils.get_total_norm(values).clamp(min=norm)).item()
-    if scale < 1:
-        torch._foreach_mul_(values, scale)
+    total = nn.utils.get_total_norm(values)
+    if 0 < norm < total.item():
+        torch._foreach_mul_(values, (norm / total).item())
+    return total.item()
 
 
 def learning_rate_factor(progress: float, config: OptimConfig) -> float:
