@@ -1,5 +1,6 @@
 """Averaged scores against sums in dictionaries; several bundles as one classifier."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,27 @@ def test_one_bundle_predicts_as_its_model(places: list[str]) -> None:
     expected = predict(bundle.model, bundle.tokenizer.encode(texts)[0], 3, PredictConfig())
     for one, other in zip(ensemble.predict(ensemble.encode(texts), 3, PredictConfig()), expected, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_scores_that_are_not_finite_are_an_error(places: list[str]) -> None:
+    """Thresholds would leave out every label of such a model, without a word."""
+    for place in places[:2]:
+        bundle = load_bundle(place)
+        bundle.model.recall.weight.data[0] = torch.nan
+        ensemble = Ensemble([bundle])
+        with pytest.raises(ModelError, match=rf"bundle {bundle.fingerprint}: scores are not finite; found \d of 3 documents"):
+            ensemble.predict(ensemble.encode(pa.array(TEXTS[:3])), 3, PredictConfig())
+
+
+def test_a_bundle_that_was_replaced_since_it_was_read_is_not_opened(places: list[str], tmp_path: Path) -> None:
+    shutil.copytree(places[0], tmp_path / "bundle")
+    members = Members.read(tmp_path / "bundle")
+    assert Ensemble.load(members).bundles[0].fingerprint == members.fingerprint
+    shutil.rmtree(tmp_path / "bundle")
+    shutil.copytree(places[1], tmp_path / "bundle")
+    for use in (lambda: Ensemble.load(members), members.fetch):
+        with pytest.raises(ModelError, match=f"has been replaced by another: .*expected {members.fingerprint}"):
+            use()
 
 
 def test_scoring_by_measurement(places: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,13 +145,17 @@ class Ensemble:
 
         Scores are calibrated before the mean where all models have a calibration, else none is: calibrated probabilities and
         raw scores must not be mixed. With several models, a label that one does not list among its best (`n_listed`) has a
-        score of 0 there.
+        score of 0 there. Raises ModelError for scores that are not finite.
         """
         n_listed_here = k if len(self.bundles) == 1 else n_listed(k, len(self.labels))
         listed = [
             predict(bundle.model, tokens[tokenizer], n_listed_here, config, scoring)
             for bundle, tokenizer in zip(self.bundles, self._reads, strict=True)
         ]
+        for bundle, (scores, _) in zip(self.bundles, listed, strict=True):
+            if not np.isfinite(scores).all():
+                found = f"{(~np.isfinite(scores)).any(1).sum():,} of {len(scores):,} documents with such a score"
+                raise ModelError(f"bundle {bundle.fingerprint}: scores are not finite", found=found, way_out="train it again")
         calibrations = [bundle.calibration for bundle in self.bundles if bundle.calibration is not None]
         if len(calibrations) == len(self.bundles):
             listed = [(part.calibrated(*one), one[1]) for part, one in zip(calibrations, listed, strict=True)]

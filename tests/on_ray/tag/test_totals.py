@@ -48,6 +48,14 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "200/200" in sys.stdout.getvalue() and "left" not in sys.stdout.getvalue()  # type: ignore[attr-defined]
 
 
+def test_a_night_without_any_tag_does_not_pass_a_bound_of_the_drift() -> None:
+    """There is no drift to measure then, yet scores that are all too low are no better than ones that have drifted."""
+    totals = Totals(pa.table({"label": ["red"], "name": pa.nulls(1, pa.string()), "count": [1]}))
+    totals.counts.update(tagged=300, untagged=300)
+    with pytest.raises(DataError, match="no document got a tag; found 300 documents"):
+        totals.close("dt=2026-11-23", {}, None, DriftConfig(fail=0.25))
+
+
 def test_labels_that_have_moved_are_reported_or_fail_the_night(
     tag: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

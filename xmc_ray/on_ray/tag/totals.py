@@ -104,6 +104,13 @@ class Totals:
         training = psi(self.labels["count"].to_numpy().astype(np.int64), self.expected_counts)
         drifts = {"training": training, "previous": self.drift_from_night(previous) if previous else None}
         manifest["drift"] = {name: drift and drift.total for name, drift in drifts.items()}
+        documents = self.counts["tagged"] + self.counts["reused"]
+        if config.fail is not None and documents and not self.label_counts.any():
+            raise DataError(
+                "no document got a tag",
+                found=f"{documents:,} documents without one",
+                way_out="check the bundle and the language of the documents, or run again without drift.fail",
+            )
         warnings = []
         for name, drift in drifts.items():
             verdict = config.verdict(drift.total) if drift else "unknown"
