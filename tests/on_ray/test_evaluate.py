@@ -76,14 +76,14 @@ def test_no_room_for_an_actor(fruit: Path, trained: Path) -> None:
 
 
 def test_the_gate(fruit: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    documents, bundle = DocumentsConfig(uri=str(fruit / "test.parquet")), str(trained / "bundle")
+    documents, members = DocumentsConfig(uri=str(fruit / "test.parquet")), Members.read(str(trained / "bundle"))
     pool, scoring = PoolConfig(max=1, threads=1), ScoringConfig(precision="bfloat16")
-    pass_gate(GateConfig(documents=documents, at_least={"P@1": 0.9, "R@3": 0.5}), bundle, pool, scoring)
+    pass_gate(GateConfig(documents=documents, at_least={"P@1": 0.9, "R@3": 0.5}), members, pool, scoring)
     assert "the bundle passes the gate: P@1 " in capsys.readouterr().out
     with pytest.raises(ModelError, match=r"does not pass the gate: .*; found P@5 0\.\d{4}; expected at least 0\.99"):
-        pass_gate(GateConfig(documents=documents, at_least={"P@5": 0.99}), bundle, pool, scoring)
+        pass_gate(GateConfig(documents=documents, at_least={"P@5": 0.99}), members, pool, scoring)
     with pytest.raises(ConfigError, match=r"no such metric: gate.at_least; found Q@1; expected documents"):
-        pass_gate(GateConfig(documents=documents, at_least={"Q@1": 0.1}), bundle, pool, scoring)
-    pass_gate(GateConfig(), "/nowhere", pool, scoring)  # no gate, nothing is read
+        pass_gate(GateConfig(documents=documents, at_least={"Q@1": 0.1}), members, pool, scoring)
+    pass_gate(GateConfig(), members, pool, scoring)  # no gate, nothing is predicted
     with pytest.raises(ConfigError, match=r"gate\.documents and gate\.at_least require each other"):
         GateConfig(documents=documents)

@@ -61,9 +61,11 @@ def test_a_night_has_every_row_once_and_is_made_once(tag: Callable[..., str], tr
         tag(tmp_path / "in.jsonl", min_score=0.5)
     assert contents(folder) == before
     Path(folder, "_SUCCESS").unlink()
-    Path(folder, "part-half.parquet").write_bytes(b"PAR1 half a file")
+    for name in ("part-0123abcd-00007.parquet", f"rejects/.part-0123abcd-00000.parquet.{'0' * 32}"):
+        Path(folder, name).write_bytes(b"PAR1 half a file")
     tag(tmp_path / "in.jsonl", **again)
     assert sorted(path.name for path in Path(folder).glob("part-*")) == manifest_of(folder)["files"]
+    assert not list(Path(folder).glob("rejects/.part-*"))
     tag(tmp_path / "in.jsonl", "--overwrite", min_score=0.5, **again)
     scores = read_night(folder)[0]["scores"].to_pylist()
     assert min(score for row in scores for score in row) >= 0.5

@@ -112,6 +112,8 @@ def outcome(folder: str) -> tuple[list[str], list[pa.Table], dict[str, Any]]:
     manifest = manifest_of(folder)
     names = [*manifest["files"], *manifest["rejects"]]
     tables = [pq.read_table(join(folder, name), partitioning=None) for name in [*names, "label-counts.parquet"]]
+    for name in ("rows", "sizes"):
+        manifest[name] = list(manifest[name].values())
     for name in ("run", "started", "ended", "documents_per_second", "config", "previous", "files", "rejects"):
         del manifest[name]
     return [name.split("-")[-1] for name in names], tables, manifest
