@@ -26,8 +26,7 @@ from xmc_ray.model.text import TextConfig
 from xmc_ray.on_ray.evaluate import EvaluateConfig, EvaluationPoolConfig, GateConfig
 from xmc_ray.on_ray.predictor import PoolConfig
 from xmc_ray.on_ray.tag.job import TagConfig
-from xmc_ray.on_ray.train.config import TrainConfig, WorkersConfig
-from xmc_ray.on_ray.train.report import ReportConfig
+from xmc_ray.on_ray.train.config import ReportConfig, TrainConfig, WorkersConfig
 from xmc_ray.settings import MAY_CHANGE_ON_RESUME, PositiveInt, Settings, Share, changeable, difference, fixed_settings
 from xmc_ray.training.checkpoint import CheckpointsConfig
 from xmc_ray.training.loop import LoopConfig
