@@ -138,7 +138,7 @@ class Night:
                 where=self.work,
                 found="{:,} tagged, {:,} rejected".format(*rows),
                 expected="{:,} and {:,}".format(*counted),
-                way_out="run it again with --overwrite",
+                way_out="remove this folder and run it again",
             )
 
     def _check_pieces(self, plan: Plan) -> None:
