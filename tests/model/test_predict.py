@@ -9,7 +9,7 @@ import torch
 from toys import documents, toy_model
 
 from xmc_ray.model.lightxml import LightXML
-from xmc_ray.model.predict import PredictConfig, cpu_has_bfloat16, features, predict, uses_bfloat16
+from xmc_ray.model.predict import PredictConfig, arithmetic, cpu_has_bfloat16, features, predict, uses_bfloat16
 
 
 @pytest.fixture
@@ -58,6 +58,14 @@ def test_bfloat16_is_nearly_float32(model: LightXML, tokens: pa.ListArray) -> No
     )
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, exact_scores, atol=0.03)
+
+
+def test_arithmetic_is_named_without_the_device() -> None:
+    """Kind: results of one arithmetic taken for those of another. A driver has no GPU, and names that of its actors."""
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert arithmetic("auto", cpu) == arithmetic("float32", cpu) == "cpu float32"
+    assert arithmetic("auto", cuda) == arithmetic("bfloat16", cuda) == "cuda bfloat16"
+    assert [arithmetic("bfloat16", cpu), arithmetic("float32", cuda)] == ["cpu bfloat16", "cuda float32"]
 
 
 def test_defaults_depend_on_the_device() -> None:

@@ -68,6 +68,14 @@ def uses_bfloat16(precision: Precision, device: torch.device) -> bool:
     return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
 
 
+def arithmetic(precision: Precision, device: torch.device) -> str:
+    """The name of the arithmetic on ``device``, such as ``cpu float32`` or ``cuda bfloat16``; it needs no device to be there.
+
+    Scores of one name differ by rounding alone, those of two names by more: calibrations and tags hold for one name.
+    """
+    return f"{device.type} {'bfloat16' if uses_bfloat16(precision, device) else 'float32'}"
+
+
 def cpu_has_bfloat16() -> bool:
     """Whether this CPU has instructions for bfloat16, such as AVX-512 BF16 and AMX; one without emulates it, slowly."""
     return any(available for name, available in torch.cpu.get_capabilities().items() if name.endswith("bf16"))

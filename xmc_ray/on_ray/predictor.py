@@ -68,6 +68,11 @@ class PoolConfig(Settings):
         return self.threads or max(1, _cores() // self.max)
 
     @property
+    def device(self) -> torch.device:
+        """The kind of device of an actor."""
+        return torch.device("cuda" if self.gpu else "cpu")
+
+    @property
     def needs(self) -> dict[str, float]:
         """The resources of an actor."""
         return {"CPU": float(self.cpus)} | ({"GPU": 1.0} if self.gpu else {})
@@ -97,7 +102,7 @@ class Predictor:
         self.k = k
         self.config = PredictConfig(token_budget=pool.token_budget, precision=scoring.precision)
         self.scoring: Scoring = "grouped" if scoring.scoring == "auto" else scoring.scoring
-        self.device = torch.device("cuda" if pool.gpu else "cpu")
+        self.device = pool.device
         self.ensemble = Ensemble.load(bundles).to(self.device)
         self.meters = PredictorMeters()
 
@@ -154,7 +159,7 @@ _cpu_has_bfloat16 = ray.remote(cpu_has_bfloat16)
 @ray.remote
 def _fastest_scoring(config: ScoringConfig, bundles: Members, texts: list[str], k: int, pool: PoolConfig) -> Scoring:
     torch.set_num_threads(pool.threads_each)
-    ensemble = Ensemble.load(bundles).to("cuda" if pool.gpu else "cpu")
+    ensemble = Ensemble.load(bundles).to(pool.device)
     prediction = PredictConfig(token_budget=pool.token_budget, precision=config.precision)
     return ensemble.fastest_scoring(ensemble.encode(pa.array(texts, pa.string())), k, prediction)
 
