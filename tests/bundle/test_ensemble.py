@@ -30,8 +30,11 @@ N_LABELS = 12
 
 
 @st.composite
-def lists(draw: Any) -> tuple[list[Listed], int]:
-    """What several models list for some documents: scores with ties, some zero, fewer than there is room for or none."""
+def lists(draw: Any) -> tuple[list[Listed], list[np.ndarray], int]:
+    """What several models list for some documents: scores with ties, some zero, fewer than there is room for or none.
+
+    Also the raw scores, in the same order, which differ where the scores do not; and k.
+    """
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))
     k, n_rows = draw(st.integers(1, 6)), draw(st.integers(0, 4))
     width = k + draw(st.integers(0, 4))
@@ -43,33 +46,55 @@ def lists(draw: Any) -> tuple[list[Listed], int]:
             scores[row, :size] = -np.sort(-rng.integers(0, 9, size) / 8)
             labels[row, :size] = rng.choice(15, size, replace=False)
         listed.append((scores, labels))
-    return listed, k
+    raw = [-np.sort(-rng.integers(0, 33, part.shape) / 32).astype(np.float32) * (labels >= 0) for part, labels in listed]
+    return listed, raw, k
+
+
+def in_words(values: list[np.ndarray], listed: list[Listed]) -> list[list[dict[int, float]]]:
+    rows = [zip(part, labels, strict=True) for part, (_, labels) in zip(values, listed, strict=True)]
+    return [[{label: score for label, score in zip(*row[::-1], strict=True) if label >= 0} for row in part] for part in rows]
 
 
 @QUICK
 @given(lists())
-def test_mean_equals_the_slow_twin(problem: tuple[list[Listed], int]) -> None:
-    listed, k = problem
-    dicts = [
-        [{label: score for label, score in zip(*row, strict=True) if label >= 0} for row in zip(labels, scores, strict=True)]
-        for scores, labels in listed
-    ]
-    scores, labels = average(listed, k)
+def test_mean_equals_the_slow_twin(problem: tuple[list[Listed], list[np.ndarray], int]) -> None:
+    """Kind: calibration makes scores equal and loses their order. Raw scores break the ties of a mean."""
+    listed, raw, k = problem
+    scores, labels = average(listed, k, raw)
     assert scores.shape == labels.shape == (len(listed[0][0]), k)
     assert (scores.dtype, labels.dtype) == (np.float32, np.int64)
-    for row, expected in enumerate(reference.mean_scores(dicts, k)):
+    for row, expected in enumerate(
+        reference.mean_scores(in_words([part for part, _ in listed], listed), k, in_words(raw, listed))
+    ):
         padded = expected + [(-1, 0.0)] * (k - len(expected))
         assert labels[row].tolist() == [label for label, _ in padded]
         np.testing.assert_allclose(scores[row], [score for _, score in padded], rtol=1e-6)
 
 
 @QUICK
+@given(lists(), st.randoms(use_true_random=False))
+def test_the_order_of_the_models_does_not_matter(problem: tuple[list[Listed], list[np.ndarray], int], random: Any) -> None:
+    """Kind: an order that is an accident, here that in which bundles are given; to the last digit, ties included."""
+    listed, raw, k = problem
+    rng = np.random.default_rng(0)
+    listed = [((scores * rng.random()).astype(np.float32), labels) for scores, labels in listed]  # sums that are rounded
+    turned = random.sample(range(len(listed)), len(listed))
+    one, other = average(listed, k, raw), average([listed[n] for n in turned], k, [raw[n] for n in turned])
+    np.testing.assert_array_equal(one[0], other[0])
+    np.testing.assert_array_equal(one[1], other[1])
+
+
+@QUICK
 @given(lists())
-def test_one_list_is_left_as_it_is(problem: tuple[list[Listed], int]) -> None:
-    (scores, labels), k = problem[0][0], problem[1]
-    for same in (average([(scores, labels)], k), average([(scores, labels)] * 3, k)):
-        np.testing.assert_array_equal(same[0], scores[:, :k])
-        np.testing.assert_array_equal(same[1], labels[:, :k])
+def test_one_list_is_left_as_it_is(problem: tuple[list[Listed], list[np.ndarray], int]) -> None:
+    """Also where its scores are equal; given several times, equal scores are in the order of ids, as for other models."""
+    (scores, labels), k = problem[0][0], problem[2]
+    alone, thrice = average([(scores, labels)], k), average([(scores, labels)] * 3, k)
+    np.testing.assert_array_equal(alone[0], scores[:, :k])
+    np.testing.assert_array_equal(alone[1], labels[:, :k])
+    by_id = np.lexsort((labels, -scores, labels < 0), axis=1)[:, :k]
+    np.testing.assert_array_equal(thrice[0], np.take_along_axis(scores, by_id, 1))
+    np.testing.assert_array_equal(thrice[1], np.take_along_axis(labels, by_id, 1))
 
 
 @pytest.mark.parametrize(
@@ -123,9 +148,11 @@ def test_members_are_calibrated_before_the_mean(places: list[str]) -> None:
     for part, (scores, labels), wish in zip((one, two), raw, (0.3, 0.7), strict=True):
         hits = np.random.default_rng(0).random(scores.shape) < wish
         part.bundles[0].calibration = Calibration.of(scores, labels, hits, part.labels.counts)
-    both = Ensemble([*one.bundles, *two.bundles])
+    both, own = Ensemble([*one.bundles, *two.bundles]), [scores for scores, _ in raw]
     maps = [part.bundles[0].calibration for part in (one, two)]
-    expected = average([(known.calibrated(*listed), listed[1]) for known, listed in zip(maps, raw, strict=True) if known], 4)
+    expected = average(
+        [(known.calibrated(*listed), listed[1]) for known, listed in zip(maps, raw, strict=True) if known], 4, own
+    )
     np.testing.assert_array_equal(both.predict(both.encode(texts), 4, PredictConfig())[0], expected[0])
     one.bundles[0].calibration = None  # one without: the scores are the models' own again
     np.testing.assert_array_equal(both.predict(both.encode(texts), 4, PredictConfig())[0], average(raw, 4)[0])

@@ -44,19 +44,30 @@ def test_the_map_is_the_isotonic_regression_and_rises(problem: Any) -> None:
     expected = reference.rising_steps(scores.tolist(), hits.tolist())
     found = list(zip(*fit_map(scores, hits), strict=True))
     least = 1 / (len(scores) + 2)
-    np.testing.assert_allclose(found, [(score, min(max(share, least), 1 - least)) for score, share in expected], atol=1e-9)
+    kept_off = [(score, min(max(share, least), 1 - least)) for score, share in expected]
+    ends = [(0, kept_off[0][1] - least / 2)], [(1, kept_off[-1][1] + least / 2)]
+    np.testing.assert_allclose(found, [*ends[0], *kept_off, *ends[1]], atol=1e-9)
     chances = apply_map(fit_map(scores, hits), np.linspace(0, 1, 101, dtype=np.float32))
     assert (np.diff(chances) >= 0).all() and chances[0] > 0 and chances[-1] < 1
 
 
 @QUICK
-@given(predictions())
-def test_calibrated_scores_keep_order_and_pads(problem: Any) -> None:
-    scores, labels, hits = problem
-    chances = Calibration.of(scores, labels, hits, COUNTS).calibrated(scores, labels)
-    assert chances.dtype == np.float32 and (chances[labels < 0] == 0).all()
-    for row, known in zip(chances, labels >= 0, strict=True):
-        assert (np.diff(row[known]) <= 0).all()
+@given(predictions(least=1))
+def test_scores_that_differ_stay_different(problem: Any) -> None:
+    """Kind: calibration makes scores equal and loses their order, above all those of the best predictions."""
+    scores, hits = (part.ravel() for part in (problem[0], problem[2]))
+    chances = apply_map(fit_map(scores, hits), np.linspace(0, 1, 101, dtype=np.float32))
+    assert (np.diff(chances) > 0).all()
+
+
+def test_thresholds_come_between_predictions_on_the_topmost_step() -> None:
+    """Kind: calibration makes scores equal. One label is right where the other is wrong, so the regression sees one step."""
+    scores = np.tile(np.linspace(0.99, 1, 200, dtype=np.float32), 2)[:, None]
+    labels, best = np.repeat([0, 1], 200)[:, None], np.arange(200) >= 150
+    one = Calibration.of(scores, labels, np.concatenate([best, ~best])[:, None], np.array([500, 500]))
+    chances, threshold = one.calibrated(scores, labels)[:200, 0], one.thresholds(0.9)[0]
+    assert chances[0] == pytest.approx(chances[199], abs=0.01)
+    assert chances[140] < threshold <= chances[150]
 
 
 @QUICK

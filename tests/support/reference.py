@@ -148,16 +148,24 @@ def lifts(group_of: list[int], counts: list[int], propensity: Sequence[float], s
     return results
 
 
-def mean_scores(listed: Sequence[Sequence[dict[int, float]]], k: int) -> list[list[tuple[int, float]]]:
-    """For each document the ``k`` best (label, mean score) of several models' {label: score}; what is not listed counts 0."""
+def mean_scores(
+    listed: Sequence[Sequence[dict[int, float]]], k: int, raw: Sequence[Sequence[dict[int, float]]] | None = None
+) -> list[list[tuple[int, float]]]:
+    """For each document the ``k`` best (label, mean score) of several models' {label: score}; what is not listed counts 0.
+
+    Of equal ones the one with the higher sum of ``raw`` scores comes first, then that with the lower id; but a single model's
+    labels stay in its order.
+    """
+
+    def totals(of_models: Sequence[dict[int, float]]) -> dict[int, float]:
+        labels = dict.fromkeys(label for scores in of_models for label in scores)
+        return {label: sum(scores.get(label, 0.0) for scores in of_models) for label in labels}
+
     results = []
-    for of_models in zip(*listed, strict=True):
-        totals: dict[int, float] = {}
-        for scores in of_models:
-            for label, score in scores.items():
-                totals[label] = totals.get(label, 0.0) + score
-        best = sorted(totals, key=lambda label: -totals[label])[:k]
-        results.append([(label, totals[label] / len(of_models)) for label in best])
+    for of_models, raw_of_models in zip(zip(*listed, strict=True), zip(*(raw or listed), strict=True), strict=True):
+        sums, raw_sums = totals(of_models), totals(raw_of_models)
+        best = list(sums) if len(of_models) == 1 else sorted(sums, key=lambda label: (-sums[label], -raw_sums[label], label))
+        results.append([(label, sums[label] / len(of_models)) for label in best[:k]])
     return results
 
 

@@ -39,7 +39,10 @@ from xmc_ray.model.text import Tokenizer
 _ROUNDS = 3  # measurements, of which the median counts
 _WORTH = 1.1  # times the duration of grouped scoring that exact scoring may take
 
-Listed = tuple[npt.NDArray[np.float32], IntArray]
+_UNIT = 2.0**-52  # sums of scores are integers in these units, so that the order of the models does not change them
+
+Scores = npt.NDArray[np.float32]
+Listed = tuple[Scores, IntArray]
 """Scores [D, k], falling, and label ids [D, k], -1 (with score 0) where there are fewer."""
 
 
@@ -90,7 +93,7 @@ class Members:
         labels = LabelIndex.load(copies[0] / LABELS_FILE)
         parts = [read_calibration(folder, labels) for folder in copies]
         thresholds = [part.thresholds(precision) for part in parts if part is not None]
-        return np.asarray(np.mean(thresholds, axis=0), np.float32)
+        return np.asarray(np.mean(thresholds, axis=0, dtype=np.float64), np.float32)  # rounded once, as scores are
 
     def fetch(self) -> tuple[Path, list[Tokenizer]]:
         """A local copy of the labels' file, and the distinct tokenizers; see `Ensemble.tokenizers`."""
@@ -144,8 +147,9 @@ class Ensemble:
         """The ``k`` labels with the highest mean score, of documents as `encode` gives them, one model after the other.
 
         Scores are calibrated before the mean where all models have a calibration, else none is: calibrated probabilities and
-        raw scores must not be mixed. With several models, a label that one does not list among its best (`n_listed`) has a
-        score of 0 there. Raises ModelError for scores that are not finite.
+        raw scores must not be mixed. Where calibration makes scores equal, they stay in the order of the raw ones. With several
+        models, a label that one does not list among its best (`n_listed`) has a score of 0 there. Raises ModelError for scores
+        that are not finite.
         """
         n_listed_here = k if len(self.bundles) == 1 else n_listed(k, len(self.labels))
         listed = [
@@ -157,9 +161,10 @@ class Ensemble:
                 found = f"{(~np.isfinite(scores)).any(1).sum():,} of {len(scores):,} documents with such a score"
                 raise ModelError(f"bundle {bundle.fingerprint}: scores are not finite", found=found, way_out="train it again")
         calibrations = [bundle.calibration for bundle in self.bundles if bundle.calibration is not None]
+        raw = [scores for scores, _ in listed]
         if len(calibrations) == len(self.bundles):
             listed = [(part.calibrated(*one), one[1]) for part, one in zip(calibrations, listed, strict=True)]
-        return average(listed, k)
+        return average(listed, k, raw)
 
     def fastest_scoring(self, tokens: Sequence[pa.ListArray], k: int, config: PredictConfig) -> Scoring:
         """``exact`` where it takes at most 1.1 times as long as ``grouped``, measured on documents as `encode` gives them.
@@ -186,23 +191,33 @@ def n_listed(k: int, n_labels: int) -> int:
     return max(k, min(n_labels, 1000, max(100, 10 * k)))
 
 
-def average(listed: Sequence[Listed], k: int) -> Listed:
+def average(listed: Sequence[Listed], k: int, raw: Sequence[Scores] | None = None) -> Listed:
     """The ``k`` labels of each document with the highest mean score in ``listed``, which has one entry per model.
 
-    Ties are broken by the order in which the labels are listed.
+    Labels with the same mean are ordered by the mean of their uncalibrated scores, ``raw``, if given, then by id; so the order
+    of the models does not matter. The list of a single model keeps its order.
     """
+    if len(listed) == 1:
+        ((scores_DC, labels_DC),) = listed
+        return scores_DC[:, :k], labels_DC[:, :k]
     scores_DC, labels_DC = (np.concatenate(part, axis=1) for part in zip(*listed, strict=True))
+    raw_DC = scores_DC if raw is None else np.concatenate(raw, axis=1)
     by_label_DC = labels_DC.argsort(axis=1, kind="stable")
-    is_first_DC = np.diff(np.take_along_axis(labels_DC, by_label_DC, 1), axis=1, prepend=-2) != 0
-    starts = np.flatnonzero(is_first_DC)  # of the runs of a label in a row; every row begins with one
-    sums = np.add.reduceat(np.take_along_axis(scores_DC, by_label_DC, 1).ravel(), starts, dtype=np.float64)
+    labels_DC = np.take_along_axis(labels_DC, by_label_DC, 1)
+    is_first_DC = np.diff(labels_DC, axis=1, prepend=-2) != 0  # of the run of a label; every row begins with one
+    starts, is_label_DC = np.flatnonzero(is_first_DC), is_first_DC & (labels_DC >= 0)
 
-    mean_DC = np.full(labels_DC.shape, -1.0)
-    mean_DC[np.nonzero(is_first_DC)[0], by_label_DC[is_first_DC]] = sums / len(listed)
-    mean_DC[labels_DC < 0] = -1
-    best_Dk = np.argsort(-mean_DC, axis=1, kind="stable")[:, :k]
-    scores_Dk, labels_Dk = (np.take_along_axis(values, best_Dk, 1) for values in (mean_DC, labels_DC))
-    return scores_Dk.clip(min=0).astype(np.float32), np.where(scores_Dk < 0, -1, labels_Dk)
+    def means(values_DC: Scores) -> npt.NDArray[np.float64]:
+        """The mean of each label where its run begins, -1 elsewhere."""
+        units_DC = np.rint(np.take_along_axis(values_DC, by_label_DC, 1).astype(np.float64) / _UNIT).astype(np.int64)
+        mean_DC = np.zeros(labels_DC.shape)
+        mean_DC[is_first_DC] = np.add.reduceat(units_DC.ravel(), starts) * (_UNIT / len(listed))
+        return np.where(is_label_DC, mean_DC, -1)
+
+    mean_DC = means(scores_DC).astype(np.float32)  # equal means are those that are equal in the answer
+    best_Dk = np.lexsort((-means(raw_DC), -mean_DC), axis=1)[:, :k]
+    scores_Dk, labels_Dk = np.take_along_axis(mean_DC, best_Dk, 1), np.take_along_axis(labels_DC, best_Dk, 1)
+    return scores_Dk.clip(min=0), np.where(scores_Dk < 0, -1, labels_Dk)
 
 
 def _check_labels(members: Sequence[tuple[str, str]]) -> None:

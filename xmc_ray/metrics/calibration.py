@@ -1,14 +1,15 @@
 """Calibration: maps scores to probabilities of being correct, and a target precision to a threshold for each label.
 
     chance     isotonic regression of "correct or not" on the score, over held-out predictions (Zadrozny and Elkan 2002),
-               linear between the centres of its steps (Oron and Flournoy 2017), so that different scores stay different
+               linear between the centres of its steps (Oron and Flournoy 2017) and rising a little beyond the outermost
     threshold  the lowest chance above which held-out predictions reach the precision, with one further prediction counted
                as wrong (as in Barber and Candes 2015), so that a handful of lucky ones proves nothing
     ECE@k      the mean gap between predicted chance and the share of correct predictions, over 15 bins of equal width
                (Guo et al. 2017, section 2)
 
-One map serves all labels: it is increasing, so the ranking does not change (decision 0013). A label has a threshold of its own
-if it has enough held-out predictions, else that of its frequency band, else that of all labels.
+One map serves all labels: it is increasing, so the ranking does not change (decision 0013). In float32 close scores may get
+equal chances: whoever orders labels by chances breaks ties by the uncalibrated scores. A label has a threshold of its own if it
+has enough held-out predictions, else that of its frequency band, else that of all labels.
 
 Letters: D documents, k predictions of each, N held-out predictions, L labels, R rows (none, then each band), Q knots.
 """
@@ -116,8 +117,9 @@ class Calibration:
 def fit_map(score_N: ScoreArray, hit_N: BoolArray) -> tuple[FloatArray, FloatArray]:
     """Knots of an increasing map: scores float64[Q] and chances float64[Q]; without predictions, the identity.
 
-    A knot is at the mean score of a step of the isotonic regression. Chances are kept 1 / (N + 2) away from 0 and 1, by the
-    rule of succession.
+    A knot is at the mean score of a step of the isotonic regression. The steps' chances are kept 1 / (N + 2) away from 0 and 1,
+    by the rule of succession. Beyond the outermost steps the map goes on by half as much, to scores of 0 and 1: if it were
+    constant there, many of the best predictions would have one and the same chance, and no threshold could come between them.
     """
     if not len(score_N):
         return np.array([0.0, 1.0]), np.array([0.0, 1.0])
@@ -127,11 +129,13 @@ def fit_map(score_N: ScoreArray, hit_N: BoolArray) -> tuple[FloatArray, FloatArr
     n_Q = np.add.reduceat(count, steps)
     score_Q, right_Q = np.add.reduceat(distinct * count, steps) / n_Q, np.add.reduceat(right, steps)
     least = 1 / (len(score_N) + 2)
-    return score_Q, np.clip(right_Q / n_Q, least, 1 - least)
+    chance_Q = np.clip(right_Q / n_Q, least, 1 - least)
+    ends = chance_Q[:1] - least / 2, chance_Q[-1:] + least / 2
+    return np.concatenate([[0.0], score_Q, [1.0]]), np.concatenate([ends[0], chance_Q, ends[1]])
 
 
 def apply_map(knots: tuple[FloatArray, FloatArray], scores: ScoreArray) -> ScoreArray:
-    """The chances of scores of any shape, float32; constant beyond the outermost knots."""
+    """The chances of scores of any shape, float32."""
     return np.interp(scores, *knots).astype(np.float32)
 
 
