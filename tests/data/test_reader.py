@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from seaweed import S3
 
 from xmc_ray import storage
 from xmc_ray.data import reader
 from xmc_ray.data.documents import DocumentsConfig, Reject, Rules
 from xmc_ray.data.reader import Segment, read_file
-from xmc_ray.errors import UnavailableError
+from xmc_ray.errors import DataError, UnavailableError
+from xmc_ray.on_ray import stream
 
 RULES = Rules.of(DocumentsConfig(uri="/x"), labelled=False)
 
@@ -108,3 +111,106 @@ def test_a_storage_that_is_away_is_waited_for_then_told(tmp_path: Path, monkeypa
     monkeypatch.setattr(reader, "PATIENCE", 0.1)
     with pytest.raises(UnavailableError, match=r"cannot be read or written.*x\.parquet.*NETWORK_CONNECTION"):
         rows_of(path)
+
+
+def rewrite(path: Path, kind: str, text: str) -> None:
+    """The same number of rows and bytes, with another text."""
+    rows = [{"id": f"{n}", "text": text} for n in range(20)]
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=5)
+    else:
+        lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        path.write_bytes(gzip.compress(lines) if kind.endswith("gz") else lines)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "jsonl.gz"])
+@pytest.mark.parametrize("after", range(5))
+def test_a_file_that_changes_while_it_is_read_is_an_error(
+    after: int, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kind: check, then use. Its rows may be of two versions, whenever it changes; before the first row they are rejects."""
+    monkeypatch.setattr(reader, "_BYTES", 64)
+    path = tmp_path / f"x.{kind}"
+    rewrite(path, kind, "old")
+    chunks, given = read_file(Segment(storage.stat(path)), RULES, chunk=5), []
+    for _ in range(after):
+        given.append(next(chunks))
+    rewrite(path, kind, "new")
+    if after:
+        with pytest.raises(DataError, match=rf"^a file has changed while it was read: {path}; run again"):
+            list(chunks)
+    else:
+        assert [chunk.reject for chunk in chunks] == [Reject("the file has changed since it was listed")]
+    assert {text for chunk in given for text in chunk.table["text"].to_pylist()} <= {"old"}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_file_of_another_size_has_changed_though_its_time_is_kept(kind: str, tmp_path: Path) -> None:
+    """Kind: check, then use. ``cp -p`` and ``rsync -t`` keep the time."""
+    path = tmp_path / f"x.{kind}"
+    rewrite(path, kind, "old")
+    file = storage.stat(path)
+    chunks = read_file(Segment(file), RULES, chunk=5)
+    next(chunks)
+    rewrite(path, kind, "much longer")
+    os.utime(path, ns=(int(file.version), int(file.version)))
+    with pytest.raises(DataError, match="has changed while it was read"):
+        list(chunks)
+    (whole,) = read_file(Segment(file), RULES)
+    assert whole.reject == Reject("the file has changed since it was listed")
+
+
+def test_a_file_that_changes_while_storage_is_away_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kind: check, then use. Reading goes on in the middle of a file, which is compared with the first one."""
+    monkeypatch.setattr(reader, "_PAUSE", 0.01)
+    path = tmp_path / "x.jsonl"
+    rewrite(path, "jsonl", "old")
+    read, failures = reader._json_lines, [OSError("When reading: AWS Error NETWORK_CONNECTION during GetObject operation")]
+
+    def failing(*arguments: Any) -> Any:
+        for part in read(*arguments):
+            yield part
+            if failures:
+                rewrite(path, "jsonl", "new")
+                raise failures.pop()
+
+    monkeypatch.setattr(reader, "_json_lines", failing)
+    with pytest.raises(DataError, match="has changed while it was read"):
+        list(read_file(Segment(storage.stat(path)), RULES, chunk=5))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_an_object_that_changes_while_it_is_read_is_an_error(kind: str, s3: S3, tmp_path: Path) -> None:
+    """Kind: check, then use. Each range of an object may be of another version."""
+    uri = s3.uri(f"changing/x.{kind}")
+    rows = {text: [{"id": f"{n}", "text": f"{text} {n}" * 500} for n in range(4000)] for text in ("old", "new")}
+    for text in rows:
+        if kind == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows[text]), tmp_path / text, row_group_size=500)
+        else:
+            (tmp_path / text).write_text("".join(json.dumps(row) + "\n" for row in rows[text]))
+    storage.write_bytes(uri, (tmp_path / "old").read_bytes())
+    file = storage.stat(uri)
+    assert sum(len(chunk.table) for chunk in read_file(Segment(file), RULES)) == 4000
+    chunks = read_file(Segment(file), RULES)
+    next(chunks)
+    storage.write_bytes(uri, (tmp_path / "new").read_bytes())
+    with pytest.raises(DataError, match=rf"^a file has changed while it was read: {uri}"):
+        list(chunks)
+
+
+def test_all_who_read_documents_hold_a_file_to_what_was_listed(tmp_path: Path) -> None:
+    """Kind: check, then use. Extension and explanation read in one process; training and evaluation in tasks."""
+    path = tmp_path / "x.jsonl"
+    config = DocumentsConfig(uri=str(path))
+    for read in (
+        lambda: reader.read_rows(config, labelled=False),
+        lambda: stream._read(reader.file_segments(reader.list_inputs(config)), RULES),
+    ):
+        path.write_text("".join(json.dumps({"id": f"{n}", "text": "old"}) + "\n" for n in range(3000)))
+        tables = read()
+        while not next(tables):
+            pass
+        path.write_text("".join(json.dumps({"id": f"{n}", "text": "new"}) + "\n" for n in range(3000)))
+        with pytest.raises(DataError, match="has changed while it was read"):
+            list(tables)

@@ -149,7 +149,9 @@ def _row_groups(file: FileInfo) -> list[tuple[int, int | None]]:
 def read_file(segment: Segment, rules: Rules, chunk: int = CHUNK) -> Iterator[Chunk]:
     """The rows of a segment, at most ``chunk`` at a time: exactly as many as it has, readable or not.
 
-    Raises UnavailableError when its storage does not answer for `PATIENCE` seconds, and ConfigError when it refuses.
+    The file is compared with the listed one before the first row, where a difference makes all of them rejects, and after the
+    last one, where it is an error. Raises DataError (`check_unchanged`) for a file that has changed while it was read,
+    UnavailableError when its storage does not answer for `PATIENCE` seconds, and ConfigError when it refuses.
     """
     if segment.reject is not None:
         yield _lost(segment, segment.rows, segment.reject, rules)
@@ -157,18 +159,18 @@ def read_file(segment: Segment, rules: Rules, chunk: int = CHUNK) -> Iterator[Ch
     reader = _parquet if segment.file.uri.endswith(PARQUET) else _json_lines
     left, is_whole = segment, segment.rows == _ALL
     deadline, failures = time.monotonic() + PATIENCE, 0
+    reject = None
     while left.rows:
         try:
-            if storage.stat(left.file.uri).version != left.file.version:
+            if left == segment and not _is_unchanged(left.file):
                 raise _Damaged("the file has changed since it was listed")
             for part in reader(left, rules, chunk):
                 if len(part.table):
                     yield part
                 left = replace(left, start=part.end, row=left.row + len(part.table), rows=left.rows - len(part.table))
                 deadline, failures = time.monotonic() + PATIENCE, 0
-            if is_whole or not left.rows:
-                return
-            reject = Reject("the file has fewer rows than before")
+            reject = None if is_whole or not left.rows else Reject("the file has fewer rows than before")
+            break
         except (OSError, pa.ArrowException, ConfigError, _Damaged) as error:
             failures += 1
             is_unavailable = storage.is_unavailable(error)
@@ -182,8 +184,33 @@ def read_file(segment: Segment, rules: Rules, chunk: int = CHUNK) -> Iterator[Ch
                 time.sleep(_PAUSE)
                 continue
             reject = _reject(error)
-        yield _lost(left, 1 if is_whole else left.rows, reject, rules)  # an unknown number counts as one, lest it be overlooked
-        return
+            break
+    if left.row > segment.row:
+        check_unchanged(segment.file)
+    if reject is not None:  # an unknown number of rows counts as one, lest it be overlooked
+        yield _lost(left, 1 if is_whole else left.rows, reject, rules)
+
+
+def check_unchanged(file: FileInfo) -> None:
+    """DataError unless a file, some of whose rows have been read, is still as it was listed: they may be of two versions.
+
+    pyarrow's requests to S3 name no version, so this is what holds the parts of a file together there.
+    """
+    try:
+        is_unchanged = storage.patiently(_is_unchanged, file)
+    except FileNotFoundError:
+        is_unchanged = False
+    if not is_unchanged:
+        raise DataError(
+            "a file has changed while it was read",
+            where=file.uri,
+            way_out="run again once its writers are done; a night needs --overwrite then",
+        )
+
+
+def _is_unchanged(file: FileInfo) -> bool:
+    now = storage.stat(file.uri)
+    return (now.size, now.version) == (file.size, file.version)
 
 
 def read_all(segments: Iterable[Segment], rules: Rules, chunk: int = CHUNK) -> Iterator[tuple[int, Chunk]]:

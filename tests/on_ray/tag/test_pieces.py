@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from fruit import document, manifest_of, read_night, write
 
-from xmc_ray.errors import DataError
-from xmc_ray.on_ray.tag.pieces import PieceWriter, TagColumns, finished
+from xmc_ray.data import reader
+from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.on_ray.tag.pieces import PieceReader, PieceWriter, TagColumns, finished
 from xmc_ray.on_ray.tag.plan import Plan
 
 
@@ -130,3 +132,57 @@ def test_files_that_go_or_change_after_they_were_listed(
         ("a.parquet", "the file has disappeared"): 10,
         ("b.parquet", "the file has changed since it was listed"): 10,
     }
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_no_piece_has_rows_of_two_versions_of_a_file(
+    kind: str, tag: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kind: check, then use. The file changes while pieces are read from it, several in one go; those before are kept."""
+    path = tmp_path / "in" / f"a.{kind}"
+
+    def fill(first: int) -> None:
+        rows = [document(n) for n in range(first, first + 4000)]
+        path.parent.mkdir(exist_ok=True)
+        if kind == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2000)
+        else:
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    tokenised = PieceReader._tokenised
+
+    def meddle(self: PieceReader, table: pa.Table) -> pa.Table:
+        if table["row"][0].as_py() == 1024:
+            fill(10_000)
+        return tokenised(self, table)
+
+    fill(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(PieceReader, "_tokenised", meddle)
+        with pytest.raises(DataError, match=rf"^a file has changed while it was read: {path}; .*--overwrite"):
+            tag(path, commit_rows=1000)
+    work = tmp_path / "out" / "dt=2026-11-23" / "_work"
+    pieces = [pq.read_table(piece) for piece in sorted((work / "pieces").iterdir())]
+    assert pa.concat_tables(pieces)["id"].to_pylist() == [f"d{n}" for n in range(1000)]
+    with pytest.raises(ConfigError, match=r"another run.*found other input.*--overwrite"):
+        tag(path, commit_rows=1000)
+    tags, rejects = read_night(tag(path, "--overwrite", commit_rows=1000))
+    assert sorted(tags["id"].to_pylist()) == sorted(f"d{n}" for n in range(10_000, 14_000)) and not len(rejects)
+
+
+def test_a_file_that_changes_while_the_night_is_planned_ends_it(
+    tag: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kind: check, then use. There is no plan of two versions."""
+    path = write(tmp_path / "in" / "a.parquet", [document(n) for n in range(3000)])
+    parquet = reader._parquet
+
+    def meddle(*arguments: Any) -> Any:
+        for part in parquet(*arguments):
+            yield part
+            write(path, [document(n) for n in range(10_000, 13_000)])
+
+    monkeypatch.setattr(reader, "_parquet", meddle)
+    with pytest.raises(DataError, match="has changed while it was read"):
+        tag(path)
+    assert not (tmp_path / "out" / "dt=2026-11-23" / "_work" / "plan.json").exists()

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from xmc_ray import storage
 from xmc_ray.data.documents import Rules, text_digest
 from xmc_ray.data.labels import lists_from_rows
-from xmc_ray.data.reader import Segment, read_all
+from xmc_ray.data.reader import Segment, check_unchanged, read_all
 from xmc_ray.metrics.calibration import SCORE_BINS
 from xmc_ray.model.text import Tokenizer
 from xmc_ray.on_ray.meters import count_piece
@@ -56,10 +56,15 @@ class PieceReader:
     tokenizers: Sequence[Tokenizer]
 
     def __call__(self, pieces: list[dict[str, Any]]) -> Iterator[tuple[int, pa.Table]]:
-        """Neighbouring pieces are read in one go; texts are dropped as soon as their chunk is tokenised."""
+        """Neighbouring pieces are read in one go; texts are dropped as soon as their chunk is tokenised.
+
+        Raises DataError for a file that changes meanwhile, before a piece with rows of it is handed on.
+        """
         stream = _Stream(merged([segment for piece in pieces for segment in piece["segments"]]), self.rules)
         for piece in pieces:
-            yield piece["number"], pa.concat_tables(map(self._tokenised, rows_to_tag(piece, stream)))
+            table = pa.concat_tables(map(self._tokenised, rows_to_tag(piece, stream)))
+            stream.check_unchanged()
+            yield piece["number"], table
 
     def _tokenised(self, table: pa.Table) -> pa.Table:
         texts = table["text"].combine_chunks()
@@ -73,8 +78,23 @@ class _Stream:
     """The rows of segments, one after the other."""
 
     def __init__(self, segments: list[dict[str, Any]], rules: Rules) -> None:
-        self._tables = (chunk.table for _, chunk in read_all(map(Segment.from_row, segments), rules))
+        self._tables = self._read([Segment.from_row(segment) for segment in segments], rules)
         self._rest = rules.empty()
+        self._file: FileInfo | None = None  # of the last rows, if any of its rows were readable
+
+    def _read(self, segments: list[Segment], rules: Rules) -> Iterator[pa.Table]:
+        last = None
+        for number, chunk in read_all(segments, rules):
+            if number != last:
+                last, self._file = number, None
+            if chunk.reject is None:
+                self._file = segments[number].file
+            yield chunk.table
+
+    def check_unchanged(self) -> None:
+        """DataError if the file of the last rows has changed; those before it were compared at their ends."""
+        if self._file is not None:
+            check_unchanged(self._file)
 
     def take(self, rows: int) -> Iterator[pa.Table]:
         """The next ``rows`` rows."""
