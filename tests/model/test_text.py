@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from xmc_ray.errors import ConfigError, ModelError
+from xmc_ray.model import text as text_module
 from xmc_ray.model.text import Tokenizer, budget_batches, make_batch
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True)
@@ -32,6 +33,39 @@ def test_truncation_is_counted_exactly(tiny_encoder: Path, words: int, is_cut: b
     tokens, truncated = Tokenizer.load(tiny_encoder, 16).encode(pa.array(["grape " * words]))
     assert truncated.to_pylist() == [is_cut]
     assert len(tokens[0]) == min(words + 2, 16)
+
+
+@QUICK
+@given(st.lists(st.text(alphabet="apple é\n深", max_size=60), max_size=8), st.integers(1, 90))
+def test_what_is_encoded_at_a_time_changes_nothing(tiny_encoder: Path, texts: list[str], size: int) -> None:
+    """The tokens of each text are those that it has alone, whatever the size of the parts."""
+    tokenizer = Tokenizer.load(tiny_encoder, 16)
+    alone = [tokenizer.pretrained.backend_tokenizer.encode(text) for text in texts]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_module, "_PART", size)
+        tokens, truncated = tokenizer.encode(pa.array(texts, pa.string()))
+    assert tokens.type == INTS
+    assert tokens.to_pylist() == [encoding.ids for encoding in alone]
+    assert truncated.to_pylist() == [bool(encoding.overflowing) for encoding in alone]
+
+
+def test_long_texts_are_encoded_a_few_at_a_time(tiny_encoder: Path) -> None:
+    """Memory of tokenising: dozens of bytes for each byte of a batch, and not of the whole column."""
+    tokenizer, sizes = Tokenizer.load(tiny_encoder, 16), []
+    backend = tokenizer._backend
+
+    class Watched:
+        def encode_batch_fast(self, texts: list[str]) -> object:
+            sizes.append(sum(map(len, texts)))
+            return backend.encode_batch_fast(texts)
+
+        encode_batch = encode_batch_fast
+
+    tokenizer._backend = Watched()
+    tokens, truncated = tokenizer.encode(pa.array(["apple " * 20_000] * 12 + ["a red plum"] * 40_000))
+    assert len(tokens) == len(truncated) == 40_012
+    assert sum(sizes) == 12 * 120_000 + 400_000
+    assert max(sizes) < 400_000
 
 
 def test_tokens_become_text_again(tiny_encoder: Path) -> None:

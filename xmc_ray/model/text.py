@@ -27,6 +27,8 @@ from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.settings import PositiveInt, Settings
 from xmc_ray.storage import folders
 
+_PART = 1 << 18  # bytes of text encoded at a time: the tokenizer keeps dozens for each of them, even of what it truncates
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(Settings):
@@ -65,9 +67,12 @@ class Tokenizer:
 
     def encode(self, texts: pa.Array) -> tuple[pa.ListArray, pa.BooleanArray]:
         """Tokens (list<int32>[n]) of ``texts`` (string[n]), and which texts were truncated (bool[n])."""
-        encodings = self._backend.encode_batch(texts.to_pylist())
-        tokens = pa.array([encoding.ids for encoding in encodings], pa.list_(pa.int32()))
-        return tokens, pa.array([bool(encoding.overflowing) for encoding in encodings], pa.bool_())
+        tokens, truncated = [], []
+        for part in _parts(texts):
+            encodings = self._backend.encode_batch_fast(part.to_pylist())
+            tokens.append(pa.array([encoding.ids for encoding in encodings], pa.list_(pa.int32())))
+            truncated.append(pa.array([bool(encoding.overflowing) for encoding in encodings], pa.bool_()))
+        return pa.concat_arrays(tokens), pa.concat_arrays(truncated)
 
     def offsets(self, text: str) -> IntArray:
         """int64[T, 2]: start and end (exclusive), in characters, of each token that `encode` returns; 0, 0 for special ones."""
@@ -91,6 +96,13 @@ class Tokenizer:
             # RoBERTa uses its first token so, but does not call it the summary token
             return "first" if ids and ids[0] == self.pretrained.bos_token_id else None
         return "first" if ids[0] == summary else "last"
+
+
+def _parts(texts: pa.Array) -> Iterator[pa.Array]:
+    """``texts`` (string[n]) in order, in one or more slices of about `_PART` bytes, or of one text that has more."""
+    part_N = np.cumsum(pc.binary_length(texts)) // _PART
+    bounds = [0, *(np.flatnonzero(np.diff(part_N)) + 1).tolist(), len(texts)]
+    yield from (texts.slice(first, last - first) for first, last in pairwise(bounds))
 
 
 def not_found(what: str, name: str, error: Exception) -> ModelError:
