@@ -1,5 +1,6 @@
 """Errors are one printable line, and the same one after they have crossed from one process to another."""
 
+import os
 import pickle
 
 import pytest
@@ -26,6 +27,22 @@ def test_it_survives_pickling(kind: type[XmcError]) -> None:
 
 def test_storage_that_does_not_answer_is_a_config_error() -> None:
     assert issubclass(UnavailableError, ConfigError) and all(issubclass(kind, XmcError) for kind in KINDS)
+
+
+@pytest.mark.parametrize("raw", ["label \x1b[2J", "column \x9b31m", "title \x1b]0;x\x07", "no \x00", "surrogate \ud83d"])
+def test_data_in_an_error_cannot_command_the_terminal(raw: str) -> None:
+    for error in (
+        DataError(raw),
+        DataError("a", where=raw),
+        DataError("a", found=raw),
+        DataError("a", expected=raw, way_out=raw),
+    ):
+        assert str(error).isprintable() and "\N{REPLACEMENT CHARACTER}" in str(error)
+
+
+def test_a_file_name_that_is_not_utf_8_is_shown_by_its_bytes() -> None:
+    name = os.fsdecode(b"/data/caf\xe9.jsonl")
+    assert str(DataError("no input", where=name)) == r"no input: /data/caf\xe9.jsonl"
 
 
 def test_only_unprintable_characters_are_replaced() -> None:

@@ -13,10 +13,15 @@ import re
 
 # Neither HTML nor UTF-8 can hold these, and a terminal obeys some of them.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+_BYTE = re.compile("[\udc80-\udcff]")  # of a file name that is not UTF-8, as Python reads it
 
 
 def printable(text: str) -> str:
-    """The text with U+FFFD in place of control codes and lone surrogates; tabs and ends of lines stay."""
+    """The text with U+FFFD in place of control codes and lone surrogates; tabs and ends of lines stay.
+
+    Bytes of a file name that is not UTF-8 are shown as ``\\xff``, so that the file can be found.
+    """
+    text = _BYTE.sub(lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", text)
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
@@ -31,7 +36,7 @@ class XmcError(Exception):
         parts += [f"found {found}"] if found is not None else []
         parts += [f"expected {expected}"] if expected is not None else []
         parts += [way_out] if way_out is not None else []
-        super().__init__(" ".join("; ".join(parts).split()))
+        super().__init__(" ".join(printable("; ".join(parts)).split()))  # data are in it: labels, names of columns and files
 
     def __reduce__(self) -> tuple[object, ...]:
         # Crosses process borders (a Ray worker to its driver), where the default would lose the keyword arguments.

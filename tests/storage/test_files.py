@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -193,6 +194,55 @@ def test_a_failed_local_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
         storage.write_bytes(uri, b"new")
     assert storage.read_bytes(uri) == b"old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_a_marker_names_is_on_the_disk_before_the_marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power failure cannot leave the marker of a file that is empty, or whose folder has no entry for it."""
+    synced: list[tuple[str, bool]] = []
+    fsync = os.fsync
+
+    def note(handle: int) -> None:
+        path = re.sub(r"\.(\w+)\.[0-9a-f]{32}", r"\1", os.readlink(f"/proc/self/fd/{handle}"))
+        synced.append((os.path.relpath(path, tmp_path), os.path.exists(path)))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    storage.write_bytes(tmp_path / "night" / "part", b"tags")
+    with storage.new_file(tmp_path / "night" / "more") as file:
+        file.write_bytes(b"tags")
+    storage.write_json(tmp_path / "night" / "marker", {})
+    content = [(f"night/{name}", False) for name in ("part", "more", "marker")]  # before it has its name
+    entry = ("night", True)
+    assert synced == [(".", True), content[0], entry, content[1], entry, content[2], entry]
+    storage.move(tmp_path / "night" / "part", tmp_path / "other" / "part")
+    assert synced[-2:] == [(".", True), ("other", True)]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_file_system_that_cannot_sync_is_written_to(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    storage.write_bytes(tmp_path / "a", b"1")
+    assert storage.read_bytes(tmp_path / "a") == b"1"
+
+
+def test_a_disk_that_fails_to_sync_publishes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(handle: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(ConfigError, match="cannot be read or written"):
+        storage.write_bytes(tmp_path / "a", b"1")
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_with_a_file_name_that_is_not_utf_8_is_valid_and_read_back(tmp_path: Path) -> None:
+    value = {"file": os.fsdecode(b"caf\xe9"), "label": "größe"}
+    storage.write_json(tmp_path / "a.json", value)
+    written = (tmp_path / "a.json").read_bytes()
+    assert storage.read_json(tmp_path / "a.json") == value and b"\\udce9" in written and "größe".encode() in written
 
 
 def test_local_addresses_have_three_spellings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

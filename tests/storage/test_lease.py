@@ -104,6 +104,29 @@ def test_a_process_of_another_machine_is_watched(folder: str) -> None:
         taken.check()
 
 
+@pytest.mark.parametrize("where", ["boot", "namespace"])
+def test_a_process_number_of_another_machine_or_container_of_this_name_is_not_looked_up(folder: str, where: str) -> None:
+    """The number is unknown here, and the job lives."""
+    with holder(folder) as process:
+        process.kill()
+        process.wait()
+    write(folder, **{where: "another"})
+    watched = mark(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lease.time, "sleep", lambda _: write(folder, beats=int(str(watched["beats"])) + 1))
+        with pytest.raises(ConfigError, match=rf"another job works .* process {process.pid} on "), held(folder, BEAT):
+            pass
+
+
+def test_a_rival_is_found_at_the_moment_of_the_marker(folder: str) -> None:
+    with held(folder, 600.0) as taken:  # no heartbeat comes before
+        taken.confirm()
+        write(folder, driver="another")
+        taken.check()
+        with pytest.raises(ConfigError, match="another job works"):
+            taken.confirm()
+
+
 def test_who_was_cut_off_finds_another_in_its_place(folder: str) -> None:
     with held(folder, BEAT) as taken:
         write(folder, driver="another")

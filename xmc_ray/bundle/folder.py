@@ -18,6 +18,7 @@ import dataclasses
 import hashlib
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,11 @@ class Bundle:
     calibration: Calibration | None = None
 
 
-def save_bundle(bundle: Bundle, uri: str) -> str:
-    """Write a bundle, its marker last, and return its fingerprint. Raises ConfigError if there is something at ``uri``."""
+def save_bundle(bundle: Bundle, uri: str, confirm: Callable[[], None] = lambda: None) -> str:
+    """Write a bundle, its marker last, and return its fingerprint. Raises ConfigError if there is something at ``uri``.
+
+    ``confirm`` is called before the marker is written, and raises if another job has taken the place over.
+    """
     check_place(uri)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -78,7 +82,7 @@ def save_bundle(bundle: Bundle, uri: str) -> str:
         settings = _settings(bundle)
         settings |= {"fingerprint": _fingerprint(settings, files), "files": files}
         (folder / MARKER).write_text(json.dumps(settings, indent=2) + "\n")
-        folders.upload(folder, uri, last=MARKER)
+        folders.upload(folder, uri, last=MARKER, confirm=confirm)
     bundle.fingerprint = str(settings["fingerprint"])
     return bundle.fingerprint
 

@@ -183,7 +183,8 @@ def read_json(uri: Uri) -> Any:
 
 def write_json(uri: Uri, value: object) -> None:
     """Write ``value`` atomically as indented JSON; ValueError for NaN and infinity, which JSON lacks."""
-    write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_bytes(uri, text.encode(errors="backslashreplace"))  # lone surrogates (of file names) in JSON's own spelling
 
 
 def read_parquet(uri: Uri, columns: Sequence[str] | None = None) -> pa.Table:
@@ -244,8 +245,9 @@ def move(uri: Uri, target: Uri) -> None:
         if not fs.exists(source) and fs.exists(destination):
             return
         if is_local(uri):
-            os.makedirs(os.path.dirname(destination), exist_ok=True)
+            _make_folder(os.path.dirname(destination))
             os.replace(source, destination)
+            _sync(os.path.dirname(destination))
         else:
             fs.cp_file(source, destination)
             fs.rm_file(source)
@@ -308,15 +310,45 @@ def _raise(error: OSError) -> None:
 
 @contextmanager
 def _publishing(path: str, publish: Callable[[Path, str], None] = os.replace) -> Iterator[Path]:
-    """A temporary path in the folder of ``path``, to which its file is published at the end; an error only removes it."""
+    """A temporary path in the folder of ``path``, to which its file is published at the end; an error only removes it.
+
+    What is published is on the disk before anything that is published later, a marker above all: a power failure leaves no
+    marker of files that are empty or missing.
+    """
     folder, name = os.path.split(path)
-    os.makedirs(folder, exist_ok=True)
+    _make_folder(folder)
     temporary = Path(folder, f".{name}.{uuid.uuid4().hex}")
     try:
         yield temporary
+        _sync(temporary)
         publish(temporary, path)
+        _sync(folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _make_folder(path: str) -> None:
+    """Create a folder and those above it that are missing, on the disk."""
+    if not os.path.isdir(path):
+        above = os.path.dirname(path)
+        _make_folder(above)
+        os.makedirs(path, exist_ok=True)
+        _sync(above)
+
+
+def _sync(path: Uri) -> None:
+    """Return once a file or the entries of a folder are on the disk."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:  # a folder that may be written to and not be listed
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # of a file system that cannot, for folders mostly
+            raise
+    finally:
+        os.close(handle)
 
 
 def _create_local(path: str, data: bytes) -> bool:

@@ -16,11 +16,11 @@ from xmc_ray.storage.address import Uri, explained, filesystem, is_local, split
 from xmc_ray.storage.files import all_files, copy_file, join, remove
 
 
-def upload(folder: Uri, uri: Uri, *, last: str | None = None) -> None:
+def upload(folder: Uri, uri: Uri, *, last: str | None = None, confirm: Callable[[], None] = lambda: None) -> None:
     """Copy a local folder with all its files to ``uri``.
 
-    ``last`` names the file that marks the copy complete: an old one is removed first, the new one is written at the very end.
-    DataError if the folder is empty or lacks it.
+    ``last`` names the file that marks the copy complete: an old one is removed first, the new one is written at the very end,
+    after ``confirm``, which raises if that must not be. DataError if the folder is empty or lacks it.
     """
     sources = sorted(path for path in Path(folder).rglob("*") if path.is_file())
     if last is not None:
@@ -32,6 +32,8 @@ def upload(folder: Uri, uri: Uri, *, last: str | None = None) -> None:
     if not sources:
         raise DataError("nothing to copy", where=folder, found="no files")
     for source in sources:
+        if last is not None and source == marker:
+            confirm()
         copy_file(source, join(uri, source.relative_to(folder).as_posix()))
 
 

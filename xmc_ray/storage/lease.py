@@ -2,7 +2,8 @@
 
 The holder creates ``_driver.json`` and writes a heartbeat to it. A newcomer that finds the file of another process watches it:
 if it changes, the folder is held and the newcomer is refused; if it does not, the holder is dead and the newcomer takes over. A
-dead process of the same machine is recognised immediately. Clocks of different machines are never compared.
+dead process of the same machine is recognised immediately: of the same start of the same system, and of the same PID namespace,
+since containers and machines may share a host name. Clocks of different machines are never compared.
 
 Of several newcomers to a free folder one wins, since storage creates the file only once. Where storage cannot do that, and
 where a dead holder's file is replaced, each writes its own, waits, and checks whose file remains. So the lease is a guard and
@@ -36,7 +37,7 @@ class Lease:
 
     def __init__(self, folder: str, beat: float) -> None:
         self.folder, self._uri, self._beat = folder, storage.join(folder, DRIVER), beat
-        self._mine: dict[str, Any] = {"driver": uuid.uuid4().hex, "host": socket.gethostname(), "process": os.getpid()}
+        self._mine: dict[str, Any] = {"driver": uuid.uuid4().hex, **_machine(), "process": os.getpid()}
         self._mine |= {"since": datetime.now(timezone.utc).isoformat(timespec="seconds"), "beats": 0}
         self._rival: dict[str, Any] | None = None
         self._created = _missing(folder)
@@ -44,9 +45,14 @@ class Lease:
         self._heart = threading.Thread(target=self._live, name="lease", daemon=True)
 
     def check(self) -> None:
-        """ConfigError if another job has taken the folder over."""
+        """ConfigError if another job has taken the folder over, as far as the last heartbeat knows."""
         if self._rival is not None:
             raise _refusal(self.folder, self._rival)
+
+    def confirm(self) -> None:
+        """Like `check`, but looks now: for the moment before a marker is written."""
+        self._rival = self._rival or storage.patiently(self._others)
+        self.check()
 
     def take(self) -> None:
         """Hold the folder from now on; ConfigError while another job holds it."""
@@ -135,9 +141,19 @@ def _missing(folder: str) -> list[Path]:
     return [part for part in (path, *path.parents) if not part.exists()] if storage.is_local(folder) else []
 
 
+def _machine() -> dict[str, Any]:
+    """Where a process number means the same process: on this host, since it was started, in this PID namespace."""
+    machine: dict[str, Any] = {"host": socket.gethostname(), "boot": None, "namespace": None}
+    with suppress(OSError):  # not Linux, where neither is shared with another machine of this name
+        machine["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        machine["namespace"] = os.readlink("/proc/self/ns/pid")
+    return machine
+
+
 def _is_dead(holder: dict[str, Any]) -> bool:
     """Whether it was a process of this machine that no longer exists."""
-    if holder.get("host") != socket.gethostname() or not isinstance(holder.get("process"), int):
+    machine = _machine()
+    if {name: holder.get(name) for name in machine} != machine or not isinstance(holder.get("process"), int):
         return False
     try:
         os.kill(holder["process"], 0)

@@ -31,6 +31,25 @@ def test_rejects_of_an_older_version_are_merged(tmp_path: Path) -> None:
     assert read_night(tmp_path)[1].to_pylist() == [old | {"detail": None}, new]
 
 
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_no_marker_is_written_once_another_job_has_taken_the_folder_over(call: int, tmp_path: Path) -> None:
+    """Before the merges, after them, and right before ``_SUCCESS``."""
+    night = output.Night(str(tmp_path), "run", {})
+    night.begin()
+    calls = iter(range(1, 4))
+
+    def confirm() -> None:
+        if next(calls) == call:
+            raise ConfigError("another job works in this folder")
+
+    plan = Plan(PIECES.empty_table(), REUSED.empty_table(), 0, 0)
+    counts = {"tagged": 0, "reused": 0, "rejected": 0}
+    with pytest.raises(ConfigError, match="another job"):
+        night.publish(plan, 1 << 20, counts, "", pa.table({"label": ["red"]}), InProcess(), confirm)
+    assert next(calls, None) == (call + 1 if call < 3 else None)
+    assert not (tmp_path / "_SUCCESS").exists() and (tmp_path / "_work" / "run.json").exists()
+
+
 def test_the_latest_night_before_is_a_finished_one(tmp_path: Path) -> None:
     for day in ("21", "22", "23"):
         (tmp_path / f"dt=2026-11-{day}").mkdir()

@@ -16,7 +16,7 @@ from xmc_ray.command import to_toml
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.data.labels import LabelIndex
-from xmc_ray.errors import ModelError
+from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.model.lightxml import ModelConfig
 from xmc_ray.model.text import Tokenizer
@@ -96,6 +96,19 @@ def test_without_held_out_documents_there_is_no_calibration(prepared: Any, confi
     keep_best(config, prepared)
     bundle = load_bundle(str(tmp_path / "bundle"))
     assert bundle.calibration is None and bundle.metrics["calibration"] == {"documents": 0, "predictions": 0}
+
+
+def test_a_bundle_gets_no_marker_once_another_job_has_taken_the_run_over(
+    prepared: Any, config: TrainConfig, tmp_path: Path
+) -> None:
+    checkpoints(tmp_path / "checkpoints", prepared, config, [0.5])
+
+    def confirm() -> None:
+        raise ConfigError("another job works in this folder")
+
+    with pytest.raises(ConfigError, match="another job"):
+        keep_best(config, prepared, confirm)
+    assert (tmp_path / "bundle" / "model.safetensors").exists() and not (tmp_path / "bundle" / "config.json").exists()
 
 
 def test_an_unfinished_bundle_is_replaced(prepared: Any, config: TrainConfig, tmp_path: Path) -> None:

@@ -190,9 +190,9 @@ class _Tagging:
         page, warnings = self.totals.close(self.night.folder.rpartition("/")[2], manifest, before_this, self.config.drift)
         for warning in warnings:
             print(f"warning: {warning}", flush=True)
-        self.lease.check()
         label_counts = self.totals.label_table()
-        manifest = self.night.publish(plan, self.config.target_bytes, manifest, page, label_counts, self.runner)
+        confirm, size = self.lease.confirm, self.config.target_bytes
+        manifest = self.night.publish(plan, size, manifest, page, label_counts, self.runner, confirm)
         announce(manifest["drift"])
         return manifest
 

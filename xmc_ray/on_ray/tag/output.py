@@ -16,7 +16,7 @@ the old night or the new one, never a mixture.
 
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -95,13 +95,22 @@ class Night:
         return begun is not None and begun["run"] == self.run
 
     def publish(
-        self, plan: Plan, target_bytes: int, manifest: Mapping[str, Any], report: str, label_counts: pa.Table, runner: Runner
+        self,
+        plan: Plan,
+        target_bytes: int,
+        manifest: Mapping[str, Any],
+        report: str,
+        label_counts: pa.Table,
+        runner: Runner,
+        confirm: Callable[[], None] = lambda: None,
     ) -> dict[str, Any]:
         """Merge the pieces into files of about ``target_bytes`` and finish the night; the manifest with their names.
 
         Every step may be repeated: names and contents follow from the pieces. Raises DataError unless there are exactly the
-        pieces of the plan.
+        pieces of the plan. ``confirm`` is called before each change of what readers see, and raises if another job has taken
+        the folder over.
         """
+        confirm()
         self._check_pieces(plan)
         replaces = marked_run(self.folder) is not None
         stage = join(self.work, "final") if replaces else self.folder
@@ -115,6 +124,7 @@ class Night:
         files = names["pieces"] + names["rejects"]
         rows = dict(zip(files, runner.get(merges), strict=True))
         self._check_rows(manifest, [sum(rows[name] for name in names[kind]) for kind in ("pieces", "rejects")])
+        confirm()
         if replaces:
             for name in files:
                 storage.patiently(storage.move, join(stage, name), join(self.folder, name))
@@ -125,6 +135,7 @@ class Night:
         marker["sizes"] = {name: sizes[join(self.folder, name)] for name in files}
         storage.patiently(storage.write_json, join(self.folder, MANIFEST), {**manifest, **marker})
         storage.patiently(storage.write_json, join(self.folder, IDENTITY), {"run": self.run, **self.identity})
+        confirm()
         storage.patiently(storage.write_json, join(self.folder, SUCCESS), marker)
         tidy(self.folder)
         return {**manifest, **marker}

@@ -1,5 +1,6 @@
 """From checkpoints to a bundle: the best model of a run, calibrated on held-out documents that were not used to choose it."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,10 +22,11 @@ from xmc_ray.training.loop import TrainState
 _MOST = 16_384  # documents for calibration, which the driver predicts
 
 
-def keep_best(config: TrainConfig, prepared: Prepared) -> str:
+def keep_best(config: TrainConfig, prepared: Prepared, confirm: Callable[[], None] = lambda: None) -> str:
     """Save the best checkpoint of a run, or the last one without validation, as its bundle; the bundle's fingerprint.
 
-    An unfinished bundle of an earlier attempt is replaced. Raises ModelError without a checkpoint.
+    An unfinished bundle of an earlier attempt is replaced. ``confirm``: see `save_bundle`. Raises ModelError without a
+    checkpoint.
     """
     checkpoints, uri = (storage.join(config.output, name) for name in ("checkpoints", "bundle"))
     saved = find(checkpoints, say)
@@ -38,7 +40,7 @@ def keep_best(config: TrainConfig, prepared: Prepared) -> str:
     bundle = Bundle(model, *parts, metrics=metrics, run_toml=to_toml(config), calibration=calibration)
     if not storage.is_empty(uri):
         storage.remove(uri, last=MARKER)  # an unfinished bundle of this run
-    return save_bundle(bundle, uri)
+    return save_bundle(bundle, uri, confirm)
 
 
 def _model_of(saved: Saved, config: TrainConfig, prepared: Prepared) -> LightXML:

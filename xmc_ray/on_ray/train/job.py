@@ -62,8 +62,8 @@ def _make(config: TrainConfig, lease: Lease) -> str:
     storage.write_bytes(storage.join(config.output, "run.toml"), to_toml(config).encode())
     make_room("workers", least, workers.needs, workers.patience)  # only now: machines that wait for documents cost money
     _train(config, prepared, identity, start)
-    lease.check()
-    fingerprint = keep_best(config, prepared)
+    lease.confirm()
+    fingerprint = keep_best(config, prepared, lease.confirm)
     write_report(config, prepared)
     if config.cache is None:
         storage.remove(storage.join(config.output, "tokens"))
