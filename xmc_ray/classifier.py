@@ -26,7 +26,7 @@ from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.metrics.at_k import Metrics
 from xmc_ray.metrics.calibration import Calibration
 from xmc_ray.model.lexical import term_weights
-from xmc_ray.model.predict import PredictConfig
+from xmc_ray.model.predict import PredictConfig, arithmetic
 from xmc_ray.model.text import Tokenizer
 from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, predictions_and_hits, share_of_batches
 from xmc_ray.training.loop import Step, TrainState, train
@@ -152,7 +152,9 @@ class XMCClassifier:
         labelled = pa.array(list_lengths(truth) > 0)
         tokens, truth = bundle.tokenizer.encode(column.filter(labelled))[0], truth.filter(labelled)
         scores, ids, hits = predictions_and_hits(bundle.model, tokens, truth, len(bundle.labels), self.prediction)
-        bundle.calibration = Calibration.of(scores, ids, hits, bundle.labels.counts)
+        device = next(bundle.model.parameters()).device
+        by = arithmetic(self.prediction.precision, device)
+        bundle.calibration = Calibration.of(scores, ids, hits, bundle.labels.counts, by)
         return self
 
     def save(self, uri: str) -> str:

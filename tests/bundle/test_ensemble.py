@@ -27,6 +27,7 @@ from xmc_ray.model.text import Tokenizer
 QUICK = settings(max_examples=100, deadline=None, derandomize=True)
 TEXTS = ["a red apple", "the green pear and a plum", "grape " * 30, "", "a yellow plum " * 9]
 N_LABELS = 12
+COUNTS = np.ones(N_LABELS, np.int64)
 
 
 @st.composite
@@ -176,6 +177,29 @@ def test_one_bundle_predicts_as_its_model(places: list[str]) -> None:
     expected = predict(bundle.model, bundle.tokenizer.encode(texts)[0], 3, PredictConfig())
     for one, other in zip(ensemble.predict(ensemble.encode(texts), 3, PredictConfig()), expected, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("calibrated_by", "warning"),
+    [
+        (["cpu float32", "cpu float32"], None),
+        (["cpu float32", "cuda bfloat16"], "computed by cpu float32 and were calibrated by cuda bfloat16: "),
+        ([None, "cpu float32"], "computed by cpu float32 and were calibrated by an arithmetic that the bundle does not name: "),
+        (["cuda bfloat16", "none"], None),  # no score is calibrated then
+    ],
+)
+def test_scores_calibrated_by_another_arithmetic(
+    calibrated_by: list[str | None], warning: str | None, places: list[str], tmp_path: Path
+) -> None:
+    """Kind: calibration is fitted by one arithmetic and applied to scores of another, without a word."""
+    for number, by in enumerate(calibrated_by):
+        bundle = load_bundle(places[number])
+        if by != "none":
+            bundle.calibration = Calibration.of(np.ones((9, 1)), np.zeros((9, 1), int), np.ones((9, 1), bool), COUNTS, by)
+        save_bundle(bundle, str(tmp_path / str(number)))
+    members = Members.read([str(tmp_path / "0"), str(tmp_path / "1")])
+    said = members.calibration_warning("cpu float32")
+    assert said is None if warning is None else said is not None and warning in said
 
 
 def test_scores_that_are_not_finite_are_an_error(places: list[str]) -> None:

@@ -78,15 +78,31 @@ def test_the_calibration_of_a_bundle_comes_back(tiny_encoder: Path, tmp_path: Pa
     plain, bundle = make_bundle(tiny_encoder), make_bundle(tiny_encoder)
     rng = np.random.default_rng(0)
     scores, labels = rng.random((200, 3)).astype(np.float32), np.argsort(rng.random((200, 7)), axis=1)[:, :3]
-    bundle.calibration = Calibration.of(scores, labels, rng.random(scores.shape) < scores, bundle.labels.counts)
+    bundle.calibration = Calibration.of(
+        scores, labels, rng.random(scores.shape) < scores, bundle.labels.counts, "cuda bfloat16"
+    )
     places = [str(tmp_path / name) for name in ("plain", "calibrated")]
     assert save_bundle(plain, places[0]) != save_bundle(bundle, places[1])
     assert load_bundle(places[0]).calibration is None and "calibration.parquet" not in read_settings(places[0])["files"]
     again = load_bundle(places[1]).calibration
     assert again is not None and "calibration.parquet" in read_settings(places[1])["files"]
+    assert again.arithmetic == "cuda bfloat16"
     np.testing.assert_array_equal(again.calibrated(scores, labels), bundle.calibration.calibrated(scores, labels))
     column = [pq.read_table(f"{place}/labels.parquet")["threshold"] for place in places]
     assert column[0].null_count == 7 and np.array_equal(column[1].to_numpy(), again.thresholds(0.5))
+
+
+def test_a_bundle_from_before_arithmetics_were_recorded_opens(tiny_encoder: Path, tmp_path: Path) -> None:
+    bundle = make_bundle(tiny_encoder)
+    scores, labels = np.full((9, 1), 0.5, np.float32), np.zeros((9, 1), np.int64)
+    bundle.calibration = Calibration.of(scores, labels, scores > 0, bundle.labels.counts, "cpu float32")
+    save_bundle(bundle, str(tmp_path / "old"))
+    settings = json.loads((tmp_path / "old" / "config.json").read_text())
+    parts = {name: settings[name] for name in settings if name not in ("calibrated_by", "files", "fingerprint")}
+    older = parts | {"fingerprint": _fingerprint(parts, settings["files"]), "files": settings["files"]}
+    (tmp_path / "old" / "config.json").write_text(json.dumps(older))
+    calibration = load_bundle(str(tmp_path / "old")).calibration
+    assert calibration is not None and calibration.arithmetic is None and len(calibration) == 9
 
 
 def test_weights_are_the_mapped_file_until_they_change(tiny_encoder: Path, tmp_path: Path) -> None:

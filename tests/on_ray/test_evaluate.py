@@ -63,6 +63,21 @@ def test_thresholds(fruit: Path, trained: Path, bundles: list[str]) -> None:
         run(documents, bundles[1], at_least_half)
 
 
+def test_scores_are_computed_as_a_night_computes_them(fruit: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Kind: what is measured was computed by another arithmetic, or another scoring, than what is published."""
+    documents, warning = (
+        fruit / "test.parquet",
+        "warning: scores are computed by cpu bfloat16 and were calibrated by cpu float32",
+    )
+    result = run(documents, trained / "bundle", "--model.precision=bfloat16", "--model.scoring=exact")
+    assert (result["arithmetic"], result["scoring"]) == ("cpu bfloat16", "exact")
+    assert result["calibration"]["by"] == ["cpu float32"] and warning in capsys.readouterr().out
+    result = run(documents, trained / "bundle", "--model.scoring=auto")
+    said = capsys.readouterr().out
+    assert result["arithmetic"] == "cpu float32" and "warning" not in said
+    assert result["scoring"] in ("grouped", "exact") and f"scoring: {result['scoring']}, measured on " in said
+
+
 def test_an_ensemble(fruit: Path, bundles: list[str]) -> None:
     result = run(fruit / "test.parquet", json.dumps(bundles), "--pool.batch_rows=7")
     expected = by_the_classifier(fruit / "test.parquet", bundles)

@@ -22,6 +22,7 @@ import torch
 
 from xmc_ray import storage
 from xmc_ray.bundle.folder import (
+    CALIBRATED_BY,
     CALIBRATION_FILE,
     LABELS_FILE,
     Bundle,
@@ -51,7 +52,7 @@ class Members:
     """The bundles of an ensemble by their ``config.json``, before any weights are read.
 
     ``fingerprint``: that of a single bundle, else 16 hex digits that depend on all ``fingerprints`` and their order.
-    ``calibrated``: which of them have a calibration.
+    ``calibrated``: which of them have a calibration; ``calibrated_by``: the arithmetic of each calibration, None if not known.
     """
 
     uris: list[str]
@@ -59,6 +60,7 @@ class Members:
     fingerprints: list[str]
     fingerprint: str
     calibrated: list[bool]
+    calibrated_by: list[str | None]
 
     @classmethod
     def read(cls, uris: storage.Uri | Sequence[storage.Uri]) -> "Members":
@@ -73,7 +75,8 @@ class Members:
         joint = hashlib.sha256("".join(fingerprints).encode()).hexdigest()[:16]
         fingerprint = fingerprints[0] if len(addresses) == 1 else joint
         calibrated = [CALIBRATION_FILE in part["files"] for part in settings]
-        return cls(addresses, [part["max_tokens"] for part in settings], fingerprints, fingerprint, calibrated)
+        calibrated_by = [part.get(CALIBRATED_BY) for part in settings]
+        return cls(addresses, [part["max_tokens"] for part in settings], fingerprints, fingerprint, calibrated, calibrated_by)
 
     def check_precision(self) -> None:
         """Raises ConfigError if a bundle has no calibration, and so no thresholds."""
@@ -85,6 +88,14 @@ class Members:
                     found=f"no {CALIBRATION_FILE}",
                     way_out="train with validation.calibrate and a validation.share above 0, or give min_score",
                 )
+
+    def calibration_warning(self, arithmetic: str) -> str | None:
+        """What to say of scores computed by ``arithmetic``; None if they are calibrated by it, or not calibrated at all."""
+        others = sorted({by or "an arithmetic that the bundle does not name" for by in self.calibrated_by} - {arithmetic})
+        if not others or not all(self.calibrated):
+            return None
+        promise = "their precision and ECE may differ from those that training measured"
+        return f"scores are computed by {arithmetic} and were calibrated by {', '.join(others)}: {promise}"
 
     def thresholds(self, precision: float) -> npt.NDArray[np.float32]:
         """float32[L]: `Calibration.thresholds`, for several bundles their mean. Raises ConfigError as `check_precision`."""

@@ -46,6 +46,7 @@ FORMAT = 4  # 1 to 3 were never released
 MARKER = "config.json"
 LABELS_FILE = "labels.parquet"
 CALIBRATION_FILE = "calibration.parquet"
+CALIBRATED_BY = "calibrated_by"  # in config.json: the arithmetic of the scores in that file; older bundles lack it
 
 
 @dataclass
@@ -142,7 +143,10 @@ def local_bundle(uri: str, fingerprint: str) -> Path:
 def read_calibration(folder: Path, labels: LabelIndex) -> Calibration | None:
     """The calibration of a bundle in a local folder; None if it has none."""
     path = folder / CALIBRATION_FILE
-    return Calibration.from_table(pq.read_table(path), labels.counts) if path.exists() else None
+    if not path.exists():
+        return None
+    arithmetic = json.loads((folder / MARKER).read_text()).get(CALIBRATED_BY)
+    return Calibration.from_table(pq.read_table(path), labels.counts, arithmetic)
 
 
 def read_settings(uri: str) -> dict[str, Any]:
@@ -228,6 +232,7 @@ def _settings(bundle: Bundle) -> dict[str, Any]:
         "encoder": None if encoder is None else {name: getattr(encoder, name) for name in read},
         "lexical": None if lexical is None else {"columns": len(lexical.weight_F), "width": lexical.width},
         "model": dataclasses.asdict(bundle.model.config),
+        CALIBRATED_BY: None if bundle.calibration is None else bundle.calibration.arithmetic,
     }
 
 

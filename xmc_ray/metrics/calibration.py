@@ -1,7 +1,7 @@
 """Calibration: maps scores to probabilities of being correct, and a target precision to a threshold for each label.
 
     chance     isotonic regression of "correct or not" on the score, over held-out predictions (Zadrozny and Elkan 2002),
-               linear between the centres of its steps (Oron and Flournoy 2017) and rising a little beyond the outermost
+               linear between the centres of its steps (Oron and Flournoy 2017) and rising a little beyond the topmost
     threshold  the lowest chance above which held-out predictions reach the precision, with one further prediction counted
                as wrong (as in Barber and Candes 2015), so that a handful of lucky ones proves nothing
     ECE@k      the mean gap between predicted chance and the share of correct predictions, over 15 bins of equal width
@@ -46,19 +46,23 @@ class Calibration:
     """Held-out predictions, from which calibrated scores and thresholds are computed.
 
     ``label_N``: int64, label ids; ``score_N``: float32, uncalibrated scores; ``hit_N``: bool, whether the label was correct;
-    ``band_L``: int8, the row of each label's band, see `at_k.band_rows`. There may be no predictions at all.
+    ``band_L``: int8, the row of each label's band, see `at_k.band_rows`. There may be no predictions at all. ``arithmetic``
+    names that of the scores (`model.predict.arithmetic`); chances and thresholds hold for scores of the same. None: not known.
     """
 
     label_N: IntArray
     score_N: ScoreArray
     hit_N: BoolArray
     band_L: NDArray[np.int8]
+    arithmetic: str | None = None
 
     @classmethod
-    def of(cls, scores_Dk: ScoreArray, labels_Dk: IntArray, hit_Dk: BoolArray, counts_L: IntArray) -> "Calibration":
+    def of(
+        cls, scores_Dk: ScoreArray, labels_Dk: IntArray, hit_Dk: BoolArray, counts_L: IntArray, arithmetic: str | None = None
+    ) -> "Calibration":
         """From predictions padded with label -1; ``counts_L``: training documents of each label."""
         real_Dk = labels_Dk >= 0
-        return cls(labels_Dk[real_Dk], scores_Dk[real_Dk], hit_Dk[real_Dk], band_rows(counts_L))
+        return cls(labels_Dk[real_Dk], scores_Dk[real_Dk], hit_Dk[real_Dk], band_rows(counts_L), arithmetic)
 
     def __len__(self) -> int:
         return len(self.label_N)
@@ -108,18 +112,19 @@ class Calibration:
         return pa.table({"label": pa.array(self.label_N, pa.int32()), "score": self.score_N, "hit": self.hit_N})
 
     @classmethod
-    def from_table(cls, table: pa.Table, counts_L: IntArray) -> "Calibration":
-        """The inverse of `to_table`, with the counts of the label index."""
+    def from_table(cls, table: pa.Table, counts_L: IntArray, arithmetic: str | None = None) -> "Calibration":
+        """The inverse of `to_table`, with the counts of the label index and the arithmetic, which the table lacks."""
         label, score, hit = (table[name].to_numpy() for name in ("label", "score", "hit"))
-        return cls(label.astype(np.int64), score, hit, band_rows(counts_L))
+        return cls(label.astype(np.int64), score, hit, band_rows(counts_L), arithmetic)
 
 
 def fit_map(score_N: ScoreArray, hit_N: BoolArray) -> tuple[FloatArray, FloatArray]:
     """Knots of an increasing map: scores float64[Q] and chances float64[Q]; without predictions, the identity.
 
     A knot is at the mean score of a step of the isotonic regression. The steps' chances are kept 1 / (N + 2) away from 0 and 1,
-    by the rule of succession. Beyond the outermost steps the map goes on by half as much, to scores of 0 and 1: if it were
-    constant there, many of the best predictions would have one and the same chance, and no threshold could come between them.
+    by the rule of succession. Beyond the topmost one the map rises by half as much, to a score of 1: if it were constant there,
+    many of the best predictions would have one and the same chance, and no threshold could come between them. It is constant
+    below the lowest one, so that no threshold comes between the worst.
     """
     if not len(score_N):
         return np.array([0.0, 1.0]), np.array([0.0, 1.0])
@@ -130,8 +135,7 @@ def fit_map(score_N: ScoreArray, hit_N: BoolArray) -> tuple[FloatArray, FloatArr
     score_Q, right_Q = np.add.reduceat(distinct * count, steps) / n_Q, np.add.reduceat(right, steps)
     least = 1 / (len(score_N) + 2)
     chance_Q = np.clip(right_Q / n_Q, least, 1 - least)
-    ends = chance_Q[:1] - least / 2, chance_Q[-1:] + least / 2
-    return np.concatenate([[0.0], score_Q, [1.0]]), np.concatenate([ends[0], chance_Q, ends[1]])
+    return np.append(score_Q, 1.0), np.append(chance_Q, chance_Q[-1] + least / 2)
 
 
 def apply_map(knots: tuple[FloatArray, FloatArray], scores: ScoreArray) -> ScoreArray:

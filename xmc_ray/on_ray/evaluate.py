@@ -18,10 +18,13 @@ from xmc_ray.data.labels import LabelIndex, list_lengths
 from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.metrics.at_k import Metrics, find_hits, table
 from xmc_ray.metrics.calibration import DEPTH, Reliability, Selection
-from xmc_ray.on_ray.predictor import PoolConfig, ScoringConfig, matrix, predictions
+from xmc_ray.model.predict import arithmetic
+from xmc_ray.on_ray.predictor import PoolConfig, ScoringConfig, matrix, predictions, settle_scoring
 from xmc_ray.on_ray.session import arrow_batches, connect, make_room, own_errors
 from xmc_ray.on_ray.stream import read_documents, tokenise
 from xmc_ray.settings import Bounds, OpenShare, PositiveInt, Settings, Share
+
+_MEASURED = 256  # documents that scoring is measured on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,7 @@ class EvaluateConfig(Settings):
     """Values of k at which metrics are computed."""
     min_precision: OpenShare | None = None
     """Also evaluate the tags that pass the thresholds for this precision; needs calibrated bundles."""
+    model: ScoringConfig = field(default_factory=ScoringConfig)
     pool: EvaluationPoolConfig = field(default_factory=EvaluationPoolConfig)
 
 
@@ -58,7 +62,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise ConfigError("metrics.json is there already", where=config.output, way_out="choose another output or remove it")
     started = time.monotonic()
     members, ks = Members.read(config.bundle), tuple(sorted(config.ks))
-    result = evaluate_bundle(config.documents, members, config.pool, ks=ks, min_precision=config.min_precision)
+    result = evaluate_bundle(config.documents, members, config.pool, config.model, ks, config.min_precision)
     print(table(result))
     print(_calibration_line(result["calibration"]))
     rate = result["documents"] / (time.monotonic() - started)
@@ -79,28 +83,43 @@ def evaluate_bundle(
     """Metrics of one bundle, or several whose scores are averaged, as a nested dict (see `Metrics.result`).
 
     True labels that the bundle does not know are left out; their number is ``unknown_labels``. ``calibration`` has ECE@5 and
-    the effect of thresholds on the first `DEPTH` labels, whatever ``ks``, over documents with a known label.
+    the effect of thresholds on the first `DEPTH` labels, whatever ``ks``, over documents with a known label. ``arithmetic`` and
+    ``scoring`` say how scores were computed; prints a warning where calibrations are of another arithmetic.
     Raises DataError when there is no such document.
     """
+    model = model or ScoringConfig()
+    computed_by = arithmetic(model.precision, pool.device)
     selection = None if min_precision is None else Selection(members.thresholds(min_precision))
     labels_file, tokenizers = members.fetch()
     labels = LabelIndex.load(labels_file)
+    warning = members.calibration_warning(computed_by)
+    if warning:
+        print(f"warning: {warning}", flush=True)
     metrics = Metrics(labels.counts, labels.n_documents, ks=ks)
     connect()
     make_room("actors", pool.min, pool.needs, pool.patience)
     with own_errors():
+        pool = replace(pool, max=pool.max or pool.min)  # a small file is one block, so one actor gets all of it
+        texts = _some_texts(documents) if model.scoring == "auto" else []
+        model = settle_scoring(model, members, texts, max(*ks, DEPTH), pool)
         tokenised = tokenise(read_documents(documents, labelled=True), *tokenizers)
         reliability = Reliability()
-        pool = replace(pool, max=pool.max or pool.min)  # a small file is one block, so one actor gets all of it
-        predicted = predictions(tokenised, members, max(*ks, DEPTH), pool, pool.batch_rows, model or ScoringConfig())
+        predicted = predictions(tokenised, members, max(*ks, DEPTH), pool, pool.batch_rows, model)
         counts = _count(predicted, labels, metrics, [reliability] if selection is None else [reliability, selection])
     result = metrics.result()
     if not result["total"]["documents"]:
         raise DataError("no document has a label that the bundle knows", where=documents.uri, found=counts)
-    calibration = {"calibrated": all(members.calibrated), "ECE@5": reliability.result()}
+    calibration = {"calibrated": all(members.calibrated), "by": members.calibrated_by, "ECE@5": reliability.result()}
     if selection is not None:
         calibration |= {"min_precision": min_precision} | selection.result()
-    return result | counts | {"calibration": calibration, "bundle": members.fingerprint}
+    computed = {"bundle": members.fingerprint, "arithmetic": computed_by, "scoring": model.scoring}
+    return result | counts | {"calibration": calibration} | computed
+
+
+def _some_texts(documents: DocumentsConfig) -> list[str]:
+    """Texts of the first documents."""
+    batches = arrow_batches(read_documents(documents, labelled=True).limit(_MEASURED))
+    return [text for batch in batches for text in batch.filter(pc.is_null(batch["reason"]))["text"].to_pylist()]
 
 
 def _calibration_line(calibration: dict[str, Any]) -> str:

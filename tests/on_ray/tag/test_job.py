@@ -102,6 +102,19 @@ def test_labels_below_their_threshold_are_left_out(
         tag(where, min_precision=2)
 
 
+def test_a_night_says_that_its_scores_were_calibrated_by_another_arithmetic(
+    tag: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kind: calibration is fitted by one arithmetic and applied to scores of another, without a word."""
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(10)])
+    warning = "scores are computed by cpu bfloat16 and were calibrated by cpu float32"
+    same, other = tag(catalogue), tag(catalogue, model__precision="bfloat16", date="2026-11-24")
+    assert manifest_of(same)["calibrated_by"] == manifest_of(other)["calibrated_by"] == ["cpu float32"]
+    assert capsys.readouterr().out.count(f"warning: {warning}") == 1
+    assert warning not in Path(same, "report.html").read_text()
+    assert warning in Path(other, "report.html").read_text()
+
+
 def test_a_bundle_that_is_swapped_meanwhile_ends_the_night(
     tag: Callable[..., str], trained: Path, bundles: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """The best checkpoint of a run becomes its bundle, calibrated on documents of their own."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 import torch
 from fruit import COLOURS, KINDS
 
@@ -19,11 +21,13 @@ from xmc_ray.data.labels import LabelIndex
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.model.lightxml import ModelConfig
+from xmc_ray.model.predict import PredictConfig
 from xmc_ray.model.text import Tokenizer
-from xmc_ray.on_ray.train.config import TrainConfig
-from xmc_ray.on_ray.train.export import keep_best
+from xmc_ray.on_ray.train import export
+from xmc_ray.on_ray.train.config import TrainConfig, WorkersConfig
+from xmc_ray.on_ray.train.export import keep_best, predict_held_out
 from xmc_ray.training.checkpoint import Checkpoints, CheckpointsConfig
-from xmc_ray.training.fit import build_model
+from xmc_ray.training.fit import build_model, predictions_and_hits
 from xmc_ray.training.loop import TrainState
 
 LABELS = [["fruit", colour, kind] for colour in COLOURS for kind in KINDS]
@@ -42,6 +46,12 @@ class Tokens:
 
     def chunks(self, split: str, numbers: Any) -> Iterator[pa.Table]:
         yield from [self.table] * len(numbers)
+
+
+@pytest.fixture(autouse=True)
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The documents are predicted in this process instead of by a task; `test_job_end_to_end` has one."""
+    monkeypatch.setattr(export, "_ask_a_worker", predict_held_out)
 
 
 @pytest.fixture
@@ -88,6 +98,38 @@ def test_the_best_is_kept_or_else_the_last(
     assert bundle.calibration is not None
     measured = bundle.metrics["calibration"]
     assert measured["documents"] == len(TEXTS) and measured["predictions"] == len(bundle.calibration) > 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_calibration_is_fitted_by_the_arithmetic_of_training(
+    precision: Any, prepared: Any, config: TrainConfig, tmp_path: Path
+) -> None:
+    """Kind: calibration is fitted by one arithmetic and applied to scores of another."""
+    config = replace(config, loop=replace(config.loop, precision=precision))
+    checkpoints(tmp_path / "checkpoints", prepared, config, [0.5])
+    keep_best(config, prepared)
+    bundle, table = load_bundle(str(tmp_path / "bundle")), prepared.tokens.table
+    documents, truth = (table[name].combine_chunks() for name in ("tokens", "labels"))
+    expected = predictions_and_hits(bundle.model, documents, truth, len(prepared.labels), PredictConfig(precision=precision))
+    assert bundle.calibration is not None
+    np.testing.assert_array_equal(bundle.calibration.score_N, expected[0][expected[1] >= 0])
+    assert bundle.calibration.arithmetic == bundle.metrics["calibration"]["arithmetic"] == f"cpu {precision}"
+
+
+def test_calibration_is_fitted_on_the_resources_of_a_worker(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kind: what a worker computes with a GPU is computed again by the driver, which has none, and other threads."""
+    monkeypatch.undo()
+    asked: dict[str, Any] = {}
+    task = SimpleNamespace(remote=lambda *arguments: arguments)
+    monkeypatch.setattr(ray, "remote", lambda work: SimpleNamespace(options=lambda **given: asked.update(given) or task))
+    monkeypatch.setattr(ray, "get", lambda arguments: arguments)
+    monkeypatch.setattr(export, "make_room", lambda *wanted: asked.update(room=wanted))
+    config = replace(config, workers=WorkersConfig(count=2, gpu=True, cpus=3, threads=1, patience=5))
+    assert export._ask_a_worker("saved", config, "prepared") == ("saved", config, "prepared")
+    assert asked == {"num_cpus": 3, "num_gpus": 1, "room": ("workers", 1, {"CPU": 3.0, "GPU": 1.0}, 5)}
+    threads = torch.get_num_threads()
+    assert export.settle(config.workers).type == "cuda" and torch.get_num_threads() == 1
+    torch.set_num_threads(threads)
 
 
 def test_without_held_out_documents_there_is_no_calibration(prepared: Any, config: TrainConfig, tmp_path: Path) -> None:

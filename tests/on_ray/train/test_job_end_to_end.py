@@ -41,6 +41,7 @@ def test_one_worker_learns_and_leaves_a_run_folder(trained: Path) -> None:
     metrics, calibration = bundle.bundle.metrics, bundle.bundle.calibration
     assert metrics["P@1"] == max(scores)
     assert calibration is not None and metrics["calibration"]["predictions"] == len(calibration) > 0
+    assert calibration.arithmetic == metrics["calibration"]["arithmetic"] == "cpu float32"
     assert metrics["calibration"]["ECE@5"] < 0.3 and set(metrics["calibration"]["thresholds"]) == {"0.5", "0.8", "0.9"}
 
 

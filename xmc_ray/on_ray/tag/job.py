@@ -24,6 +24,7 @@ from xmc_ray.data.documents import DocumentsConfig, Rules
 from xmc_ray.data.reader import check_columns, list_inputs
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.metrics.drift import DriftConfig
+from xmc_ray.model.predict import arithmetic
 from xmc_ray.on_ray.evaluate import GateConfig, pass_gate
 from xmc_ray.on_ray.meters import announce
 from xmc_ray.on_ray.predictor import PoolConfig, Predictor, ScoringConfig, settle_scoring
@@ -149,6 +150,8 @@ class _Tagging:
         self.never = None if thresholds_L is None else int(np.isinf(thresholds_L).sum())
         self.columns = TagColumns(labels, self.members.fingerprint, self.config.min_score, thresholds_L)
         self.totals = Totals(labels)
+        warning = self.members.calibration_warning(arithmetic(self.config.model.precision, self.config.pool.device))
+        self.warnings = [] if warning is None else [warning]
 
     def finish(self, plan: Plan | None, started: datetime) -> dict[str, Any]:
         """Do the remaining pieces, publish, and return the manifest. ``plan``: that of an earlier attempt."""
@@ -160,6 +163,8 @@ class _Tagging:
             self.totals.add(summary)
             done.add(name)
         before = self.totals.documents
+        for warning in self.warnings:
+            print(f"warning: {warning}", flush=True)
         if self.never:
             of = f"{self.never:,} of {len(self.totals.labels):,} labels are never assigned"
             print(f"warning: {of}: no threshold reaches min_precision = {self.config.min_precision}", flush=True)
@@ -179,6 +184,7 @@ class _Tagging:
             "previous": self.previous,
             "scoring": model.scoring,
             "calibrated": all(self.members.calibrated),
+            "calibrated_by": self.members.calibrated_by,
             "min_precision": self.config.min_precision,
             "labels_never_tagged": self.never,
             "started": started.isoformat(timespec="seconds"),
@@ -187,7 +193,8 @@ class _Tagging:
             **self.totals.manifest(),
         }
         before_this = self.previous or output.latest_before(self.night.folder)
-        page, warnings = self.totals.close(self.night.folder.rpartition("/")[2], manifest, before_this, self.config.drift)
+        title = self.night.folder.rpartition("/")[2]
+        page, warnings = self.totals.close(title, manifest, before_this, self.config.drift, self.warnings)
         for warning in warnings:
             print(f"warning: {warning}", flush=True)
         label_counts = self.totals.label_table()

@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -99,8 +99,13 @@ class Totals:
         counts[ids.drop_null().to_numpy()] = np.rint(before["scores"].to_numpy()[known]).astype(np.int64)
         return psi(counts, self.expected_counts)
 
-    def close(self, title: str, manifest: dict[str, Any], previous: str | None, config: DriftConfig) -> tuple[str, list[str]]:
-        """The report as a page, and warnings. ``manifest`` gets the drift; DataError if it is more than the config allows."""
+    def close(
+        self, title: str, manifest: dict[str, Any], previous: str | None, config: DriftConfig, known: Sequence[str] = ()
+    ) -> tuple[str, list[str]]:
+        """The report as a page, and warnings of drift; the page has those that are ``known`` besides.
+
+        ``manifest`` gets the drift; DataError if it is more than the config allows.
+        """
         training = psi(self.labels["count"].to_numpy().astype(np.int64), self.expected_counts)
         drifts = {"training": training, "previous": self.drift_from_night(previous) if previous else None}
         manifest["drift"] = {name: drift and drift.total for name, drift in drifts.items()}
@@ -135,7 +140,7 @@ class Totals:
             drift_training=drifts["training"],
             bounds=config,
             samples=self.samples,
-            warnings=warnings,
+            warnings=[*known, *warnings],
         )
         return tagging_report(night), warnings
 

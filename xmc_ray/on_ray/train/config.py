@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
+import torch
+
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.split import ValidationConfig
 from xmc_ray.errors import ConfigError
@@ -34,6 +36,16 @@ class WorkersConfig(Settings):
         """Raises ConfigError if ``least`` is more than ``count``."""
         if self.least is not None and self.least > self.count:
             raise ConfigError("workers.least is above workers.count", found=self.least, expected=f"at most {self.count}")
+
+    @property
+    def device(self) -> torch.device:
+        """The kind of device of a worker."""
+        return torch.device("cuda" if self.gpu else "cpu")
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """Options of a Ray task with the resources of a worker."""
+        return {"num_cpus": self.cpus, "num_gpus": 1 if self.gpu else 0}
 
     @property
     def needs(self) -> dict[str, float]:

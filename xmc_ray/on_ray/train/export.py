@@ -1,25 +1,34 @@
-"""From checkpoints to a bundle: the best model of a run, calibrated on held-out documents that were not used to choose it."""
+"""From checkpoints to a bundle: the best model of a run, calibrated on held-out documents that were not used to choose it.
 
+Calibration depends a little on the arithmetic of the scores, and takes the time of predicting thousands of documents. So they
+are predicted by a task with the resources and the settings of a training worker, not by the driver.
+"""
+
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
+import ray
+import torch
 
 from xmc_ray import storage
 from xmc_ray.bundle.folder import MARKER, Bundle, save_bundle
 from xmc_ray.command import to_toml
 from xmc_ray.errors import ModelError
-from xmc_ray.metrics.calibration import Calibration, calibration_metrics, cross_fitted
+from xmc_ray.metrics.calibration import Calibration, Predictions, calibration_metrics, cross_fitted
 from xmc_ray.model.lightxml import LightXML
-from xmc_ray.on_ray.train.config import TrainConfig
+from xmc_ray.model.predict import arithmetic
+from xmc_ray.on_ray.session import make_room
+from xmc_ray.on_ray.train.config import TrainConfig, WorkersConfig
 from xmc_ray.on_ray.train.journal import say
 from xmc_ray.on_ray.train.prepare import Prepared
 from xmc_ray.training.checkpoint import Saved, best, find, restore
 from xmc_ray.training.fit import build_model, predictions_and_hits
 from xmc_ray.training.loop import TrainState
 
-_MOST = 16_384  # documents for calibration, which the driver predicts
+_MOST = 16_384  # documents for calibration
 
 
 def keep_best(config: TrainConfig, prepared: Prepared, confirm: Callable[[], None] = lambda: None) -> str:
@@ -33,8 +42,8 @@ def keep_best(config: TrainConfig, prepared: Prepared, confirm: Callable[[], Non
     if not saved:
         raise ModelError("training has left no checkpoint", where=checkpoints)
     chosen = (best(saved) or saved)[0]
+    calibration, measured = _calibration(chosen, config, prepared)
     model = _model_of(chosen, config, prepared).eval()
-    calibration, measured = _calibration(model, config, prepared)
     metrics: dict[str, Any] = dict(chosen.metrics) | {"step": chosen.step, "calibration": measured}
     parts = prepared.tokenizer, prepared.labels, prepared.groups
     bundle = Bundle(model, *parts, metrics=metrics, run_toml=to_toml(config), calibration=calibration)
@@ -55,15 +64,39 @@ def _model_of(saved: Saved, config: TrainConfig, prepared: Prepared) -> LightXML
     return model
 
 
-def _calibration(model: LightXML, config: TrainConfig, prepared: Prepared) -> tuple[Calibration | None, dict[str, Any]]:
+def _calibration(saved: Saved, config: TrainConfig, prepared: Prepared) -> tuple[Calibration | None, dict[str, Any]]:
     """The calibration and its entry in `metrics.json`; no calibration without held-out documents."""
-    tokens, counts_L = prepared.tokens, prepared.labels.counts
-    chunks = tokens.some("calibration", _MOST)
-    if not len(chunks):
+    if not len(prepared.tokens.some("calibration", _MOST)):
         return None, {"documents": 0, "predictions": 0}
-    table = pa.concat_tables(tokens.chunks("calibration", chunks))
+    predicted, by = _ask_a_worker(saved, config, prepared)
+    calibration = Calibration.of(*predicted, prepared.labels.counts, by)
+    counts = {"documents": len(predicted[0]), "predictions": len(calibration), "bands": calibration.sizes(), "arithmetic": by}
+    return calibration, counts | calibration_metrics(calibration, cross_fitted(predicted, prepared.labels.counts))
+
+
+def _ask_a_worker(saved: Saved, config: TrainConfig, prepared: Prepared) -> tuple[Predictions, str]:
+    """`predict_held_out` on the resources of a worker."""
+    workers = config.workers
+    make_room("workers", 1, workers.needs, workers.patience)
+    task = ray.remote(predict_held_out).options(**workers.resources)
+    answer: tuple[Predictions, str] = ray.get(task.remote(saved, config, prepared))
+    return answer
+
+
+def predict_held_out(saved: Saved, config: TrainConfig, prepared: Prepared) -> tuple[Predictions, str]:
+    """Predictions of documents held out for calibration by the model of a checkpoint, and their arithmetic.
+
+    In the precision of training, on the device of a worker.
+    """
+    device, tokens = settle(config.workers), prepared.tokens
+    table = pa.concat_tables(tokens.chunks("calibration", tokens.some("calibration", _MOST)))
     documents, truth = (table[name].combine_chunks() for name in ("tokens", "labels"))
-    predicted = predictions_and_hits(model, documents, truth, len(prepared.labels), config.loop.prediction)
-    calibration = Calibration.of(*predicted, counts_L)
-    counts = {"documents": len(documents), "predictions": len(calibration), "bands": calibration.sizes()}
-    return calibration, counts | calibration_metrics(calibration, cross_fitted(predicted, counts_L))
+    model, prediction = _model_of(saved, config, prepared).to(device), config.loop.prediction
+    predicted = predictions_and_hits(model, documents, truth, len(prepared.labels), prediction)
+    return predicted, arithmetic(prediction.precision, device)
+
+
+def settle(workers: WorkersConfig) -> torch.device:
+    """Use the threads of a worker that is alone on its machine; its device."""
+    torch.set_num_threads(workers.threads or len(os.sched_getaffinity(0)))
+    return workers.device

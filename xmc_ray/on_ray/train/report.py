@@ -3,11 +3,9 @@
 The bundle is written first, and a report that cannot be made is only a warning: it never fails a finished training.
 """
 
-import os
 from dataclasses import asdict
 
 import ray
-import torch
 
 from xmc_ray import storage
 from xmc_ray.bundle.folder import load_bundle
@@ -16,6 +14,7 @@ from xmc_ray.data.token_cache import TokenCache
 from xmc_ray.metrics.confusion import Findings
 from xmc_ray.model.predict import predict
 from xmc_ray.on_ray.train.config import TrainConfig
+from xmc_ray.on_ray.train.export import settle
 from xmc_ray.on_ray.train.journal import say
 from xmc_ray.on_ray.train.prepare import Prepared
 from xmc_ray.reports.curves import Curves
@@ -55,17 +54,15 @@ def _held_out(bundle: str, config: TrainConfig, tokens: TokenCache) -> Findings 
     chunks = tokens.some("validation", config.report.documents)
     if not len(chunks):
         return None
-    task = _predict.options(num_cpus=config.workers.cpus, num_gpus=1 if config.workers.gpu else 0)  # as much as a worker had
-    findings: Findings = ray.get(task.remote(bundle, config, tokens, chunks))
+    findings: Findings = ray.get(_predict.options(**config.workers.resources).remote(bundle, config, tokens, chunks))
     return findings
 
 
 @ray.remote
 def _predict(bundle: str, config: TrainConfig, tokens: TokenCache, chunks: IntArray) -> Findings:
     """Predict some chunks of the held-out documents, one at a time, with the model of a bundle."""
-    torch.set_num_threads(config.workers.threads or len(os.sched_getaffinity(0)))
-    opened = load_bundle(bundle)
-    model = opened.model.to("cuda" if config.workers.gpu else "cpu")
+    device, opened = settle(config.workers), load_bundle(bundle)
+    model = opened.model.to(device)
     findings = Findings(opened.labels, config.loop.seed)
     for chunk in tokens.chunks("validation", chunks):
         texts, truth = (chunk[name].combine_chunks() for name in ("tokens", "labels"))
