@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xmc_ray import command
+from xmc_ray.bundle import extend
 from xmc_ray.bundle.ensemble import Ensemble
 from xmc_ray.bundle.extend import ExtendConfig, extend_bundle, joined
 from xmc_ray.bundle.regression import RowsConfig
@@ -210,7 +212,7 @@ def test_deprecated_labels_keep_their_ids_and_are_never_predicted(before: XMCCla
 @given(st.integers(0, 1000), st.integers(1, 6), st.integers(1, 4), st.sampled_from([0.0, 0.4, 2.0]))
 def test_no_group_gets_more_labels_than_it_has_places(seed: int, n_new: int, n_groups: int, least: float) -> None:
     rng = np.random.default_rng(seed)
-    recall, free = rng.random((n_new, n_groups)), rng.integers(0, 3, n_groups)
+    recall, free = rng.random((n_new, n_groups), np.float32), rng.integers(0, 3, n_groups)
     left = free.copy()
     for label, group in enumerate(joined(recall, free, least)):
         open_groups = [recall[label, other] for other in range(n_groups) if left[other] > 0]
@@ -219,6 +221,26 @@ def test_no_group_gets_more_labels_than_it_has_places(seed: int, n_new: int, n_g
         else:
             assert left[group] > 0 and recall[label, group] == max(open_groups) >= least
             left[group] -= 1
+
+
+def test_groups_are_found_for_a_few_labels_at_a_time(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kind: memory that grows with new labels times groups. Blocks change no group; a block has a bounded number of cells."""
+    before, cells = fitted(tiny_encoder, 0, 3), list[int]()
+    names = {"berry": "A yellow berry", "lime": "A green lime", "sloe": "A blue plum"}
+    whole = before.extend(TEXTS, LABELS, names=names, rows=RowsConfig(join=0.0)).bundle.groups
+
+    def counted(recall_NG: np.ndarray, *further: Any) -> Any:
+        cells.append(recall_NG.size)
+        assert recall_NG.dtype == np.float32
+        return joined(recall_NG, *further)
+
+    monkeypatch.setattr(extend, "joined", counted)
+    for most, blocks in ((10**6, 1), (2 * len(before.bundle.groups), 3), (1, 5)):
+        monkeypatch.setattr(extend, "_CELLS", most)
+        parts = before.extend(TEXTS, LABELS, names=names, rows=RowsConfig(join=0.0)).bundle.groups
+        np.testing.assert_array_equal(parts.group_L, whole.group_L)
+        assert len(cells) == blocks and max(cells) <= max(most, len(before.bundle.groups))
+        cells.clear()
 
 
 def test_bfloat16_tables_grow_too(tiny_encoder: Path) -> None:

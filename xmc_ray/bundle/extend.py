@@ -39,6 +39,7 @@ from xmc_ray.model.predict import PredictConfig, features
 from xmc_ray.settings import Settings
 
 _KNOWN = 4096  # known labels, at most, that the map from names to rows is fitted on
+_CELLS = 1 << 24  # (new label, group) cells, at most, that are in memory together
 _DOCUMENTS = 1024  # documents whose recall scores are in memory together
 
 
@@ -104,7 +105,7 @@ def extend(
     Raises ConfigError for an unknown deprecated label, DataError when nothing is new and nothing deprecated.
     """
     config, prediction = config or RowsConfig(), prediction or PredictConfig()
-    deprecated = np.array([bundle.labels.find(label) for label in deprecate], np.int64)
+    deprecated = _ids(bundle.labels, deprecate)
     labels = _with_new(bundle.labels, lists, names)
     n_old, n_new = len(bundle.labels), len(labels) - len(bundle.labels)
     if not n_new and not len(deprecated):
@@ -158,6 +159,14 @@ def _with_new(old: LabelIndex, lists: pa.ListArray, names: pa.Table | None) -> L
     )
 
 
+def _ids(labels: LabelIndex, names: Sequence[str]) -> IntArray:
+    """The ids of labels; ConfigError for the first one that is not in the index, with suggestions."""
+    ids = pc.index_in(pa.array(names, pa.string()), value_set=labels.labels)
+    if ids.null_count:
+        labels.find(names[pc.is_null(ids).index(True).as_py()])
+    return np.asarray(ids, np.int64)
+
+
 def _texts(labels: LabelIndex, ids: IntArray) -> pa.Array:
     """string[n]: the names of labels; the label itself where it has none."""
     return pc.coalesce(labels.names.take(pa.array(ids)), labels.labels.take(pa.array(ids)))
@@ -174,28 +183,36 @@ def _extended_groups(bundle: Bundle, new: Extension, config: RowsConfig) -> Labe
     assert bundle.model.table is not None
     only_named_N = new.y_DN.sum(axis=0) == 0
     evidence_DF = torch.cat([new.x_DF, new.name_NF[torch.from_numpy(only_named_N)]])
-    of_names = sparse.eye_array(len(only_named_N), format="csr")[np.flatnonzero(only_named_N)]
-    share_ND = sparse.vstack([new.y_DN, of_names]).T.tocsr()
-    share_ND = sparse.diags_array(1 / share_ND.sum(axis=1)) @ share_ND
+    of_names = sparse.eye_array(len(only_named_N), format="csr", dtype=np.float32)[np.flatnonzero(only_named_N)]
+    share_DN = sparse.vstack([new.y_DN, of_names]).tocsc()
+    share_DN = share_DN @ sparse.diags_array(1 / share_DN.sum(axis=0), dtype=np.float32)
 
-    recall_NG = np.zeros((len(only_named_N), len(old)))
-    for first in range(0, len(evidence_DF), _DOCUMENTS):
-        here = slice(first, first + _DOCUMENTS)
-        recall_NG += share_ND[:, here] @ _recall(bundle.model, evidence_DF[here]).sigmoid().numpy()
-    group_N = joined(recall_NG, bundle.model.table.places - old.sizes_G, config.join)
+    free_G, step = bundle.model.table.places - old.sizes_G, max(1, _CELLS // len(old))
+    blocks = [share_DN[:, first : first + step] for first in range(0, len(only_named_N), step)]
+    means = (_mean_recall(bundle.model, evidence_DF, share_Dn.tocsr()) for share_Dn in blocks)
+    group_N = np.concatenate([joined(recall_nG, free_G, config.join) for recall_nG in means])
     left = np.flatnonzero(group_N < 0)
     if len(left):
-        centres_NF = unit_rows(sparse.csr_array((share_ND @ evidence_DF.numpy())[left].astype(np.float32)))
+        centres_NF = unit_rows(sparse.csr_array(share_DN[:, left].T @ evidence_DF.numpy()))
         group_N[left] = len(old) + balanced_groups(centres_NF, int(old.sizes_G.max()), seed=0)
     return LabelGroups(np.concatenate([old.group_L, group_N]))
 
 
-def joined(recall_NG: npt.NDArray[np.float64], free_G: IntArray, least: float) -> IntArray:
-    """int64[N]: for one label after the other, the group with the highest recall among those with a free place (``free_G``).
+def _mean_recall(model: LightXML, x_DF: Tensor, share_DN: sparse.csr_array) -> npt.NDArray[np.float32]:
+    """float32[N, G]: the mean recall of each group over the documents of each label, whose shares in the mean are given."""
+    used, mean_NG = np.flatnonzero(np.diff(share_DN.indptr)), np.zeros((share_DN.shape[1], model.recall.n_groups), np.float32)
+    for first in range(0, len(used), _DOCUMENTS):
+        here = used[first : first + _DOCUMENTS]
+        mean_NG += share_DN[here].T @ _recall(model, x_DF[here]).sigmoid().numpy()
+    return mean_NG
 
-    -1 where that recall is below ``least``.
+
+def joined(recall_NG: npt.NDArray[np.float32], free_G: IntArray, least: float) -> IntArray:
+    """int64[N]: for one label after the other, the group with the highest recall among those with a free place.
+
+    -1 where that recall is below ``least``. ``free_G`` counts the free places, and is reduced by those that are taken.
     """
-    group_N, free_G = np.full(len(recall_NG), -1, np.int64), free_G.copy()
+    group_N = np.full(len(recall_NG), -1, np.int64)
     for label, recall_G in enumerate(recall_NG):
         group = int(np.where(free_G > 0, recall_G, -1).argmax())
         if free_G[group] > 0 and recall_G[group] >= least:
