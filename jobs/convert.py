@@ -3,9 +3,16 @@
 python jobs/convert.py --layout lines [--setting value ...]        --help lists every setting
 """
 
-from xmc_ray.command import run
-from xmc_ray.data.convert import ConvertConfig
-from xmc_ray.data.convert import run as convert
+from xmc_ray.exits import run_and_exit
+
+
+def main() -> None:
+    """The job."""
+    from xmc_ray.command import parse
+    from xmc_ray.data.convert import ConvertConfig, run
+
+    run(parse(ConvertConfig))
+
 
 if __name__ == "__main__":
-    raise SystemExit(run(convert, ConvertConfig))
+    run_and_exit(main)

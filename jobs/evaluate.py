@@ -3,8 +3,16 @@
 python jobs/evaluate.py --config my.toml [--section.setting value ...]        --help lists every setting
 """
 
-from xmc_ray.command import run
-from xmc_ray.on_ray.evaluate import EvaluateConfig, evaluate
+from xmc_ray.exits import run_and_exit
+
+
+def main() -> None:
+    """The job."""
+    from xmc_ray.command import parse
+    from xmc_ray.on_ray.evaluate import EvaluateConfig, evaluate
+
+    evaluate(parse(EvaluateConfig))
+
 
 if __name__ == "__main__":
-    raise SystemExit(run(evaluate, EvaluateConfig))
+    run_and_exit(main)

@@ -3,8 +3,16 @@
 python jobs/tag.py --config my.toml [--section.setting value ...]        --help lists every setting
 """
 
-from xmc_ray.command import run
-from xmc_ray.on_ray.tag.job import TagConfig, tag
+from xmc_ray.exits import run_and_exit
+
+
+def main() -> None:
+    """The job."""
+    from xmc_ray.command import parse
+    from xmc_ray.on_ray.tag.job import TagConfig, tag
+
+    tag(parse(TagConfig))
+
 
 if __name__ == "__main__":
-    raise SystemExit(run(tag, TagConfig))
+    run_and_exit(main)

@@ -1,4 +1,4 @@
-"""Runs a job from the command line: settings from a TOML file and dotted options, errors as one line.
+"""Runs a job from the command line: settings from a TOML file and dotted options.
 
     python jobs/train.py --config my.toml --optim.head_lr 2e-3
 
@@ -13,20 +13,16 @@ from typing import TypeVar
 
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_parsing_settings
 
-from xmc_ray.errors import ConfigError, XmcError
+from xmc_ray.errors import ConfigError
+from xmc_ray.exits import exit_code
 from xmc_ray.settings import Settings, changeable, check_bounds, nested
 
 Config = TypeVar("Config", bound=Settings)
 
 
 def run(job: Callable[[Config], object], config_type: type[Config], argv: Sequence[str] | None = None) -> int:
-    """Parse ``argv``, call ``job`` with its config, and return the exit code: 0, or 2 after an `XmcError`."""
-    try:
-        job(parse(config_type, argv))
-    except XmcError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    return 0
+    """Parse ``argv``, call ``job`` with its config, and return the exit code (see `exits`)."""
+    return exit_code(lambda: job(parse(config_type, argv)))
 
 
 def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Config:

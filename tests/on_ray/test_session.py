@@ -1,13 +1,21 @@
 """The session: which Ray it is, whether it has room, and our own errors out of it."""
 
+import errno
+import os
+import re
+import socket
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 import ray
 import ray.data
+from ray import exceptions
+from ray.exceptions import RayActorError
+from ray.train import ControllerError, WorkerGroupError
 
-from xmc_ray.errors import ConfigError, DataError, XmcError
+from xmc_ray.errors import ConfigError, DataError, ModelError, UnavailableError, XmcError
 from xmc_ray.on_ray import session
 
 
@@ -45,6 +53,166 @@ def test_our_errors_come_out_of_a_stream_as_they_were_raised(stage: Any, ray_ses
     with pytest.raises(DataError) as caught, session.own_errors():
         list(session.arrow_batches(stream))
     assert type(caught.value) is DataError and str(caught.value) == "no input: there; look elsewhere"
+
+
+class Failing:
+    """An actor that cannot begin."""
+
+    def __init__(self, error: Exception) -> None:
+        raise error
+
+    def call(self) -> None:
+        """Never gets here."""
+
+
+def test_our_errors_come_out_of_an_actor_that_cannot_begin(ray_session: None) -> None:
+    actor = ray.remote(num_cpus=0)(Failing).remote(ModelError("the bundle is damaged"))
+    with pytest.raises(ModelError, match=r"^the bundle is damaged$"), session.own_errors():
+        ray.get(actor.call.remote())
+    actor = ray.remote(num_cpus=0)(Failing).remote(ZeroDivisionError("a bug"))
+    with pytest.raises(RayActorError, match="ZeroDivisionError"), session.own_errors():
+        ray.get(actor.call.remote())
+
+
+def fill_the_disk() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "/full/file")
+
+
+def use_too_much_memory() -> None:
+    raise MemoryError("Unable to allocate 9 TiB")
+
+
+def test_what_the_system_refuses_to_a_worker_is_one_line(ray_session: None) -> None:
+    for task, line in ((fill_the_disk, "^no room left: /full; found "), (use_too_much_memory, "^out of memory; found Unable")):
+        with pytest.raises(ConfigError, match=line) as caught, session.own_errors():
+            ray.get(ray.remote(num_cpus=0)(task).remote())
+        assert str(caught.value).isprintable()
+
+
+def die() -> None:
+    os._exit(1)
+
+
+class Dying:
+    """An actor whose process ends."""
+
+    def call(self) -> None:
+        """Kills it."""
+        os._exit(1)
+
+
+def test_a_process_that_dies_is_one_line(ray_session: None) -> None:
+    """As one that the kernel has killed for its memory."""
+    lost = r"^Ray has lost a process, a machine or an object; found .+; run the same command again, which resumes$"
+    with pytest.raises(UnavailableError, match=lost), session.own_errors():
+        ray.get(ray.remote(num_cpus=0, max_retries=0)(die).remote())
+    actor = ray.remote(num_cpus=0)(Dying).remote()
+    with pytest.raises(UnavailableError, match=lost), session.own_errors():
+        ray.get(actor.call.remote())
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            exceptions.ObjectStoreFullError("3 GB needed\nThe local object store is full"),
+            "Ray's object store is full; found 3 GB",
+        ),
+        (exceptions.OutOfDiskError("out of disk"), "Ray has no room left for its files; found .*RAY_TMPDIR"),
+        (exceptions.OutOfMemoryError("Task was killed"), "a machine has run out of memory; found Task was killed"),
+        (exceptions.NodeDiedError("node 3"), "Ray has lost a process, a machine or an object; found node 3"),
+        (exceptions.ObjectLostError("ab", None, ""), "Ray has lost .* object; found "),
+        (exceptions.LocalRayletDiedError(), "Ray has lost "),
+        (exceptions.RuntimeEnvSetupError("no pip"), "Ray cannot set up its processes; found .*no pip"),
+        (WorkerGroupError("worker 0", {0: exceptions.ActorDiedError()}), "Ray has lost "),
+        (ControllerError(exceptions.NodeDiedError("node 3")), "Ray has lost "),
+        (ControllerError(DataError("out of order")), "^out of order$"),
+    ],
+)
+def test_what_befalls_ray_is_one_line(error: Exception, line: str) -> None:
+    with pytest.raises(XmcError, match=line) as caught, session.own_errors():
+        raise error
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "error", [WorkerGroupError("x", {0: KeyError("a bug")}), exceptions.RaySystemError("a bug"), KeyError("a")]
+)
+def test_a_bug_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)), session.own_errors():
+        raise error
+
+
+# -- no Ray --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def not_connected(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", pytest.fail)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "[::1]:{port}", "no-such-host.invalid:6379", "127.0.0.1:99999"])
+def test_no_cluster_at_the_address_is_one_line_at_once(address: str, not_connected: pytest.MonkeyPatch) -> None:
+    """Ray itself tries for three minutes."""
+    with socket.socket() as bound:  # and does not listen
+        bound.bind(("127.0.0.1", 0))
+        address = address.format(port=bound.getsockname()[1])
+        not_connected.setenv("RAY_ADDRESS", address)
+        with pytest.raises(
+            UnavailableError, match=rf"^no Ray cluster at this address: {re.escape(address)}; found .*RAY_ADDRESS"
+        ):
+            session.connect()
+
+
+@pytest.mark.parametrize("address", ["nonsense", "ray://127.0.0.1:1", "auto"])
+def test_what_ray_says_of_an_address_is_one_line(address: str, not_connected: pytest.MonkeyPatch) -> None:
+    def refuse(**options: Any) -> None:
+        raise {"nonsense": ValueError, "auto": RuntimeError}.get(address, ConnectionError)("Version mismatch:\n  Ray: 1.0")
+
+    not_connected.setattr(ray, "init", refuse)
+    not_connected.setenv("RAY_ADDRESS", address)
+    line = rf"^cannot join the Ray cluster: {re.escape(address)}; found Version mismatch:; check RAY_ADDRESS"
+    with pytest.raises(ConfigError, match=line):
+        session.connect()
+
+
+def test_the_address_local_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert not session.is_cluster()
+
+
+def test_a_folder_of_somebody_else_is_left_alone(not_connected: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a machine that people share, whoever starts Ray first may own its default folder."""
+    options: dict[str, Any] = {}
+    not_connected.setattr(ray, "init", lambda **given: options.update(given))
+    not_connected.setenv("RAY_TMPDIR", str(tmp_path))
+    not_connected.delenv("RAY_ADDRESS", raising=False)
+    closed, access = tmp_path / "ray", os.access
+    session.connect()
+    assert options["_temp_dir"] == str(closed)
+    closed.mkdir()
+    not_connected.setattr(os, "access", lambda path, mode: path != str(closed) and access(path, mode))
+    session.connect()
+    own = Path(options["_temp_dir"])
+    assert own == tmp_path / f"ray-{os.getuid()}" and own.stat().st_mode & 0o777 == 0o700
+    not_connected.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ConfigError, match=rf"^the folder for Ray's files belongs to somebody else: {closed}; set RAY_TMPDIR"):
+        session.connect()
+
+
+def test_a_ray_that_cannot_start_is_one_line(not_connected: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(**options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", f"{options['_temp_dir']}/session")
+
+    not_connected.setattr(ray, "init", fail)
+    not_connected.setenv("RAY_TMPDIR", str(tmp_path))
+    not_connected.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(
+        ConfigError, match=rf"^cannot start Ray on this machine: {tmp_path}/ray; found no room left: {tmp_path}/ray"
+    ):
+        session.connect()
 
 
 def test_the_innermost_error_is_found() -> None:

@@ -6,6 +6,8 @@ PYTHONPATH=. python tests/support/surface.py > tests/surface.txt      after a ch
 import inspect
 import runpy
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from unittest.mock import patch
 
 from checkout import ROOT
 from jsonargparse import ArgumentParser
@@ -32,8 +34,9 @@ def names() -> Iterator[str]:
 def options() -> Iterator[str]:
     """Each option of each job, such as ``jobs/train.py --loop.epochs``."""
     for script in sorted((ROOT / "jobs").glob("*.py")):
-        content = runpy.run_path(str(script), run_name="surface")
-        (config,) = (value for value in content.values() if hasattr(value, "__dataclass_fields__"))
+        with patch.object(command, "parse", side_effect=InterruptedError) as parse, suppress(InterruptedError):
+            runpy.run_path(str(script), run_name="surface")["main"]()
+        (config,) = parse.call_args.args
         for option in sorted(_options(command._parser(config))):
             yield f"jobs/{script.name} {option}"
 

@@ -2,19 +2,22 @@
 
 import logging
 import os
+import socket
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pyarrow as pa
 import ray.data
+from ray import exceptions
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from xmc_ray.errors import ConfigError, XmcError
+from xmc_ray import exits
+from xmc_ray.errors import ConfigError, UnavailableError, XmcError
 
 _LOCAL_VARIABLES = {
     "PYTHONPATH": str(Path(__file__).parents[2]),  # workers find the library even where it is not installed
@@ -25,27 +28,72 @@ _LOCAL_VARIABLES = {
 
 
 _FIRST_LINE, _NEXT_LINE = 3.0, 30.0  # seconds to the first line while a cluster has no room, and between two lines
+_LONGEST = 400  # characters of a message of Ray's
+_ANSWER = 20.0  # seconds for which a cluster that does not answer is waited for
 _LOCAL_CPUS = 6  # logical ones: a streaming plan of read, map, actor and write tasks stalls with fewer
 
 
 def connect() -> None:
-    """Join the cluster that ``ray job submit`` or ``RAY_ADDRESS`` names, else start a quiet one on this machine."""
+    """Join the cluster that ``ray job submit`` or ``RAY_ADDRESS`` names, else start a quiet one on this machine.
+
+    Raises UnavailableError if no cluster answers there, ConfigError if it refuses or if none can be started.
+    """
     set_up_streams()
     _hush()
     if ray.is_initialized():
         return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}  # the dashboard has what workers print
     if is_cluster():
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)  # the dashboard has what workers print
+        address = os.environ["RAY_ADDRESS"]
+        _check_answer(address)
+        _init("cannot join the Ray cluster", address, "check RAY_ADDRESS, or unset it to use this machine", options)
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA_VISIBLE_DEVICES for tasks without a GPU
-    ray.init(
-        address="local",
-        num_cpus=max(_LOCAL_CPUS, os.cpu_count() or 1),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        runtime_env={"env_vars": _LOCAL_VARIABLES},
+    options |= {"address": "local", "num_cpus": max(_LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
+    options |= {"runtime_env": {"env_vars": _LOCAL_VARIABLES}}
+    folder = _files_folder()
+    _init(
+        "cannot start Ray on this machine",
+        folder,
+        "logs/ in the newest session there may say more",
+        {**options, "_temp_dir": folder},
     )
+
+
+def _init(what: str, where: str, way_out: str, options: Mapping[str, Any]) -> None:
+    try:
+        ray.init(**options)
+    except Exception as error:  # of many kinds, and none is our bug
+        known = exits.own(error) if not isinstance(error, ConnectionError | TimeoutError) else None
+        found = known or str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ConfigError(what, where=where, found=found, way_out=way_out) from None
+    exits.keep_signals()
+
+
+def _check_answer(address: str) -> None:
+    """UnavailableError if nobody listens at ``host:port``: Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER).close()
+    except (OSError, OverflowError) as error:
+        way_out = "start the cluster, correct RAY_ADDRESS, or unset it to use this machine"
+        raise UnavailableError("no Ray cluster at this address", where=address, found=error, way_out=way_out) from None
+
+
+def _files_folder() -> str:
+    """The folder of a local Ray's files: Ray's default, or this user's own where that one belongs to somebody else."""
+    default = os.path.join(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp", "ray")
+    if not os.path.isdir(default) or os.access(default, os.W_OK | os.X_OK):
+        return default
+    own = f"{default}-{os.getuid()}"  # short: sockets lie below it, and the path of one has at most 107 bytes
+    with suppress(OSError):
+        os.makedirs(own, mode=0o700, exist_ok=True)
+        if os.lstat(own).st_uid == os.getuid() and os.access(own, os.W_OK | os.X_OK):
+            return own
+    way_out = "set RAY_TMPDIR to a short path of yours"
+    raise ConfigError("the folder for Ray's files belongs to somebody else", where=default, way_out=way_out)
 
 
 def set_up_streams() -> None:
@@ -59,7 +107,7 @@ def set_up_streams() -> None:
 
 def is_cluster() -> bool:
     """Whether the job runs on an existing cluster, which may grow."""
-    return bool(os.environ.get("RAY_ADDRESS"))
+    return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
 
 
 def check_room(what: str, count: int, needs: Mapping[str, float]) -> None:
@@ -129,27 +177,64 @@ def arrow_batches(stream: ray.data.Dataset) -> Iterator[pa.Table]:
 
 @contextmanager
 def own_errors() -> Iterator[None]:
-    """Raise the `XmcError` of a Ray worker as it was raised there, without Ray's wrappers."""
+    """Raise the `XmcError` of a Ray worker as it was raised there, without Ray's wrappers, and one for what befalls Ray."""
     try:
         yield
     except XmcError as error:
         # Ray's stand-in for a worker's exception has the same class, but a message of many lines.
         raise find_own(error) or error from None
     except Exception as error:
-        own = find_own(error)
+        own = find_own(error) or _of_ray(error)
         if own is None:
             raise
         raise own from None
 
 
 def find_own(error: BaseException) -> XmcError | None:
-    """The `XmcError` at the bottom of an exception from Ray Core, Data or Train, if there is one."""
-    failures = getattr(error, "worker_failures", None) or {}
-    inner = [getattr(error, "cause", None), error.__cause__, *failures.values()]
-    for candidate in inner:
-        if isinstance(candidate, BaseException) and candidate is not error:
-            found = find_own(candidate)
-            if found is not None:
-                return found
+    """The `XmcError` at the bottom of an exception from Ray Core, Data or Train, if there is one.
+
+    What the system has refused to a worker counts as one (see `exits.own`).
+    """
+    for inner in _inside(error):
+        found = find_own(inner)
+        if found is not None:
+            return found
     is_stand_in = hasattr(error, "cause") and hasattr(error, "traceback_str")
-    return error if isinstance(error, XmcError) and not is_stand_in else None
+    return None if is_stand_in or isinstance(error, exceptions.RayError) else exits.own(error)
+
+
+def _inside(error: BaseException) -> list[BaseException]:
+    """The exceptions that one of Ray's wraps."""
+    named = (getattr(error, name, None) for name in ("cause", "controller_failure", "__cause__"))
+    candidates = [*named, *(getattr(error, "worker_failures", None) or {}).values(), *error.args]
+    return [inner for inner in candidates if isinstance(inner, BaseException) and inner is not error]
+
+
+_AGAIN = "run the same command again, which resumes"
+_LOST = (
+    *(exceptions.LocalRayletDiedError, exceptions.WorkerCrashedError, exceptions.RayActorError, exceptions.NodeDiedError),
+    *(exceptions.ObjectLostError, exceptions.RpcError, exceptions.TaskUnschedulableError, exceptions.ActorUnschedulableError),
+    *(exceptions.TaskPlacementGroupRemoved, exceptions.ActorPlacementGroupRemoved),
+)
+# What happens to processes and machines, and the way out. Other errors of Ray are bugs.
+_RAY: list[tuple[Any, str, str]] = [
+    (exceptions.OutOfMemoryError, "a machine has run out of memory", "take fewer or smaller processes, or larger machines"),
+    (exceptions.OutOfDiskError, "Ray has no room left for its files", "make room, or set RAY_TMPDIR to another folder"),
+    (exceptions.ObjectStoreFullError, "Ray's object store is full", "take smaller batches or fewer processes, or more memory"),
+    (exceptions.RuntimeEnvSetupError, "Ray cannot set up its processes", "check runtime_env"),
+    (exceptions.AuthenticationError, "the Ray cluster refuses", "give the cluster's token; see RAY_AUTH_MODE"),
+    (exceptions.TaskCancelledError, "a task was cancelled", _AGAIN),
+    (_LOST, "Ray has lost a process, a machine or an object", _AGAIN),
+]
+
+
+def _of_ray(error: BaseException) -> XmcError | None:
+    """One of our errors for what has befallen Ray; None for an exception that a worker's code has raised, which is a bug."""
+    inner = _inside(error)
+    if inner or isinstance(error, exceptions.RayTaskError):
+        return next((own for own in map(_of_ray, inner) if own is not None), None)
+    for kind, what, way_out in _RAY:
+        if isinstance(error, kind):
+            text = " ".join(str(error).split()) or type(error).__name__
+            return UnavailableError(what, found=text[:_LONGEST], way_out=way_out)
+    return None

@@ -1,13 +1,18 @@
 """Which run a folder holds: this one, to be resumed with other settings where they may change, or another."""
 
+import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from xmc_ray import command
 from xmc_ray.data.documents import DocumentsConfig
-from xmc_ray.errors import ConfigError
+from xmc_ray.errors import ConfigError, DataError, UnavailableError, XmcError
+from xmc_ray.on_ray.session import own_errors
+from xmc_ray.on_ray.train import job
 from xmc_ray.on_ray.train.config import TrainConfig, WorkersConfig
 from xmc_ray.on_ray.train.job import _is_finished
 from xmc_ray.training.checkpoint import CheckpointsConfig
@@ -51,3 +56,30 @@ def test_a_run_of_an_older_version_is_resumed_or_refused_in_one_line(config: Tra
     with pytest.raises(ConfigError, match=r"loop.*speed.*another version") as refused:
         is_resumed(config)
     assert "\n" not in str(refused.value)
+
+
+def failing(attempts: Path, error: Exception) -> Callable[[dict[str, Any]], None]:
+    """A closure, because Ray sends those by value: its workers cannot import a test."""
+
+    def work(settings: dict[str, Any]) -> None:
+        with attempts.open("a") as file:
+            file.write(".")
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"), [(DataError("batches are out of order"), 1), (UnavailableError("storage is away"), 2)]
+)
+def test_what_would_fail_again_is_not_tried_again(
+    error: XmcError, attempts: int, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None
+) -> None:
+    """An error of ours in a worker ends training at once, in one line; one of a storage that may come back does not."""
+    monkeypatch.setattr(job, "work", failing(tmp_path / "attempts", error))
+    config = replace(config, workers=WorkersConfig(max_failures=1))
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(type(error), match=f"^{error}$"), own_errors():
+        job._train(config, None, {}, None)  # type: ignore[arg-type]
+    assert len((tmp_path / "attempts").read_text()) == attempts
+    assert signal.getsignal(signal.SIGINT) is before, "Ray Train's handler would outlive training, and exit with 0"

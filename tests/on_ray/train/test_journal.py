@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
-from xmc_ray.errors import UnavailableError
+from xmc_ray.errors import ModelError, UnavailableError
 from xmc_ray.on_ray.train.journal import journal
 from xmc_ray.storage import files, folders
 
@@ -36,6 +37,26 @@ def test_lines_are_printed_and_steps_kept(tmp_path: Path, capsys: pytest.Capture
 def test_a_run_that_goes_on_adds_to_its_journal(tmp_path: Path) -> None:
     report(tmp_path, *REPORTS[:2])
     assert [entry["step"] for entry in report(tmp_path, REPORTS[2])] == [1, 2]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ModelError("a loss is not finite")])
+def test_what_ends_training_is_what_is_told(error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is waited for, and no error of the journal, whose storage or mailbox is gone, comes in its place."""
+    monkeypatch.setattr(files.time, "sleep", pytest.fail)
+
+    def train() -> None:
+        with journal(str(tmp_path)) as mailbox:
+            mailbox.put(REPORTS[1])
+            monkeypatch.setattr(folders, "upload", always_away)
+            ray.kill(mailbox.actor)
+            raise error
+
+    with pytest.raises((KeyboardInterrupt, ModelError)):
+        train()
+
+
+def always_away(*arguments: Any) -> None:
+    raise UnavailableError("away")
 
 
 def test_a_storage_that_is_away_delays_the_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

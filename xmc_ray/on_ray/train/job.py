@@ -11,15 +11,15 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
 from xmc_ray import storage
 from xmc_ray.bundle.folder import MARKER, read_settings
 from xmc_ray.command import resumed, to_toml
-from xmc_ray.errors import ConfigError, ModelError
+from xmc_ray.errors import ConfigError, ModelError, UnavailableError
 from xmc_ray.model.encoder import check_encoder
-from xmc_ray.on_ray.session import check_room, connect, make_room, own_errors
+from xmc_ray.on_ray.session import check_room, connect, find_own, make_room, own_errors
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.export import keep_best
 from xmc_ray.on_ray.train.journal import journal, say
@@ -159,13 +159,31 @@ def _check_start(config: TrainConfig, identity: Identity) -> str | None:
     return foreign[0].uri
 
 
+class _Trainer(TorchTrainer):
+    """Leaves Ctrl-C to `exits`: Ray Train's handler outlives training, and ends the process as if it were done."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
+
+
+class _EndAtOnce(UserCallback):
+    """Ends training at the first error of ours that another attempt would meet again: an error in a callback is final."""
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Raises the error of the first worker that has one."""
+        for error in worker_exceptions.values():
+            own = find_own(error)
+            if own is not None and not isinstance(own, UnavailableError):
+                raise own
+
+
 def _train(config: TrainConfig, prepared: Prepared, identity: Identity, start: str | None) -> None:
     filesystem, path = storage.arrow_filesystem(config.output)
     workers = config.workers
     with journal(config.output) as mailbox:
         job = Job(config=config, prepared=ray.put(prepared), identity=identity, start=start, mailbox=mailbox)
-        trainer = TorchTrainer(
-            work,  # type: ignore[arg-type]
+        trainer = _Trainer(
+            work,
             train_loop_config={"job": job},
             scaling_config=ScalingConfig(
                 num_workers=workers.count if workers.least is None else (workers.least, workers.count),  # type: ignore[arg-type]
@@ -178,8 +196,7 @@ def _train(config: TrainConfig, prepared: Prepared, identity: Identity, start: s
                 storage_path=path,
                 storage_filesystem=filesystem,
                 failure_config=FailureConfig(max_failures=workers.max_failures),
+                callbacks=[_EndAtOnce()],  # type: ignore[list-item]
             ),
         )
-        result: Any = trainer.fit()  # typed as the old API's result, which has no value
-    if isinstance(result.return_value, ModelError):
-        raise result.return_value
+        trainer.fit()

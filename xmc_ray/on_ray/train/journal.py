@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import ray
+from ray.exceptions import RayError
 from ray.util.queue import Empty, Queue
 from tensorboardX import SummaryWriter
 
@@ -40,6 +41,10 @@ def journal(output: str) -> Iterator[Queue]:
         writer = SummaryWriter(str(folder / "tensorboard"))
 
         def read() -> None:
+            with suppress(RayError):  # training outlives its journal, and so does its end
+                read_all()
+
+        def read_all() -> None:
             copied = time.monotonic()
             while not (done.is_set() and mailbox.empty()):
                 try:
@@ -60,12 +65,20 @@ def journal(output: str) -> Iterator[Queue]:
                         folders.upload(folder, output)
 
         reader = threading.Thread(target=read, name="journal")
-        reader.start()
-        try:
-            yield mailbox
-        finally:
+
+        def close() -> None:
             done.set()
             reader.join()
             writer.close()
-            storage.patiently(folders.upload, folder, output)
             mailbox.shutdown()
+
+        reader.start()
+        try:
+            yield mailbox
+        except BaseException:
+            close()
+            with suppress(XmcError):  # what has ended training is what is to be told, and soon
+                folders.upload(folder, output)
+            raise
+        close()
+        storage.patiently(folders.upload, folder, output)

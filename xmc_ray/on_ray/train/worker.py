@@ -26,7 +26,7 @@ from xmc_ray import storage
 from xmc_ray.data.epochs import EpochPlan
 from xmc_ray.data.labels import list_lengths
 from xmc_ray.data.token_cache import TokenCache
-from xmc_ray.errors import DataError, ModelError
+from xmc_ray.errors import DataError
 from xmc_ray.metrics.at_k import Metrics
 from xmc_ray.model.predict import predict
 from xmc_ray.model.sharding import Exchange
@@ -50,18 +50,9 @@ class Job:
     mailbox: Queue
 
 
-def work(settings: dict[str, Any]) -> ModelError | None:
-    """Train to the end of the schedule, from the newest checkpoint if there is one.
-
-    An error of one worker is raised, and Ray Train restarts the group. A loss that is not finite would recur on all workers, so
-    that error is returned.
-    """
-    worker = _Worker(cast(Job, settings["job"]))
-    try:
-        worker.train()
-    except ModelError as error:
-        return error
-    return None
+def work(settings: dict[str, Any]) -> None:
+    """Train to the end of the schedule, from the newest checkpoint if there is one."""
+    _Worker(cast(Job, settings["job"])).train()
 
 
 class _Worker:
