@@ -13,8 +13,10 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TextIO, cast
 
 from xmc_ray.errors import ConfigError, UnavailableError, XmcError, printable
@@ -22,6 +24,7 @@ from xmc_ray.errors import ConfigError, UnavailableError, XmcError, printable
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _AGAIN = "the same command resumes, or starts over"
 _IMPATIENT = 3  # signals: the last of them ends the process without cleaning up
+_LOST = 0.2  # seconds until an exception that was lost is noticed
 _FULL = 16 << 20  # bytes that are left in a folder without room, at most
 _NO_ROOM = re.compile("no space left|os error 28|quota exceeded|disk is full", re.IGNORECASE)  # where no errno is given
 
@@ -45,10 +48,20 @@ def exit_code(job: Callable[[], object]) -> int:
                 signal.signal(number, handler)
 
 
-def keep_signals() -> None:
-    """Take the signals back from a library that has set handlers of its own. Ray's end the process with other exit codes."""
+@contextmanager
+def keep_signals() -> Iterator[None]:
+    """Within, a library cannot replace a job's handlers of signals. Ray's exit with other codes, 0 among them."""
+    set_handler = signal.signal
+
+    def refuse(number: int, handler: Any) -> Any:
+        return signal.getsignal(number) if number in _ENDING else set_handler(number, handler)
+
     if _Signals.installed is not None:
-        _Signals.installed.install()
+        signal.signal = refuse  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        signal.signal = set_handler
 
 
 def own(error: BaseException) -> XmcError | None:
@@ -94,12 +107,8 @@ def _run(job: Callable[[], object], signals: "_Signals") -> int:
         job()
         output.flush()
     except BaseException as error:
-        number = signals.received
-        if isinstance(error, KeyboardInterrupt):
-            number = number or signal.SIGINT
-        if isinstance(error, SystemExit) and error.code == signal.SIGTERM:  # from Ray's handler, while Ray starts
-            number = signal.SIGTERM
         signals.is_over = True
+        number = signals.received or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0)
         reason = XmcError(f"ended by {signal.Signals(number).name}", way_out=_AGAIN) if number else own(error)
         if reason is None:
             raise
@@ -117,8 +126,12 @@ def _fail(reason: XmcError, code: int) -> int:
     return code
 
 
+class _Ended(KeyboardInterrupt):
+    """A signal asks the job to end. Libraries do not take it for an error."""
+
+
 class _Signals:
-    """Raises the first signal that asks the job to end as KeyboardInterrupt, which libraries do not take for an error.
+    """Raises the first signal that asks the job to end as an exception, in whatever the main thread does.
 
     The second is ignored: a parent often passes on what the terminal has sent to all processes already.
     """
@@ -127,11 +140,13 @@ class _Signals:
 
     def __init__(self) -> None:
         self.received, self.is_over, self._count = 0, False, 0
+        self._raised: Callable[[], _Ended | None] = lambda: None
 
     def install(self) -> None:
         """Signals that the parent has switched off stay so."""
         if threading.current_thread() is threading.main_thread():
             _Signals.installed = self
+            sys.unraisablehook = _report_dropped
             for number in _ENDING:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     signal.signal(number, self._handle)
@@ -143,7 +158,27 @@ class _Signals:
             os._exit(128 + number)
         if not self.received and not self.is_over:
             self.received = number
-            raise KeyboardInterrupt
+            raise self._exception(number)
+
+    def _exception(self, number: int) -> _Ended:
+        error = _Ended()
+        self._raised = weakref.ref(error)
+        threading.Thread(target=self._insist, args=(number,), daemon=True).start()
+        return error
+
+    def _insist(self, number: int) -> None:
+        """Send the signal again if its exception was lost: Python prints and drops what is raised in a finalizer."""
+        while not self.is_over:
+            time.sleep(_LOST)
+            if self._raised() is None and not self.is_over:
+                self.received, self._count = 0, self._count - 1
+                os.kill(os.getpid(), number)
+                return
+
+
+def _report_dropped(dropped: "sys.UnraisableHookArgs") -> None:
+    if not isinstance(dropped.exc_value, _Ended):
+        sys.__unraisablehook__(dropped)
 
 
 class _Output:

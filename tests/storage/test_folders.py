@@ -37,6 +37,23 @@ def test_upload_writes_the_marker_last(place: str, tmp_path: Path, monkeypatch: 
     assert storage.exists(storage.join(place, "marker"))
 
 
+def test_an_upload_that_is_interrupted_leaves_the_place_free(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while an extended bundle is written: the same command is not refused for what it has left."""
+    copy_file = folders.copy_file
+
+    def copy_two(path: Path, uri: str) -> None:
+        if path.name == "c":
+            raise KeyboardInterrupt
+        copy_file(path, uri)
+
+    monkeypatch.setattr(folders, "copy_file", copy_two)
+    with pytest.raises(KeyboardInterrupt):
+        folders.upload(make_folder(tmp_path / "source", "a", "b", "c", "marker"), place, last="marker")
+    assert storage.is_empty(place)
+
+
 def test_upload_of_an_incomplete_folder_is_an_error(place: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing to copy"):
         folders.upload(tmp_path / "none", place)

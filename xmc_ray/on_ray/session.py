@@ -62,12 +62,12 @@ def connect() -> None:
 
 def _init(what: str, where: str, way_out: str, options: Mapping[str, Any]) -> None:
     try:
-        ray.init(**options)
+        with exits.keep_signals():
+            ray.init(**options)
     except Exception as error:  # of many kinds, and none is our bug
         known = exits.own(error) if not isinstance(error, ConnectionError | TimeoutError) else None
         found = known or str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConfigError(what, where=where, found=found, way_out=way_out) from None
-    exits.keep_signals()
 
 
 def _check_answer(address: str) -> None:

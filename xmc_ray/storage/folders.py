@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.errors import ConfigError, DataError, XmcError
 from xmc_ray.storage.address import Uri, explained, filesystem, is_local, split
 from xmc_ray.storage.files import all_files, copy_file, join, remove
 
@@ -20,21 +20,29 @@ def upload(folder: Uri, uri: Uri, *, last: str | None = None, confirm: Callable[
     """Copy a local folder with all its files to ``uri``.
 
     ``last`` names the file that marks the copy complete: an old one is removed first, the new one is written at the very end,
-    after ``confirm``, which raises if that must not be. DataError if the folder is empty or lacks it.
+    after ``confirm``, which raises if that must not be. What cannot be copied completely is removed. DataError if the folder
+    is empty or lacks ``last``.
     """
     sources = sorted(path for path in Path(folder).rglob("*") if path.is_file())
     if last is not None:
-        marker = Path(folder, last)
-        if marker not in sources:
-            raise DataError("the file that completes a folder is missing", where=marker)
-        sources.sort(key=lambda path: path == marker)
+        if Path(folder, last) not in sources:
+            raise DataError("the file that completes a folder is missing", where=Path(folder, last))
+        sources.remove(Path(folder, last))
         remove(join(uri, last))
-    if not sources:
+    if not sources and last is None:
         raise DataError("nothing to copy", where=folder, found="no files")
-    for source in sources:
-        if last is not None and source == marker:
-            confirm()
-        copy_file(source, join(uri, source.relative_to(folder).as_posix()))
+    copies = [join(uri, source.relative_to(folder).as_posix()) for source in sources]
+    try:
+        for source, copy in zip(sources, copies, strict=True):
+            copy_file(source, copy)
+    except BaseException:
+        with suppress(XmcError, OSError):  # so that the place is free for the next attempt
+            for copy in copies if last is not None else ():
+                remove(copy)
+        raise
+    if last is not None:
+        confirm()
+        copy_file(Path(folder, last), join(uri, last))
 
 
 def local_copy(uri: Uri, folder: Uri | None = None) -> Path:

@@ -11,6 +11,7 @@ import pytest
 from xmc_ray import command
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.errors import ConfigError, DataError, UnavailableError, XmcError
+from xmc_ray.exits import exit_code
 from xmc_ray.on_ray.session import own_errors
 from xmc_ray.on_ray.train import job
 from xmc_ray.on_ray.train.config import TrainConfig, WorkersConfig
@@ -73,13 +74,27 @@ def failing(attempts: Path, error: Exception) -> Callable[[dict[str, Any]], None
     ("error", "attempts"), [(DataError("batches are out of order"), 1), (UnavailableError("storage is away"), 2)]
 )
 def test_what_would_fail_again_is_not_tried_again(
-    error: XmcError, attempts: int, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_session: None
+    error: XmcError,
+    attempts: int,
+    config: TrainConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ray_session: None,
 ) -> None:
     """An error of ours in a worker ends training at once, in one line; one of a storage that may come back does not."""
     monkeypatch.setattr(job, "work", failing(tmp_path / "attempts", error))
     config = replace(config, workers=WorkersConfig(max_failures=1))
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(type(error), match=f"^{error}$"), own_errors():
-        job._train(config, None, {}, None)  # type: ignore[arg-type]
+    handlers = []
+
+    def train() -> None:
+        handlers.append(signal.getsignal(signal.SIGINT))
+        try:
+            with own_errors():
+                job._train(config, None, {}, None)  # type: ignore[arg-type]
+        finally:
+            handlers.append(signal.getsignal(signal.SIGINT))
+
+    assert exit_code(train) == 2 and capsys.readouterr().err.endswith(f"error: {error}\n")
     assert len((tmp_path / "attempts").read_text()) == attempts
-    assert signal.getsignal(signal.SIGINT) is before, "Ray Train's handler would outlive training, and exit with 0"
+    assert handlers[0] == handlers[1], "Ray Train's handler would outlive training, and exit with 0"

@@ -18,6 +18,7 @@ from xmc_ray import storage
 from xmc_ray.bundle.folder import MARKER, read_settings
 from xmc_ray.command import resumed, to_toml
 from xmc_ray.errors import ConfigError, ModelError, UnavailableError
+from xmc_ray.exits import keep_signals
 from xmc_ray.model.encoder import check_encoder
 from xmc_ray.on_ray.session import check_room, connect, find_own, make_room, own_errors
 from xmc_ray.on_ray.train.config import TrainConfig
@@ -159,13 +160,6 @@ def _check_start(config: TrainConfig, identity: Identity) -> str | None:
     return foreign[0].uri
 
 
-class _Trainer(TorchTrainer):
-    """Leaves Ctrl-C to `exits`: Ray Train's handler outlives training, and ends the process as if it were done."""
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        pass
-
-
 class _EndAtOnce(UserCallback):
     """Ends training at the first error of ours that another attempt would meet again: an error in a callback is final."""
 
@@ -182,7 +176,7 @@ def _train(config: TrainConfig, prepared: Prepared, identity: Identity, start: s
     workers = config.workers
     with journal(config.output) as mailbox:
         job = Job(config=config, prepared=ray.put(prepared), identity=identity, start=start, mailbox=mailbox)
-        trainer = _Trainer(
+        trainer = TorchTrainer(
             work,
             train_loop_config={"job": job},
             scaling_config=ScalingConfig(
@@ -199,4 +193,5 @@ def _train(config: TrainConfig, prepared: Prepared, identity: Identity, start: s
                 callbacks=[_EndAtOnce()],  # type: ignore[list-item]
             ),
         )
-        trainer.fit()
+        with keep_signals():
+            trainer.fit()
