@@ -2,7 +2,7 @@
 
 XmcError
 ├── ConfigError   a setting, an option or a place to write to is wrong
-│   └── UnavailableError   storage does not answer at the moment, and may be asked again
+│   └── UnavailableError   storage or a cluster does not answer at the moment, and may be asked again
 ├── DataError     documents, labels or their files are wrong
 └── ModelError    a bundle, a checkpoint, an encoder or a training run is wrong
 
@@ -49,7 +49,7 @@ class ConfigError(XmcError):
 
 
 class UnavailableError(ConfigError):
-    """Storage does not answer: no connection, a time-out, an overloaded server. Asking again later may help."""
+    """Storage or a cluster does not answer: no connection, a time-out, a lost machine. Asking again later may help."""
 
 
 class DataError(XmcError):

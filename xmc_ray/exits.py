@@ -43,6 +43,7 @@ def exit_code(job: Callable[[], object]) -> int:
     try:
         return _run(job, _Signals())
     finally:
+        _Signals.installed = None
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -105,7 +106,7 @@ def _run(job: Callable[[], object], signals: "_Signals") -> int:
     try:
         signals.install()
         job()
-        output.flush()
+        signals.is_over = True
     except BaseException as error:
         signals.is_over = True
         number = signals.received or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0)

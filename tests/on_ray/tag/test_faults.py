@@ -8,6 +8,7 @@ The table in docs/operations.md names the test of each fault.
 import random
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -126,6 +127,22 @@ def test_a_process_of_each_stage_is_killed(
         wait_for(lambda: kill(processes(stage)[:1]), outcome)
         latch.open()
     assert night(outcome["result"]) == undisturbed
+
+
+def test_ctrl_c_ends_a_night_with_one_line_and_it_is_resumed(
+    arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], latch: Latch, tmp_path: Path
+) -> None:
+    """Ray has ended, the folder is not held, and what is there is not a night."""
+    first = held_job(latch.let(3), arguments(tmp_path))
+    wait_for(lambda: latch.waiting() and pieces(tmp_path))
+    own = children("", of=first.pid)
+    first.send_signal(signal.SIGINT)
+    output = first.communicate(timeout=SECONDS)[0]
+    assert first.returncode == 130 and "Traceback" not in output, output
+    assert output.splitlines()[-1] == "error: ended by SIGINT; the same command resumes, or starts over"
+    assert {path.name for path in (tmp_path / "dt=2026-11-23").iterdir()} == {"_work"}
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in own))
+    assert night(job.tag(parse(arguments(tmp_path)), InProcess())) == undisturbed
 
 
 @SLOW

@@ -100,6 +100,24 @@ def test_the_driver_is_killed_and_a_checkpoint_is_cut_short(
 
 
 @pytest.mark.slow
+def test_sigterm_ends_training_with_one_line_and_it_is_resumed(
+    settings: Callable[[object], list[str]], undisturbed: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """As from a scheduler that takes the machine back."""
+    place, arguments = tmp_path / "run" / "checkpoints", settings(tmp_path / "run")
+    first = submit("train", arguments)
+    wait_for(lambda: complete(place))
+    own = children("", of=first.pid)
+    first.terminate()
+    output = first.communicate(timeout=SECONDS)[0]
+    assert first.returncode == 143 and "Traceback" not in output, output
+    assert output.splitlines()[-1] == "error: ended by SIGTERM; the same command resumes, or starts over"
+    assert not (tmp_path / "run" / "_driver.json").exists() and not (tmp_path / "run" / "bundle").exists()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in own))
+    assert equal(weights(job.run(parse(arguments))), undisturbed)
+
+
+@pytest.mark.slow
 def test_storage_is_away_for_twenty_seconds_in_a_checkpoint(
     settings: Callable[[object], list[str]], undisturbed: dict[str, torch.Tensor], s3: S3
 ) -> None:
