@@ -41,7 +41,7 @@ from benchmarks.tagging._tagging import (
 )
 from xmc_ray.bundle.ensemble import Members
 from xmc_ray.data.documents import Rules
-from xmc_ray.data.reader import list_inputs
+from xmc_ray.data.inputs import list_inputs
 from xmc_ray.on_ray.tag import job
 from xmc_ray.on_ray.tag.job import TagConfig
 from xmc_ray.on_ray.tag.pieces import TagColumns
@@ -65,7 +65,7 @@ class CountPieces:
 def plan_of(config: TagConfig) -> Plan:
     pieces = job._PIECES_AN_ACTOR * config.pool.max
     rules = Rules.of(config.documents, labelled=False)
-    return scan(list_inputs(config.documents), rules, [], config.commit_rows // 2, pieces, Runner())
+    return scan(list_inputs(config.documents).files, rules, [], config.commit_rows // 2, pieces, Runner())
 
 
 def off(book: Diary, config: TagConfig, plan: Plan) -> Timed:

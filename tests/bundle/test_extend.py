@@ -300,6 +300,6 @@ def test_the_job(flat: XMCClassifier, tmp_path: Path, capsys: pytest.CaptureFixt
     with pytest.raises(DataError, match=r"no such file.*nowhere"):
         extend_job(options | {"label_names": tmp_path / "nowhere.parquet", "output": tmp_path / "other"})
     pq.write_table(pa.table({"name": ["Plum"]}), tmp_path / "labels.parquet")
-    with pytest.raises(DataError, match="label names lack a column"):
+    with pytest.raises(DataError, match="label names need one column"):
         extend_job(options | {"output": tmp_path / "other"})
     assert not (tmp_path / "other").exists()

@@ -3,11 +3,20 @@
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xmc_ray.data.labels import LabelIndex, list_lengths, lists_from_rows, unique_in_rows
+from xmc_ray.data.labels import (
+    LabelIndex,
+    label_names,
+    list_lengths,
+    lists_from_rows,
+    read_label_names,
+    tidy,
+    unique_in_rows,
+)
 from xmc_ray.errors import DataError
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True)
@@ -77,5 +86,51 @@ def test_names_and_round_trip(tmp_path: Path) -> None:
     again = LabelIndex.load(tmp_path / "labels.parquet")
     assert again.to_table().equals(named.to_table())
     assert again.n_documents == 2
-    with pytest.raises(DataError, match="lack a column"):
+    with pytest.raises(DataError, match="need one column"):
         index.with_names(pa.table({"label": ["a"], "title": ["A"]}))
+
+
+# --- label names (kinds of fault: taken as they come; told only after tokenising)
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"uri": ["a"], "title": ["A"]}, "need one column 'label' and one 'name'; found uri, title"),
+        ({"label": ["a"]}, "need one column 'label' and one 'name'; found label"),
+        ({"label": [1.5], "name": ["A"]}, "column 'label' of the label names has a wrong type; found double"),
+        ({"label": ["a"], "name": [["A"]]}, "column 'name' of the label names has a wrong type; found list"),
+        ({"label": ["a", "b "], "name": [b"A", b"\xff"]}, "not UTF-8; found column 'name', row 1"),
+        ({"label": ["a", " a", "b"], "name": ["A", "Ah", "B"]}, "label 'a' has several names; found 'A' and 'Ah'; keep one"),
+    ],
+)
+def test_label_names_that_do_not_fit_are_told_in_one_line(columns: dict[str, list[object]], told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        label_names(pa.table(columns))
+    doubled = pa.Table.from_arrays([pa.array(["a"])] * 3, ["label", "name", "name"])
+    with pytest.raises(DataError, match="found label, name, name"):
+        label_names(doubled)
+
+
+def test_label_names_are_trimmed_once_each_and_integers_are_text(tmp_path: Path) -> None:
+    names = [" Bee", "A", "A ", "none", "blank", "\t", "Sea"]
+    table = pa.table({"label": ["b ", "a", "a", None, " ", "c", "c"], "name": names})
+    expected = [{"label": "b", "name": "Bee"}, {"label": "a", "name": "A"}, {"label": "c", "name": "Sea"}]
+    assert label_names(table).to_pylist() == expected
+    table = pa.table({"label": [2, 1, None], "name": pa.array(["x", "y", "z"]).dictionary_encode()})
+    pq.write_table(table, tmp_path / "n.parquet")
+    named = read_label_names(str(tmp_path / "n.parquet"))
+    assert named is not None and named.to_pylist() == [{"label": "2", "name": "x"}, {"label": "1", "name": "y"}]
+    assert read_label_names(None) is None
+    (tmp_path / "n.parquet").write_text("label,name\n")
+    with pytest.raises(DataError, match="not a Parquet file"):
+        read_label_names(str(tmp_path / "n.parquet"))
+    empty = LabelIndex.count([lists([["a"]])]).with_names(pa.table({"label": pa.nulls(0), "name": pa.nulls(0)}))
+    assert empty.names.to_pylist() == [None]
+
+
+@QUICK
+@given(ROWS, st.integers(0, 3))
+def test_tidy_equals_a_loop(rows: list[list[str | None] | None], skipped: int) -> None:
+    expected = [unique([label.strip() or None for label in row or [] if label]) for row in rows[skipped:]]
+    assert tidy(lists(rows).slice(skipped)).to_pylist() == expected

@@ -6,7 +6,8 @@ No row is dropped: one that cannot be used is kept with a ``reason``, bypasses t
 import hashlib
 import json
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import product
@@ -18,7 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.json
 
 from xmc_ray import storage
-from xmc_ray.data.labels import unique_in_rows
+from xmc_ray.data.labels import lists_from_rows, tidy
+from xmc_ray.data.strings import as_strings, is_list, is_text, keep_utf8, list_values, plain
 from xmc_ray.errors import DataError
 from xmc_ray.settings import Bounds, PositiveInt, Settings
 
@@ -27,9 +29,14 @@ Columns = Sequence[tuple[str, str]]  # (setting of DocumentsConfig, or ``series`
 _NULL = pa.scalar(None, pa.string())
 _TYPES = {"id": pa.string(), "text": pa.string(), "series": pa.string(), "labels": pa.list_(pa.string())}
 _NUMBERS = ("id", "series")  # strings, in files integers as well
+_EITHER = {
+    **dict.fromkeys(_NUMBERS, (pa.string(), pa.int64())),
+    "labels": (_TYPES["labels"], pa.list_(pa.int64())),
+}
 _NULLABLE = {"id": "ids made of file and row", "series": "none"}
-_EXPECTED = {"text": "a string", "labels": "a list of strings"} | dict.fromkeys(_NUMBERS, "a string or an integer")
+_EXPECTED = {"text": "a string", "labels": "a list of strings or integers"} | dict.fromkeys(_NUMBERS, "a string or an integer")
 _TOO_LONG = "text is too long"
+_MISFIT, _TWICE = "{} is not {}", "{} is given twice"
 
 
 class Reject(NamedTuple):
@@ -47,7 +54,8 @@ class DocumentsConfig(Settings):
     """Where the documents are, and in which columns."""
 
     uri: str
-    """A file, or a folder with all files below, local or s3://: Parquet (.parquet) or JSON lines (.jsonl, .jsonl.gz, .json)."""
+    """A file, or a folder with all files below, local or s3://: Parquet (.parquet, .pq, .parq) or JSON lines (.jsonl, .json,
+    .ndjson, also packed: .gz, .bz2, .zst). Other files in a folder are left out, and counted."""
     id: str | None = "id"
     """Column of the ids, strings or integers; null makes an id of the file, relative to ``uri``, and the row."""
     text: Annotated[list[str], Bounds(min_length=1)] = field(default_factory=lambda: ["text"])
@@ -55,7 +63,7 @@ class DocumentsConfig(Settings):
     separator: str = "\n"
     """Separator of joined texts."""
     labels: str = "labels"
-    """Column of the labels, a list of strings per document; read only where labels are needed."""
+    """Column of the labels, a list of strings or integers per document; read only where labels are needed."""
     max_bytes: PositiveInt = 1 << 20
     """Maximum length of a text in bytes of UTF-8; longer ones are taken for errors in the file and rejected."""
 
@@ -72,12 +80,8 @@ def text_digest(texts: pa.Array) -> pa.Array:
 def _fits(setting: str, kind: pa.DataType) -> bool:
     """Whether columns of type ``kind`` can be read as what the setting names, null columns included."""
     if setting == "labels":
-        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-        return is_list and _fits("text", kind.value_type)
-    if pa.types.is_dictionary(kind):
-        return _fits(setting, kind.value_type)
-    checks = [pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null]
-    return any(check(kind) for check in checks) or (setting in _NUMBERS and pa.types.is_integer(kind))
+        return pa.types.is_null(kind) or (is_list(kind) and is_text(list_values(kind), integers=True))
+    return is_text(kind, integers=setting in _NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ class Rules:
     ``detail``.
 
     ``row`` (int64) counts from 0, without blank lines. ``reason`` and ``detail`` are those of `Reject`, null in a good row.
-    Integer ids and series become strings, a null list of labels becomes an empty one, and repeated labels of a row are dropped.
+    Parquet and JSON lines give the same for the same values: integers become strings where they are allowed, a column that a
+    file lacks is null in all its rows, and labels are as `labels.tidy` leaves them.
     """
 
     columns: Columns
@@ -107,23 +112,31 @@ class Rules:
         """The columns to read, each once."""
         return [*dict.fromkeys(name for _, name in self.columns)]
 
-    def problem(self, file: str, found: Mapping[str, pa.DataType | None]) -> DataError | None:
-        """What is wrong with the columns of a file; ``found`` has their types, None where each row has its own."""
+    def problems(self, file: str, found: Sequence[tuple[str, pa.DataType | None]]) -> dict[tuple[str, str], DataError]:
+        """What is wrong with the columns of a file, by setting and column.
+
+        ``found`` has their names and types, None where each row has its own.
+        """
+        problems, types = {}, dict(found)
         for setting, name in self.columns:
             section = "validation" if setting == "series" else "documents"
             hints = {"where": file, "expected": _EXPECTED[setting], "way_out": f"set {section}.{setting} to the right column"}
             if setting in _NULLABLE:
                 hints["way_out"] += f", or to null for {_NULLABLE[setting]}"
-            if name not in found:
-                return DataError(f"no column {name!r}", found=", ".join(found), **hints)
-            if (kind := found[name]) is not None and not _fits(setting, kind):
-                return DataError(f"column {name!r} has a wrong type", found=kind, **hints)
-        return None
+            if name not in types:
+                problems[setting, name] = DataError(f"no column {name!r}", found=", ".join(types), **hints)
+            elif [other for other, _ in found].count(name) > 1:
+                problems[setting, name] = DataError(f"several columns {name!r}", **hints)
+            elif (kind := types[name]) is not None and not _fits(setting, kind):
+                problems[setting, name] = DataError(f"column {name!r} has a wrong type", found=kind, **hints)
+        return problems
 
     def from_parquet(self, table: pa.Table, file: str, row: int) -> pa.Table:
-        """The rows of ``table``, whose first is number ``row`` of the file."""
-        values = [table[name].cast(_TYPES[setting]).combine_chunks() for setting, name in self.columns]
-        return self._documents(values, *_no_rejects(len(table)), file, row)
+        """The rows of ``table``, whose first is number ``row`` of the file; it may lack columns, or have them twice."""
+        columns = [_taken(setting, name, table) for setting, name in self.columns]
+        details = [pc.if_else(pc.is_valid(reason), detail, _NULL) for _, reason, detail in columns]
+        reasons = [reason for _, reason, _ in columns]
+        return self._documents([part for part, _, _ in columns], pc.coalesce(*reasons), pc.coalesce(*details), file, row)
 
     def from_json(self, lines: bytes, file: str, row: int) -> pa.Table:
         """The rows of ``lines``, at least one, without a newline at the end."""
@@ -144,12 +157,12 @@ class Rules:
         self, values: Sequence[pa.Array], reasons: pa.Array, details: pa.Array, file: str, row: int, made_ids: bool = True
     ) -> pa.Table:
         """From the values of ``columns``, in the types of `_TYPES`, and the rejects that are known by now."""
-        further, strings, series_is_utf8 = {}, [], pa.repeat(True, len(reasons))
+        further, strings, series_is_utf8, labels_are_utf8 = {}, [], *[pa.repeat(True, len(reasons))] * 2
         for (setting, _), value in zip(self.columns, values, strict=True):
             if setting == "labels":
-                further["labels"] = unique_in_rows(value)
+                further["labels"], labels_are_utf8 = _tidy_utf8(value)
             elif setting == "series":
-                further["series"], series_is_utf8 = _keep_utf8(value)
+                further["series"], series_is_utf8 = keep_utf8(value)
             else:
                 strings.append(value)
         rows = pa.array(np.arange(row, row + len(reasons)))
@@ -157,7 +170,7 @@ class Rules:
             nothing = pa.nulls(len(reasons), pa.string())
             made = pc.binary_join_element_wise(_below(self.root, file), rows.cast(pa.string()), ":") if made_ids else nothing
             strings.insert(0, made)
-        (ids, *parts), (id_is_utf8, *part_is_utf8) = zip(*map(_keep_utf8, strings), strict=True)
+        (ids, *parts), (id_is_utf8, *part_is_utf8) = zip(*map(keep_utf8, strings), strict=True)
         text, text_reasons = _join(parts, self.separator)
         too_long = pc.greater(pc.binary_length(text), self.max_bytes).fill_null(False)
         reasons = pc.coalesce(
@@ -167,6 +180,7 @@ class Rules:
             _unless(pc.not_equal(ids, ""), "id is empty"),
             _unless(reduce(pc.and_, part_is_utf8), "text is not UTF-8"),
             _unless(series_is_utf8, "series is not UTF-8"),
+            _unless(labels_are_utf8, "labels are not UTF-8"),
             text_reasons,
             _unless(pc.invert(too_long), _TOO_LONG),
         )
@@ -192,9 +206,9 @@ def _parse_at_once(lines: bytes, columns: Columns) -> list[pa.Array] | None:
     if is_named_twice or not lines.startswith(b"{") or lines.count(b"\n{") + 1 != n_lines:
         return None
     reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(lines) + 1)
-    n_either = sum(setting in _NUMBERS for setting, _ in columns)
-    for types in map(iter, product((pa.string(), pa.int64()), repeat=n_either)):
-        schema = pa.schema({name: next(types) if setting in _NUMBERS else _TYPES[setting] for setting, name in columns})
+    kinds = [_EITHER.get(setting, (_TYPES[setting],)) for setting, _ in columns]
+    for types in product(*kinds):
+        schema = pa.schema([(name, kind) for (_, name), kind in zip(columns, types, strict=True)])
         parsing = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
         try:
             table = pyarrow.json.read_json(pa.BufferReader(lines), reading, parsing)
@@ -219,32 +233,45 @@ def _parse_line(line: bytes, columns: Columns) -> tuple[Any, ...]:
     loaded = load_object(line)
     if isinstance(loaded, Reject):
         return *[None] * len(columns), *loaded
-    pairs = [_check_value(setting, loaded.get(name)) for setting, name in columns]
+    pairs = [_check_value(setting, name, loaded) for setting, name in columns]
     return *(value for value, _ in pairs), *next((reject for _, reject in pairs if reject), (None, None))
 
 
-def load_object(line: bytes) -> dict[str, Any] | Reject:
+def load_object(line: bytes) -> "_Object | Reject":
     """The object in a line, or the reason why there is none."""
     try:
-        value = json.loads(line)
+        value = json.loads(line, object_pairs_hook=_Object)
         if b"\\u" in line:
             json.dumps(value, ensure_ascii=False).encode()  # fails on half a surrogate pair, which JSON lets pass
     except json.JSONDecodeError as error:
         return Reject("invalid JSON", f"{error.msg} at character {error.pos}")
     except (ValueError, RecursionError) as error:
         return Reject("invalid JSON", type(error).__name__)
-    return value if isinstance(value, dict) else Reject("not a JSON object", type(value).__name__)
+    return value if isinstance(value, _Object) else Reject("not a JSON object", type(value).__name__)
 
 
-def _check_value(setting: str, value: Any) -> tuple[Any, Reject | None]:
-    """``value`` as Arrow takes it, or null and why it does not fit."""
-    if setting in _NUMBERS and type(value) is int:
-        value = str(value)
-    if setting == "labels":
-        fits = isinstance(value, list | None) and all(isinstance(label, str | None) for label in value or [])
-    else:
-        fits = isinstance(value, str | None)
-    return (value, None) if fits else (None, Reject(f"{setting} is not {_EXPECTED[setting]}", type(value).__name__))
+class _Object(dict[str, Any]):
+    """A JSON object that knows which of its keys it had several times; the last value counts."""
+
+    def __init__(self, pairs: Sequence[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        counts = Counter(name for name, _ in pairs) if len(self) < len(pairs) else {}
+        self.repeated = {name for name, count in counts.items() if count > 1}
+
+
+def _check_value(setting: str, name: str, row: "_Object") -> tuple[Any, Reject | None]:
+    """The value of ``name`` as Arrow takes it, or null and why it does not fit."""
+    value = row.get(name)
+    if name in row.repeated:
+        return None, Reject(_TWICE.format(setting), f"keys {name!r}")
+    if setting == "labels" and isinstance(value, list):
+        if all(isinstance(label, str | None) or type(label) is int for label in value):
+            return [str(label) if type(label) is int else label for label in value], None
+    elif setting in _NUMBERS and type(value) is int:
+        return str(value), None
+    elif value is None or (setting != "labels" and isinstance(value, str)):
+        return value, None
+    return None, Reject(_MISFIT.format(setting, _EXPECTED[setting]), type(value).__name__)
 
 
 def _join(parts: Sequence[pa.Array], separator: str) -> tuple[pa.Array, pa.Array]:
@@ -264,16 +291,37 @@ def _unless(condition: pa.Array, reason: str) -> pa.Array:
     return pc.if_else(condition, _NULL, reason)
 
 
-def _keep_utf8(texts: pa.Array) -> tuple[pa.Array, pa.Array]:
-    """``texts``, null where they are not UTF-8, and bool[n], false there.
+def _taken(setting: str, name: str, table: pa.Table) -> tuple[pa.Array, pa.Array, str]:
+    """The values of a column in its type of `_TYPES`, why some of them cannot be used, and the particulars of that."""
+    there = table.schema.get_all_field_indices(name)
+    nothing, no_reason = pa.nulls(len(table), _TYPES[setting]), pa.nulls(len(table), pa.string())
+    if not there:
+        return nothing, no_reason, ""
+    if len(there) > 1:
+        return nothing, pa.repeat(_TWICE.format(setting), len(table)), f"{len(there)} columns {name!r}"
+    column = plain(table.column(there[0]))
+    if setting == "labels":
+        values, is_wrong = _lists(column)
+    else:
+        values, is_wrong = as_strings(column, integers=setting in _NUMBERS)
+    return values, _unless(pc.invert(is_wrong), _MISFIT.format(setting, _EXPECTED[setting])), str(column.type)
 
-    Parquet files may hold such bytes, of which nothing complains until something decodes them.
-    """
-    try:
-        texts.validate(full=True)
-        return texts, pa.repeat(True, len(texts))
-    except pa.ArrowInvalid:
-        raw = texts.cast(pa.binary()).to_pylist()
-        good = [text is None or text.decode(errors="ignore").encode() == text for text in raw]
-        kept = [text if is_good else None for text, is_good in zip(raw, good, strict=True)]
-        return pa.array(kept, pa.binary()).cast(pa.string()), pa.array(good)
+
+def _lists(column: pa.Array) -> tuple[pa.ListArray, pa.BooleanArray]:
+    """``column`` as list<string>, and bool[n], true where something is no list, or holds what is neither string nor integer."""
+    if pa.types.is_null(column.type) or not is_list(column.type):
+        return pa.nulls(len(column), _TYPES["labels"]), column.is_valid()
+    rows, (values, is_wrong) = pc.list_parent_indices(column).to_numpy(), as_strings(pc.list_flatten(column), integers=True)
+    bad = np.zeros(len(column), bool)
+    bad[rows[is_wrong.to_numpy(zero_copy_only=False)]] = True
+    kept = ~bad[rows]
+    return lists_from_rows(rows[kept], values.filter(pa.array(kept)), len(column)), pa.array(bad)
+
+
+def _tidy_utf8(lists: pa.ListArray) -> tuple[pa.ListArray, pa.BooleanArray]:
+    """``lists`` as `tidy` leaves them, empty where a label is not UTF-8, and bool[n], false there."""
+    rows, (values, is_utf8) = pc.list_parent_indices(lists).to_numpy(), keep_utf8(pc.list_flatten(lists))
+    good = np.ones(len(lists), bool)
+    good[rows[~is_utf8.to_numpy(zero_copy_only=False)]] = False
+    kept = good[rows]
+    return tidy(lists_from_rows(rows[kept], values.filter(pa.array(kept)), len(lists))), pa.array(good)

@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from xmc_ray import storage
+from xmc_ray.data.strings import as_strings, keep_utf8, trimmed
 from xmc_ray.errors import ConfigError, DataError
 
 IntArray = npt.NDArray[np.int64]
@@ -63,12 +65,10 @@ class LabelIndex:
         return len(self.labels)
 
     def with_names(self, table: pa.Table) -> "LabelIndex":
-        """The same index with the names of ``table`` (columns ``label``, ``name``), null for all other labels."""
-        missing = {"label", "name"} - set(table.column_names)
-        if missing:
-            raise DataError("label names lack a column", found=table.column_names, expected="label, name")
-        rows = pc.index_in(self.labels, value_set=table["label"].combine_chunks().cast(pa.string()))
-        return replace(self, names=pc.take(table["name"].combine_chunks().cast(pa.string()), rows))
+        """The same index with the names of ``table``, null for all other labels; DataError as `label_names`."""
+        named = label_names(table)
+        rows = pc.index_in(self.labels, value_set=named["label"].combine_chunks())
+        return replace(self, names=named["name"].combine_chunks().take(rows))
 
     def encode(self, lists: pa.ListArray) -> pa.ListArray:
         """list<string> to list<int32> of ids, each once a row; labels that are not in the index are left out."""
@@ -116,6 +116,44 @@ class LabelIndex:
         return cls.from_table(pq.read_table(path))
 
 
+def read_label_names(uri: str | None) -> pa.Table | None:
+    """The `label_names` of a Parquet file, None without one; DataError for a file that is not such a table."""
+    return None if uri is None else label_names(storage.read_parquet(uri), uri)
+
+
+def label_names(table: pa.Table, where: str | None = None) -> pa.Table:
+    """``label`` (each once, none null or blank) and ``name`` (null where there is none), trimmed, integers as decimal text.
+
+    DataError for a column that is missing, doubled or of another type, for bytes that are not UTF-8, and for a label with two
+    different names; ``where`` is the address to tell.
+    """
+    columns = []
+    for name in ("label", "name"):
+        if table.column_names.count(name) != 1:
+            found = ", ".join(table.column_names)
+            raise DataError("label names need one column 'label' and one 'name'", where=where, found=found or "no column")
+        values, is_wrong = as_strings(table[name], integers=True)
+        if pc.any(is_wrong).as_py():
+            what = f"column {name!r} of the label names has a wrong type"
+            raise DataError(what, where=where, found=table[name].type, expected="strings or integers")
+        texts, is_utf8 = keep_utf8(values)
+        if pc.all(is_utf8).as_py() not in (True, None):
+            row = pc.index(is_utf8, False).as_py()
+            raise DataError("label names are not UTF-8", where=where, found=f"column {name!r}, row {row}")
+        columns.append(trimmed(texts))
+    pairs = pa.table(columns, ["label", "name"])
+    named = pairs.filter(pc.and_(columns[0].is_valid(), columns[1].is_valid()))
+    named = named.group_by(["label", "name"], use_threads=False).aggregate([])
+    labels, counts = pc.value_counts(named["label"]).flatten()
+    if len(labels) < len(named):
+        label = labels.filter(pc.greater(counts, 1))[0]
+        found = " and ".join(map(repr, named.filter(pc.equal(named["label"], label))["name"].to_pylist()[:2]))
+        raise DataError(f"label {label.as_py()!r} has several names", where=where, found=found, way_out="keep one name a label")
+    labels = columns[0].drop_null().unique()
+    rows = pc.index_in(labels, value_set=named["label"].combine_chunks())
+    return pa.table({"label": labels, "name": named["name"].combine_chunks().take(rows)})
+
+
 def _summed(tables: list[pa.Table]) -> pa.Table:
     """The tables' ``label`` and ``count``, each label once."""
     return pa.concat_tables(tables).group_by("label").aggregate([("count", "sum")]).rename_columns(["label", "count"])
@@ -139,6 +177,12 @@ def unique_in_rows(lists: pa.ListArray) -> pa.ListArray:
     first[np.unique(keys, return_index=True)[1]] = True
     keep = first & valid
     return lists_from_rows(rows[keep], values.filter(pa.array(keep)), len(lists))
+
+
+def tidy(lists: pa.ListArray) -> pa.ListArray:
+    """Labels as they count: without surrounding white space, none null or blank, each once a row; a null row is empty."""
+    rows, values = pc.list_parent_indices(lists).to_numpy(), pc.list_flatten(lists)
+    return unique_in_rows(lists_from_rows(rows, trimmed(values), len(lists)))
 
 
 def list_lengths(lists: pa.ListArray) -> IntArray:

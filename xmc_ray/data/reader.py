@@ -5,10 +5,10 @@ again without those before it: at a row of a Parquet file, at a byte of (unpacke
 reading waits, in the middle of a file as well.
 """
 
-import posixpath
+import json
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -20,16 +20,17 @@ import pyarrow.parquet as pq
 
 from xmc_ray import storage
 from xmc_ray.data.documents import DocumentsConfig, Reject, Rules, load_object
+from xmc_ray.data.inputs import format_of, is_parquet_name, list_inputs, mark_length, open_text
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.storage.files import PATIENCE, FileInfo
 
-PARQUET, JSON_LINES = (".parquet",), (".jsonl", ".jsonl.gz", ".json")
 CHUNK = 1024  # most rows of a chunk
 _BYTES = 4 << 20  # of JSON lines, read at a time; one bad line takes its chunk from the fast parser to the slow one
 _LINE = 256 << 20  # longest line; a longer one is no JSON line but a file of another kind
 _SMALL, _AHEAD = 1 << 20, 16  # bytes of a file that is read ahead, and how many are
 _PAUSE, _ATTEMPTS = 2.0, 3  # a file on S3 is missing or damaged if it is so several times, some seconds apart
-_SAMPLED_FILES, _SAMPLED_LINES = 10, 100  # files, and lines of each, whose columns are looked at before anything runs
+_SAMPLED_LINES = 100  # of a file, whose columns are looked at first
+_LOOK_FILES, _LOOK_BYTES = 1000, 1 << 30  # files, and bytes of lines, that are searched for a column before anything runs
 _LARGE = 64 << 20  # bytes of a Parquet file that several tasks read
 _ALL = 1 << 62  # rows
 _FILE = {"uri": pa.string(), "size": pa.int64(), "version": pa.string()}
@@ -73,56 +74,77 @@ class Segment:
 class _Damaged(Exception):
     """The file holds something that cannot be read."""
 
-
-def list_inputs(config: DocumentsConfig) -> list[FileInfo]:
-    """The files to read, sorted by address; DataError if there are none, or of both kinds."""
-    files = storage.list_files(config.uri, (*PARQUET, *JSON_LINES))
-    if any(all(file.uri.endswith(suffixes) for file in files) for suffixes in (PARQUET, JSON_LINES)):
-        return files
-    found = " and ".join(sorted({f"*{posixpath.splitext(file.uri)[1]}" for file in files}))
-    expected = f"either *{PARQUET[0]} or *{', *'.join(JSON_LINES)}"
-    raise DataError("documents of unknown or different kinds", where=config.uri, found=found, expected=expected)
+    def __init__(self, reason: str, detail: str | None = None) -> None:
+        super().__init__(str(Reject(reason, detail)))
+        self.reject = Reject(reason, detail)
 
 
 def check_columns(files: list[FileInfo], rules: Rules) -> None:
-    """DataError unless one of the first files that have rows has the columns that are asked for.
+    """DataError unless each column that is asked for is in one of the files, with a type that fits.
 
-    So a wrong setting is reported before anything runs, while one odd file among many passes.
+    A file that has it otherwise is an odd file, and no proof of a wrong setting, so the others are searched as well, up to
+    `_LOOK_FILES` files and `_LOOK_BYTES` of JSON lines. If more are left then, labels and series may still come.
     """
-    first: DataError | None = None
+    left = dict.fromkeys(rules.columns)
+    unreadable: DataError | None = None
+    any_rows = False
     for number, file in enumerate(files):
-        if number >= _SAMPLED_FILES and first is not None:
+        if number >= _LOOK_FILES:
+            left = {column: error for column, error in left.items() if column[0] in ("id", "text")}
             break
         try:
-            found = columns(file)
-            problem = rules.problem(file.uri, found) if found else None
-            if found and problem is None:
-                return
-        except (OSError, pa.ArrowException) as error:
-            problem = DataError("cannot be read", where=file.uri, found=error)
-        first = first or problem
-    found_files = f"{len(files)} files without rows"
-    raise first or DataError("no documents", where=rules.root, found=found_files, expected="at least one row")
+            found, is_whole = columns(file, rules.names)
+        except (OSError, pa.ArrowException, _Damaged) as error:
+            if storage.is_unavailable(error):
+                with storage.explained(file.uri):
+                    raise
+            unreadable = unreadable or DataError("cannot be read", where=file.uri, found=error)
+            continue
+        any_rows = any_rows or bool(found)
+        problems = rules.problems(file.uri, found) if found else left
+        left = {column: error or problems[column] for column, error in left.items() if column in problems}
+        if not is_whole:
+            left = {column: error for column, error in left.items() if column[0] in ("id", "text")}
+        if not left:
+            return
+    if not left:
+        return
+    for problem in (*left.values(), unreadable):
+        if problem is not None:
+            raise problem
+    if not any_rows:
+        found_files = f"{len(files)} files without rows"
+        raise DataError("no documents", where=rules.root, found=found_files, expected="at least one row")
 
 
-def columns(file: FileInfo) -> dict[str, pa.DataType | None]:
-    """The columns of a file and their types, None where each row has its own; empty if it has no rows.
+def columns(file: FileInfo, wanted: Sequence[str]) -> tuple[list[tuple[str, pa.DataType | None]], bool]:
+    """The columns of a file and their types, None where each row has its own; none if it has no rows.
 
-    Raises pyarrow's errors for a file that cannot be read, and for lines without any JSON object among the first.
+    JSON lines are read until all ``wanted`` keys have come; false if they have not within `_LOOK_BYTES`. Raises pyarrow's
+    errors and `_Damaged` for a file that cannot be read, such as one without any JSON object.
     """
-    filesystem, path = storage.arrow_filesystem(file.uri)
-    if file.uri.endswith(PARQUET):
+    known = format_of(file.uri)
+    if known.is_parquet:
+        filesystem, path = storage.arrow_filesystem(file.uri)
         footer = pq.read_metadata(path, filesystem=filesystem)
         schema = footer.schema.to_arrow_schema()
-        return dict(zip(schema.names, schema.types, strict=True)) if footer.num_rows else {}
-    with filesystem.open_input_stream(path) as stream:
-        _, chunk = next(_whole_lines(stream, 0, CHUNK), (0, b""))
-    lines = chunk.strip().split(b"\n")[:_SAMPLED_LINES]
-    objects = [value for value in map(load_object, lines) if isinstance(value, dict)]
-    if lines != [b""] and not objects:
-        found = repr(lines[0][:40].decode(errors="replace"))
-        raise pa.ArrowInvalid(f"not JSON lines; found {found}; expected an object on each line")
-    return dict.fromkeys(name for value in objects for name in value)
+        return [*zip(schema.names, schema.types, strict=True)] if footer.num_rows else [], True
+    spelled = {name: {json.dumps(name, ensure_ascii=ascii).encode() for ascii in (True, False)} for name in wanted}
+    found: dict[str, None] = {}
+    first_line = b""
+    with open_text(file.uri, known.compression) as stream:
+        for start, lines in whole_lines(stream, 0, CHUNK):
+            first_line = first_line or lines.lstrip().partition(b"\n")[0]
+            missing = [spelling for name in wanted if name not in found for spelling in spelled[name]]
+            if found and (not missing or start > _LOOK_BYTES):
+                return [(name, None) for name in found], not missing
+            some = lines.split(b"\n")
+            some = [line for line in some if any(s in line for s in missing)] if found else some[:_SAMPLED_LINES]
+            for value in map(load_object, some):
+                found |= {} if isinstance(value, Reject) else dict.fromkeys(value)
+    if first_line and not found:
+        raise _Damaged("not JSON lines", f"found {first_line[:40].decode(errors='replace')!r}; expected an object on each line")
+    return [(name, None) for name in found], True
 
 
 def file_segments(files: list[FileInfo]) -> pa.Table:
@@ -130,7 +152,7 @@ def file_segments(files: list[FileInfo]) -> pa.Table:
     rows = [
         {**vars(file), "file": number, "row": row, "rows": rows}
         for number, file in enumerate(files)
-        for row, rows in (_row_groups(file) if file.uri.endswith(PARQUET) and file.size > _LARGE else [(0, None)])
+        for row, rows in (_row_groups(file) if file.size > _LARGE and is_parquet_name(file.uri) else [(0, None)])
     ]
     return pa.Table.from_pylist(rows, _SEGMENTS)
 
@@ -156,7 +178,6 @@ def read_file(segment: Segment, rules: Rules, chunk: int = CHUNK) -> Iterator[Ch
     if segment.reject is not None:
         yield _lost(segment, segment.rows, segment.reject, rules)
         return
-    reader = _parquet if segment.file.uri.endswith(PARQUET) else _json_lines
     left, is_whole = segment, segment.rows == _ALL
     deadline, failures = time.monotonic() + PATIENCE, 0
     reject = None
@@ -164,7 +185,8 @@ def read_file(segment: Segment, rules: Rules, chunk: int = CHUNK) -> Iterator[Ch
         try:
             if left == segment and not _is_unchanged(left.file):
                 raise _Damaged("the file has changed since it was listed")
-            for part in reader(left, rules, chunk):
+            known = format_of(left.file.uri)
+            for part in (_parquet if known.is_parquet else _json_lines)(left, rules, chunk):
                 if len(part.table):
                     yield part
                 left = replace(left, start=part.end, row=left.row + len(part.table), rows=left.rows - len(part.table))
@@ -240,9 +262,9 @@ def read_rows(config: DocumentsConfig, *, labelled: bool) -> Iterator[pa.Table]:
 
     DataError as in `list_inputs` and `check_columns`, and for a file that cannot be read.
     """
-    files, rules = list_inputs(config), Rules.of(config, labelled=labelled)
-    check_columns(files, rules)
-    for file in files:
+    inputs, rules = list_inputs(config), Rules.of(config, labelled=labelled)
+    check_columns(inputs.files, rules)
+    for file in inputs.files:
         for chunk in read_file(Segment(file), rules):
             if chunk.reject is not None:
                 raise DataError("cannot read documents", where=file.uri, found=chunk.reject)
@@ -254,12 +276,7 @@ def _parquet(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:
     filesystem, path = storage.arrow_filesystem(left.file.uri)
     with filesystem.open_input_file(path) as stream:
         file = pq.ParquetFile(stream, pre_buffer=True)
-        schema, total = file.schema_arrow, file.metadata.num_rows
-        problem = rules.problem(left.file.uri, dict(zip(schema.names, schema.types, strict=True)))
-        stop = min(total, left.start + left.rows)
-        if problem is not None:
-            yield _lost(left, stop - left.start, Reject(problem.what, f"found {problem.found}"), rules)._replace(end=stop)
-            return
+        stop = min(file.metadata.num_rows, left.start + left.rows)
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         for group, end in enumerate(np.cumsum(sizes, dtype=np.int64).tolist()):
             at, last = end - sizes[group], min(end, stop)
@@ -286,29 +303,49 @@ def _lost(left: Segment, rows: int, reject: Reject, rules: Rules) -> Chunk:
 
 
 def _json_lines(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:
-    filesystem, path = storage.arrow_filesystem(left.file.uri)
     rows, row = left.rows, left.row
-    packed = left.file.uri.endswith(".gz")
-    with filesystem.open_input_stream(path) if packed else filesystem.open_input_file(path) as stream:
-        if packed:
+    compression = format_of(left.file.uri).compression
+    with open_text(left.file.uri, compression) as stream:
+        if stream.seekable():
+            stream.seek(left.start)
+        else:
             for start in range(0, left.start, _BYTES):
                 stream.read(min(_BYTES, left.start - start))
-        else:
-            stream.seek(left.start)
-        for start, lines in _whole_lines(stream, left.start, chunk):
+        for start, lines in whole_lines(stream, left.start, chunk):
             if rows <= 0:
                 return
             end = start + len(lines)
             if lines := lines.strip():
+                if row == 0 and lines.startswith(b"["):
+                    _refuse_array(lines.partition(b"\n")[0])
                 table = rules.from_json(lines, left.file.uri, row).slice(0, rows)
                 yield Chunk(start, end, table)
                 rows, row = rows - len(table), row + len(table)
 
 
-def _whole_lines(stream: Any, start: int, count: int) -> Iterator[tuple[int, bytes]]:
-    """Up to ``count`` lines at a time, newlines included (the last may lack its own), and the byte at which they start."""
-    rest = b""
+def _refuse_array(line: bytes) -> None:
+    """_Damaged if a file's first line begins an array of objects: its one row would hide how many documents there are."""
+    try:
+        value = json.loads(line)
+    except ValueError:  # the array goes on in further lines
+        value = [{}]
+    if isinstance(value, list) and any(isinstance(part, dict) for part in value):
+        raise _Damaged("not JSON lines", "one array; expected an object on each line")
+
+
+def whole_lines(stream: Any, start: int, count: int) -> Iterator[tuple[int, bytes]]:
+    """Up to ``count`` lines at a time, newlines included (the last may lack its own), and the byte at which they start.
+
+    A byte order mark of UTF-8 is passed over; _Damaged for one of another encoding.
+    """
+    rest, is_first = b"", start == 0
     while data := stream.read(_BYTES):
+        if is_first:
+            try:
+                start = mark_length(data)
+            except DataError as error:
+                raise _Damaged(error.what, str(error.found)) from None
+            data, is_first = data[start:], False
         head, newline, rest = (rest + data).rpartition(b"\n")
         for lines in _cut(head + newline, count):
             yield start, lines
@@ -332,5 +369,5 @@ def _reject(error: BaseException) -> Reject:
     if isinstance(error, FileNotFoundError):
         return Reject("the file has disappeared")
     if isinstance(error, _Damaged):
-        return Reject(str(error))
+        return error.reject
     return Reject("cannot be read", " ".join(str(error).split())[:300])

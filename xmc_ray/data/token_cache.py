@@ -26,7 +26,7 @@ from xmc_ray.data.epochs import CHUNK, POOL
 from xmc_ray.data.labels import IntArray, LabelIndex
 from xmc_ray.errors import DataError
 
-FORMAT = 2
+FORMAT = 3
 MARKER = "tokens.json"
 Split = Literal["train", "validation", "calibration"]
 Column = Literal["tokens", "labels"]

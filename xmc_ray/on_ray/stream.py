@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 import ray.data
 
 from xmc_ray.data.documents import DocumentsConfig, Rules
-from xmc_ray.data.reader import Segment, check_columns, file_segments, list_inputs, read_file
+from xmc_ray.data.inputs import list_inputs
+from xmc_ray.data.reader import Segment, check_columns, file_segments, read_file
 from xmc_ray.data.split import ValidationConfig, held_out_use
 from xmc_ray.errors import DataError
 from xmc_ray.model.text import Tokenizer
@@ -28,7 +29,7 @@ def read_documents(
     columns are missing or of a wrong type in the first files that have rows, and if no file has any; a task raises it for a
     file that cannot be read.
     """
-    files = list_inputs(config) if files is None else files
+    files = list_inputs(config).files if files is None else files
     rules = Rules.of(config, labelled=labelled, series=series)
     check_columns(files, rules)
     tasks = file_segments(files)

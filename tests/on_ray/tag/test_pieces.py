@@ -76,7 +76,7 @@ def test_what_cannot_be_read_is_rejected_with_its_place(tag: Callable[..., str],
         ("a.parquet", 20, "d5", "duplicate id", f"first at {a} row 5"),
         ("a.parquet", 21, "huge", "text is too long", "more than 1,048,576 bytes"),
     ]
-    assert found[2:5] == [("b.parquet", n, None, "no column 'text'", "found id, title") for n in range(3)]
+    assert found[2:5] == [("b.parquet", n, f"x{n}", "text is null", None) for n in range(3)]
     assert [row[:3] for row in found[5:7]] == [("c.parquet", 0, None), ("d.parquet", 0, None)]
     assert all(row[3] == "cannot be read" and row[4] for row in found[5:7])
     assert found[7:9] == [("e.parquet", 1, None, "id is not UTF-8", None), ("e.parquet", 2, None, "id is null", None)]
@@ -92,7 +92,7 @@ def test_what_cannot_be_read_is_rejected_with_its_place(tag: Callable[..., str],
     manifest = manifest_of(str(made))
     assert manifest["in"] == manifest["tagged"] + manifest["rejected"] == 41 + len(found)
     assert manifest["reasons"] == Counter(row[3] for row in found), "counted by reason, whatever the details"
-    assert manifest["reasons"]["duplicate id"] == 15 and manifest["reasons"]["no column 'text'"] == 3
+    assert manifest["reasons"]["duplicate id"] == 15 and manifest["reasons"]["text is null"] == 4
 
 
 def test_ids_of_file_and_row(tag: Callable[..., str], tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from xmc_ray import storage
 from xmc_ray.bundle.ensemble import Members
 from xmc_ray.data.documents import DocumentsConfig, Rules
-from xmc_ray.data.reader import check_columns, list_inputs
+from xmc_ray.data.inputs import Inputs, list_inputs
+from xmc_ray.data.reader import check_columns
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.metrics.drift import DriftConfig
 from xmc_ray.model.predict import arithmetic
@@ -37,7 +38,6 @@ from xmc_ray.on_ray.tag.runner import Runner
 from xmc_ray.on_ray.tag.scan import scan
 from xmc_ray.on_ray.tag.totals import Totals, progress
 from xmc_ray.settings import MAY_CHANGE_ON_RESUME, Bounds, OpenShare, PositiveInt, Settings, Share, difference, fixed_settings
-from xmc_ray.storage.files import FileInfo
 from xmc_ray.storage.lease import Lease, held
 
 _PIECES_A_TASK = 8  # neighbours that one task reads, so that a large row group is not read for each
@@ -100,7 +100,8 @@ def tag(config: TagConfig, runner: Runner | None = None) -> str:
     started = datetime.now(timezone.utc)
     runner = runner or Runner()
     folder = storage.join(storage.absolute(config.output), f"dt={config.date or started.date()}")
-    members, files = Members.read(config.bundle), list_inputs(config.documents)
+    members, inputs = Members.read(config.bundle), list_inputs(config.documents)
+    files = inputs.files
     if config.min_precision is not None:
         members.check_precision()
     identity = {"bundle": members.fingerprint, "input": [asdict(file) for file in files], "config": fixed_settings(config)}
@@ -109,6 +110,8 @@ def tag(config: TagConfig, runner: Runner | None = None) -> str:
             with held(folder):
                 output.tidy(folder)
         return _nothing_to_do(folder)
+    if inputs.left_out:
+        print(inputs, flush=True)
     check_columns(files, Rules.of(config.documents, labelled=False))
     with held(folder) as lease, own_errors():
         night = Night.open(folder, identity, config.overwrite)  # once more: another job may just have finished here
@@ -119,7 +122,7 @@ def tag(config: TagConfig, runner: Runner | None = None) -> str:
         config = replace(config, pool=pool)
         plan = night.plan()
         previous = plan.previous if plan else _previous(config, folder, members.fingerprint)
-        manifest = _Tagging(config, night, members, files, previous, lease, runner).finish(plan, started)
+        manifest = _Tagging(config, night, members, inputs, previous, lease, runner).finish(plan, started)
     print(_report(manifest, folder), flush=True)
     return folder
 
@@ -136,7 +139,7 @@ class _Tagging:
     config: TagConfig
     night: Night
     members: Members
-    files: list[FileInfo]
+    inputs: Inputs
     previous: str | None
     lease: Lease
     runner: Runner
@@ -181,6 +184,7 @@ class _Tagging:
         manifest = {
             "run": self.night.run,
             **self.night.identity,
+            "left_out": {kind: part._asdict() for kind, part in self.inputs.left_out.items()},
             "previous": self.previous,
             "scoring": model.scoring,
             "calibrated": all(self.members.calibrated),
@@ -206,7 +210,7 @@ class _Tagging:
     def _plan(self) -> Plan:
         tags = output.tag_files(self.previous) if self.previous else []
         pieces = _PIECES_AN_ACTOR * self.config.pool.max
-        plan = scan(self.files, self.rules, tags, max(1, self.config.commit_rows // 2), pieces, self.runner)
+        plan = scan(self.inputs.files, self.rules, tags, max(1, self.config.commit_rows // 2), pieces, self.runner)
         plan = replace(plan, previous=self.previous)
         plan.save(self.night.work)
         return plan
@@ -238,7 +242,7 @@ class _Tagging:
 
     def _check_rejects(self, plan: Plan) -> None:
         """DataError if more is rejected than is allowed, however much is left to do."""
-        size = sum(file.size for file in self.files)
+        size = sum(file.size for file in self.inputs.files)
         share = max(self.totals.counts["rejected"] / max(plan.rows, 1), plan.lost_bytes / max(size, 1))
         if share > self.config.max_reject_share:
             reasons = ", ".join(f"{reason} ({rows:,})" for reason, rows in self.totals.reasons.most_common(5))

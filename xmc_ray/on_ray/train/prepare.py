@@ -15,14 +15,15 @@ import ray.data
 
 from xmc_ray import storage
 from xmc_ray.data.groups import GroupsConfig, LabelGroups, group_labels
-from xmc_ray.data.labels import LabelIndex, list_lengths
-from xmc_ray.data.reader import list_inputs
+from xmc_ray.data.inputs import list_inputs
+from xmc_ray.data.labels import LabelIndex, list_lengths, read_label_names
 from xmc_ray.data.token_cache import FORMAT, MARKER, Split, TokenCache, write_tokens
 from xmc_ray.model.lexical import LexicalConfig, term_weights
 from xmc_ray.model.text import Tokenizer
 from xmc_ray.on_ray.session import arrow_batches
 from xmc_ray.on_ray.stream import read_documents, tokenise
 from xmc_ray.on_ray.train.config import TrainConfig
+from xmc_ray.on_ray.train.journal import say
 from xmc_ray.storage.files import FileInfo
 
 
@@ -49,9 +50,12 @@ def prepare(config: TrainConfig) -> Prepared:
     share, so a stale one is never read. Labels and their counts are those of all documents, held out or not; groups see only
     training documents. Raises DataError when none is left to train on.
     """
-    names = storage.read_parquet(config.label_names) if config.label_names else None
+    names = read_label_names(config.label_names)
     tokenizer = Tokenizer.load(config.encoder.name, config.text.max_tokens)
-    files = list_inputs(config.documents)  # once: the fingerprint is that of the very files that are read
+    inputs = list_inputs(config.documents)  # once: the fingerprint is that of the very files that are read
+    if inputs.left_out:
+        say(str(inputs))
+    files = inputs.files
     cache = config.cache or storage.join(config.output, "tokens")
     folder = storage.join(cache, _fingerprint(config, files, tokenizer))
     if not storage.exists(storage.join(folder, MARKER)):

@@ -1,0 +1,161 @@
+"""Which files are input, of which format each is, and how text in them is opened.
+
+All readers of files of documents and of benchmarks ask here, so that a file is taken, left out or refused alike everywhere.
+"""
+
+import posixpath
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from xmc_ray import storage
+from xmc_ray.data.documents import DocumentsConfig
+from xmc_ray.errors import DataError
+from xmc_ray.storage.files import FileInfo
+
+EXPECTED = "either *.parquet or *.jsonl (also *.pq, *.parq, *.json, *.ndjson; JSON lines also packed as .gz, .bz2, .zst)"
+
+_NAME = re.compile(r"\.((?P<parquet>parquet|parq|pq)|(jsonl|json|ndjson|jsonlines)(\.(?P<packed>gz|bz2|zst))?)$", re.IGNORECASE)
+_PACKED = {None: None, "gz": "gzip", "bz2": "bz2", "zst": "zstd"}  # by ending, as pyarrow names them
+_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
+_UTF8_MARK = b"\xef\xbb\xbf"
+_OTHER_MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_SHOWN = 10  # kinds of files left out that are named
+
+
+class Format(NamedTuple):
+    """Of a file of documents: Parquet, or JSON lines, packed as ``compression`` says if at all."""
+
+    is_parquet: bool
+    compression: str | None = None
+
+
+class LeftOut(NamedTuple):
+    """Files of one kind that are not read: how many there are, and the address of one."""
+
+    files: int
+    example: str
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The ``files`` to read, sorted by address, and those ``left_out`` of the folder, by their endings."""
+
+    files: list[FileInfo]
+    left_out: Mapping[str, LeftOut] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """What is left out, in words for a log; empty if nothing is."""
+        return f"left out: {_described(self.left_out)}" if self.left_out else ""
+
+
+def list_inputs(config: DocumentsConfig) -> Inputs:
+    """The files of documents at ``config.uri``.
+
+    A file's address gives that file, whatever its name. Of a folder, names that begin with ``_`` or ``.`` are passed over, with
+    all below; files with other endings are left out, and counted. DataError if no file remains, for a
+    name that is not UTF-8, and if there are both Parquet and JSON lines.
+    """
+    root, files = storage.absolute(config.uri), storage.all_files(config.uri)
+    if [file.uri for file in files] == [root]:
+        format_of(root)
+        return Inputs(files)
+    taken: dict[bool, list[FileInfo]] = {}
+    left_out: dict[str, LeftOut] = {}
+    for file in files:
+        if re.search("/[_.]", file.uri[len(root) :]):
+            continue
+        format_ = _format_of_name(file.uri)
+        if format_ is not None:
+            taken.setdefault(format_.is_parquet, []).append(file)
+        else:
+            kind = _ending(file.uri)
+            before = left_out.get(kind, LeftOut(0, file.uri))
+            left_out[kind] = before._replace(files=before.files + 1)
+    if not taken:
+        raise DataError("no input", where=config.uri, found=_described(left_out) or "nothing", expected=EXPECTED)
+    if len(taken) > 1:
+        found = " and ".join(sorted({f"*{_ending(file.uri)}" for part in taken.values() for file in part}))
+        way_out = "keep them in different folders"
+        raise DataError("documents of different kinds", where=config.uri, found=found, expected=EXPECTED, way_out=way_out)
+    (files,) = taken.values()
+    for file in files:
+        if file.uri.encode(errors="replace").decode() != file.uri:
+            raise DataError("a file name is not UTF-8", where=config.uri, found=repr(file.uri), way_out="rename it")
+    return Inputs(files, left_out)
+
+
+def format_of(uri: str) -> Format:
+    """The format of a file, by its name, or else by its first bytes.
+
+    DataError for a file that is neither Parquet nor JSON lines by either; errors of the file system as they are.
+    """
+    known = _format_of_name(uri)
+    if known is not None:
+        return known
+    filesystem, path = storage.arrow_filesystem(uri)
+    with filesystem.open_input_stream(path, compression=None) as stream:
+        head = stream.read(4096)
+    if head.startswith(b"PAR1"):
+        return Format(is_parquet=True)
+    for magic, compression in _MAGIC.items():
+        if head.startswith(magic):
+            return Format(is_parquet=False, compression=compression)
+    if head.removeprefix(_UTF8_MARK).lstrip().startswith(b"{"):
+        return Format(is_parquet=False)
+    raise DataError("neither Parquet nor JSON lines", where=uri, found=repr(head[:20]), expected=EXPECTED)
+
+
+def open_text(uri: str, compression: str | None = None) -> Any:
+    """A stream of the bytes of a file, unpacked if its name or ``compression`` says so; seekable if it is not packed."""
+    filesystem, path = storage.arrow_filesystem(uri)
+    ending = re.search(r"\.(gz|bz2|zst)$", path, re.IGNORECASE)
+    packed = compression or _PACKED[ending[1].lower() if ending else None]
+    if packed is None:
+        return filesystem.open_input_file(path)
+    return filesystem.open_input_stream(path, compression=packed)
+
+
+def mark_length(head: bytes) -> int:
+    """Length of the byte order mark that a file of text begins with, which is not part of the text: 3 or 0.
+
+    DataError for marks of encodings other than UTF-8, without the address.
+    """
+    for mark, encoding in _OTHER_MARKS.items():
+        if head.startswith(mark):
+            way_out = f"convert the file, for instance by iconv -f {encoding} -t UTF-8"
+            raise DataError("not UTF-8", found=f"a byte order mark of {encoding}", way_out=way_out)
+    return len(_UTF8_MARK) if head.startswith(_UTF8_MARK) else 0
+
+
+def is_parquet_name(uri: str) -> bool:
+    """Whether a file's name says that it is Parquet."""
+    known = _format_of_name(uri)
+    return known is not None and known.is_parquet
+
+
+def _format_of_name(uri: str) -> Format | None:
+    match = _NAME.search(uri)
+    if match is None:
+        return None
+    packed = match["packed"]
+    return Format(match["parquet"] is not None, _PACKED[packed and packed.lower()])
+
+
+def _ending(uri: str) -> str:
+    """Such as ``.csv``, ``.csv.gz`` or, without one, ``no ending``."""
+    stem, ending = posixpath.splitext(posixpath.basename(uri))
+    if ending.lower() in (".gz", ".bz2", ".zst", ".xz", ".lz4", ".zip"):
+        ending = posixpath.splitext(stem)[1] + ending
+    return ending or "no ending"
+
+
+def _described(left_out: Mapping[str, LeftOut]) -> str:
+    most = sorted(left_out.items(), key=lambda item: (-item[1].files, item[0]))
+    words = [
+        f"{part.files:,} {kind.replace('.', '*.', 1) if kind.startswith('.') else f'({kind})'}, such as {part.example}"
+        for kind, part in most[:_SHOWN]
+    ]
+    rest = sum(part.files for _, part in most[_SHOWN:])
+    return "; ".join([*words, *([f"{rest:,} others"] if rest else [])])
