@@ -75,23 +75,26 @@ def own(error: BaseException) -> XmcError | None:
     if type(error).__name__ == "OutOfMemoryError":  # torch's, for a GPU; importing it takes long
         return ConfigError("out of memory", found=text, way_out="lower the batch size or the token budget")
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _NO_ROOM.search(str(error)):
-        full = ", ".join(_full_folders(error)) or None
-        return ConfigError("no room left", where=full, found=text, way_out="make room there, or set TMPDIR to another folder")
+        named = getattr(error, "filename", None)
+        return no_room([os.path.dirname(os.path.abspath(named))] if isinstance(named, str) else full_folders(), text)
     if isinstance(error, ConnectionError | TimeoutError):
         return UnavailableError("no answer", found=text, way_out=_AGAIN)
     return ConfigError("the system refuses", found=text) if isinstance(error, OSError) else None
 
 
-def _full_folders(error: BaseException) -> list[str]:
-    """The folder of the file that an error names, or else the folders of temporary files that are full."""
+def no_room(folders: list[str], found: str) -> ConfigError:
+    """The error for folders that are full."""
+    way_out = "make room there, or set TMPDIR to another folder"
+    return ConfigError("no room left", where=", ".join(folders) or None, found=found, way_out=way_out)
+
+
+def full_folders() -> list[str]:
+    """The folders on this machine that are full, of those in which libraries keep files without being told."""
     import shutil  # only now: each import at the top is a moment in which no signal is handled yet
     import tempfile
 
-    named = getattr(error, "filename", None)
-    if isinstance(named, str):
-        return [os.path.dirname(os.path.abspath(named))]
-    folders = [tempfile.gettempdir(), "/tmp/ray", "/dev/shm", os.path.expanduser("~"), os.getcwd()]
-    full = []
+    temporary, full = tempfile.gettempdir(), []
+    folders = [temporary, f"{temporary}/ray", "/tmp/ray", "/dev/shm", os.path.expanduser("~"), os.getcwd()]
     for folder in dict.fromkeys(folders):
         with suppress(OSError):
             if shutil.disk_usage(folder).free < _FULL:

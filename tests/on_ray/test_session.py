@@ -135,6 +135,19 @@ def test_what_befalls_ray_is_one_line(error: Exception, line: str) -> None:
     assert str(caught.value).isprintable() and len(str(caught.value)) < 600
 
 
+def test_a_full_disk_is_named_when_processes_die_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session.exits, "full_folders", lambda: ["/tmp/ray"])
+    with pytest.raises(ConfigError, match=r"^no room left: /tmp/ray; found node 3; make room"), session.own_errors():
+        raise exceptions.NodeDiedError("node 3")
+
+
+def test_of_tasks_that_fail_together_one_error_is_told(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would print the tracebacks of the others."""
+    monkeypatch.delenv("RAY_IGNORE_UNHANDLED_ERRORS", raising=False)
+    session.connect()
+    assert os.environ["RAY_IGNORE_UNHANDLED_ERRORS"] == "1"
+
+
 @pytest.mark.parametrize(
     "error", [WorkerGroupError("x", {0: KeyError("a bug")}), exceptions.RaySystemError("a bug"), KeyError("a")]
 )

@@ -162,7 +162,8 @@ def _cluster() -> str:
 
 
 def _hush() -> None:
-    """Keep Ray Data's and Ray Train's log messages off the terminal; their log files have them, and errors are raised."""
+    """Keep log messages of Ray off the terminal; its log files have them, and errors are raised."""
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of tasks beside the one whose error ends the job
     warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks", category=UserWarning)
     for name in ("ray.data", "ray.train"):
         for handler in logging.getLogger(name).handlers:
@@ -235,6 +236,7 @@ def _of_ray(error: BaseException) -> XmcError | None:
         return next((own for own in map(_of_ray, inner) if own is not None), None)
     for kind, what, way_out in _RAY:
         if isinstance(error, kind):
-            text = " ".join(str(error).split()) or type(error).__name__
-            return UnavailableError(what, found=text[:_LONGEST], way_out=way_out)
+            text = (" ".join(str(error).split()) or type(error).__name__)[:_LONGEST]
+            full = exits.full_folders()  # in which processes die without a word
+            return exits.no_room(full, text) if full else UnavailableError(what, found=text, way_out=way_out)
     return None

@@ -10,7 +10,7 @@ import pytest
 
 from xmc_ray import command
 from xmc_ray.data.documents import DocumentsConfig
-from xmc_ray.errors import ConfigError, DataError, UnavailableError, XmcError
+from xmc_ray.errors import ConfigError, DataError, ModelError, UnavailableError, XmcError
 from xmc_ray.exits import exit_code
 from xmc_ray.on_ray.session import own_errors
 from xmc_ray.on_ray.train import job
@@ -57,6 +57,18 @@ def test_a_run_of_an_older_version_is_resumed_or_refused_in_one_line(config: Tra
     with pytest.raises(ConfigError, match=r"loop.*speed.*another version") as refused:
         is_resumed(config)
     assert "\n" not in str(refused.value)
+
+
+def test_a_checkpoint_that_is_not_there_is_told_before_the_documents_are_read(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is Ray started."""
+    monkeypatch.setattr(job, "connect", pytest.fail)
+    monkeypatch.setattr(job, "check_encoder", lambda *_: None)
+    config = replace(config, output=str(tmp_path / "run"), resume=str(tmp_path / "nowhere"))
+    with pytest.raises(ModelError, match=r"no complete checkpoint to resume from: .*/nowhere; give auto, never or an address"):
+        job.run(config)
+    assert not (tmp_path / "run").exists()
 
 
 def failing(attempts: Path, error: Exception) -> Callable[[dict[str, Any]], None]:

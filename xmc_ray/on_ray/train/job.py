@@ -29,7 +29,7 @@ from xmc_ray.on_ray.train.report import write_report
 from xmc_ray.on_ray.train.worker import Job, work
 from xmc_ray.settings import difference, fixed_settings
 from xmc_ray.storage.lease import DRIVER, Lease, held, is_free
-from xmc_ray.training.checkpoint import Identity, find
+from xmc_ray.training.checkpoint import Identity, Saved, find
 from xmc_ray.training.fit import epoch_plan
 
 
@@ -50,6 +50,7 @@ def run(config: TrainConfig) -> str:
 def _make(config: TrainConfig, lease: Lease) -> str:
     """Prepare, train, keep the best; the bundle's fingerprint."""
     workers, least = config.workers, config.workers.least or config.workers.count
+    _checkpoints(config)  # what is not there is told before the documents are read
     connect()
     check_room("workers", least, workers.needs)
     say(f"reading {config.documents.uri}")
@@ -148,16 +149,27 @@ def _check_start(config: TrainConfig, identity: Identity) -> str | None:
 
     The documents of another run may have been shuffled differently; this run's own may not.
     """
-    own = find(storage.join(config.output, "checkpoints"), say)
+    own, foreign = _checkpoints(config)
     for saved in own[:1]:
         saved.check(identity)
-    if own or config.resume in ("auto", "never"):
+    if own or not foreign:
         return None
+    foreign[0].check({name: value for name, value in identity.items() if name != "order of documents"})
+    return foreign[0].uri
+
+
+def _checkpoints(config: TrainConfig) -> tuple[list[Saved], list[Saved]]:
+    """The complete checkpoints of this run and, where it has none and begins from another's, of that one, newest first.
+
+    Raises ModelError if there is none where ``resume`` points to.
+    """
+    own = find(storage.join(config.output, "checkpoints"), say)
+    if own or config.resume in ("auto", "never"):
+        return own, []
     foreign = find(config.resume, say)
     if not foreign:
         raise ModelError("no complete checkpoint to resume from", where=config.resume, way_out="give auto, never or an address")
-    foreign[0].check({name: value for name, value in identity.items() if name != "order of documents"})
-    return foreign[0].uri
+    return own, foreign
 
 
 class _EndAtOnce(UserCallback):
