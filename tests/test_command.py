@@ -84,6 +84,7 @@ def test_a_setting_may_be_one_place_or_several(tmp_path: Path) -> None:
         (["--config", "{broken}"], "config"),
         (["--config", "{toml}", "--min_score=2"], "invalid value of min_score; found 2.0; expected at least 0, at most 1"),
         (["--config", "{toml}", "--output=nowhere"], "output is nowhere"),
+        (["--config", "{toml}", "--output", "/caf\udce9"], r"an argument is not UTF-8; found /caf\xe9; rename the file"),
         (["--config", "{toml}", "--min-score=0.5"], "unrecognized arguments: --min-score=0.5; write --min_score"),
         (["--config", "{toml}", "--min-score", "0.5"], "write --min_score"),
     ],

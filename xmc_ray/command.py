@@ -5,6 +5,7 @@
 The job's frozen dataclass is the whole interface: its fields are the options, the strings under them the help.
 """
 
+import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
@@ -31,6 +32,9 @@ def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Confi
     Raises ConfigError for unknown settings, wrong types, values out of bounds and unreadable files.
     """
     arguments = sys.argv[1:] if argv is None else argv
+    for argument in arguments:
+        if re.search("[\ud800-\udfff]", argument):  # how Python spells other bytes; neither TOML nor Parquet can hold them
+            raise ConfigError("an argument is not UTF-8", found=argument, way_out="rename the file or folder that it names")
     parser = _parser(config_type)
     options = [argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")]
     dashed = [f"write --{name.replace('-', '_')}" for name in options if "-" in name]
