@@ -82,6 +82,7 @@ def test_a_setting_may_be_one_place_or_several(tmp_path: Path) -> None:
         (["--config", "/nowhere/a.toml"], "config"),
         (["--config", "{bad}"], "rates"),
         (["--config", "{broken}"], "config"),
+        (["--config", "{deep}"], "recursion"),
         (["--config", "{toml}", "--min_score=2"], "invalid value of min_score; found 2.0; expected at least 0, at most 1"),
         (["--config", "{toml}", "--output=nowhere"], "output is nowhere"),
         (["--config", "{toml}", "--output", "/caf\udce9"], r"an argument is not UTF-8; found /caf\xe9; rename the file"),
@@ -95,7 +96,9 @@ def test_bad_settings_are_one_line_and_exit_code_2(
     bad, broken, ran = tmp_path / "bad.toml", tmp_path / "broken.toml", []
     bad.write_text('output = "x"\n[part]\nrates = 1\n')
     broken.write_text("output = \n")
-    arguments = [argument.format(toml=toml, bad=bad, broken=broken) for argument in arguments]
+    deep = tmp_path / "deep.toml"
+    deep.write_text("output = " + 100_000 * "[" + 100_000 * "]")
+    arguments = [argument.format(toml=toml, bad=bad, broken=broken, deep=deep) for argument in arguments]
     assert command.run(ran.append, Config, arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")

@@ -81,7 +81,7 @@ def _config(kind: type[Config], parser: ArgumentParser, read: Callable[[], Names
         settings = read()
         _check_bounds(kind, settings)
         parts = vars(parser.instantiate(settings))
-    except (ArgumentError, ValueError, OSError) as error:
+    except (ArgumentError, ValueError, OSError, RecursionError) as error:
         raise ConfigError("invalid settings", found=error, way_out=way_out) from error
     return kind(**{name: value for name, value in parts.items() if name != "config"})
 

@@ -4,6 +4,8 @@ import errno
 import os
 import re
 import socket
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,37 @@ def test_no_cluster_at_the_address_is_one_line_at_once(address: str, not_connect
             UnavailableError, match=rf"^no Ray cluster at this address: {re.escape(address)}; found .*RAY_ADDRESS"
         ):
             session.connect()
+
+
+def test_what_listens_and_is_silent_is_no_cluster(not_connected: pytest.MonkeyPatch) -> None:
+    not_connected.setattr(session, "_ANSWER", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        not_connected.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(UnavailableError, match=r"^no Ray cluster at this address: 127.0.0.1:\d+; found timed out; start"):
+            session.connect()
+
+
+def test_what_speaks_another_protocol_is_no_cluster(not_connected: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        not_connected.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        answering = threading.Thread(target=answer_in_http_1, args=(server,))
+        answering.start()
+        with pytest.raises(UnavailableError, match=r"found what answers there is not Ray; start"):
+            session.connect()
+        answering.join()
+
+
+def answer_in_http_1(server: socket.socket) -> None:
+    connection, _ = server.accept()
+    with connection, suppress(ConnectionError):
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(1024):  # until the other side has closed: a reset would lose what was sent
+            pass
+
+
+def test_ray_at_the_address_answers(ray_session: None) -> None:
+    session._check_answer(ray.get_runtime_context().gcs_address)
 
 
 @pytest.mark.parametrize("address", ["nonsense", "ray://127.0.0.1:1", "auto"])

@@ -84,6 +84,9 @@ def test_a_broken_file_is_an_error(place: str) -> None:
         storage.read_json(uri)
     with pytest.raises(DataError, match=r"not a Parquet file.*file\.json"):
         storage.read_parquet(uri)
+    storage.write_bytes(uri, 100_000 * b"[")
+    with pytest.raises(DataError, match=r"not a JSON file.*file\.json.*recursion"):
+        storage.read_json(uri)
 
 
 def test_list_files_is_recursive_sorted_and_skips_hidden_names(place: str) -> None:

@@ -96,9 +96,9 @@ def evaluate_bundle(
     if warning:
         print(f"warning: {warning}", flush=True)
     metrics = Metrics(labels.counts, labels.n_documents, ks=ks)
-    connect()
-    make_room("actors", pool.min, pool.needs, pool.patience)
     with own_errors():
+        connect()
+        make_room("actors", pool.min, pool.needs, pool.patience)
         pool = replace(pool, max=pool.max or pool.min)  # a small file is one block, so one actor gets all of it
         texts = _some_texts(documents) if model.scoring == "auto" else []
         model = settle_scoring(model, members, texts, max(*ks, DEPTH), pool)

@@ -30,6 +30,7 @@ _LOCAL_VARIABLES = {
 _FIRST_LINE, _NEXT_LINE = 3.0, 30.0  # seconds to the first line while a cluster has no room, and between two lines
 _LONGEST = 400  # characters of a message of Ray's
 _ANSWER = 20.0  # seconds for which a cluster that does not answer is waited for
+_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # an empty frame of HTTP/2, with one of whose kind gRPC greets
 _LOCAL_CPUS = 6  # logical ones: a streaming plan of read, map, actor and write tasks stalls with fewer
 
 
@@ -71,12 +72,16 @@ def _init(what: str, where: str, way_out: str, options: Mapping[str, Any]) -> No
 
 
 def _check_answer(address: str) -> None:
-    """UnavailableError if nobody listens at ``host:port``: Ray itself tries for minutes."""
+    """UnavailableError if nothing like Ray answers at ``host:port``: Ray itself tries for minutes."""
     host, _, port = address.rpartition(":")
     if not port.isdigit() or "/" in host:
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _ANSWER).close()
+        with socket.create_connection((host.strip("[]"), int(port)), _ANSWER) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") == "0":
+                connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS)
+                if connection.recv(4, socket.MSG_WAITALL)[3:] != _SETTINGS[3:4]:
+                    raise ConnectionError("what answers there is not Ray")
     except (OSError, OverflowError) as error:
         way_out = "start the cluster, correct RAY_ADDRESS, or unset it to use this machine"
         raise UnavailableError("no Ray cluster at this address", where=address, found=error, way_out=way_out) from None

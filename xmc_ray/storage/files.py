@@ -177,7 +177,7 @@ def read_json(uri: Uri) -> Any:
     """The content of a JSON file; DataError if it does not exist or is not JSON."""
     try:
         return json.loads(read_bytes(uri))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError("not a JSON file", where=uri, found=error) from None
 
 
