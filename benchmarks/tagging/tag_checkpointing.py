@@ -18,7 +18,6 @@ from pathlib import Path
 from statistics import median
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from benchmarks.frame import verdict
 from benchmarks.tagging._tagging import (
@@ -72,7 +71,7 @@ def off(book: Diary, config: TagConfig, plan: Plan) -> Timed:
     """The stages of `tagging` without anything that is kept."""
     members = Members.read(config.bundle)
     labels, tokenizers = members.fetch()
-    columns = TagColumns(pq.read_table(labels, columns=["label", "name", "count"]), members.fingerprint, config.min_score)
+    columns = TagColumns(labels, members.fingerprint, config.min_score)
     began = time.time()
     read = TimedRead(Rules.of(config.documents, labelled=False), tokenizers)
     predictor = partial(TimedPredictor, members, config.k, config.pool, config.model)

@@ -1,5 +1,6 @@
 """Averaged scores against sums in dictionaries; several bundles as one classifier."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,23 @@ def test_scores_that_are_not_finite_are_an_error(places: list[str]) -> None:
             ensemble.predict(ensemble.encode(pa.array(TEXTS[:3])), 3, PredictConfig())
 
 
+def test_a_bundle_that_is_overwritten_in_use_gives_no_scores(places: list[str], tmp_path: Path) -> None:
+    """Kind: check, then use. Weights are mapped from their file: who writes into it changes those of a running model."""
+    shutil.copytree(places[0], tmp_path / "bundle")
+    ensemble, weights = Ensemble.load(tmp_path / "bundle"), tmp_path / "bundle" / "model.safetensors"
+    tokens = ensemble.encode(pa.array(TEXTS))
+    before = ensemble.predict(tokens, 3, PredictConfig())
+    shutil.copyfile(weights, tmp_path / "other")
+    (tmp_path / "other").rename(weights)  # the file that is mapped stays as it was
+    np.testing.assert_array_equal(ensemble.predict(tokens, 3, PredictConfig())[0], before[0])
+    ensemble = Ensemble.load(tmp_path / "bundle")
+    with open(weights, "r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"\0\0\0\0")
+    with pytest.raises(ModelError, match=r"the bundle has been overwritten while it was in use: .*model\.safetensors"):
+        ensemble.predict(tokens, 3, PredictConfig())
+
+
 def test_a_bundle_that_was_replaced_since_it_was_read_is_not_opened(places: list[str], tmp_path: Path) -> None:
     shutil.copytree(places[0], tmp_path / "bundle")
     members = Members.read(tmp_path / "bundle")
@@ -270,8 +288,8 @@ def test_a_text_is_encoded_once_by_each_distinct_tokenizer(places: list[str]) ->
     ensemble = Ensemble.load(places)
     lengths = [[len(row) for row in tokens.to_pylist()] for tokens in ensemble.encode(pa.array(TEXTS))]
     assert [max(row) for row in lengths] == [24, 8, 24]  # grouped and flat read the same tokens
-    labels_file, tokenizers = Members.read(places).fetch()
-    assert labels_file.exists()
+    labels, tokenizers = Members.read(places).fetch()
+    assert labels["label"].to_pylist() == ensemble.labels.labels.to_pylist()
     assert [tokenizer.max_tokens for tokenizer in tokenizers] == [24, 8, 24]
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,6 +19,7 @@ import torch
 from seaweed import S3
 
 from xmc_ray import storage
+from xmc_ray.bundle import folder
 from xmc_ray.bundle.folder import Bundle, _fingerprint, load_bundle, read_settings, save_bundle
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.data.labels import LabelIndex
@@ -294,6 +296,61 @@ def test_another_bundle_at_the_same_address_is_not_opened(tiny_encoder: Path, pl
     second = save_bundle(make_bundle(tiny_encoder, n_groups=7), place)
     with pytest.raises(ModelError, match=f"has been replaced by another: {place}; found {second}; expected {first}"):
         load_bundle(place, first)
+
+
+def test_settings_and_weights_are_of_one_bundle(tiny_encoder: Path, s3: S3) -> None:
+    """Kind: an address that is resolved again. A bundle whose files have the same sizes replaces one that was downloaded."""
+    bundle, place = make_bundle(tiny_encoder), s3.uri("bundles/swapped")
+    first, bias = save_bundle(bundle, place), bundle.model.recall.bias.clone()
+    load_bundle(place)
+    storage.remove(place)
+    with torch.no_grad():
+        bundle.model.recall.bias += 1
+    assert save_bundle(bundle, place) != first
+    again = load_bundle(place, first)
+    assert again.fingerprint == first and torch.equal(again.model.recall.bias, bias)
+    assert torch.equal(load_bundle(place).model.recall.bias, bias + 1)
+
+
+def test_a_bundle_that_changes_while_it_is_opened(tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kind: check, then use. The digests hold, and then another bundle is put there."""
+    for number in (3, 7):
+        save_bundle(make_bundle(tiny_encoder, number), str(tmp_path / str(number)))
+    load_file = folder.safetensors.torch.load_file
+
+    def swapped(weights: Path) -> Any:
+        shutil.rmtree(tmp_path / "3")
+        shutil.copytree(tmp_path / "7", tmp_path / "3")
+        return load_file(weights)
+
+    monkeypatch.setattr(folder.safetensors.torch, "load_file", swapped)
+    with pytest.raises(ModelError, match=rf"the bundle has changed while it was read: {tmp_path / '3'}; run again"):
+        load_bundle(str(tmp_path / "3"))
+
+
+def test_a_local_bundle_is_hashed_once_until_it_is_touched(
+    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every actor of a machine would else read all weights; one that was touched since is never trusted."""
+    place, weights, digested = str(tmp_path / "bundle"), tmp_path / "bundle" / "model.safetensors", list[str]()
+    fingerprint = save_bundle(make_bundle(tiny_encoder), place)
+    digest = folders.digest
+    monkeypatch.setattr(folders, "digest", lambda path: digested.append(path.name) or digest(path))
+    load_bundle(place, fingerprint)
+    load_bundle(place, fingerprint)
+    assert digested.count("model.safetensors") == 2, "too fresh to tell whether it is still the same"
+    monkeypatch.setattr(folders, "_SETTLED", 0)
+    load_bundle(place, fingerprint)
+    assert digested.count("model.safetensors") == 3
+    load_bundle(place, fingerprint)
+    assert digested.count("model.safetensors") == 3
+    time.sleep(0.05)
+    kept, content = weights.stat(), weights.read_bytes()
+    weights.write_bytes(content[:-1] + b"?")
+    os.utime(weights, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    for _ in range(2):  # a failure is not remembered as a success
+        with pytest.raises(ModelError, match="the bundle is damaged"):
+            load_bundle(place, fingerprint)
 
 
 def test_no_bundle_at_all(tmp_path: Path) -> None:

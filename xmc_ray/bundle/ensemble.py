@@ -10,7 +10,8 @@ Letters: D documents, C labels listed for a document by all models together, k l
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -18,6 +19,7 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from xmc_ray import storage
@@ -100,20 +102,23 @@ class Members:
     def thresholds(self, precision: float) -> npt.NDArray[np.float32]:
         """float32[L]: `Calibration.thresholds`, for several bundles their mean. Raises ConfigError as `check_precision`."""
         self.check_precision()
-        copies = self._local_copies()
-        labels = LabelIndex.load(copies[0] / LABELS_FILE)
-        parts = [read_calibration(folder, labels) for folder in copies]
+        with self._local_copies() as copies:
+            labels = LabelIndex.load(copies[0] / LABELS_FILE)
+            parts = [read_calibration(folder, labels) for folder in copies]
         thresholds = [part.thresholds(precision) for part in parts if part is not None]
         return np.asarray(np.mean(thresholds, axis=0, dtype=np.float64), np.float32)  # rounded once, as scores are
 
-    def fetch(self) -> tuple[Path, list[Tokenizer]]:
-        """A local copy of the labels' file, and the distinct tokenizers; see `Ensemble.tokenizers`."""
-        copies = self._local_copies()
-        tokenizers = [Tokenizer.load(*member) for member in zip(copies, self.max_tokens, strict=True)]
-        return copies[0] / LABELS_FILE, _distinct(tokenizers)[0]
+    def fetch(self) -> tuple[pa.Table, list[Tokenizer]]:
+        """The content of the first bundle's ``labels.parquet``, and the distinct tokenizers; see `Ensemble.tokenizers`."""
+        with self._local_copies() as copies:
+            tokenizers = [Tokenizer.load(*member) for member in zip(copies, self.max_tokens, strict=True)]
+            return pq.read_table(copies[0] / LABELS_FILE), _distinct(tokenizers)[0]
 
-    def _local_copies(self) -> list[Path]:
-        return [local_bundle(*member) for member in zip(self.uris, self.fingerprints, strict=True)]
+    @contextmanager
+    def _local_copies(self) -> Iterator[list[Path]]:
+        with ExitStack() as stack:
+            members = zip(self.uris, self.fingerprints, strict=True)
+            yield [stack.enter_context(local_bundle(*member)) for member in members]
 
 
 class Ensemble:
@@ -160,7 +165,7 @@ class Ensemble:
         Scores are calibrated before the mean where all models have a calibration, else none is: calibrated probabilities and
         raw scores must not be mixed. Where calibration makes scores equal, they stay in the order of the raw ones. With several
         models, a label that one does not list among its best (`n_listed`) has a score of 0 there. Raises ModelError for scores
-        that are not finite.
+        that are not finite, and when somebody has written into a bundle's file of weights meanwhile.
         """
         n_listed_here = k if len(self.bundles) == 1 else n_listed(k, len(self.labels))
         listed = [
@@ -168,6 +173,8 @@ class Ensemble:
             for bundle, tokenizer in zip(self.bundles, self._reads, strict=True)
         ]
         for bundle, (scores, _) in zip(self.bundles, listed, strict=True):
+            if bundle.mapped is not None:
+                bundle.mapped.check()
             if not np.isfinite(scores).all():
                 found = f"{(~np.isfinite(scores)).any(1).sum():,} of {len(scores):,} documents with such a score"
                 raise ModelError(f"bundle {bundle.fingerprint}: scores are not finite", found=found, way_out="train it again")

@@ -18,10 +18,11 @@ import dataclasses
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -44,16 +45,42 @@ from xmc_ray.storage import folders
 FORMAT = 4  # 1 to 3 were never released
 
 MARKER = "config.json"
+WEIGHTS_FILE = "model.safetensors"
 LABELS_FILE = "labels.parquet"
 CALIBRATION_FILE = "calibration.parquet"
 CALIBRATED_BY = "calibrated_by"  # in config.json: the arithmetic of the scores in that file; older bundles lack it
+
+
+class MappedFile(NamedTuple):
+    """A file that is mapped into memory: who writes into it changes what it holds there."""
+
+    path: Path
+    place: tuple[int, int]
+    content: tuple[int, int]
+
+    @classmethod
+    def of(cls, path: Path) -> "MappedFile":
+        """As it is now."""
+        state = path.stat()
+        return cls(path, (state.st_dev, state.st_ino), (state.st_size, state.st_mtime_ns))
+
+    def check(self) -> None:
+        """Raises ModelError if somebody has written into it since; one that was removed or replaced stays mapped as it was."""
+        with suppress(OSError):
+            now = MappedFile.of(self.path)
+            if now.place == self.place and now.content != self.content:
+                raise ModelError(
+                    "the bundle has been overwritten while it was in use",
+                    where=self.path,
+                    way_out="put the bundle back and run again; write another bundle to another folder",
+                )
 
 
 @dataclass
 class Bundle:
     """A model with everything it needs to tag text. ``fingerprint``: 16 hex digits that depend on all its files.
 
-    Without a ``calibration``, scores are those of the model.
+    Without a ``calibration``, scores are those of the model. ``mapped``: the file that weights are read from as they are used.
     """
 
     model: LightXML
@@ -64,6 +91,7 @@ class Bundle:
     run_toml: str = ""
     fingerprint: str = ""
     calibration: Calibration | None = None
+    mapped: MappedFile | None = None
 
 
 def save_bundle(bundle: Bundle, uri: str, confirm: Callable[[], None] = lambda: None) -> str:
@@ -106,11 +134,17 @@ def load_bundle(uri: str, fingerprint: str | None = None) -> Bundle:
     of that page. A bundle on S3 is downloaded once per machine; see `folders.node_copy`.
     """
     settings = read_settings(uri)
-    folder = local_bundle(uri, fingerprint or settings["fingerprint"])
+    with local_bundle(uri, fingerprint or settings["fingerprint"]) as folder:
+        return _open(folder, uri)
+
+
+def _open(folder: Path, uri: str) -> Bundle:
+    settings, weights = storage.read_json(folder / MARKER), folder / WEIGHTS_FILE
+    mapped = MappedFile.of(weights)
     table = pq.read_table(folder / LABELS_FILE)
     groups = LabelGroups(table["group"].to_numpy().astype(np.int64))
     encoder = load_empty_encoder(folder / "encoder", **settings["encoder"]) if settings["encoder"] else None
-    state = safetensors.torch.load_file(folder / "model.safetensors")
+    state = safetensors.torch.load_file(weights)
     with torch.device("meta"):  # shapes without memory
         lexical = LexicalBranch(state["lexical.weight_F"], settings["lexical"]["width"]) if settings["lexical"] else None
         model = LightXML(encoder, groups, ModelConfig(**settings["model"]), lexical=lexical)
@@ -129,15 +163,24 @@ def load_bundle(uri: str, fingerprint: str | None = None) -> Bundle:
         run_toml=(folder / "run.toml").read_text(),
         fingerprint=settings["fingerprint"],
         calibration=read_calibration(folder, labels),
+        mapped=mapped,
     )
 
 
-def local_bundle(uri: str, fingerprint: str) -> Path:
-    """The local folder of a bundle, verified by its digests: once per download, and every time if it lies on this machine.
+@contextmanager
+def local_bundle(uri: str, fingerprint: str) -> Iterator[Path]:
+    """The local folder of a bundle, for a body that reads it.
 
-    Raises ModelError if it is another bundle than that of ``fingerprint``, or damaged.
+    It is verified by its digests: a download once, a folder on this machine whenever its files have been touched. Raises
+    ModelError if it is another bundle than that of ``fingerprint``, or damaged, or if it has changed when the body ends.
     """
-    return folders.node_copy(uri, fingerprint, lambda folder: _verify(folder, uri, fingerprint))
+    verified: folders.Stamps = {}
+    folder = folders.node_copy(uri, fingerprint, lambda folder: verified.update(_verify(folder, uri, fingerprint)))
+    try:
+        yield folder
+    finally:
+        if folders.stamps(folder, verified) != verified:
+            raise ModelError("the bundle has changed while it was read", where=uri, way_out="run again")
 
 
 def read_calibration(folder: Path, labels: LabelIndex) -> Calibration | None:
@@ -176,8 +219,8 @@ def read_settings(uri: str) -> dict[str, Any]:
     return dict(settings)
 
 
-def _verify(folder: Path, uri: str, fingerprint: str) -> None:
-    settings = json.loads((folder / MARKER).read_text())
+def _verify(folder: Path, uri: str, fingerprint: str) -> folders.Stamps:
+    settings = storage.read_json(folder / MARKER)
     files, found = settings.pop("files"), settings.pop("fingerprint")
     if found != fingerprint:
         raise ModelError(
@@ -187,14 +230,18 @@ def _verify(folder: Path, uri: str, fingerprint: str) -> None:
             expected=fingerprint,
             way_out="put the bundle back, or run again with the one that is there now",
         )
-    damaged = [name for name, expected in files.items() if folders.digest(folder / name) != expected["sha256"]]
-    if damaged or _fingerprint(settings, files) != fingerprint:
-        raise ModelError(
-            "the bundle is damaged",
-            where=storage.join(uri, *(damaged or [MARKER])[:1]),
-            found="a content that does not match its digest",
-            way_out="copy the bundle again or train again",
-        )
+
+    def check() -> None:
+        damaged = [name for name, expected in files.items() if folders.digest(folder / name) != expected["sha256"]]
+        if damaged or _fingerprint(settings, files) != fingerprint:
+            raise ModelError(
+                "the bundle is damaged",
+                where=storage.join(uri, *(damaged or [MARKER])[:1]),
+                found="a content that does not match its digest",
+                way_out="copy the bundle again or train again",
+            )
+
+    return folders.check_once(folder, [MARKER, *files], fingerprint, check)
 
 
 def _fingerprint(settings: dict[str, Any], files: dict[str, Any]) -> str:
@@ -203,7 +250,7 @@ def _fingerprint(settings: dict[str, Any], files: dict[str, Any]) -> str:
 
 def _write_parts(bundle: Bundle, folder: Path) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.model.state_dict().items()}
-    safetensors.torch.save_file(state, folder / "model.safetensors")
+    safetensors.torch.save_file(state, folder / WEIGHTS_FILE)
     if bundle.model.encoder is not None:
         bundle.model.encoder.transformer.config.save_pretrained(folder / "encoder")
     bundle.tokenizer.save(folder)

@@ -90,8 +90,8 @@ def evaluate_bundle(
     model = model or ScoringConfig()
     computed_by = arithmetic(model.precision, pool.device)
     selection = None if min_precision is None else Selection(members.thresholds(min_precision))
-    labels_file, tokenizers = members.fetch()
-    labels = LabelIndex.load(labels_file)
+    index, tokenizers = members.fetch()
+    labels = LabelIndex.from_table(index)
     warning = members.calibration_warning(computed_by)
     if warning:
         print(f"warning: {warning}", flush=True)

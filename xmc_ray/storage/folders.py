@@ -3,17 +3,24 @@
 import atexit
 import fcntl
 import hashlib
+import json
 import os
 import posixpath
 import shutil
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from xmc_ray.errors import ConfigError, DataError, XmcError
 from xmc_ray.storage.address import Uri, explained, filesystem, is_local, split
 from xmc_ray.storage.files import all_files, copy_file, join, remove
+
+_SETTLED = 1_000_000_000  # nanoseconds after which a file's next change certainly has another time
+
+Stamps = dict[str, list[int]]
+"""What tells, without reading a file, whether it is still the same; by its name."""
 
 
 def upload(folder: Uri, uri: Uri, *, last: str | None = None, confirm: Callable[[], None] = lambda: None) -> None:
@@ -85,10 +92,7 @@ def node_copy(uri: Uri, key: str, check: Callable[[Path], None] = lambda folder:
         check(folder)
         return folder
 
-    home = Path(tempfile.gettempdir(), f"xmc_ray-{os.getuid()}")
-    home.mkdir(mode=0o700, exist_ok=True)
-    if home.lstat().st_uid != os.getuid():
-        raise ConfigError("the folder for copies belongs to another user", where=home, way_out="set TMPDIR")
+    home = _home()
     copy, part = home / key, home / f"{key}.part"
     # The kernel releases a lock when its file is closed: the first at the end of this call, the other with the process.
     with open(home / f"{key}.download", "w") as downloading:
@@ -118,6 +122,53 @@ def loadable(name: str) -> str:
     if not files:
         raise FileNotFoundError("nothing there")
     return str(node_copy(name, hashlib.sha256(repr(sorted(files)).encode()).hexdigest()[:16]))
+
+
+def check_once(folder: Path, names: Sequence[str], key: str, check: Callable[[], None]) -> Stamps:
+    """Call ``check`` of files in a local folder, unless it has passed before and they have not been touched since.
+
+    Once for all processes of this user on this machine: those that give the same ``key`` wait for each other. Files that were
+    changed in the last second are always checked, since a further change might leave the same time. Returns the `stamps` from
+    before the check.
+    """
+    found = stamps(folder, names)
+    if time.time_ns() - max((stamp[-1] for stamp in found.values() if stamp), default=0) < _SETTLED:
+        check()
+        return found
+    state = json.dumps([str(folder), found])
+    with open(_home() / f"{key}.checked", "a+") as record:
+        fcntl.flock(record, fcntl.LOCK_EX)
+        record.seek(0)
+        if record.read() != state:
+            check()
+            record.truncate(0)
+            record.write(state)
+    return found
+
+
+def stamps(folder: Path, names: Iterable[str]) -> Stamps:
+    """Device, inode, size and time of the last change of files: they differ whenever one is written, replaced or moved.
+
+    Empty for a file that is not there.
+    """
+    return {name: _stamp(folder / name) for name in names}
+
+
+def _stamp(path: Path) -> list[int]:
+    try:
+        state = path.stat()
+    except OSError:
+        return []
+    return [state.st_dev, state.st_ino, state.st_size, state.st_ctime_ns]
+
+
+def _home() -> Path:
+    """This user's folder on this machine, for copies and for what is known of them."""
+    home = Path(tempfile.gettempdir(), f"xmc_ray-{os.getuid()}")
+    home.mkdir(mode=0o700, exist_ok=True)
+    if home.lstat().st_uid != os.getuid():
+        raise ConfigError("the folder for copies belongs to another user", where=home, way_out="set TMPDIR")
+    return home
 
 
 def _remove_unused(home: Path) -> None:

@@ -85,7 +85,7 @@ def test_labels_below_their_threshold_are_left_out(
     manifest = manifest_of(few)
     assert manifest["calibrated"] and manifest["min_precision"] == 0.5 and manifest["reused"] == 0
     members = Members.read(str(trained / "bundle"))
-    labels = pq.read_table(members.fetch()[0], columns=["label"])["label"].to_pylist()
+    labels = members.fetch()[0]["label"].to_pylist()
     least = dict(zip(labels, members.thresholds(0.5).tolist(), strict=True))
     n_all = n_kept = 0
     for row, kept in zip(read_night(every)[0].to_pylist(), read_night(few)[0].to_pylist(), strict=True):

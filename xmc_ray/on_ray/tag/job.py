@@ -16,7 +16,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from xmc_ray import storage
 from xmc_ray.bundle.ensemble import Members
@@ -146,8 +145,8 @@ class _Tagging:
 
     def __post_init__(self) -> None:
         self.rules = Rules.of(self.config.documents, labelled=False)
-        labels_file, self.tokenizers = self.members.fetch()
-        labels = pq.read_table(labels_file, columns=["label", "name", "count"])
+        index, self.tokenizers = self.members.fetch()
+        labels = index.select(["label", "name", "count"])
         least = self.config.min_precision
         thresholds_L = None if least is None else self.members.thresholds(least)
         self.never = None if thresholds_L is None else int(np.isinf(thresholds_L).sum())
