@@ -228,6 +228,9 @@ def test_a_bundle_that_is_overwritten_in_use_gives_no_scores(places: list[str], 
         file.write(b"\0\0\0\0")
     with pytest.raises(ModelError, match=r"the bundle has been overwritten while it was in use: .*model\.safetensors"):
         ensemble.predict(tokens, 3, PredictConfig())
+    with pytest.raises(ModelError, match="overwritten while it was in use"):
+        save_bundle(ensemble.bundles[0], str(tmp_path / "copy"))
+    assert not (tmp_path / "copy").exists()
 
 
 def test_a_bundle_that_was_replaced_since_it_was_read_is_not_opened(places: list[str], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xmc_ray.errors import ConfigError
+from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.metrics import calibration
 from xmc_ray.metrics.calibration import (
     Calibration,
@@ -186,6 +186,13 @@ def test_a_precision_that_nobody_reaches_never_tags() -> None:
     for wrong in (0, -0.1, 1, 1.1, float("nan")):
         with pytest.raises(ConfigError, match="invalid value of min_precision"):
             one.thresholds(wrong)
+
+
+def test_scores_that_are_not_finite_are_an_error() -> None:
+    """Kind: a number that is no number goes on. Sorted and averaged, it would give every label some chance."""
+    scores, labels = np.array([[0.5, 0.25], [np.nan, 0.1]], np.float32), np.zeros((2, 2), np.int64)
+    with pytest.raises(ModelError, match=r"scores are not finite; found 1 of 2 held-out documents with such a score"):
+        Calibration.of(scores, labels, labels == 0, COUNTS)
 
 
 def test_fitted_on_nothing() -> None:

@@ -97,12 +97,15 @@ class Bundle:
 def save_bundle(bundle: Bundle, uri: str, confirm: Callable[[], None] = lambda: None) -> str:
     """Write a bundle, its marker last, and return its fingerprint. Raises ConfigError if there is something at ``uri``.
 
-    ``confirm`` is called before the marker is written, and raises if another job has taken the place over.
+    ``confirm`` is called before the marker is written, and raises if another job has taken the place over. Raises ModelError
+    if somebody has written into the file that the bundle's weights are mapped from.
     """
     check_place(uri)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         _write_parts(bundle, folder)
+        if bundle.mapped is not None:
+            bundle.mapped.check()
         files = {
             str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": folders.digest(path)}
             for path in sorted(folder.rglob("*"))

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from xmc_ray.data.labels import IntArray
-from xmc_ray.errors import ConfigError
+from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.metrics.at_k import BANDS, BoolArray, FloatArray, band_names, band_rows
 
 ScoreArray = NDArray[np.float32]
@@ -60,7 +60,13 @@ class Calibration:
     def of(
         cls, scores_Dk: ScoreArray, labels_Dk: IntArray, hit_Dk: BoolArray, counts_L: IntArray, arithmetic: str | None = None
     ) -> "Calibration":
-        """From predictions padded with label -1; ``counts_L``: training documents of each label."""
+        """From predictions padded with label -1; ``counts_L``: training documents of each label.
+
+        Raises ModelError for scores that are not finite.
+        """
+        if not np.isfinite(scores_Dk).all():
+            found = f"{(~np.isfinite(scores_Dk)).any(1).sum():,} of {len(scores_Dk):,} held-out documents with such a score"
+            raise ModelError("scores are not finite", found=found, way_out="lower the learning rates and train again")
         real_Dk = labels_Dk >= 0
         return cls(labels_Dk[real_Dk], scores_Dk[real_Dk], hit_Dk[real_Dk], band_rows(counts_L), arithmetic)
 
