@@ -283,9 +283,14 @@ def test_the_job(flat: XMCClassifier, tmp_path: Path, capsys: pytest.CaptureFixt
         "label_names": tmp_path / "labels.parquet",
         "output": tmp_path / "new",
         "deprecate": '["pear"]',
+        "max_reject_share": 0.02,
     }
+    with pytest.raises(DataError, match=r"too many documents are rejected: .*text is null \(1\); expected at most 0\.1%"):
+        extend_job(options | {"max_reject_share": 0.001})
+    capsys.readouterr()
     fingerprint = extend_job(options)
     assert capsys.readouterr().out == (
+        f"rejected 1 of {len(rows)} documents: text is null (1)\n"
         "2 labels from documents, 1 deprecated, 1 labels from names alone, of 9 labels in all\n"
         f"bundle {fingerprint}: {tmp_path / 'new'}\n"
     )

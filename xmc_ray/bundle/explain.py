@@ -154,7 +154,7 @@ def print_explanation(config: ExplainConfig) -> Explanation:
     """
     documents = None
     if config.documents is not None:
-        rows = read_rows(config.documents, labelled=True)
+        rows = read_rows(config.documents, labelled=True, max_reject_share=1)
         documents = ((table["text"].combine_chunks(), table["labels"].combine_chunks()) for table in rows)
     ensemble = Ensemble.load(config.bundle)
     explanation = explain(ensemble, config.text, config.label, PredictConfig(), documents, config.nearest)

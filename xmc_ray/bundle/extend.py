@@ -25,18 +25,18 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from xmc_ray import storage
 from xmc_ray.bundle.folder import Bundle, changes, check_place, load_bundle, save_bundle
 from xmc_ray.bundle.regression import Known, RowsConfig, Shortlisted, new_rows
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.groups import LabelGroups, balanced_groups, label_incidence, unit_rows
-from xmc_ray.data.labels import IntArray, LabelIndex, unique_in_rows
+from xmc_ray.data.labels import IntArray, LabelIndex, label_names, read_label_names, unique_in_rows
 from xmc_ray.data.reader import read_rows
+from xmc_ray.data.rejects import MAX_REJECT_SHARE
 from xmc_ray.errors import DataError
 from xmc_ray.metrics.at_k import band_rows
 from xmc_ray.model.lightxml import LightXML
 from xmc_ray.model.predict import PredictConfig, features
-from xmc_ray.settings import Settings
+from xmc_ray.settings import Settings, Share
 
 _KNOWN = 4096  # known labels, at most, that the map from names to rows is fitted on
 _CELLS = 1 << 24  # (new label, group) cells, at most, that are in memory together
@@ -57,6 +57,8 @@ class ExtendConfig(Settings):
     """Parquet file (label, name); a label in it that no document has is added from its name alone."""
     deprecate: list[str] = field(default_factory=list)
     """Labels that are never predicted again; they keep their ids."""
+    max_reject_share: Share = MAX_REJECT_SHARE
+    """Share of rejected documents above which nothing is added."""
     rows: RowsConfig = field(default_factory=RowsConfig)
 
 
@@ -76,11 +78,12 @@ class Extension(NamedTuple):
 def extend_bundle(config: ExtendConfig) -> str:
     """Extend, save, and return the new bundle's fingerprint. Raises ConfigError if there is something at ``output``."""
     check_place(config.output)
+    names = read_label_names(config.label_names)
     bundle = load_bundle(config.bundle)
-    names = None if config.label_names is None else storage.read_parquet(config.label_names)
     texts, lists = pa.array([], pa.string()), pa.array([], pa.list_(pa.string()))
     if config.documents is not None:
-        table = pa.concat_tables(part.select(["text", "labels"]) for part in read_rows(config.documents, labelled=True))
+        rows = read_rows(config.documents, labelled=True, max_reject_share=config.max_reject_share)
+        table = pa.concat_tables(part.select(["text", "labels"]) for part in rows)
         texts, lists = (table[name].combine_chunks() for name in ("text", "labels"))
     extended = extend(bundle, texts, lists, names, config.deprecate, config.rows, PredictConfig())
     fingerprint = save_bundle(extended, config.output)
@@ -145,8 +148,9 @@ def _with_new(old: LabelIndex, lists: pa.ListArray, names: pa.Table | None) -> L
     new = new.group_by("label").aggregate([([], "count_all")]).sort_by([("count_all", "descending"), ("label", "ascending")])
     fresh, counts = new["label"].combine_chunks(), new["count_all"].to_numpy()
     if names is not None:
+        names = label_names(names)
         old = replace(old, names=pc.coalesce(old.names, old.with_names(names).names))
-        named = pc.drop_null(names["label"].combine_chunks().cast(pa.string())).unique()
+        named = names["label"].combine_chunks()
         named = named.filter(pc.invert(pc.is_in(named, value_set=pa.concat_arrays([old.labels, fresh]))))
         fresh, counts = pa.concat_arrays([fresh, named]), np.concatenate([counts, np.zeros(len(named), np.int64)])
     index = LabelIndex(fresh, counts, pa.nulls(len(fresh), pa.string()), 0)

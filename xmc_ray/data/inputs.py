@@ -66,7 +66,7 @@ def list_inputs(config: DocumentsConfig) -> Inputs:
     for file in files:
         if re.search("/[_.]", file.uri[len(root) :]):
             continue
-        format_ = _format_of_name(file.uri)
+        format_ = format_by_name(file.uri)
         if format_ is not None:
             taken.setdefault(format_.is_parquet, []).append(file)
         else:
@@ -91,7 +91,7 @@ def format_of(uri: str) -> Format:
 
     DataError for a file that is neither Parquet nor JSON lines by either; errors of the file system as they are.
     """
-    known = _format_of_name(uri)
+    known = format_by_name(uri)
     if known is not None:
         return known
     filesystem, path = storage.arrow_filesystem(uri)
@@ -117,25 +117,20 @@ def open_text(uri: str, compression: str | None = None) -> Any:
     return filesystem.open_input_stream(path, compression=packed)
 
 
-def mark_length(head: bytes) -> int:
+def mark_length(head: bytes, uri: str | None = None) -> int:
     """Length of the byte order mark that a file of text begins with, which is not part of the text: 3 or 0.
 
-    DataError for marks of encodings other than UTF-8, without the address.
+    DataError for marks of encodings other than UTF-8.
     """
     for mark, encoding in _OTHER_MARKS.items():
         if head.startswith(mark):
             way_out = f"convert the file, for instance by iconv -f {encoding} -t UTF-8"
-            raise DataError("not UTF-8", found=f"a byte order mark of {encoding}", way_out=way_out)
+            raise DataError("not UTF-8", where=uri, found=f"a byte order mark of {encoding}", way_out=way_out)
     return len(_UTF8_MARK) if head.startswith(_UTF8_MARK) else 0
 
 
-def is_parquet_name(uri: str) -> bool:
-    """Whether a file's name says that it is Parquet."""
-    known = _format_of_name(uri)
-    return known is not None and known.is_parquet
-
-
-def _format_of_name(uri: str) -> Format | None:
+def format_by_name(uri: str) -> Format | None:
+    """The format that a file's name says, if any."""
     match = _NAME.search(uri)
     if match is None:
         return None

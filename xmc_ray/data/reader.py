@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from xmc_ray import storage
 from xmc_ray.data.documents import DocumentsConfig, Reject, Rules, load_object
-from xmc_ray.data.inputs import format_of, is_parquet_name, list_inputs, mark_length, open_text
+from xmc_ray.data.inputs import format_by_name, format_of, list_inputs, mark_length, open_text
+from xmc_ray.data.rejects import MAX_REJECT_SHARE, Rejects
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.storage.files import PATIENCE, FileInfo
 
@@ -69,6 +70,10 @@ class Segment:
         file = FileInfo(uri=row["uri"], size=row["size"], version=row["version"])
         reject = None if row.get("reason") is None else Reject(row["reason"], row["detail"])
         return cls(file, row.get("start", row["row"]), row["row"], _ALL if row["rows"] is None else row["rows"], reject)
+
+    def lost_with(self, chunk: Chunk) -> int:
+        """The bytes that are lost with a chunk of this segment: the file's, if it is rejected without a number of rows."""
+        return self.file.size if self.rows == _ALL and chunk.reject is not None and chunk.start == chunk.end else 0
 
 
 class _Damaged(Exception):
@@ -152,9 +157,14 @@ def file_segments(files: list[FileInfo]) -> pa.Table:
     rows = [
         {**vars(file), "file": number, "row": row, "rows": rows}
         for number, file in enumerate(files)
-        for row, rows in (_row_groups(file) if file.size > _LARGE and is_parquet_name(file.uri) else [(0, None)])
+        for row, rows in (_row_groups(file) if file.size > _LARGE and _is_parquet(file) else [(0, None)])
     ]
     return pa.Table.from_pylist(rows, _SEGMENTS)
+
+
+def _is_parquet(file: FileInfo) -> bool:
+    known = format_by_name(file.uri)
+    return known is not None and known.is_parquet
 
 
 def _row_groups(file: FileInfo) -> list[tuple[int, int | None]]:
@@ -257,18 +267,25 @@ def _next(waiting: "deque[tuple[int, Iterator[Chunk] | Future[list[Chunk]]]]") -
         yield number, part
 
 
-def read_rows(config: DocumentsConfig, *, labelled: bool) -> Iterator[pa.Table]:
+def read_rows(config: DocumentsConfig, *, labelled: bool, max_reject_share: float = MAX_REJECT_SHARE) -> Iterator[pa.Table]:
     """The usable rows of all files, chunk by chunk, in this process; those with a reason are left out.
 
-    DataError as in `list_inputs` and `check_columns`, and for a file that cannot be read.
+    Prints what is left out of the folder and, after the last row, what was rejected. DataError as in `list_inputs` and
+    `check_columns`, and if more than ``max_reject_share`` is rejected.
     """
     inputs, rules = list_inputs(config), Rules.of(config, labelled=labelled)
+    if inputs.left_out:
+        print(inputs, flush=True)
     check_columns(inputs.files, rules)
-    for file in inputs.files:
-        for chunk in read_file(Segment(file), rules):
-            if chunk.reject is not None:
-                raise DataError("cannot read documents", where=file.uri, found=chunk.reject)
+    rejects = Rejects(sum(file.size for file in inputs.files))
+    for segment in map(Segment, inputs.files):
+        for chunk in read_file(segment, rules):
+            rejects.add(chunk.table["reason"], segment.lost_with(chunk))
             yield chunk.table.filter(pc.is_null(chunk.table["reason"]))
+    way_out = "fix the documents, or run again with a higher max_reject_share"
+    rejects.check(max_reject_share, where=config.uri, way_out=way_out)
+    if rejects.reasons:
+        print(f"rejected {rejects.reasons.total():,} of {rejects.rows:,} documents: {rejects}", flush=True)
 
 
 def _parquet(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:

@@ -14,7 +14,9 @@ import ray.data
 from xmc_ray import storage
 from xmc_ray.bundle.ensemble import Members
 from xmc_ray.data.documents import DocumentsConfig
+from xmc_ray.data.inputs import list_inputs
 from xmc_ray.data.labels import LabelIndex, list_lengths
+from xmc_ray.data.rejects import MAX_REJECT_SHARE, Rejects
 from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.metrics.at_k import Metrics, find_hits, table
 from xmc_ray.metrics.calibration import DEPTH, Reliability, Selection
@@ -50,23 +52,29 @@ class EvaluateConfig(Settings):
     min_precision: OpenShare | None = None
     """Also evaluate the tags that pass the thresholds for this precision; needs calibrated bundles."""
     model: ScoringConfig = field(default_factory=ScoringConfig)
+    max_reject_share: Share = MAX_REJECT_SHARE
+    """Share of rejected documents above which the evaluation fails."""
     pool: EvaluationPoolConfig = field(default_factory=EvaluationPoolConfig)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """The evaluation job: the result of `evaluate_bundle`, printed as a table and written to ``metrics.json``.
 
-    Raises ConfigError if that exists already, DataError when no document has a label that the bundle knows.
+    Raises ConfigError if that exists already, DataError when no document has a label that the bundle knows or too many are
+    rejected.
     """
     if config.output is not None and storage.exists(storage.join(config.output, "metrics.json")):
         raise ConfigError("metrics.json is there already", where=config.output, way_out="choose another output or remove it")
     started = time.monotonic()
     members, ks = Members.read(config.bundle), tuple(sorted(config.ks))
-    result = evaluate_bundle(config.documents, members, config.pool, config.model, ks, config.min_precision)
+    limits = config.min_precision, config.max_reject_share
+    result = evaluate_bundle(config.documents, members, config.pool, config.model, ks, *limits)
     print(table(result))
     print(_calibration_line(result["calibration"]))
     rate = result["documents"] / (time.monotonic() - started)
     print(f"{result['documents']:,} documents, {result['rejected']:,} rejected, {rate:,.0f} documents/s with start-up")
+    if result["reasons"]:
+        print("rejected: " + ", ".join(f"{reason} ({rows:,})" for reason, rows in result["reasons"].items()))
     if config.output is not None:
         storage.write_json(storage.join(config.output, "metrics.json"), result)
     return result
@@ -79,13 +87,14 @@ def evaluate_bundle(
     model: ScoringConfig | None = None,
     ks: tuple[int, ...] = (1, 3, 5, 10),
     min_precision: float | None = None,
+    max_reject_share: float = MAX_REJECT_SHARE,
 ) -> dict[str, Any]:
     """Metrics of one bundle, or several whose scores are averaged, as a nested dict (see `Metrics.result`).
 
     True labels that the bundle does not know are left out; their number is ``unknown_labels``. ``calibration`` has ECE@5 and
     the effect of thresholds on the first `DEPTH` labels, whatever ``ks``, over documents with a known label. ``arithmetic`` and
     ``scoring`` say how scores were computed; prints a warning where calibrations are of another arithmetic.
-    Raises DataError when there is no such document.
+    Raises DataError when there is no such document, and when more than ``max_reject_share`` is rejected.
     """
     model = model or ScoringConfig()
     computed_by = arithmetic(model.precision, pool.device)
@@ -102,10 +111,16 @@ def evaluate_bundle(
         pool = replace(pool, max=pool.max or pool.min)  # a small file is one block, so one actor gets all of it
         texts = _some_texts(documents) if model.scoring == "auto" else []
         model = settle_scoring(model, members, texts, max(*ks, DEPTH), pool)
-        tokenised = tokenise(read_documents(documents, labelled=True), *tokenizers)
+        inputs = list_inputs(documents)
+        if inputs.left_out:
+            print(inputs, flush=True)
+        rejects = Rejects(sum(file.size for file in inputs.files))
+        tokenised = tokenise(read_documents(documents, labelled=True, files=inputs.files), *tokenizers)
         reliability = Reliability()
         predicted = predictions(tokenised, members, max(*ks, DEPTH), pool, pool.batch_rows, model)
-        counts = _count(predicted, labels, metrics, [reliability] if selection is None else [reliability, selection])
+        counts = _count(predicted, labels, metrics, [reliability] if selection is None else [reliability, selection], rejects)
+    way_out = "fix the documents, or run again with a higher max_reject_share"
+    rejects.check(max_reject_share, where=documents.uri, way_out=way_out)
     result = metrics.result()
     if not result["total"]["documents"]:
         raise DataError("no document has a label that the bundle knows", where=documents.uri, found=counts)
@@ -131,14 +146,18 @@ def _calibration_line(calibration: dict[str, Any]) -> str:
 
 
 def _count(
-    predicted: ray.data.Dataset, labels: LabelIndex, metrics: Metrics, counted: Sequence[Reliability | Selection]
-) -> dict[str, int]:
-    """Add a stream of predictions to ``metrics`` and ``counted``; all are sums, so neither order nor batches matter.
+    predicted: ray.data.Dataset,
+    labels: LabelIndex,
+    metrics: Metrics,
+    counted: Sequence[Reliability | Selection],
+    rejects: Rejects,
+) -> dict[str, Any]:
+    """Add a stream of predictions to ``metrics``, ``counted`` and ``rejects``.
 
-    Like ``metrics``, ``counted`` leaves out documents without a label that the bundle knows. Returns counts of documents, and
-    of labels that the bundle does not know.
+    All are sums, so neither order nor batches matter. Like ``metrics``, ``counted`` leaves out documents without a label that
+    the bundle knows. Returns counts of documents, and of labels that the bundle does not know.
     """
-    counts = {"documents": 0, "rejected": 0, "truncated": 0, "unknown_labels": 0}
+    counts = dict.fromkeys(("documents", "truncated", "unknown_labels"), 0)
     for batch in arrow_batches(predicted):
         good = batch.filter(pc.is_null(batch["reason"]))
         lists = good["labels"].combine_chunks()
@@ -149,10 +168,10 @@ def _count(
         for part in counted:
             part.update(matrix(good, "probabilities")[labelled, :DEPTH], ids[labelled, :DEPTH], hits[labelled, :DEPTH])
         counts["documents"] += len(good)
-        counts["rejected"] += len(batch) - len(good)
+        rejects.add(batch["reason"], pc.sum(batch["lost_bytes"]).as_py() or 0)
         counts["truncated"] += pc.sum(good["truncated"]).as_py() or 0
         counts["unknown_labels"] += len(pc.list_flatten(lists)) - len(truth.values)
-    return counts
+    return counts | {"rejected": rejects.reasons.total(), "reasons": dict(rejects.reasons.most_common())}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +182,8 @@ class GateConfig(Settings):
     """Labelled documents; without them there is no gate."""
     at_least: dict[str, Share] = field(default_factory=dict)
     """Minimum value, 0 to 1, of each of some metrics, such as P@1."""
+    max_reject_share: Share = MAX_REJECT_SHARE
+    """Share of rejected labelled documents above which nothing is tagged."""
 
     def check(self) -> None:
         """Raises ConfigError if only one of the two is given."""
@@ -174,7 +195,8 @@ def pass_gate(gate: GateConfig, members: Members, pool: PoolConfig, model: Scori
     """Raises ModelError unless the bundle reaches ``gate.at_least``, ConfigError for a metric that does not exist."""
     if gate.documents is None:
         return
-    total = evaluate_bundle(gate.documents, members, EvaluationPoolConfig(**vars(pool)), model)["total"]
+    own_pool, limit = EvaluationPoolConfig(**vars(pool)), gate.max_reject_share
+    total = evaluate_bundle(gate.documents, members, own_pool, model, max_reject_share=limit)["total"]
     for name, least in gate.at_least.items():
         if name not in total:
             raise ConfigError("no such metric", where="gate.at_least", found=name, expected=", ".join(total))

@@ -1,12 +1,13 @@
 """Streams of documents on Ray Data: read from the files of a catalogue or a training set, and tokenised.
 
-A row that cannot be used has a ``reason``. A file that cannot be read is an error, because a model is trained or evaluated on
-these streams; a night of tagging rejects its rows instead (`tag.scan`).
+A row that cannot be used has a ``reason``. A file that cannot be read is one such row, with the file's size as ``lost_bytes``;
+whoever reads decides how much of that is too much (`rejects`).
 """
 
 from collections.abc import Iterator, Sequence
 from functools import partial, reduce
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
@@ -15,7 +16,6 @@ from xmc_ray.data.documents import DocumentsConfig, Rules
 from xmc_ray.data.inputs import list_inputs
 from xmc_ray.data.reader import Segment, check_columns, file_segments, read_file
 from xmc_ray.data.split import ValidationConfig, held_out_use
-from xmc_ray.errors import DataError
 from xmc_ray.model.text import Tokenizer
 from xmc_ray.storage.files import FileInfo
 
@@ -23,11 +23,10 @@ from xmc_ray.storage.files import FileInfo
 def read_documents(
     config: DocumentsConfig, *, labelled: bool, series: str | None = None, files: list[FileInfo] | None = None
 ) -> ray.data.Dataset:
-    """The rows of all files as `documents.Rules` gives them, in order; ``series`` names the column of the series, if any.
+    """The rows of all files as `documents.Rules` gives them, with ``lost_bytes``; ``series`` names the column of the series.
 
     ``files``: what `list_inputs` has returned before, so that no file is read that has arrived since. Raises DataError if
-    columns are missing or of a wrong type in the first files that have rows, and if no file has any; a task raises it for a
-    file that cannot be read.
+    columns are missing or of a wrong type in the first files that have rows, and if no file has any.
     """
     files = list_inputs(config).files if files is None else files
     rules = Rules.of(config, labelled=labelled, series=series)
@@ -39,12 +38,12 @@ def read_documents(
 
 def _read(rows: pa.Table, rules: Rules) -> Iterator[pa.Table]:
     """A task that reads the segments that its rows describe."""
-    yield rules.empty()  # so that a file without rows has columns
+    yield rules.empty().append_column("lost_bytes", pa.array([], pa.int64()))  # so that a file without rows has columns
     for segment in map(Segment.from_row, rows.to_pylist()):
         for chunk in read_file(segment, rules):
-            if chunk.reject is not None:
-                raise DataError("cannot read documents", where=segment.file.uri, found=chunk.reject)
-            yield chunk.table
+            lost = np.zeros(len(chunk.table), np.int64)
+            lost[:1] = segment.lost_with(chunk)
+            yield chunk.table.append_column("lost_bytes", pa.array(lost))
 
 
 def tokenise(documents: ray.data.Dataset, *tokenizers: Tokenizer, held_out: ValidationConfig | None = None) -> ray.data.Dataset:

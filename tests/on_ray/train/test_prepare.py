@@ -11,6 +11,8 @@ import pytest
 
 from xmc_ray import command
 from xmc_ray.data.token_cache import Split
+from xmc_ray.errors import DataError
+from xmc_ray.on_ray.session import own_errors
 from xmc_ray.on_ray.train import prepare
 from xmc_ray.on_ray.train.config import TrainConfig
 
@@ -99,3 +101,36 @@ def test_a_file_that_arrives_meanwhile_is_not_read_under_the_older_fingerprint(
     both = prepared(tmp_path / "fruit", tiny_encoder, cache)
     assert both.tokens.folder != first.tokens.folder
     assert both.labels.n_documents == first.labels.n_documents + pq.read_metadata(folder / "second.parquet").num_rows
+
+
+def test_training_has_a_limit_for_rejects_and_counts_them(fruit: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+    """Kind of fault: training took whatever was left, however little; one file that cannot be read took it down."""
+    shutil.copyfile(fruit / "train.parquet", tmp_path / "a.parquet")
+    odd = [{"id": "null", "text": None, "labels": None}, {"id": "labels", "text": "a red plum", "labels": [1.5]}]
+    pq.write_table(pa.Table.from_pylist(odd), tmp_path / "b.parquet")
+    (tmp_path / "c.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-100])
+    (tmp_path / "d.csv").touch()
+    cache, uri = tmp_path / "cache", f"--documents.uri={tmp_path}"
+    reasons = r"text is null \(1\), labels is not a list of strings or integers \(1\), cannot be read \(1\)"
+    with (
+        own_errors(),
+        pytest.raises(DataError, match=rf"too many documents are rejected: {tmp_path}; found 4\d\.\d%: .*at most 1"),
+    ):
+        prepared(fruit, tiny_encoder, cache, uri)
+    counts = prepared(fruit, tiny_encoder, cache, uri, "--max_reject_share=0.5").counts
+    rejected = {name: count for name, count in counts.items() if name.startswith("rejected: ")}
+    assert rejected == {
+        "rejected: text is null": 1,
+        "rejected: labels is not a list of strings or integers": 1,
+        "rejected: cannot be read": 1,
+    }
+    assert counts["unread bytes"] == (tmp_path / "c.parquet").stat().st_size
+    with pytest.raises(DataError, match=reasons):  # the tokens are cached, yet the limit is that of this run
+        prepared(fruit, tiny_encoder, cache, uri, "--max_reject_share=0.1")
+
+
+def test_label_names_are_checked_before_documents_are_read(fruit: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+    """Kind of fault: what could be told at once is told after tokenising (sample late-names)."""
+    pq.write_table(pa.table({"uri": ["red"], "title": ["Red"]}), tmp_path / "names.parquet")
+    with pytest.raises(DataError, match="label names need one column 'label' and one 'name'"):
+        prepared(fruit, tiny_encoder, tmp_path / "cache", "--documents.uri=/nowhere", f"--label_names={tmp_path}/names.parquet")

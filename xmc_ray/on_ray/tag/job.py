@@ -22,6 +22,7 @@ from xmc_ray.bundle.ensemble import Members
 from xmc_ray.data.documents import DocumentsConfig, Rules
 from xmc_ray.data.inputs import Inputs, list_inputs
 from xmc_ray.data.reader import check_columns
+from xmc_ray.data.rejects import MAX_REJECT_SHARE, Rejects
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.metrics.drift import DriftConfig
 from xmc_ray.model.predict import arithmetic
@@ -65,7 +66,7 @@ class TagConfig(Settings):
     """Minimum score of a tag."""
     min_precision: OpenShare | None = None
     """Drop tags below the threshold at which their label reaches this precision; needs calibrated bundles."""
-    max_reject_share: Share = field(default=0.01, metadata=MAY_CHANGE_ON_RESUME)
+    max_reject_share: Share = field(default=MAX_REJECT_SHARE, metadata=MAY_CHANGE_ON_RESUME)
     """Share of rejected documents above which the night fails."""
     overwrite: bool = field(default=False, metadata=MAY_CHANGE_ON_RESUME)
     """Tag again even if the day's folder holds another run, which stays until it is replaced at the end."""
@@ -242,16 +243,12 @@ class _Tagging:
     def _check_rejects(self, plan: Plan) -> None:
         """DataError if more is rejected than is allowed, however much is left to do."""
         size = sum(file.size for file in self.inputs.files)
-        share = max(self.totals.counts["rejected"] / max(plan.rows, 1), plan.lost_bytes / max(size, 1))
-        if share > self.config.max_reject_share:
-            reasons = ", ".join(f"{reason} ({rows:,})" for reason, rows in self.totals.reasons.most_common(5))
-            raise DataError(
-                "too many documents are rejected",
-                where=storage.join(self.night.work, "rejects"),
-                found=f"{share:.1%}: {reasons}",
-                expected=f"at most {self.config.max_reject_share:.1%}",
-                way_out="fix the input, or run again with a higher max_reject_share; finished pieces are kept",
-            )
+        rejects = Rejects(size, plan.rows, plan.lost_bytes, self.totals.reasons)
+        rejects.check(
+            self.config.max_reject_share,
+            where=storage.join(self.night.work, "rejects"),
+            way_out="fix the input, or run again with a higher max_reject_share; finished pieces are kept",
+        )
 
 
 def _previous(config: TagConfig, this: str, fingerprint: str) -> str | None:

@@ -6,9 +6,10 @@ from typing import Annotated
 import torch
 
 from xmc_ray.data.documents import DocumentsConfig
+from xmc_ray.data.rejects import MAX_REJECT_SHARE
 from xmc_ray.data.split import ValidationConfig
 from xmc_ray.errors import ConfigError
-from xmc_ray.settings import MAY_CHANGE_ON_RESUME, Bounds, NonNegativeFloat, NonNegativeInt, PositiveInt, Settings
+from xmc_ray.settings import MAY_CHANGE_ON_RESUME, Bounds, NonNegativeFloat, NonNegativeInt, PositiveInt, Settings, Share
 from xmc_ray.training.checkpoint import CheckpointsConfig
 from xmc_ray.training.fit import FitConfig
 
@@ -71,6 +72,8 @@ class TrainConfig(FitConfig):
     """Run folder, local or s3://."""
     label_names: str | None = None
     """Parquet file with columns label and name, if labels have names."""
+    max_reject_share: Share = field(default=MAX_REJECT_SHARE, metadata=MAY_CHANGE_ON_RESUME)
+    """Share of rejected documents above which training does not start."""
     resume: str = field(default="auto", metadata=MAY_CHANGE_ON_RESUME)
     """auto resumes an unfinished run in the run folder; never requires an empty one; else the address of a checkpoint."""
     cache: str | None = field(default=None, metadata=MAY_CHANGE_ON_RESUME)

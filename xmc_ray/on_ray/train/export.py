@@ -45,6 +45,7 @@ def keep_best(config: TrainConfig, prepared: Prepared, confirm: Callable[[], Non
     calibration, measured = _calibration(chosen, config, prepared)
     model = _model_of(chosen, config, prepared).eval()
     metrics: dict[str, Any] = dict(chosen.metrics) | {"step": chosen.step, "calibration": measured}
+    metrics["documents"] = {name: count for name, count in prepared.counts.items() if count}
     parts = prepared.tokenizer, prepared.labels, prepared.groups
     bundle = Bundle(model, *parts, metrics=metrics, run_toml=to_toml(config), calibration=calibration)
     if not storage.is_empty(uri):

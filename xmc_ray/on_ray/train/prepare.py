@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,6 +17,7 @@ from xmc_ray import storage
 from xmc_ray.data.groups import GroupsConfig, LabelGroups, group_labels
 from xmc_ray.data.inputs import list_inputs
 from xmc_ray.data.labels import LabelIndex, list_lengths, read_label_names
+from xmc_ray.data.rejects import Rejects
 from xmc_ray.data.token_cache import FORMAT, MARKER, Split, TokenCache, write_tokens
 from xmc_ray.model.lexical import LexicalConfig, term_weights
 from xmc_ray.model.text import Tokenizer
@@ -25,6 +26,8 @@ from xmc_ray.on_ray.stream import read_documents, tokenise
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.journal import say
 from xmc_ray.storage.files import FileInfo
+
+_REJECTED, _LOST = "rejected: ", "unread bytes"  # names of counts
 
 
 @dataclass
@@ -48,7 +51,7 @@ def prepare(config: TrainConfig) -> Prepared:
 
     A folder of the cache is named by a fingerprint of the files (size and version), columns, tokenizer, length and held-out
     share, so a stale one is never read. Labels and their counts are those of all documents, held out or not; groups see only
-    training documents. Raises DataError when none is left to train on.
+    training documents. Raises DataError when too many documents are rejected, and when none is left to train on.
     """
     names = read_label_names(config.label_names)
     tokenizer = Tokenizer.load(config.encoder.name, config.text.max_tokens)
@@ -61,6 +64,7 @@ def prepare(config: TrainConfig) -> Prepared:
     if not storage.exists(storage.join(folder, MARKER)):
         _tokenise_all(config, files, tokenizer, folder)
     tokens = TokenCache.open(folder)
+    _check_rejects(config, _rejects_of(tokens.counts, files))  # of an earlier run, perhaps, which allowed more
     labels = tokens.labels if names is None else tokens.labels.with_names(names)
     return Prepared(tokens, tokenizer, labels, _groups(tokens, config.groups), _term_weights(tokens, config.lexical))
 
@@ -79,7 +83,8 @@ def _tokenise_all(config: TrainConfig, files: list[FileInfo], tokenizer: Tokeniz
     rows = read_documents(config.documents, labelled=True, series=config.validation.series, files=files)
     tokenised = tokenise(rows, tokenizer, held_out=config.validation).materialize()
     counts: Counter[str] = Counter()
-    labels = LabelIndex.count(_labels_and_counts(tokenised, counts))
+    rejects = Rejects(sum(file.size for file in files))
+    labels = LabelIndex.count(_good_labels(config, tokenised, counts, rejects))
     shared = ray.put(labels)
     train, validation, calibration = (
         tokenised.map_batches(partial(_usable, use=use, labels=shared), batch_format="pyarrow", batch_size=None)
@@ -115,17 +120,33 @@ def _term_weights(tokens: TokenCache, config: LexicalConfig) -> npt.NDArray[np.f
     return np.asarray(storage.read_parquet(uri)["weight"], np.float32)
 
 
-def _labels_and_counts(tokenised: ray.data.Dataset, counts: Counter[str]) -> Iterator[pa.ListArray]:
-    """The label lists of the good rows, block by block; fills ``counts`` as a side effect."""
-    columns = tokenised.select_columns(["labels", "truncated", "reason"])
+def _check_rejects(config: TrainConfig, rejects: Rejects) -> None:
+    way_out = "fix the documents, or run again with a higher max_reject_share"
+    rejects.check(config.max_reject_share, where=config.documents.uri, way_out=way_out)
+
+
+def _rejects_of(counts: Mapping[str, int], files: list[FileInfo]) -> Rejects:
+    """The rejects that a token cache counts."""
+    reasons = Counter({name.removeprefix(_REJECTED): n for name, n in counts.items() if name.startswith(_REJECTED)})
+    rows = reasons.total() + sum(counts.get(name, 0) for name in ("train", "validation", "calibration", "unlabelled"))
+    return Rejects(sum(file.size for file in files), rows, counts.get(_LOST, 0), reasons)
+
+
+def _good_labels(
+    config: TrainConfig, tokenised: ray.data.Dataset, counts: Counter[str], rejects: Rejects
+) -> Iterator[pa.ListArray]:
+    """The label lists of the good rows, block by block; fills ``counts`` and ``rejects``, and checks these at the end."""
+    columns = tokenised.select_columns(["labels", "truncated", "reason", "lost_bytes"])
     for table in arrow_batches(columns):
         good = table.filter(pc.is_null(table["reason"]))
         lists = good["labels"].combine_chunks()
         counts["truncated"] += pc.sum(good["truncated"]).as_py() or 0
         counts["unlabelled"] += int((list_lengths(lists) == 0).sum())
-        for entry in pc.value_counts(table["reason"].drop_null()).to_pylist():
-            counts[f"rejected: {entry['values']}"] += entry["counts"]
+        rejects.add(table["reason"], pc.sum(table["lost_bytes"]).as_py() or 0)
         yield lists
+    counts.update({f"{_REJECTED}{reason}": rows for reason, rows in rejects.reasons.items()})
+    counts[_LOST] = rejects.lost_bytes
+    _check_rejects(config, rejects)
 
 
 def _usable(table: pa.Table, use: int, labels: ray.ObjectRef[LabelIndex]) -> pa.Table:
