@@ -14,6 +14,7 @@ from xmc_ray import (
     GroupsConfig,
     LoopConfig,
     ModelConfig,
+    ModelError,
     OptimConfig,
     XMCClassifier,
 )
@@ -96,3 +97,79 @@ def test_errors(tiny_encoder: Path) -> None:
     few = replace(config(tiny_encoder, 3), loop=LoopConfig(accumulate=3))
     with pytest.raises(ConfigError, match="cannot share a batch; found 3 parts, batches of 2 documents"):
         XMCClassifier.fit(["one", "two"], [["a"], ["b"]], config=few)
+
+
+# --- arguments (kind of fault: the Python interface does not check them; sample letters-for-labels)
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_encoder: Path) -> XMCClassifier:
+    brief = replace(config(tiny_encoder, 3), loop=LoopConfig(epochs=1, batch_size=8))
+    return XMCClassifier.fit(*problem(32, seed=0), config=brief, device="cpu")
+
+
+def test_integers_are_labels_as_in_files(tiny_encoder: Path) -> None:
+    brief = replace(config(tiny_encoder, 3), loop=LoopConfig(epochs=1, batch_size=8))
+    fitted = XMCClassifier.fit(
+        ["a red apple", "a pear"] * 8, np.array([[1, 1], None] * 8, object), config=brief, names={1: "One"}
+    )
+    assert fitted.bundle.labels.labels.to_pylist() == ["1"] and fitted.bundle.labels.names.to_pylist() == ["One"]
+
+
+@pytest.mark.parametrize("method", ["fit", "evaluate", "calibrate", "extend", "explain"])
+def test_labels_as_letters_are_refused_everywhere(method: str, classifier: XMCClassifier, tiny_encoder: Path) -> None:
+    texts, labels = ["a red apple"] * 2, ["fruit"] * 2
+    calls = {
+        "fit": lambda: XMCClassifier.fit(texts, labels, config=config(tiny_encoder, 3)),
+        "evaluate": lambda: classifier.evaluate(texts, labels),
+        "calibrate": lambda: classifier.calibrate(texts, labels),
+        "extend": lambda: classifier.extend(texts, labels),
+        "explain": lambda: classifier.explain("a red apple", "red", (texts, labels)),
+    }
+    with pytest.raises(
+        DataError, match=r"labels of a document are no list: labels\[0\]; found str 'fruit'.*write it as a list"
+    ):
+        calls[method]()
+
+
+@pytest.mark.parametrize("k", [0, -1, True, 1.5, None, "3"])
+def test_k_that_is_no_positive_integer(k: object, classifier: XMCClassifier) -> None:
+    with pytest.raises(ConfigError, match=r"invalid value of k; found .*; expected at least 1"):
+        classifier.predict(["a red plum"], k=k)  # type: ignore[arg-type]
+
+
+def test_k_is_bounded_by_the_labels(classifier: XMCClassifier) -> None:
+    """Kind of fault: memory goes by a setting instead of by the data."""
+    assert classifier.predict(["a red plum"], k=10**12) == classifier.predict(["a red plum"], k=np.int64(8))
+
+
+def test_arguments_that_cannot_be_meant(classifier: XMCClassifier, tiny_encoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"texts are no list; found str 'a red plum'.*write \[texts\]"):
+        classifier.predict("a red plum")
+    for labels in ([[]], [["unheard of"]]):
+        for call in (classifier.evaluate, classifier.calibrate):
+            with pytest.raises(DataError, match="no document has a label that the model knows; found 1 documents"):
+                call(["a"], labels)
+    with pytest.raises(DataError, match="no document has a label that the model knows"):
+        classifier.evaluate([], [])
+    with pytest.raises(DataError, match="deprecate are no list"):
+        classifier.extend(deprecate="red")
+    with pytest.raises(DataError, match="not a string: text"):
+        classifier.explain(None, "red")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="invalid config; found dict; expected a FitConfig"):
+        XMCClassifier.fit(["a"], [["b"]], config={"loop": 1})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="no such device; found 'gpu'"):
+        XMCClassifier.fit(["a"], [["b"]], config=config(tiny_encoder, 3), device="gpu")
+    for uri in (None, 7, ["a", None]):
+        with pytest.raises(ConfigError, match="not an address"):
+            XMCClassifier.load(uri)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="not an address"):
+        classifier.save(None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="no such device"):
+        XMCClassifier.load(tmp_path, device="gpu")
+    with pytest.raises(ModelError, match="not a finished bundle"):
+        XMCClassifier.load(tmp_path / "nowhere")
+    classifier.save(tmp_path / "bundle")
+    assert XMCClassifier.load([tmp_path / "bundle"], device="cpu").predict(iter(["a red plum"]), k=1)
+    with pytest.raises(ConfigError, match="not empty"):
+        classifier.save(tmp_path / "bundle")

@@ -7,19 +7,23 @@
 The jobs on Ray call the same functions.
 """
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from xmc_ray import storage
 from xmc_ray.bundle.ensemble import Ensemble
 from xmc_ray.bundle.explain import Explanation, explain
 from xmc_ray.bundle.extend import extend
 from xmc_ray.bundle.folder import Bundle, save_bundle
 from xmc_ray.bundle.regression import RowsConfig
+from xmc_ray.data.columns import document_columns, name_table, text_column
 from xmc_ray.data.groups import group_labels
 from xmc_ray.data.labels import LabelIndex, list_lengths
 from xmc_ray.errors import ConfigError, DataError
@@ -30,6 +34,9 @@ from xmc_ray.model.predict import PredictConfig, arithmetic
 from xmc_ray.model.text import Tokenizer
 from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, predictions_and_hits, share_of_batches
 from xmc_ray.training.loop import Step, TrainState, train
+
+Texts = Iterable[str]
+Labels = Iterable[Iterable[str | int] | None]
 
 
 class XMCClassifier:
@@ -53,25 +60,28 @@ class XMCClassifier:
     @classmethod
     def fit(
         cls,
-        texts: Sequence[str],
-        labels: Sequence[Sequence[str]],
+        texts: Texts,
+        labels: Labels,
         *,
         config: FitConfig | None = None,
-        names: dict[str, str] | None = None,
+        names: Mapping[str | int, str | None] | None = None,
         device: str | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> "XMCClassifier":
         """Train on ``texts`` and their ``labels``; ``names`` maps labels to display names.
 
         ``device`` defaults to a GPU if there is one. ``on_step`` is called after every step. Raises DataError if the two lists
-        differ in length or hold no label, ConfigError if there are too few documents for ``loop.accumulate``, ModelError if the
-        encoder is not found or the loss is not finite.
+        differ in length, hold no label or something else than texts and labels, ConfigError if there are too few documents for
+        ``loop.accumulate`` or there is no such device, ModelError if the encoder is not found or the loss is not finite.
         """
-        config = config or FitConfig()
-        column, lists = _columns(texts, labels)
+        config = FitConfig() if config is None else config
+        if not isinstance(config, FitConfig):
+            raise ConfigError("invalid config", found=type(config).__name__, expected="a FitConfig")
+        device, named = _checked_device(device), name_table(names)
+        column, lists = document_columns(texts, labels)
         index = LabelIndex.count([lists])
-        if names:
-            index = index.with_names(pa.table({"label": list(names), "name": list(names.values())}))
+        if named is not None:
+            index = index.with_names(named)
         tokenizer = Tokenizer.load(config.encoder.name, config.text.max_tokens)
         documents = pa.table({"tokens": tokenizer.encode(column)[0], "labels": index.encode(lists)})
         documents = documents.filter(pa.array(list_lengths(documents["labels"].combine_chunks()) > 0))
@@ -81,7 +91,7 @@ class XMCClassifier:
         plan = epoch_plan(config.loop, len(documents))
         plan.check(config.loop.accumulate)
         weight_F = term_weights([columns[0]], config.lexical) if config.lexical.width else None
-        model = build_model(config, tokenizer, index, groups, weight_F=weight_F, device=device or _best_device())
+        model = build_model(config, tokenizer, index, groups, weight_F=weight_F, device=device)
         state = TrainState.start(model, config.optim)
         batches_from = partial(share_of_batches, documents, plan, config.loop.epochs, exchange=model.exchange)
         for step in train(state, model, batches_from, plan.steps, config.loop):
@@ -90,65 +100,69 @@ class XMCClassifier:
         state.averager.keep(model.eval())
         return cls(Bundle(model, tokenizer, index, groups, metrics={}), config.loop.prediction)
 
-    def predict(self, texts: Sequence[str], k: int = 5) -> list[list[tuple[str, float]]]:
-        """The ``k`` best (label, score) of each text, best first, scores in 0..1."""
-        if k < 1:
-            raise ConfigError("invalid value of k", found=k, expected="at least 1")
-        scores, ids = self.ensemble.predict(self.ensemble.encode(pa.array(texts, pa.string())), k, self.prediction)
-        labels = np.asarray(self.ensemble.labels.labels.to_pylist(), object)[ids]
-        return [
-            [(label, float(score)) for label, score, place in zip(*row, strict=True) if place >= 0]
-            for row in zip(labels, scores, ids, strict=True)
-        ]
+    def predict(self, texts: Texts, k: int = 5) -> list[list[tuple[str, float]]]:
+        """The ``k`` best (label, score) of each text, best first, scores in 0..1; all labels if there are fewer than ``k``.
 
-    def explain(
-        self, text: str, label: str, documents: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None
-    ) -> Explanation:
+        Raises DataError for anything but a list of strings, ConfigError for a ``k`` below 1.
+        """
+        labels, k = self.ensemble.labels.labels, _checked_k(k, len(self.ensemble.labels))
+        scores_Dk, ids_Dk = self.ensemble.predict(self.ensemble.encode(text_column(texts)), k, self.prediction)
+        listed_Dk = ids_Dk >= 0
+        tags = list(zip(labels.take(pa.array(ids_Dk[listed_Dk])).to_pylist(), scores_Dk[listed_Dk].tolist(), strict=True))
+        ends_D = np.cumsum(listed_Dk.sum(1)).tolist()
+        return [tags[first:end] for first, end in zip([0, *ends_D], ends_D, strict=False)]
+
+    def explain(self, text: str, label: str, documents: tuple[Texts, Labels] | None = None) -> Explanation:
         """Why ``text`` gets its score for ``label``; of ``documents``, texts and their labels, the nearest are shown.
 
-        Raises ConfigError for an unknown label; see `bundle.explain`.
+        Raises ConfigError for an unknown label, DataError for documents that are none; see `bundle.explain`.
         """
-        chunks = None if documents is None else [_columns(*documents)]
+        (text,), (label,) = text_column([text], "text").to_pylist(), text_column([str(label)], "label").to_pylist()
+        chunks = None if documents is None else [document_columns(*documents)]
         return explain(self.ensemble, text, label, self.prediction, chunks)
 
     def extend(
         self,
-        texts: Sequence[str] = (),
-        labels: Sequence[Sequence[str]] = (),
+        texts: Texts = (),
+        labels: Labels = (),
         *,
-        names: dict[str, str] | None = None,
+        names: Mapping[str | int, str | None] | None = None,
         deprecate: Sequence[str] = (),
         rows: RowsConfig | None = None,
     ) -> "XMCClassifier":
         """A new classifier that also knows the new labels in ``labels`` or ``names``, without training; see `bundle.extend`.
 
         This one is not changed. Labels in ``deprecate`` are never predicted again. Raises ConfigError for an ensemble and for
-        an unknown deprecated label, DataError if nothing is new or the two lists differ in length.
+        an unknown deprecated label, DataError if nothing is new, the two lists differ in length or hold something else.
         """
-        table = None if names is None else pa.table({"label": list(names), "name": list(names.values())})
-        bundle = extend(self.bundle, *_columns(texts, labels), table, deprecate, rows, self.prediction)
+        old = text_column(deprecate, "deprecate").to_pylist()
+        columns, named = document_columns(texts, labels), name_table(names)
+        bundle = extend(self.bundle, *columns, named, old, rows, self.prediction)
         return XMCClassifier(bundle, self.prediction)
 
-    def evaluate(self, texts: Sequence[str], labels: Sequence[Sequence[str]]) -> dict[str, Any]:
+    def evaluate(self, texts: Texts, labels: Labels) -> dict[str, Any]:
         """Metrics of the predictions for ``texts`` against their true ``labels``; see `at_k.Metrics.result`.
 
-        Raises DataError if the two lists differ in length.
+        Raises DataError if the two lists differ in length or hold something else, or if no document has a known label.
         """
-        index, (column, lists) = self.ensemble.labels, _columns(texts, labels)
+        index, (column, lists) = self.ensemble.labels, document_columns(texts, labels)
+        truth = index.encode(lists)
+        _check_known(truth)
         metrics = Metrics(index.counts, index.n_documents)
         _, ids = self.ensemble.predict(self.ensemble.encode(column), max(metrics.ks), self.prediction)
-        metrics.update(ids, index.encode(lists))
+        metrics.update(ids, truth)
         return metrics.result()
 
-    def calibrate(self, texts: Sequence[str], labels: Sequence[Sequence[str]]) -> "XMCClassifier":
+    def calibrate(self, texts: Texts, labels: Labels) -> "XMCClassifier":
         """Calibrates the scores to probabilities on documents that training has not seen, and returns itself.
 
         If documents come in series, give whole series of which training has seen nothing, or the probabilities are too high.
         Documents without a label that the model knows are left out, as in evaluation. Raises ConfigError for an ensemble; its
-        bundles are calibrated one by one.
+        bundles are calibrated one by one. Raises DataError as `evaluate`.
         """
-        bundle, (column, lists) = self.bundle, _columns(texts, labels)
+        bundle, (column, lists) = self.bundle, document_columns(texts, labels)
         truth = bundle.labels.encode(lists)
+        _check_known(truth)
         labelled = pa.array(list_lengths(truth) > 0)
         tokens, truth = bundle.tokenizer.encode(column.filter(labelled))[0], truth.filter(labelled)
         scores, ids, hits = predictions_and_hits(bundle.model, tokens, truth, len(bundle.labels), self.prediction)
@@ -157,28 +171,51 @@ class XMCClassifier:
         bundle.calibration = Calibration.of(scores, ids, hits, bundle.labels.counts, by)
         return self
 
-    def save(self, uri: str) -> str:
+    def save(self, uri: storage.Uri) -> str:
         """Write a bundle (folder or ``s3://``), return its fingerprint.
 
         Raises ConfigError if ``uri`` is not empty, and for an ensemble.
         """
-        return save_bundle(self.bundle, uri)
+        return save_bundle(self.bundle, _address(uri))
 
     @classmethod
-    def load(cls, uri: str | Sequence[str], device: str | None = None) -> "XMCClassifier":
+    def load(cls, uri: storage.Uri | Sequence[storage.Uri], device: str | None = None) -> "XMCClassifier":
         """Open a bundle, or a list of bundles over the same labels, whose scores are averaged.
 
-        Raises ModelError if one is not a bundle, is damaged, has another format, or has other labels than the first.
+        Raises ModelError if one is not a bundle, is damaged, has another format, or has other labels than the first;
+        ConfigError for an empty list and for a device that is not there.
         """
-        return cls(Ensemble.load(uri).to(device or _best_device()))
+        device = _checked_device(device)
+        uris = [_address(part) for part in uri] if isinstance(uri, list | tuple) else _address(uri)
+        return cls(Ensemble.load(uris).to(device))
 
 
-def _columns(texts: Sequence[str], labels: Sequence[Sequence[str]]) -> tuple[pa.StringArray, pa.ListArray]:
-    """Documents as Arrow arrays; DataError if the two lists differ in length."""
-    if len(texts) != len(labels):
-        raise DataError("texts and labels differ in length", found=f"{len(texts)} texts, {len(labels)} label lists")
-    return pa.array(texts, pa.string()), pa.array([list(row) for row in labels], pa.list_(pa.string()))
+def _check_known(truth: pa.ListArray) -> None:
+    if not list_lengths(truth).any():
+        raise DataError("no document has a label that the model knows", found=f"{len(truth):,} documents")
 
 
-def _best_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _checked_k(k: int, n_labels: int) -> int:
+    """At most the number of labels, which bounds the memory; ConfigError for anything but a positive integer."""
+    if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
+        raise ConfigError("invalid value of k", found=repr(k), expected="at least 1")
+    return min(int(k), n_labels)
+
+
+def _address(uri: Any) -> str:
+    if not isinstance(uri, str | os.PathLike):
+        raise ConfigError(
+            "not an address", found=type(uri).__name__, expected="a path, or s3://bucket/key, as a string or a Path"
+        )
+    return os.fspath(uri)
+
+
+def _checked_device(device: str | None) -> str:
+    """``device``, by default a GPU if there is one; ConfigError if it is not there."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        found, expected = f"{device!r}: {str(error).splitlines()[0]}", "cpu, cuda or cuda:N"
+        raise ConfigError("no such device", found=found, expected=expected) from None
+    return device

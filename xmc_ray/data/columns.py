@@ -1,0 +1,95 @@
+"""Lists that a caller gives in Python, as Arrow columns of documents.
+
+The rules are those of files (`documents`): labels are strings or integers, trimmed, none blank. What a file's reader would
+reject is an error here, since the caller can mend it.
+"""
+
+from collections.abc import Iterable, Mapping, Set
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from xmc_ray.data.labels import label_names, tidy
+from xmc_ray.errors import DataError
+
+_EXPECTED = "a list of strings or integers for each document"
+
+
+def text_column(texts: Iterable[str], name: str = "texts") -> pa.StringArray:
+    """string[n]; DataError for anything but a list of strings, such as one string, a missing value or bytes."""
+    rows = listed(texts, name, "a list of strings")
+    for row, text in enumerate(rows):
+        _check_text(text, f"{name}[{row}]", "a string")
+    return pa.array(rows, pa.string())
+
+
+def label_column(labels: Iterable[Iterable[str | int] | None]) -> pa.ListArray:
+    """list<string>[n], as `labels.tidy` leaves them; no labels where a document's are None.
+
+    DataError for a document whose labels are no list, and for labels that are neither strings nor integers.
+    """
+    rows = [_labels(value, f"labels[{row}]") for row, value in enumerate(listed(labels, "labels", _EXPECTED))]
+    return tidy(pa.array(rows, pa.list_(pa.string())))
+
+
+def document_columns(texts: Iterable[str], labels: Iterable[Iterable[str | int] | None]) -> tuple[pa.StringArray, pa.ListArray]:
+    """The columns of labelled documents; DataError as `text_column` and `label_column`, and if they differ in length."""
+    text, lists = text_column(texts), label_column(labels)
+    if len(text) != len(lists):
+        raise DataError("texts and labels differ in length", found=f"{len(text)} texts, {len(lists)} label lists")
+    return text, lists
+
+
+def name_table(names: Mapping[str | int, str | None] | None) -> pa.Table | None:
+    """`labels.label_names` of a mapping from labels to their names; None for None. DataError for anything else."""
+    if names is None:
+        return None
+    if not isinstance(names, Mapping):
+        raise DataError("names are no mapping", found=_shown(names), expected="a dictionary from labels to names")
+    labels = [_label(label, "names") for label in names]
+    values = [None if name is None else _label(name, f"names[{label!r}]") for label, name in names.items()]
+    return label_names(pa.table({"label": pa.array(labels, pa.string()), "name": pa.array(values, pa.string())}))
+
+
+def listed(values: Any, name: str, expected: str) -> list[Any]:
+    """The values of a list, an array, a column or a generator; DataError for what has no order, no rows, or several columns."""
+    is_list = isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping | Set)
+    if not is_list or getattr(values, "ndim", 1) != 1 or isinstance(values, pa.Table):
+        way_out = f"for one of them, write [{name}]" if isinstance(values, str) else None
+        raise DataError(f"{name} are no list", found=_shown(values), expected=expected, way_out=way_out)
+    return list(values.to_pylist() if isinstance(values, pa.Array | pa.ChunkedArray) else values)
+
+
+def _labels(value: Any, where: str) -> list[str | None]:
+    if value is None or (isinstance(value, float) and value != value):  # NaN: how pandas says None
+        return []
+    if isinstance(value, Set):
+        value = sorted(value, key=str)
+    if not isinstance(value, list | tuple | np.ndarray):
+        way_out = "for one label, write it as a list" if isinstance(value, str) else None
+        raise DataError(
+            "labels of a document are no list", where=where, found=_shown(value), expected=_EXPECTED, way_out=way_out
+        )
+    return [None if label is None else _label(label, where) for label in value]
+
+
+def _label(value: Any, where: str) -> str:
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return str(int(value))
+    return _check_text(value, where, "strings or integers")
+
+
+def _check_text(value: Any, where: str, expected: str) -> str:
+    if not isinstance(value, str):
+        raise DataError("not a string", where=where, found=_shown(value), expected=expected)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DataError("not UTF-8", where=where, found="half a surrogate pair", expected="text") from None
+    return value
+
+
+def _shown(value: object) -> str:
+    return f"{type(value).__name__} {value!r:.60}" if isinstance(value, str | bytes | int | float) else type(value).__name__
