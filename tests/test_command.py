@@ -145,3 +145,12 @@ def test_every_setting_has_its_help(job: type, capsys: pytest.CaptureFixture[str
 def test_an_unknown_metric() -> None:
     with pytest.raises(ConfigError, match=r"validation\.metric is unknown; found accuracy; expected P@1, .*, coverage@10"):
         ValidationConfig(metric="accuracy")
+
+
+def test_a_byte_order_mark_is_no_setting(toml: Path) -> None:
+    """Kind of fault: several readers of text, each with an opinion of its own."""
+    toml.write_text("\ufeff" + toml.read_text().replace("\n", "\r\n"), newline="")
+    assert command.parse(Config, ["--config", str(toml)]).part == Part(rate=0.5)
+    toml.write_text(toml.read_text(), encoding="utf-16")
+    with pytest.raises(ConfigError, match=r"invalid settings; found .*utf-8"):
+        command.parse(Config, ["--config", str(toml)])

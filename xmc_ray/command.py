@@ -10,9 +10,10 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import cache
 from typing import TypeVar
 
-from jsonargparse import ArgumentParser, Namespace, get_loader, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 
 from xmc_ray.errors import ConfigError
 from xmc_ray.exits import exit_code
@@ -65,8 +66,16 @@ def resumed(config: Config, toml: str) -> Config:
     return _config(type(config), parser, read, "perhaps another version wrote them")
 
 
+@cache
+def _take_marks() -> None:
+    """Let files of settings begin with a byte order mark, which some editors put there and no TOML parser takes."""
+    read = get_loader("toml")
+    set_loader("toml", lambda text: read(text.removeprefix("\ufeff")), exceptions=(ValueError,), json_superset=False)
+
+
 def _parser(config_type: type[Settings]) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    _take_marks()
     parser = ArgumentParser(parser_mode="toml", exit_on_error=False, description=config_type.__doc__)
     parser.add_argument("--config", action="config", help="TOML file with any of the settings below")
     parser.add_class_arguments(config_type, None)

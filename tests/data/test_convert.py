@@ -351,3 +351,35 @@ def test_the_job_as_a_command(raw: Path) -> None:
     failed = subprocess.run(command, cwd=raw, check=False, capture_output=True, text=True)
     assert failed.returncode == 2 and failed.stderr.startswith("error: the output exists: a.parquet;")
     assert pq.read_table(raw / "a.parquet")["id"].to_pylist() == ["p", "q", "r"]
+
+
+# -- one opinion about text (kind of fault: several readers of text, each with its own; sample byte-order-mark-names)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_byte_order_mark_is_no_text_in_any_layout(end: str, last: bool, suffix: str, tmp_path: Path) -> None:
+    def made(name: str, *lines: str) -> str:
+        return write(tmp_path / f"{name}{suffix}", "\ufeff" + end.join(lines) + (end if last else ""))
+
+    texts, labels = made("texts.txt", "one", "two"), made("labels.txt", "a b", "c")
+    assert rows(read_lines(texts, labels, rows=9)) == [
+        {"id": "1", "text": "one", "labels": ["a", "b"]},
+        {"id": "2", "text": "two", "labels": ["c"]},
+    ]
+    assert rows(read_tsv(made("x.tsv", "a\tone", "b\ttwo"), rows=1))[0] == {"id": "1", "text": "one", "labels": ["a"]}
+    line = json.dumps({"uid": "u", "title": "t", "target_ind": [0]})
+    names = LabelNames.read(made("names.txt", "apple", "pear"), rows=9)
+    assert names.names.to_pylist() == ["apple", "pear"]
+    assert rows(read_json(made("x.json", line), rows=9, names=names))[0]["labels"] == ["0"]
+    for name in ("n.json", "n.NDJSON", "n.jsonl"):
+        assert LabelNames.read(made(name, line, ""), rows=9).labels.to_pylist() == ["u"]
+
+
+def test_other_encodings_are_one_line_in_any_layout(tmp_path: Path) -> None:
+    uri = write(tmp_path / "a.txt", "a\tb\n".encode("utf-16"))
+    for tables in (read_lines(uri, uri, rows=3), read_tsv(uri, rows=9), read_json(uri, rows=9)):
+        assert told(tables).startswith(f"not UTF-8: {uri}; found a byte order mark of UTF-16; convert the file")
+    with pytest.raises(DataError, match="found a byte order mark of UTF-16"):
+        LabelNames.read(uri, rows=9)

@@ -85,3 +85,23 @@ def test_chunks_are_taken_evenly_and_enough_of_them(held_out: int, most: int) ->
     assert chunks == sorted(set(chunks)) and set(chunks) <= set(range(n_chunks))
     assert len(chunks) == min(n_chunks, -(-most // CHUNK))
     assert np.ptp(np.diff(chunks)) <= 1 if len(chunks) > 2 else True
+
+
+def test_the_marker_of_the_first_preparation_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kind of fault: check, then write. Two preparations end at once; the first may train on its tokens already."""
+    monkeypatch.setattr(storage, "exists", lambda uri: False)  # what both have seen
+    write_tokens(str(tmp_path), LABELS, {}, {"train": tables(3)}, "here")
+    first = TokenCache.open(str(tmp_path))
+    write_tokens(str(tmp_path), LABELS, {}, {"train": tables(3)}, "here")
+    assert TokenCache.open(str(tmp_path)) == first
+
+
+def test_a_marker_where_nothing_is_created_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def create(uri: str, data: bytes) -> bool:
+        raise NotImplementedError
+
+    monkeypatch.setattr(storage, "create", create)
+    write_tokens(str(tmp_path), LABELS, {}, {"train": tables(3)}, "here")
+    first = TokenCache.open(str(tmp_path))
+    write_tokens(str(tmp_path), LABELS, {}, {"train": tables(3)}, "here")
+    assert TokenCache.open(str(tmp_path)) == first

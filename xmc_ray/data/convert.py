@@ -5,13 +5,12 @@
             the Extreme Classification Repository's layout for data sets with texts
     tsv     labels <tab> text, or id <tab> labels <tab> text; LibMultiLabel's layout
 
-A layout's reader takes files, local or on S3, compressed or not (.gz, .bz2), some thousand lines at a time, and gives a table
-for each: ``id`` (by default the number of the line), the texts, ``labels`` (list<string>, each label once a row). Memory does
-not grow with the files. A line that does not fit is a DataError with file and line.
+A layout's reader takes files, local or on S3, compressed or not (.gz, .bz2, .zst), some thousand lines at a time, and gives a
+table for each: ``id`` (by default the number of the line), the texts, ``labels`` (list<string>, each label once a row). Memory
+does not grow with the files. A line that does not fit is a DataError with file and line.
 """
 
 import io
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,11 +26,12 @@ import pyarrow.parquet as pq
 
 from xmc_ray import storage
 from xmc_ray.data.documents import Reject, load_object
+from xmc_ray.data.inputs import format_by_name, mark_length, open_text
 from xmc_ray.data.labels import list_lengths, unique_in_rows
+from xmc_ray.data.strings import trimmed
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.settings import PositiveInt, Settings
 
-_NULL = pa.scalar(None, pa.string())
 _EXPECTED = {
     **{"uid": "a string or an integer", "target_ind": "a list of integers from 0 on"},
     **dict.fromkeys(("title", "content"), "a string or null"),
@@ -45,11 +45,11 @@ class ConvertConfig(Settings):
     layout: Literal["lines", "json", "tsv"]
     """lines: texts, labels in a second file; json: uid, title, content, target_ind; tsv: labels, text, maybe an id."""
     documents: str
-    """File of documents, local or s3://; this and the next two files may be compressed (.gz, .bz2)."""
+    """File of documents, local or s3://; this and the next two files may be compressed (.gz, .bz2, .zst)."""
     labels: str | None = None
     """File with the labels of each document on the same line as the document; for layout lines only."""
     names: str | None = None
-    """File of label names: JSON lines (.json, .jsonl) with uid and title, or one name per line, starting with label 0."""
+    """File of label names: JSON lines (.json, .jsonl, .ndjson) with uid and title, or a name a line, starting with label 0."""
     separator: str | None = None
     """Separator of the labels on a line; None is white space. For layouts lines and tsv."""
     output: str
@@ -157,20 +157,20 @@ class LabelNames:
 
     @classmethod
     def read(cls, uri: str, *, rows: int) -> "LabelNames":
-        """From JSON lines (.json, .jsonl) of uid and title, or from lines of names, whose labels are "0", "1", ...
+        """From JSON lines (.json, .jsonl, .ndjson) of uid and title, or from lines of names, whose labels are "0", "1", ...
 
         DataError if two labels have the same uid.
         """
         labels, names = [pa.array([], pa.string())], [pa.array([], pa.string())]
         for chunk in _chunks(uri, rows):
-            if re.search(r"\.jsonl?(\.\w+)?$", uri):
+            if format_by_name(uri) is not None:
                 _, (uids, titles) = _objects(chunk, ["uid", "title"])
                 labels.append(_strings(uids))
                 names.append(pa.array(titles, pa.string()))
             else:
                 labels.append(pc.subtract(chunk.numbers, 1).cast(pa.string()))
                 names.append(chunk.lines)
-        read = cls(uri, pa.concat_arrays(labels), _without_blanks(pa.concat_arrays(names)))
+        read = cls(uri, pa.concat_arrays(labels), trimmed(pa.concat_arrays(names)))
         values, counts = pc.value_counts(read.labels).flatten()
         if len(values) < len(read.labels):
             twice = values.filter(pc.greater(counts, 1))[0]
@@ -260,16 +260,18 @@ def _chunks(uri: str, rows: int) -> Iterator[_Chunk]:
 
 
 def _raw_chunks(uri: str, rows: int) -> Iterator[list[bytes]]:
-    filesystem, path = storage.arrow_filesystem(uri)
-    with storage.explained(uri), io.BufferedReader(filesystem.open_input_stream(path), 1 << 20) as stream:
+    with storage.explained(uri), io.BufferedReader(open_text(uri), 1 << 20) as stream:
+        is_first = True
         while lines := list(islice(stream, rows)):
+            if is_first:
+                lines[0], is_first = lines[0][mark_length(lines[0], uri) :], False
             yield lines
 
 
 def _split_labels(chunk: _Chunk, lines: pa.StringArray, separator: str | None, names: LabelNames | None) -> pa.ListArray:
     """list<string>: the labels in ``lines``, which are the lines of ``chunk`` or one column of them."""
     split = pc.utf8_split_whitespace(lines) if separator is None else pc.split_pattern(lines, separator)
-    labels = unique_in_rows(pa.ListArray.from_arrays(split.offsets, _without_blanks(split.values)))
+    labels = unique_in_rows(pa.ListArray.from_arrays(split.offsets, trimmed(split.values)))
     unknown = set(labels.values.unique().to_pylist()) - names.known if names is not None else set()
     if names is not None and unknown:
         first = int(np.flatnonzero(pc.is_in(labels.values, value_set=pa.array(list(unknown))))[0])
@@ -310,9 +312,3 @@ def _fits(key: str, value: Any) -> bool:
 
 def _strings(uids: list[Any]) -> pa.StringArray:
     return pa.array([str(uid) for uid in uids], pa.string())
-
-
-def _without_blanks(texts: pa.StringArray) -> pa.StringArray:
-    """``texts`` without surrounding white space; null where nothing is left."""
-    trimmed = pc.utf8_trim_whitespace(texts)
-    return pc.if_else(pc.equal(trimmed, ""), _NULL, trimmed)

@@ -11,6 +11,7 @@ A file holds `epochs.POOL` chunks, the last one perhaps fewer. Every attempt wri
 write the same tokens at the same time, or are killed on the way, never mix.
 """
 
+import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -116,8 +117,16 @@ def write_tokens(
         raise DataError("no document is left to train on", where=source, found=total)
     with storage.new_file(storage.join(folder, attempt, "labels.parquet")) as file:
         labels.save(file)
-    if not storage.exists(storage.join(folder, MARKER)):  # otherwise another run was faster, and is training on its tokens
-        storage.write_json(storage.join(folder, MARKER), {"attempt": attempt, "counts": total})
+    _mark(storage.join(folder, MARKER), json.dumps({"attempt": attempt, "counts": total}, indent=2).encode())
+
+
+def _mark(uri: str, content: bytes) -> None:
+    """Write the marker unless there is one: another run was faster then, and is training on its own tokens."""
+    try:
+        storage.create(uri, content)
+    except NotImplementedError:  # storage that creates nothing atomically: the last marker of a close race stays
+        if not storage.exists(uri):
+            storage.write_bytes(uri, content)
 
 
 def _portions(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
