@@ -344,7 +344,7 @@ def _refuse_array(line: bytes) -> None:
     """_Damaged if a file's first line begins an array of objects: its one row would hide how many documents there are."""
     try:
         value = json.loads(line)
-    except ValueError:  # the array goes on in further lines
+    except (ValueError, RecursionError):  # the array goes on in further lines
         value = [{}]
     if isinstance(value, list) and any(isinstance(part, dict) for part in value):
         raise _Damaged("not JSON lines", "one array; expected an object on each line")

@@ -71,7 +71,7 @@ class TrainConfig(FitConfig):
     output: str = field(metadata=MAY_CHANGE_ON_RESUME)
     """Run folder, local or s3://."""
     label_names: str | None = None
-    """Parquet file with columns label and name, if labels have names."""
+    """Parquet file with columns label and name, if labels have names; one name a label."""
     max_reject_share: Share = field(default=MAX_REJECT_SHARE, metadata=MAY_CHANGE_ON_RESUME)
     """Share of rejected documents above which training does not start."""
     resume: str = field(default="auto", metadata=MAY_CHANGE_ON_RESUME)

@@ -66,6 +66,8 @@ def prepare(config: TrainConfig) -> Prepared:
     tokens = TokenCache.open(folder)
     _check_rejects(config, _rejects_of(tokens.counts, files))  # of an earlier run, perhaps, which allowed more
     labels = tokens.labels if names is None else tokens.labels.with_names(names)
+    if names is not None and labels.names.null_count == len(labels):
+        say(f"warning: none of the labels has a name in {config.label_names}, such as {labels.labels[0]}")
     return Prepared(tokens, tokenizer, labels, _groups(tokens, config.groups), _term_weights(tokens, config.lexical))
 
 
