@@ -23,7 +23,7 @@ from xmc_ray.bundle.explain import Explanation, explain
 from xmc_ray.bundle.extend import extend
 from xmc_ray.bundle.folder import Bundle, save_bundle
 from xmc_ray.bundle.regression import RowsConfig
-from xmc_ray.data.columns import document_columns, name_table, text_column
+from xmc_ray.data.columns import document_columns, label_column, listed, name_table, text_column
 from xmc_ray.data.groups import group_labels
 from xmc_ray.data.labels import LabelIndex, list_lengths
 from xmc_ray.errors import ConfigError, DataError
@@ -127,7 +127,7 @@ class XMCClassifier:
         labels: Labels = (),
         *,
         names: Mapping[str | int, str | None] | None = None,
-        deprecate: Sequence[str] = (),
+        deprecate: Iterable[str | int] = (),
         rows: RowsConfig | None = None,
     ) -> "XMCClassifier":
         """A new classifier that also knows the new labels in ``labels`` or ``names``, without training; see `bundle.extend`.
@@ -135,7 +135,7 @@ class XMCClassifier:
         This one is not changed. Labels in ``deprecate`` are never predicted again. Raises ConfigError for an ensemble and for
         an unknown deprecated label, DataError if nothing is new, the two lists differ in length or hold something else.
         """
-        old = text_column(deprecate, "deprecate").to_pylist()
+        (old,) = label_column([listed(deprecate, "deprecate", "a list of labels")], "deprecate").to_pylist()
         columns, named = document_columns(texts, labels), name_table(names)
         bundle = extend(self.bundle, *columns, named, old, rows, self.prediction)
         return XMCClassifier(bundle, self.prediction)

@@ -25,12 +25,12 @@ def text_column(texts: Iterable[str], name: str = "texts") -> pa.StringArray:
     return pa.array(rows, pa.string())
 
 
-def label_column(labels: Iterable[Iterable[str | int] | None]) -> pa.ListArray:
+def label_column(labels: Iterable[Iterable[str | int] | None], name: str = "labels") -> pa.ListArray:
     """list<string>[n], as `labels.tidy` leaves them; no labels where a document's are None.
 
     DataError for a document whose labels are no list, and for labels that are neither strings nor integers.
     """
-    rows = [_labels(value, f"labels[{row}]") for row, value in enumerate(listed(labels, "labels", _EXPECTED))]
+    rows = [_labels(value, f"{name}[{row}]") for row, value in enumerate(listed(labels, name, _EXPECTED))]
     return tidy(pa.array(rows, pa.list_(pa.string())))
 
 

@@ -92,10 +92,10 @@ def check_columns(files: list[FileInfo], rules: Rules) -> None:
     """
     left = dict.fromkeys(rules.columns)
     unreadable: DataError | None = None
-    any_rows = False
+    any_rows, is_whole, bytes_left = False, True, _LOOK_BYTES
     for number, file in enumerate(files):
-        if number >= _LOOK_FILES:
-            left = {column: error for column, error in left.items() if column[0] in ("id", "text")}
+        if number >= _LOOK_FILES or bytes_left < 0 or not is_whole:
+            is_whole = False
             break
         try:
             found, is_whole = columns(file, rules.names)
@@ -108,11 +108,10 @@ def check_columns(files: list[FileInfo], rules: Rules) -> None:
         any_rows = any_rows or bool(found)
         problems = rules.problems(file.uri, found) if found else left
         left = {column: error or problems[column] for column, error in left.items() if column in problems}
-        if not is_whole:
-            left = {column: error for column, error in left.items() if column[0] in ("id", "text")}
         if not left:
             return
-    if not left:
+        bytes_left -= 0 if _is_parquet(file) else file.size
+    if not is_whole and not any(setting in ("id", "text") for setting, _ in left):
         return
     for problem in (*left.values(), unreadable):
         if problem is not None:
@@ -136,20 +135,20 @@ def columns(file: FileInfo, wanted: Sequence[str]) -> tuple[list[tuple[str, pa.D
         return [*zip(schema.names, schema.types, strict=True)] if footer.num_rows else [], True
     spelled = {name: {json.dumps(name, ensure_ascii=ascii).encode() for ascii in (True, False)} for name in wanted}
     found: dict[str, None] = {}
-    first_line = b""
+    first_line, start, missing = b"", 0, [b""]
     with open_text(file.uri, known.compression) as stream:
         for start, lines in whole_lines(stream, 0, CHUNK):
             first_line = first_line or lines.lstrip().partition(b"\n")[0]
             missing = [spelling for name in wanted if name not in found for spelling in spelled[name]]
-            if found and (not missing or start > _LOOK_BYTES):
-                return [(name, None) for name in found], not missing
+            if (found and not missing) or start > _LOOK_BYTES:
+                break
             some = lines.split(b"\n")
             some = [line for line in some if any(s in line for s in missing)] if found else some[:_SAMPLED_LINES]
             for value in map(load_object, some):
                 found |= {} if isinstance(value, Reject) else dict.fromkeys(value)
     if first_line and not found:
         raise _Damaged("not JSON lines", f"found {first_line[:40].decode(errors='replace')!r}; expected an object on each line")
-    return [(name, None) for name in found], True
+    return [(name, None) for name in found], start <= _LOOK_BYTES or not missing
 
 
 def file_segments(files: list[FileInfo]) -> pa.Table:
