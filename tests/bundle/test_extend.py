@@ -145,6 +145,10 @@ def test_a_calibrated_bundle_stays_calibrated(flat: XMCClassifier, tmp_path: Pat
     found = after.explain("a green plum", "plum")
     assert found.chance == pytest.approx(dict(after.predict(["a green plum"], k=99)[0])["plum"], rel=1e-5)
     assert f"as a tag {found.chance:.4f}" in str(found)
+    assert calibration.arithmetic == "cpu float32" and not found.notes
+    other = replace(after.bundle, calibration=replace(calibration, arithmetic="cuda bfloat16"))
+    note = "note: scores are computed by cpu float32 and were calibrated by cuda bfloat16: "
+    assert note in str(XMCClassifier(other).explain("a green plum", "plum"))
     assert flat.explain("a green pear", "pear").chance is None
     hidden = after.explain("a red plum", "red")
     assert (hidden.score, hidden.chance) == (0, 0) and "score 0.0000, as a tag 0.0000" in str(hidden)

@@ -10,7 +10,7 @@ Letters: D documents, C labels listed for a document by all models together, k l
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,11 +93,7 @@ class Members:
 
     def calibration_warning(self, arithmetic: str) -> str | None:
         """What to say of scores computed by ``arithmetic``; None if they are calibrated by it, or not calibrated at all."""
-        others = sorted({by or "an arithmetic that the bundle does not name" for by in self.calibrated_by} - {arithmetic})
-        if not others or not all(self.calibrated):
-            return None
-        promise = "their precision and ECE may differ from those that training measured"
-        return f"scores are computed by {arithmetic} and were calibrated by {', '.join(others)}: {promise}"
+        return calibration_warning(self.calibrated_by, arithmetic) if all(self.calibrated) else None
 
     def thresholds(self, precision: float) -> npt.NDArray[np.float32]:
         """float32[L]: `Calibration.thresholds`, for several bundles their mean. Raises ConfigError as `check_precision`."""
@@ -236,6 +232,13 @@ def average(listed: Sequence[Listed], k: int, raw: Sequence[Scores] | None = Non
     best_Dk = np.lexsort((-means(raw_DC), -mean_DC), axis=1)[:, :k]
     scores_Dk, labels_Dk = np.take_along_axis(mean_DC, best_Dk, 1), np.take_along_axis(labels_DC, best_Dk, 1)
     return scores_Dk.clip(min=0), np.where(scores_Dk < 0, -1, labels_Dk)
+
+
+def calibration_warning(calibrated_by: Iterable[str | None], arithmetic: str) -> str | None:
+    """What to say where scores computed by ``arithmetic`` were calibrated by another one, or by one that is not known."""
+    others = sorted({by or "an arithmetic that the bundle does not name" for by in calibrated_by} - {arithmetic})
+    promise = "their precision and ECE may differ from those that training measured"
+    return f"scores are computed by {arithmetic} and were calibrated by {', '.join(others)}: {promise}" if others else None
 
 
 def _check_labels(members: Sequence[tuple[str, str]]) -> None:

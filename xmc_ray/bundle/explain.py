@@ -26,13 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xmc_ray.bundle.ensemble import Ensemble
+from xmc_ray.bundle.ensemble import Ensemble, calibration_warning
 from xmc_ray.bundle.folder import Bundle
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.labels import IntArray, lists_from_rows, unique_in_rows
 from xmc_ray.data.reader import read_rows
 from xmc_ray.errors import printable
-from xmc_ray.model.predict import PredictConfig, features
+from xmc_ray.model.predict import PredictConfig, arithmetic, features
 from xmc_ray.settings import PositiveInt, Settings
 
 _SHOWN, _OTHERS, _WIDTH, _BAR = 12, 5, 100, 24  # words, labels of the group, columns of text, columns of the longest bar
@@ -98,7 +98,8 @@ class Explanation:
 
     ``words`` are in the order of the text. ``log_odds`` are those of the score, the mean over the models; ``without_words``
     those of a text without any word. ``score`` is uncalibrated; ``chance`` is the calibrated score, if all models have a
-    calibration. ``notes`` say why the label is not predicted, or why words have no contribution.
+    calibration. ``notes`` say why the label is not predicted, why words have no contribution, or that ``chance`` was
+    calibrated by another arithmetic.
     """
 
     text: str
@@ -201,7 +202,7 @@ def explain(
         without_words=float(odds_W[-1]),
         words=() if disabled else words,
         paths=tuple(paths),
-        notes=tuple(_notes(paths, words, disabled)),
+        notes=(*_notes(paths, words, disabled), *_calibration_note(ensemble, config)),
         neighbours=_nearest(ensemble, query_F, label, config, documents or (), nearest),
     )
 
@@ -300,6 +301,15 @@ def _notes(paths: Sequence[Path], words: Sequence[Word], disabled: bool) -> list
         "the score is below 0.5": not disabled and np.mean([path.score for path in paths]) < 0.5,
     }
     return [note for note, holds in notes.items() if holds]
+
+
+def _calibration_note(ensemble: Ensemble, config: PredictConfig) -> list[str]:
+    calibrations = [bundle.calibration for bundle in ensemble.bundles if bundle.calibration is not None]
+    if len(calibrations) < len(ensemble.bundles):
+        return []
+    device = next(ensemble.bundles[0].model.parameters()).device
+    by = [calibration.arithmetic for calibration in calibrations]
+    return [note for note in [calibration_warning(by, arithmetic(config.precision, device))] if note]
 
 
 def _path_lines(path: Path, n_labels: int) -> list[str]:
