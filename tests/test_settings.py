@@ -11,6 +11,7 @@ import pytest
 import xmc_ray
 from xmc_ray import command
 from xmc_ray.bundle.explain import ExplainConfig
+from xmc_ray.bundle.extend import ExtendConfig
 from xmc_ray.bundle.regression import RowsConfig
 from xmc_ray.data.convert import ConvertConfig
 from xmc_ray.data.documents import DocumentsConfig
@@ -38,7 +39,8 @@ REQUIRED: dict[type, dict[str, Any]] = {
     DocumentsConfig: {"uri": "x"},
     EvaluateConfig: {"documents": DOCUMENTS, "bundle": "x"},
     ExplainConfig: {"bundle": "x", "text": "y", "label": "z"},
-    GateConfig: {"documents": DOCUMENTS},
+    ExtendConfig: {"bundle": "x", "output": "y"},
+    GateConfig: {"documents": DOCUMENTS, "at_least": {"P@1": 0.5}},
     TagConfig: {"documents": DOCUMENTS, "bundle": "x", "output": "y"},
     TrainConfig: {"documents": DOCUMENTS, "output": "y"},
 }
@@ -61,9 +63,13 @@ BOUNDS: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "freeze": AT_LEAST_0,
         "dropout": SHARE,
     },
-    EvaluateConfig: {"ks": ([[1], [5, 1]], [[], [0], [1, -1]]), "min_precision": OPEN},
+    EvaluateConfig: {"ks": ([[1], [5, 1]], [[], [0], [1, -1]]), "min_precision": OPEN, "max_reject_share": SHARE},
     ExplainConfig: {"nearest": AT_LEAST_1},
-    GateConfig: {"at_least": ([{"P@1": 0}, {"P@1": 1}], [{"P@1": -TINY}, {"P@1": 1 + TINY}, {"P@1": float("nan")}])},
+    ExtendConfig: {"max_reject_share": SHARE},
+    GateConfig: {
+        "at_least": ([{"P@1": 0}, {"P@1": 1}], [{"P@1": -TINY}, {"P@1": 1 + TINY}, {"P@1": float("nan")}]),
+        "max_reject_share": SHARE,
+    },
     GroupsConfig: {"max_size": AT_LEAST_1, "features": AT_LEAST_1, "seed": AT_LEAST_0},
     LexicalConfig: {"width": AT_LEAST_0, "columns": AT_LEAST_1, "rarest": AT_LEAST_1},
     LoopConfig: {
@@ -109,7 +115,7 @@ BOUNDS: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "target_bytes": AT_LEAST_1,
     },
     TextConfig: {"max_tokens": AT_LEAST_1},
-    TrainConfig: {"report_seconds": NOT_NEGATIVE},
+    TrainConfig: {"report_seconds": NOT_NEGATIVE, "max_reject_share": SHARE},
     ValidationConfig: {"share": ([0, 1 - TINY], [-TINY, 1.0]), "every": ABOVE_0},
     WorkersConfig: {
         "count": AT_LEAST_1,
@@ -261,7 +267,7 @@ def test_settings_that_went_do_not_matter_where_they_might_have_changed() -> Non
 @pytest.mark.parametrize("kind", [TrainConfig, TagConfig])
 def test_what_may_change_in_the_jobs(kind: type) -> None:
     changing = {
-        TrainConfig: "output resume cache checkpoints workers report report_seconds",
+        TrainConfig: "output resume max_reject_share cache checkpoints workers report report_seconds",
         TagConfig: "output date max_reject_share overwrite commit_rows target_bytes pool gate drift",
     }
     assert changeable(make(kind)) == set(changing[kind].split())
