@@ -12,7 +12,7 @@ import torch
 
 from xmc_ray.data.groups import GroupsConfig, LabelGroups, group_labels
 from xmc_ray.data.labels import LabelIndex, list_lengths
-from xmc_ray.model.encoder import EncoderConfig
+from xmc_ray.model.encoder import EncoderConfig, TextEncoder, build_encoder
 from xmc_ray.model.lightxml import LightXML, ModelConfig
 from xmc_ray.model.sharding import Exchange
 from xmc_ray.model.text import Batch, TextConfig, Tokenizer
@@ -49,6 +49,11 @@ def small_transformer(layers: int = 1) -> FitConfig:
         optim=OptimConfig(encoder_lr=1e-3, head_lr=5e-3),
         loop=LoopConfig(epochs=1, batch_size=32),
     )
+
+
+def encoder_of(config: FitConfig) -> TextEncoder:
+    """The encoder that ``config`` trains."""
+    return build_encoder(config.encoder, Tokenizer.load(config.encoder.name, config.text.max_tokens))
 
 
 def minilm() -> str:

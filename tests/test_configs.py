@@ -50,6 +50,7 @@ def test_the_paper_s_settings(path: Path) -> None:
     published = OptimConfig(encoder_lr=1e-4, head_lr=1e-4, weight_decay=0.01, warmup=0, decay=False, clip_norm=0, **averaging)
     assert config.optim == published and 0.2 < config.optim.swa_start <= 0.5
     assert (config.encoder.feature_layers, config.model.dropout, config.loop.seed) == (5, 0.5, 6088)
+    assert config.encoder.pooling == "auto"  # first for BERT and RoBERTa, last for XLNet: see tests/model/test_encoder.py
     assert (config.groups.max_size, config.text.max_tokens) in {(1, 512), (100, 128)}
     program, script, *arguments = shlex.split(header(path)["convert"].partition(" (")[0])
     assert (program, script) == ("python", "jobs/convert.py")

@@ -29,6 +29,7 @@ from xmc_ray.data.labels import LabelIndex, list_lengths
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.metrics.at_k import Metrics
 from xmc_ray.metrics.calibration import Calibration
+from xmc_ray.model.encoder import try_encoder
 from xmc_ray.model.lexical import term_weights
 from xmc_ray.model.predict import PredictConfig, arithmetic
 from xmc_ray.model.text import Tokenizer
@@ -72,7 +73,8 @@ class XMCClassifier:
 
         ``device`` defaults to a GPU if there is one. ``on_step`` is called after every step. Raises DataError if the two lists
         differ in length, hold no label or something else than texts and labels, ConfigError if there are too few documents for
-        ``loop.accumulate`` or there is no such device, ModelError if the encoder is not found or the loss is not finite.
+        ``loop.accumulate`` or there is no such device, ModelError if the encoder is not found or does not work
+        (`encoder.try_encoder`), or if the loss is not finite.
         """
         config = FitConfig() if config is None else config
         if not isinstance(config, FitConfig):
@@ -83,6 +85,7 @@ class XMCClassifier:
         if named is not None:
             index = index.with_names(named)
         tokenizer = Tokenizer.load(config.encoder.name, config.text.max_tokens)
+        try_encoder(config.encoder, tokenizer)
         documents = pa.table({"tokens": tokenizer.encode(column)[0], "labels": index.encode(lists)})
         documents = documents.filter(pa.array(list_lengths(documents["labels"].combine_chunks()) > 0))
         columns = [documents[name].combine_chunks() for name in ("tokens", "labels")]

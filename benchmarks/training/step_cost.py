@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from benchmarks.frame import verdict
-from benchmarks.inputs import even_groups, small_transformer, synthetic_batches
-from xmc_ray.model.encoder import TextEncoder, build_encoder
+from benchmarks.inputs import encoder_of, even_groups, small_transformer, synthetic_batches
+from xmc_ray.model.encoder import TextEncoder
 from xmc_ray.model.lightxml import LightXML, ModelConfig
 from xmc_ray.model.text import Batch
 from xmc_ray.training.optim import OptimConfig, Optimizer
@@ -67,7 +67,7 @@ class Trainer:
 
 
 def encoder() -> TextEncoder:
-    return build_encoder(small_transformer(layers=2).encoder, None)
+    return encoder_of(small_transformer(layers=2))
 
 
 def memory(line: str) -> int:

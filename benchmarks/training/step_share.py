@@ -19,8 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks.frame import verdict
-from benchmarks.inputs import DATA, even_groups, small_transformer, synthetic_batches, training_split
-from xmc_ray.model.encoder import build_encoder
+from benchmarks.inputs import DATA, encoder_of, even_groups, small_transformer, synthetic_batches, training_split
 from xmc_ray.model.lightxml import LightXML
 from xmc_ray.model.text import Batch
 from xmc_ray.training.fit import FitConfig
@@ -56,7 +55,7 @@ def setting(folder: Path, config: FitConfig, steps: int) -> tuple[LightXML, Iter
         split = training_split(folder, config)
         return split.model(config), split.batches(config.loop), f"{folder.name}, {len(split.table):,} documents"
     groups = even_groups(LABELS, -(-LABELS // GROUP))
-    model = LightXML(build_encoder(config.encoder, None), groups, config.model)
+    model = LightXML(encoder_of(config), groups, config.model)
     return model, iter(synthetic_batches(LABELS, steps, config.loop.batch_size, 32, 6)), "made-up documents"
 
 

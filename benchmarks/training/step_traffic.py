@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from benchmarks.frame import verdict
-from benchmarks.inputs import even_groups, small_transformer, synthetic_batches
-from xmc_ray.model.encoder import build_encoder
+from benchmarks.inputs import encoder_of, even_groups, small_transformer, synthetic_batches
 from xmc_ray.model.lightxml import LightXML, ModelConfig
 from xmc_ray.model.sharding import Exchange
 from xmc_ray.training.loop import LoopConfig, TrainState, data_parallel, train
@@ -34,7 +33,7 @@ def work(rank: int, folder: str, n_labels: int) -> None:
     """In a process of its own: train, and leave the bytes of a step in ``folder``."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{n_labels}", rank=rank, world_size=WORLD)
-    encoder, groups = build_encoder(small_transformer().encoder, None), even_groups(n_labels, -(-n_labels // GROUP))
+    encoder, groups = encoder_of(small_transformer()), even_groups(n_labels, -(-n_labels // GROUP))
     model = LightXML(encoder, groups, ModelConfig(bottleneck=WIDTH), Exchange.of_process_group())
     state, module = TrainState.start(model, OptimConfig()), data_parallel(model)
     model.exchange.sent.clear()

@@ -19,8 +19,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from benchmarks.frame import verdict
-from benchmarks.inputs import even_groups, small_transformer, synthetic_batches
-from xmc_ray.model.encoder import build_encoder
+from benchmarks.inputs import encoder_of, even_groups, small_transformer, synthetic_batches
 from xmc_ray.model.lightxml import LightXML
 from xmc_ray.model.sharding import Exchange
 from xmc_ray.training.loop import TrainState, data_parallel, train
@@ -35,7 +34,7 @@ def work(rank: int, world: int, layers: int, steps: int, folder: str) -> None:
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     config, groups = small_transformer(layers), even_groups(LABELS, -(-LABELS // GROUP))
-    model = LightXML(build_encoder(config.encoder, None), groups, config.model, Exchange.of_process_group())
+    model = LightXML(encoder_of(config), groups, config.model, Exchange.of_process_group())
     batches = synthetic_batches(LABELS, WARM_UP + steps, DOCUMENTS, TOKENS, TRUE)
     shares = [batch.split(world)[rank] for batch in batches]
     state = TrainState.start(model, config.optim)

@@ -111,9 +111,10 @@ def make_bundle(encoder: Path, n_groups: int, max_tokens: int = 24, n_labels: in
     torch.manual_seed(n_groups)
     labels = LabelIndex.count([pa.array([[f"label {n}" for n in range(row + 1)] for row in range(n_labels)])])
     groups = LabelGroups(np.arange(n_labels) % n_groups)
-    module = build_encoder(EncoderConfig(name=str(encoder), feature_layers=2, pooling="mean"), "first")
+    tokenizer = Tokenizer.load(encoder, max_tokens)
+    module = build_encoder(EncoderConfig(name=str(encoder), feature_layers=2, pooling="mean"), tokenizer)
     model = LightXML(module, groups, ModelConfig(shortlist=n_groups, bottleneck=16)).eval()
-    return Bundle(model, Tokenizer.load(encoder, max_tokens), labels, groups, metrics={})
+    return Bundle(model, tokenizer, labels, groups, metrics={})
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def make_bundle(tiny_encoder: Path, n_groups: int = 3) -> Bundle:
     labels = LabelIndex.count([pa.array([[f"label {n}" for n in range(7)][: n + 1] for n in range(7)])])
     labels = labels.with_names(pa.table({"label": ["label 1"], "name": ["The one"]}))
     tokenizer = Tokenizer.load(tiny_encoder, 24)
-    encoder = build_encoder(EncoderConfig(name=str(tiny_encoder), layers=1, feature_layers=2, pooling="mean"), "first")
+    encoder = build_encoder(EncoderConfig(name=str(tiny_encoder), layers=1, feature_layers=2, pooling="mean"), tokenizer)
     groups = LabelGroups(np.arange(7) % n_groups)
     model = LightXML(encoder, groups, ModelConfig(shortlist=2, bottleneck=16, lift=1.0))
     model.start_from_counts(labels.counts, labels.n_documents)

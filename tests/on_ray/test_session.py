@@ -290,3 +290,16 @@ def test_a_cluster_is_waited_for_and_then_given_up(
     ):
         session.make_room("workers", 2, {"CPU": 64}, minutes=0.03)
     assert "waiting for 2 workers of 64 CPU; found 1 nodes, " in capsys.readouterr().out
+
+
+def test_an_error_of_ours_is_told_and_not_what_has_caused_it() -> None:
+    """An encoder that the hub does not have: an OSError of its library is behind it."""
+
+    def load() -> None:
+        try:
+            raise OSError("not in the cache")
+        except OSError as error:
+            raise ModelError("encoder not found", where="bert") from error
+
+    with pytest.raises(ModelError, match=r"^encoder not found: bert$"), session.own_errors():
+        load()

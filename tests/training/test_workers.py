@@ -1,5 +1,6 @@
 """Two and three data-parallel processes do what one does with the same global batches."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from families import changed, edit_weights
 from torch import Tensor
 from toys import documents, on_workers, toy_model, whole_parameters
 
 from xmc_ray.data.groups import LabelGroups
+from xmc_ray.errors import ModelError
 from xmc_ray.model.encoder import EncoderConfig, build_encoder
 from xmc_ray.model.lightxml import LightXML, ModelConfig
 from xmc_ray.model.predict import PredictConfig, predict
 from xmc_ray.model.sharding import Exchange
-from xmc_ray.model.text import Batch, make_batch
+from xmc_ray.model.text import Batch, Tokenizer, make_batch
+from xmc_ray.training.fit import check_encoders
 from xmc_ray.training.loop import LoopConfig, TrainState, data_parallel, train
 from xmc_ray.training.optim import OptimConfig
 
@@ -63,7 +67,7 @@ def build(case: Case, exchange: Exchange, encoder: Path) -> LightXML:
         model = toy_model(groups, exchange=exchange, lexical=case.lexical, lift=case.lift)
     else:
         torch.manual_seed(0)
-        pretrained = build_encoder(EncoderConfig(name=str(encoder), feature_layers=2, dropout=0.0), "first")
+        pretrained = build_encoder(EncoderConfig(name=str(encoder), feature_layers=2, dropout=0.0), Tokenizer.load(encoder, 24))
         model = LightXML(pretrained, groups, ModelConfig(shortlist=2, bottleneck=8, dropout=0.0), exchange)
     if case.lift:
         model.start_from_counts(np.arange(case.n_labels) % 5, 61)
@@ -190,3 +194,50 @@ def test_words_of_the_step_are_sent_and_not_the_vocabulary(results: Results, wor
 
 def test_one_worker_sends_nothing(results: Results) -> None:
     assert all(sent == {} for case in results[1][0].values() for sent in case["sent"])
+
+
+def test_workers_start_alike_in_all_that_is_not_divided(tmp_path: Path) -> None:
+    """Vectors of words and terms, and frozen ones, are left out of DDP's first broadcast: replicas differed in silence."""
+    first, *others = on_workers((3,), start_apart, tmp_path)[3]
+    assert {"encoder.vectors.weight", "encoder.mix.weight", "lexical.vectors.weight", "bottleneck.weight"} <= set(first)
+    for other in others:
+        assert all(
+            torch.equal(tensor, other[name]) for name, tensor in first.items() if not name.startswith(("recall.", "table."))
+        )
+
+
+def start_apart(exchange: Exchange) -> dict[str, Tensor]:
+    model = toy_model(exchange=exchange, seed=exchange.rank, lexical=True)
+    model.encoder.mix.requires_grad_(False)  # type: ignore[union-attr,operator]
+    data_parallel(model)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def test_workers_with_different_encoders_of_one_name_are_an_error(tiny_encoder: Path, tmp_path: Path) -> None:
+    """As with two revisions in the caches of two machines. All workers raise it, so that none waits for the others."""
+    for rank in range(2):
+        changed(tiny_encoder, tmp_path / str(rank) / "encoder", lambda it: edit_weights(it, nudge) if rank else None)  # noqa: B023
+    found = on_workers((2,), load_by_name, tmp_path, tmp_path)[2]
+    assert found[0]["digests"] != found[1]["digests"]
+    for worker in found:
+        assert worker["same"] == ""
+        assert "different encoders; found another one than the driver's on 1 of 2 workers" in worker["different"]
+
+
+def nudge(weights: dict[str, Tensor]) -> None:
+    weights["embeddings.word_embeddings.weight"][7, 0] += 1e-3
+
+
+def load_by_name(exchange: Exchange, folder: Path) -> dict[str, str]:
+    os.chdir(folder / str(exchange.rank))
+    own = build_encoder(EncoderConfig(name="encoder", feature_layers=2), Tokenizer.load("encoder", 24)).digest()
+    os.chdir(folder / "0")
+    drivers = build_encoder(EncoderConfig(name="encoder", feature_layers=2), Tokenizer.load("encoder", 24)).digest()
+    told = {"digests": own}
+    for name, digest in (("same", drivers), ("different", own)):
+        try:
+            check_encoders(digest, drivers, exchange, torch.device("cpu"))
+            told[name] = ""
+        except ModelError as error:
+            told[name] = str(error)
+    return told

@@ -255,7 +255,7 @@ def _write_parts(bundle: Bundle, folder: Path) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.model.state_dict().items()}
     safetensors.torch.save_file(state, folder / WEIGHTS_FILE)
     if bundle.model.encoder is not None:
-        bundle.model.encoder.transformer.config.save_pretrained(folder / "encoder")
+        bundle.model.encoder.settings.save_pretrained(folder / "encoder")
     bundle.tokenizer.save(folder)
     table = bundle.labels.to_table()
     table = table.append_column("group", pa.array(bundle.groups.group_L))

@@ -22,11 +22,14 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from xmc_ray import storage
 from xmc_ray.data.labels import IntArray, list_lengths
-from xmc_ray.errors import ConfigError, ModelError
+from xmc_ray.errors import ConfigError, ModelError, XmcError
 from xmc_ray.settings import PositiveInt, Settings
 from xmc_ray.storage import folders
 
+_LFS_POINTER = b"version https://git-lfs"
+_TEXTS = ("red apples", "7 green pears: 42!", "учебник", "深度学习", "كتاب")  # to try a tokenizer and an encoder with
 _PART = 1 << 18  # bytes of text encoded at a time: the tokenizer keeps dozens for each of them, even of what it truncates
 
 
@@ -55,11 +58,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, name: str | Path, max_tokens: int) -> "Tokenizer":
-        """From a hub name, or a folder, local or s3://; raises ModelError when it does not exist."""
+        """From a hub name, or a folder, local or s3://; raises ModelError when it does not exist or cannot be loaded."""
         try:
             return cls(AutoTokenizer.from_pretrained(folders.loadable(str(name)), trust_remote_code=False), max_tokens)
-        except (OSError, ValueError) as error:
-            raise not_found("tokenizer", str(name), error) from error
+        except Exception as error:  # what a broken file raises depends on the file
+            raise load_error("tokenizer", str(name), error) from error
 
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.json`` and its accompanying files."""
@@ -81,6 +84,37 @@ class Tokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         """A text with these tokens: the encoded one, but for normalisation such as that of case and white space."""
         return str(self._backend.decode(list(tokens), skip_special_tokens=True))
+
+    def samples(self, read: int | None = None) -> pa.ListArray:
+        """Tokens (list<int32>) to try an encoder with: those of two to four short texts, and last of one of ``max_tokens``.
+
+        Any two of the short texts differ in the set of their first ``read`` tokens; the last one begins like the first. Raises
+        ModelError if all texts have the same tokens, ConfigError if only their first ``read`` are the same.
+        """
+        ids = sorted(set(self.pretrained.get_vocab().values()))
+        own = [self.decode([token]) for token in ids[:: len(ids) // 8 + 1]]
+        texts = self._distinct([*_TEXTS, *own])
+        if len(texts) < 2:
+            raise ModelError(
+                "the tokenizer does not tell texts apart",
+                where=self.pretrained.name_or_path or None,
+                found=f"the same tokens for all of {len(_TEXTS) + len(own)} texts, of a vocabulary of {len(ids):,}",
+                expected="a tokenizer.json with the encoder's vocabulary",
+                way_out="set encoder.name",
+            )
+        texts = self._distinct(texts, read)
+        if len(texts) < 2:
+            raise ConfigError("encoder.max_tokens is too low", found=read, expected="enough to read more than special tokens")
+        texts = self._distinct([*texts[:3], f"{texts[0]} {texts[1]}"], read)
+        return self.encode(pa.array([*texts, f"{texts[0]} " * self.max_tokens]))[0]
+
+    def _distinct(self, texts: list[str], read: int | None = None) -> list[str]:
+        """One of ``texts`` for each set of first ``read`` tokens, in order, without those that have special tokens alone."""
+        special, distinct = set(self._backend.encode("").ids), dict[frozenset[int], str]()
+        for text, tokens in zip(texts, self.encode(pa.array(texts))[0].to_pylist(), strict=True):
+            if not special.issuperset(tokens):
+                distinct.setdefault(frozenset(tokens[:read]), text)
+        return list(distinct.values())
 
     @cached_property
     def fingerprint(self) -> str:
@@ -105,13 +139,32 @@ def _parts(texts: pa.Array) -> Iterator[pa.Array]:
     yield from (texts.slice(first, last - first) for first, last in pairwise(bounds))
 
 
-def not_found(what: str, name: str, error: Exception) -> ModelError:
-    """The error for an encoder or tokenizer ``name`` that transformers cannot load."""
-    asks_the_hub = "://" not in name
-    offline = " (offline: HF_HUB_OFFLINE is set)" if asks_the_hub and os.environ.get("HF_HUB_OFFLINE") == "1" else ""
-    found = str(error).strip().split("\n")[0]
+def load_error(what: str, name: str, error: Exception) -> XmcError:
+    """The error for an encoder or tokenizer ``name`` that transformers cannot load; an `XmcError` stays as it is."""
+    if isinstance(error, XmcError):
+        return error
+    found, way_out = in_one_line(error), "set encoder.name"
     expected = "a hub name, or a folder, local or s3://, with config.json, tokenizer.json and model.safetensors"
-    return ModelError(f"{what} not found", where=name + offline, found=found, expected=expected, way_out="set encoder.name")
+    if not storage.is_empty(name):
+        files = [path for path in sorted(Path(folders.loadable(name)).glob("*")) if path.is_file()]
+        pointers = [path.name for path in files if path.stat().st_size < 1000 and path.read_bytes().startswith(_LFS_POINTER)]
+        if pointers:
+            found, way_out = f"a pointer of git-lfs in place of {pointers[0]}", "fetch the files by git lfs pull"
+        elif what == "encoder" and not any(".safetensors" in path.name for path in files):
+            pickles = [path.name for path in files if path.name.startswith("pytorch_model")]
+            found = f"{pickles[0]}, a pickle, which may run code" if pickles else "no weights"
+            way_out = "load it by transformers where you trust it, and write it by save_pretrained" if pickles else way_out
+    elif isinstance(error, (OSError, ValueError)):
+        asks_the_hub = "://" not in name and not os.path.exists(name)
+        offline = " (offline: HF_HUB_OFFLINE is set)" if asks_the_hub and os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+        return ModelError(f"{what} not found", where=name + offline, found=found, expected=expected, way_out=way_out)
+    return ModelError(f"the {what} cannot be loaded", where=name, found=found, expected=expected, way_out=way_out)
+
+
+def in_one_line(error: Exception) -> str:
+    """The beginning of another library's error, with its kind where that says something."""
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {text}"
 
 
 @dataclass(frozen=True)

@@ -201,12 +201,14 @@ def find_own(error: BaseException) -> XmcError | None:
 
     What the system has refused to a worker counts as one (see `exits.own`).
     """
+    is_stand_in = isinstance(error, exceptions.RayError) or (hasattr(error, "cause") and hasattr(error, "traceback_str"))
+    if isinstance(error, XmcError) and not is_stand_in:
+        return error  # and not what has caused it, such as the OSError behind "encoder not found"
     for inner in _inside(error):
         found = find_own(inner)
         if found is not None:
             return found
-    is_stand_in = hasattr(error, "cause") and hasattr(error, "traceback_str")
-    return None if is_stand_in or isinstance(error, exceptions.RayError) else exits.own(error)
+    return None if is_stand_in else exits.own(error)
 
 
 def _inside(error: BaseException) -> list[BaseException]:

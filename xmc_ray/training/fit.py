@@ -11,6 +11,7 @@ import torch
 from xmc_ray.data.epochs import CHUNK, EpochPlan
 from xmc_ray.data.groups import GroupsConfig, LabelGroups
 from xmc_ray.data.labels import IntArray, LabelIndex, list_lengths
+from xmc_ray.errors import ModelError
 from xmc_ray.metrics.at_k import find_hits
 from xmc_ray.metrics.calibration import DEPTH
 from xmc_ray.model.encoder import EncoderConfig, build_encoder
@@ -55,11 +56,26 @@ def build_model(
     heads = config.model
     if heads.table == "auto":
         heads = replace(heads, table="bfloat16" if torch.device(device).type == "cuda" else "float32")
-    encoder = None if config.encoder.layers == 0 else build_encoder(config.encoder, tokenizer.summary_position)
+    encoder = None if config.encoder.layers == 0 else build_encoder(config.encoder, tokenizer)
     lexical = LexicalBranch(torch.tensor(weight_F), config.lexical.width) if config.lexical.width else None
     model = LightXML(encoder, groups, heads, exchange, config.loop.seed, lexical)
     model.start_from_counts(labels.counts, labels.n_documents)
     return model.to(device)
+
+
+def check_encoders(own: str | None, expected: object, exchange: Exchange, device: torch.device) -> None:
+    """Raises ModelError on all workers if one of them has an encoder of another digest than ``expected``, the driver's.
+
+    Machines may know different encoders by one name: revisions that were cached at different times, folders of their own.
+    """
+    (differs,) = exchange.counts(own != expected, device=device)
+    if any(differs):
+        raise ModelError(
+            "the workers have different encoders",
+            found=f"another one than the driver's on {sum(differs)} of {exchange.world} workers",
+            expected=f"that of the digest {expected} on every machine",
+            way_out="give all machines the same revision, or set encoder.name to a folder on shared storage",
+        )
 
 
 def epoch_plan(config: LoopConfig, n_documents: int) -> EpochPlan:

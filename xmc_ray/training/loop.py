@@ -179,10 +179,16 @@ def data_parallel(model: LightXML) -> nn.Module:
     """``model`` with its dense gradients summed over the process group; ``model`` itself where there is nothing to sum.
 
     The losses are parts of one global sum, so gradients are added and not averaged. The rows of recall head and table have no
-    gradients to share; those of word vectors are sparse, and the optimiser gathers them.
+    gradients to share; those of word vectors are sparse, and the optimiser gathers them. All that is not divided among the
+    workers starts as the first of them has it.
     """
     exchange, dense = model.exchange, model.trained_parameters().dense
-    if exchange.world == 1 or not dense:
+    if exchange.world == 1:
+        return model
+    for name, tensor in model.state_dict().items():
+        if name not in dense and name.partition(".")[0] not in model.heads:
+            dist.broadcast(tensor, 0)  # sparse and frozen ones: the wrapper below sends the dense ones alone
+    if not dense:
         return model
 
     def sum_gradients(_, bucket):  # type: ignore[no-untyped-def]  # DDP only accepts its own private class as annotation

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from families import changed
 
 from xmc_ray import command
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.errors import ConfigError, DataError, ModelError, UnavailableError, XmcError
 from xmc_ray.exits import exit_code
+from xmc_ray.model.encoder import EncoderConfig
+from xmc_ray.model.lexical import LexicalConfig
 from xmc_ray.on_ray.session import own_errors
 from xmc_ray.on_ray.train import job
 from xmc_ray.on_ray.train.config import TrainConfig, WorkersConfig
@@ -110,3 +113,18 @@ def test_what_would_fail_again_is_not_tried_again(
     assert exit_code(train) == 2 and capsys.readouterr().err.endswith(f"error: {error}\n")
     assert len((tmp_path / "attempts").read_text()) == attempts
     assert handlers[0] == handlers[1], "Ray Train's handler would outlive training, and exit with 0"
+
+
+@pytest.mark.parametrize("layers", [None, 0])
+def test_an_encoder_is_tried_before_a_document_is_read(
+    layers: int | None, config: TrainConfig, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also before a cluster is waited for. A tokenizer without words is as bad for a model without a transformer."""
+    broken = changed(tiny_encoder, tmp_path / "encoder", lambda folder: (folder / "tokenizer.json").unlink())
+    (broken / "tokenizer_config.json").unlink()
+    encoder = EncoderConfig(name=str(broken), layers=layers, feature_layers=1)
+    config = replace(config, output=str(tmp_path / "run"), encoder=encoder, lexical=LexicalConfig(width=8))
+    for step in ("connect", "prepare"):
+        monkeypatch.setattr(job, step, lambda *_: pytest.fail("too late"))
+    with pytest.raises(ModelError, match="the tokenizer does not tell texts apart"):
+        job.run(config)

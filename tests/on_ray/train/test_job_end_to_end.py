@@ -86,6 +86,7 @@ def test_bad_training_input_is_one_clear_line(case: str, fruit: Path, tiny_encod
 
 RESUMED: dict[str, tuple[list[str], Callable[[dict[str, Any]], Any], str]] = {
     "another label set": ([], lambda marker: marker["identity"].update(labels="0123"), "other labels"),
+    "another encoder of the same name": ([], lambda marker: marker["identity"].update(encoder="0123"), "other encoder"),
     "another model shape": (["--model.bottleneck=8"], lambda marker: None, "other model"),
     "other batches": (["--loop.batch_size=12"], lambda marker: None, "other documents"),
     "a newer format": ([], lambda marker: marker.update(xmc_ray_checkpoint=99), "newer format"),

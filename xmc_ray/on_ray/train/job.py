@@ -19,7 +19,8 @@ from xmc_ray.bundle.folder import MARKER, read_settings
 from xmc_ray.command import resumed, to_toml
 from xmc_ray.errors import ConfigError, ModelError, UnavailableError
 from xmc_ray.exits import keep_signals
-from xmc_ray.model.encoder import check_encoder
+from xmc_ray.model.encoder import check_encoder, try_encoder
+from xmc_ray.model.text import Tokenizer
 from xmc_ray.on_ray.session import check_room, connect, find_own, make_room, own_errors
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.export import keep_best
@@ -50,7 +51,8 @@ def run(config: TrainConfig) -> str:
 def _make(config: TrainConfig, lease: Lease) -> str:
     """Prepare, train, keep the best; the bundle's fingerprint."""
     workers, least = config.workers, config.workers.least or config.workers.count
-    _checkpoints(config)  # what is not there is told before the documents are read
+    _checkpoints(config)  # what is not there, or does not work, is told before the documents are read
+    encoder = try_encoder(config.encoder, Tokenizer.load(config.encoder.name, config.text.max_tokens))
     connect()
     check_room("workers", least, workers.needs)
     say(f"reading {config.documents.uri}")
@@ -59,7 +61,7 @@ def _make(config: TrainConfig, lease: Lease) -> str:
     kind = "flat, one label a group" if prepared.groups.flat else f"{len(prepared.groups):,} groups"
     say(f"labels: {len(prepared.labels):,} ({kind})")
     _check_workers(config, prepared)
-    identity = _identity(config, prepared)
+    identity = _identity(config, prepared, encoder)
     start = _check_start(config, identity)
     storage.write_bytes(storage.join(config.output, "run.toml"), to_toml(config).encode())
     make_room("workers", least, workers.needs, workers.patience)  # only now: machines that wait for documents cost money
@@ -127,17 +129,14 @@ def _check_workers(config: TrainConfig, prepared: Prepared) -> None:
     epoch_plan(config.loop, prepared.counts["train"]).check(config.workers.count * config.loop.accumulate)
 
 
-def _identity(config: TrainConfig, prepared: Prepared) -> Identity:
-    encoder, shape = check_encoder(config.encoder), None
-    if encoder is not None:
-        shape = [encoder.model_type, encoder.num_hidden_layers, encoder.hidden_size, config.encoder.feature_layers]
-        shape += [config.encoder.max_tokens]
+def _identity(config: TrainConfig, prepared: Prepared, encoder: str | None) -> Identity:
     plan = epoch_plan(config.loop, prepared.counts["train"])
     return {
         "labels": prepared.labels.fingerprint,
         "groups": hashlib.sha256(prepared.groups.group_L.tobytes()).hexdigest()[:16],
+        "encoder": encoder,
         "model": asdict(config.model)
-        | {"encoder": shape, "pooling": config.encoder.pooling, "freeze": config.encoder.freeze}
+        | {"freeze": config.encoder.freeze}
         | {"lexical": [config.lexical.width, config.lexical.columns, config.lexical.rarest]},
         "documents": asdict(plan) | {"tokens": prepared.tokens.folder.rpartition("/")[2]},
         "order of documents": prepared.tokens.attempt,

@@ -35,7 +35,7 @@ from xmc_ray.on_ray.session import arrow_batches, set_up_streams
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.prepare import Prepared
 from xmc_ray.training.checkpoint import Checkpoints, Identity, find, restore
-from xmc_ray.training.fit import build_model, epoch_plan
+from xmc_ray.training.fit import build_model, check_encoders, epoch_plan
 from xmc_ray.training.loop import Step, TrainState, data_parallel, train
 
 
@@ -64,7 +64,10 @@ class _Worker:
         prepared = ray.get(job.prepared)
         self.tokens, self.labels = prepared.tokens, prepared.labels
         parts = prepared.tokenizer, prepared.labels, prepared.groups, self.exchange, get_device(), prepared.term_weights
-        self.state = TrainState.start(build_model(self.config, *parts), self.config.optim)
+        model = build_model(self.config, *parts)
+        encoder = None if model.encoder is None else model.encoder.digest(weights=not self.config.encoder.random)
+        check_encoders(encoder, job.identity["encoder"], self.exchange, get_device())
+        self.state = TrainState.start(model, self.config.optim)
         folder = storage.join(self.config.output, "checkpoints")
         self.checkpoints = Checkpoints(folder, self.config.checkpoints, job.identity)
         self.validated_step = 0
