@@ -67,9 +67,9 @@ def test_a_switch_needs_no_value(toml: Path) -> None:
 
 def test_a_setting_may_be_one_place_or_several(tmp_path: Path) -> None:
     base = ["--documents.uri=x", "--output=y"]
-    (tmp_path / "several.toml").write_text('bundle = ["a", "s3://b/c-d"]\n')
-    for arguments in (['--bundle=["a", "s3://b/c-d"]'], ["--config", str(tmp_path / "several.toml")]):
-        assert command.parse(TagConfig, [*base, *arguments]).bundle == ["a", "s3://b/c-d"]
+    (tmp_path / "several.toml").write_text('bundle = ["/a", "s3://b/c-d"]\n')
+    for arguments in (['--bundle=["/a", "s3://b/c-d"]'], ["--config", str(tmp_path / "several.toml")]):
+        assert command.parse(TagConfig, [*base, *arguments]).bundle == ["/a", "s3://b/c-d"]
     assert command.parse(TagConfig, [*base, "--bundle", "s3://b/c-d"]).bundle == "s3://b/c-d"
 
 

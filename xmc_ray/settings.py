@@ -5,17 +5,20 @@
         epochs: PositiveInt = 10
         workers: PositiveInt = field(default=1, metadata=MAY_CHANGE_ON_RESUME)
 
-The bounds hold for settings made in Python and for those from the command line, and appear in its ``--help``.
+The bounds hold for settings made in Python and for those from the command line, and appear in its ``--help``. A type may also
+bring its values into one form (`Normalised`), as that of addresses does.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import GroupedMetadata, Interval, MinLen, MultipleOf, Not, Predicate
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, core_schema
 
 from xmc_ray.errors import ConfigError
 
@@ -59,6 +62,26 @@ class Bounds(GroupedMetadata):
         )
 
 
+@dataclass(frozen=True, repr=False)
+class Normalised:
+    """Metadata of a type of strings: ``form`` turns each spelling into the one that is kept, or raises ConfigError.
+
+    ``what`` says what the strings are.
+    """
+
+    form: Callable[[str | os.PathLike[str]], str]
+    what: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Strings and paths are normalised; what is neither is left to pydantic."""
+        return core_schema.no_info_before_validator_function(
+            lambda value: self.form(value) if isinstance(value, str | os.PathLike) else value, handler(source)
+        )
+
+    def __repr__(self) -> str:
+        return self.what
+
+
 PositiveInt = Annotated[int, Bounds(ge=1)]
 NonNegativeInt = Annotated[int, Bounds(ge=0)]
 PositiveFloat = Annotated[float, Bounds(gt=0)]
@@ -69,24 +92,33 @@ OpenShare = Annotated[float, Bounds(gt=0, lt=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Raises ConfigError when it is made with a value out of bounds."""
+    """Normalises its values, where their types say so (`Normalised`); raises ConfigError for one that is out of bounds."""
 
     def __post_init__(self) -> None:
-        check_bounds(type(self), vars(self), f"{type(self).__name__}.")
+        for name, value in check_bounds(type(self), vars(self), f"{type(self).__name__}.").items():
+            object.__setattr__(self, name, value)
         self.check()
 
     def check(self) -> None:
         """Raises ConfigError for values that do not go together; each is within its bounds."""
 
 
-def check_bounds(kind: type, values: Mapping[str, Any], prefix: str) -> None:
-    """Raises ConfigError for the first of a config's ``values`` that is out of its field's bounds."""
+def check_bounds(kind: type, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The values that have another form, by name; raises ConfigError for the first that is out of its field's bounds."""
+    changed = {}
     for name, (adapter, expected) in _bounded(kind).items():
         try:
-            adapter.validate_python(values[name])
+            value = adapter.validate_python(values[name])
         except ValidationError as error:
             found = error.errors()[0]["input"]
             raise ConfigError(f"invalid value of {prefix}{name}", found=repr(found), expected=expected) from None
+        except ConfigError as error:
+            what = f"invalid value of {prefix}{name}: {error.what}"
+            hints: dict[str, Any] = {"where": error.where, "found": error.found, "expected": error.expected}
+            raise ConfigError(what, **hints, way_out=error.way_out) from None
+        if value != values[name]:
+            changed[name] = value
+    return changed
 
 
 def nested(kind: type[Settings]) -> dict[str, type[Settings]]:
@@ -126,9 +158,15 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = 
     return None
 
 
+def difference_in_words(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first `difference` between an earlier run and this one, named with both values; empty if there is none."""
+    other = difference(before, now)
+    return "" if other is None else f"{other[0]} = {other[1]!r} instead of {other[2]!r}"
+
+
 @cache
 def _bounded(kind: type) -> dict[str, tuple[TypeAdapter[Any], str]]:
-    """For each field with bounds or choices: what checks its values, and the words for them."""
+    """For each field with bounds, choices or one form of its values: what checks them, and the words for it."""
     bounded = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
         expected = _expected(hint)
@@ -143,7 +181,8 @@ def _expected(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(map(repr, get_args(hint)))
     if get_origin(hint) is Annotated:
-        own, inner = [repr(part) for part in hint.__metadata__ if isinstance(part, Bounds)], [_expected(hint.__origin__)]
+        own = [repr(part) for part in hint.__metadata__ if isinstance(part, Bounds | Normalised)]
+        inner = [_expected(hint.__origin__)]
         return ", ".join(filter(None, own + inner))
-    inside = " ".join(filter(None, map(_expected, get_args(hint))))
+    inside = " or ".join(filter(None, map(_expected, get_args(hint))))
     return f"each {inside}" if inside and get_origin(hint) in (list, dict) else inside

@@ -349,7 +349,7 @@ def test_the_job_as_a_command(raw: Path) -> None:
     command = [sys.executable, ROOT / "jobs/convert.py", "--layout", "tsv", "--documents", "a.tsv", "--output", "a.parquet"]
     assert subprocess.run(command, cwd=raw, check=False).returncode == 0
     failed = subprocess.run(command, cwd=raw, check=False, capture_output=True, text=True)
-    assert failed.returncode == 2 and failed.stderr.startswith("error: the output exists: a.parquet;")
+    assert failed.returncode == 2 and failed.stderr.startswith(f"error: the output exists: {raw}/a.parquet;")
     assert pq.read_table(raw / "a.parquet")["id"].to_pylist() == ["p", "q", "r"]
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from xmc_ray.data import documents
 from xmc_ray.data.documents import DocumentsConfig, Reject, Rules, text_digest
 
-COLUMNS = Rules.of(DocumentsConfig(uri=""), labelled=True).columns
+COLUMNS = Rules.of(DocumentsConfig(uri="x"), labelled=True).columns
 
 # A line, and what is wrong with it: what can be counted, and the particulars.
 BAD_LINES: dict[str, tuple[str, str | None]] = {

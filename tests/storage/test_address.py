@@ -1,16 +1,24 @@
 """Addresses and file systems: readable errors without secrets, and which of them may pass by themselves."""
 
 import errno
+import os
 import pickle
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import fsspec
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
+from hypothesis import given
+from hypothesis import strategies as st
 from seaweed import S3, free_ports
 
 from xmc_ray import storage
+from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.errors import ConfigError, DataError, UnavailableError, XmcError
+from xmc_ray.model.encoder import EncoderConfig
+from xmc_ray.settings import Settings
 from xmc_ray.storage import address, folders
 
 SECRET = "a-secret-that-nobody-may-see"
@@ -27,8 +35,151 @@ ATTEMPTS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextAndBundle(Settings):
+    bundle: storage.Address | list[storage.Address]
+
+
 def test_pathlib_may_swallow_a_slash(s3: S3) -> None:
     assert storage.filesystem(Path(s3.uri("key")))[1] == "test/key"
+
+
+SPELLINGS = {
+    "/a/b": ["/a/b/", "//a///b", "/a/./b", "/a/c/../b", "file:///a/b", "file:/a/b/", "FILE://localhost/a//b", "file:///a/%62"],
+    "/a b": ["/a b", "file:///a%20b", "file:///a b"],
+    "/a%20b": ["/a%20b", "file:///a%2520b"],
+    "/100%": ["/100%", "file:///100%"],
+    "/": ["/", "//", "file:///"],
+    "s3://b/k/l": ["s3://b/k/l", "s3://b//k/l", "s3://b/k///l//", "S3://b/k/l", "s3:/b/k/l"],
+    "s3://b": ["s3://b", "s3://b/", "s3://b//"],
+    "s3://b/~/%20?": ["s3://b/~/%20?"],
+    "{home}/x": ["~/x", "~//x/", "~/./x"],
+    "{home}": ["~", "~/"],
+    "{here}/x": ["x", "./x", "y/../x", "x/"],
+    "{here}/a:b": ["a:b", "./a:b"],
+    "{here}/~/x": ["./~/x"],
+    "{here}/$x": ["./$x", "a/../$x"],
+}
+REFUSED = {
+    "": "an empty address; found ''",
+    "  ": "an empty address; found ' '",
+    " /a": "white space around it; found ' /a'",
+    "s3://b/k\n": "white space around it",
+    "s3://": "not a supported address: s3://;",
+    "s3:///k": "not a supported address: s3:///k",
+    "s3:b/k": "not a supported address",
+    "s3a://b/k": "not a supported address",
+    "s3://b/a/../k": r"an address on S3 with \. or \.\.: s3://b/a/../k; write the key in full",
+    "s3://b/.": "an address on S3 with",
+    "file://host/a": "not a supported address",
+    "file:a": "not a supported address",
+    "file:///a%00": "not a supported address",
+    "/a\0b": "not a supported address: '/a.x00b'",
+    "s3://b/a\0b": "not a supported address",
+    "~nobody-of-this-name/x": "no such user: .*or ./~nobody-of-this-name/x for a file of this name",
+    "$HOME/x": "a variable that no shell has replaced",
+    "${DATA}": "a variable that no shell has replaced",
+}
+
+
+@pytest.mark.parametrize("place", SPELLINGS)
+def test_a_place_has_one_spelling(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C9."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/somebody")
+    expected = place.replace("{home}", "/somebody").replace("{here}", str(tmp_path))
+    assert {storage.normalise(spelling) for spelling in [*SPELLINGS[place], expected]} == {expected}
+
+
+@pytest.mark.parametrize("uri", REFUSED, ids=repr)
+def test_what_cannot_be_meant_is_refused(uri: str) -> None:
+    """C9: in one line, and at the one place that all addresses pass."""
+    for config in (lambda: DocumentsConfig(uri=uri), lambda: TextAndBundle(bundle=["/x", uri])):
+        with pytest.raises(ConfigError, match=REFUSED[uri]) as refused:
+            config()
+        assert "\n" not in str(refused.value) and str(refused.value).startswith("invalid value of ")
+
+
+def test_slashes_in_keys_of_others_are_kept() -> None:
+    """C9: on S3, a//b is another key than a/b, and may be read."""
+    assert DocumentsConfig(uri="s3://b//a//c//").uri == "s3://b//a//c"
+    assert storage.filesystem("s3://b//a//c")[1] == "b//a//c"
+
+
+def test_keys_with_doubled_slashes_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C9: pyarrow's own client refuses them."""
+    monkeypatch.setattr(address, "filesystem", lambda uri: (fsspec.filesystem("memory"), ""))
+    fsspec.filesystem("memory").pipe("bucket//a//b", b"text")
+    fs, path = storage.arrow_filesystem("s3://bucket//a//b")
+    with fs.open_input_file(path) as stream:
+        assert path == "bucket//a//b" and stream.read() == b"text"
+
+
+def test_a_link_to_a_file_keeps_its_name(tmp_path: Path) -> None:
+    """C9: a model hub's cache and git-annex have files without endings, and links with their names."""
+    (tmp_path / "blob").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.parquet").symlink_to("../blob")
+    (tmp_path / "link").symlink_to("folder")
+    assert storage.normalise(tmp_path / "link" / "a.parquet") == f"{tmp_path}/folder/a.parquet"
+
+
+PARTS = st.lists(st.sampled_from(["a", "b", "link", "up", "..", ".", "", "new"]), max_size=6)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tree")
+    for name in ("a/b", "b/a"):
+        (root / name).mkdir(parents=True)
+    for name, target in (("link", "a"), ("a/link", "../b/a"), ("b/up", ".."), ("b/a/link", "../../a/b")):
+        (root / name).symlink_to(target)
+    return root
+
+
+@given(one=PARTS, other=PARTS)
+def test_equal_places_have_equal_addresses(one: list[str], other: list[str], tree: Path) -> None:
+    """C9, against a slow twin: the system itself says what is the same place."""
+    paths = ["/".join([str(tree), *parts]) for parts in (one, other)]
+    addresses = [storage.normalise(path) for path in paths]
+    assert (
+        addresses == [storage.normalise(each) for each in addresses] == [storage.normalise(f"file://{path}") for path in paths]
+    )
+    if all(map(os.path.exists, paths)):
+        assert (addresses[0] == addresses[1]) is os.path.samefile(*paths)
+        assert all(os.path.samefile(path, each) for path, each in zip(paths, addresses, strict=True))
+
+
+@given(parts=st.lists(st.sampled_from(["a", "b.parquet", "_x", "%20", "~", ""]), max_size=5))
+def test_addresses_on_s3_are_stable(parts: list[str]) -> None:
+    text = "s3://bucket/" + "/".join(parts)
+    assert storage.normalise(text) == "/".join(["s3://bucket", *filter(None, parts)])
+    kept = storage.normalise(text, keep_slashes=True)
+    assert kept == text.rstrip("/") == storage.normalise(kept, keep_slashes=True)
+    assert "s3://" + "/".join(storage.filesystem(kept)[1:]) == kept
+
+
+def test_names_on_a_hub_are_no_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/somebody")
+    (tmp_path / "mine").mkdir()
+    for name, expected in (
+        ("bert-base-uncased", "bert-base-uncased"),
+        ("owner/name", "owner/name"),
+        ("mine", f"{tmp_path}/mine"),
+        ("./other", f"{tmp_path}/other"),
+        ("~/model", "/somebody/model"),
+        ("s3://b/m/", "s3://b/m"),
+    ):
+        assert EncoderConfig(name=name).name == expected
+    with pytest.raises(ConfigError, match="an empty address"):
+        EncoderConfig(name="")
+
+
+def test_words_are_no_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert address._address_or("last").form("last") == "last"
+    assert address._address_or("last").form("./last") == f"{tmp_path}/last"
 
 
 @pytest.mark.parametrize("uri", ["gs://bucket/key", "http://host/file", "s3://"])

@@ -5,7 +5,6 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -292,19 +291,97 @@ def test_what_vanishes_under_a_listing_is_left_out_but_a_visible_link_to_nothing
     (tmp_path / ".hidden").symlink_to(tmp_path / "nothing")
     for name in ("a", "b"):
         (tmp_path / name).write_text("")
-    walk = os.walk
+    (tmp_path / "folder").mkdir()
+    list_entries = files._entries
 
-    def walk_and_remove(*arguments: Any, **options: Any) -> Iterator[Any]:
-        for found in walk(*arguments, **options):
-            (tmp_path / "a").unlink(missing_ok=True)
-            yield found
+    def list_and_remove(folder: str) -> Any:
+        entries = list_entries(folder)
+        (tmp_path / "a").unlink(missing_ok=True)
+        (tmp_path / "folder").rmdir()
+        return entries
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "walk", walk_and_remove)
+        patch.setattr(files, "_entries", list_and_remove)
         assert [file.uri for file in storage.all_files(tmp_path)] == [str(tmp_path / "b")]
     (tmp_path / "c").symlink_to(tmp_path / "nothing")
     with pytest.raises(DataError, match="no such file"):
         storage.all_files(tmp_path)
+
+
+def test_links_in_a_circle_are_not_followed(tmp_path: Path) -> None:
+    """C11: two folders that link to each other, a link to itself, and one to a folder above the listed one."""
+    for name, target in (("a/b", "../b"), ("b/a", "../a"), ("a/.self", ".self"), ("b/up", "../..")):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).symlink_to(target)
+    (tmp_path / "in" / "a" / "file").write_text("")
+    (tmp_path / "outside").write_text("")
+    found = [file.uri for file in storage.all_files(tmp_path / "in")]
+    assert found == [str(tmp_path / "in" / name) for name in ("a/file", "b/a/file")]
+    (tmp_path / "in" / "self").symlink_to("self")
+    with pytest.raises(ConfigError, match=r"Too many levels of symbolic links.*a link on the way leads back to itself"):
+        storage.list_files(tmp_path / "in")
+
+
+def test_hidden_names_are_passed_over_before_they_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C11: an editor's lock, a folder that may not be read, and what has another ending than documents."""
+    make_folder(tmp_path, "a.txt", ".cache/b.txt", "_tmp/c.txt")
+    for name in (".#lock", ".cache/link.txt", "README"):
+        (tmp_path / name).symlink_to("nowhere")
+    stat, looked_at = os.stat, []
+    monkeypatch.setattr(os, "stat", lambda path, **options: looked_at.append(str(path)) or stat(path, **options))
+    assert names(str(tmp_path), ".txt") == ["a.txt"]
+    assert not [path for path in looked_at if "/." in path or "/_" in path]
+
+
+@pytest.mark.parametrize("name", ["lost+found", "private"])
+def test_a_folder_that_may_not_be_read_is_an_error_unless_it_is_the_systems(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C11, and errors of others: documents in a folder without rights do not go missing in silence."""
+    make_folder(tmp_path, "a.txt", f"{name}/b.txt", f".{name}/c.txt")
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith(name):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    if name == "lost+found":
+        assert names(str(tmp_path)) == ["a.txt"]
+        return
+    with pytest.raises(ConfigError, match=r"Permission denied: '.*/private'; give this user the right"):
+        names(str(tmp_path))
+
+
+def test_what_is_no_file_is_not_listed(tmp_path: Path) -> None:
+    """Reading a named pipe would wait for ever."""
+    os.mkfifo(tmp_path / "pipe.txt")
+    assert storage.all_files(tmp_path) == []
+
+
+@pytest.mark.parametrize("ask", [storage.exists, storage.is_empty, storage.all_files, storage.list_files, storage.subfolders])
+def test_what_cannot_be_looked_at_is_not_missing(ask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors of others: each by its own name, and none as "not there"."""
+    make_folder(tmp_path, "file", "closed/folder/x")
+    with pytest.raises(ConfigError, match=r"Not a directory.*a folder on the way is a file"):
+        ask(tmp_path / "file" / "folder")
+    with pytest.raises(ConfigError, match=r"File name too long.*choose a shorter name"):
+        ask(tmp_path / ("x" * 300))
+    real = {name: getattr(os, name) for name in ("stat", "scandir")}
+
+    def refuse(name: str) -> Any:
+        def act(path: Any, **options: Any) -> Any:
+            if "/closed/" in str(path):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return real[name](path, **options)
+
+        return act
+
+    for name in real:
+        monkeypatch.setattr(os, name, refuse(name))
+    with pytest.raises(ConfigError, match=r"Permission denied.*give this user the right, on the folders above as well"):
+        ask(tmp_path / "closed" / "folder")
 
 
 def test_subfolders_are_those_directly_below(place: str) -> None:

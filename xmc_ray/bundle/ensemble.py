@@ -70,7 +70,7 @@ class Members:
 
         Raises ConfigError for an empty list; ModelError when one is not a bundle, or has other labels than the first.
         """
-        addresses = [os.fspath(uri) for uri in ([uris] if isinstance(uris, (str, os.PathLike)) else uris)]
+        addresses = [storage.normalise(uri) for uri in ([uris] if isinstance(uris, (str, os.PathLike)) else uris)]
         settings = [read_settings(uri) for uri in addresses]
         _check_labels([(uri, part["label_fingerprint"]) for uri, part in zip(addresses, settings, strict=True)])
         fingerprints = [part["fingerprint"] for part in settings]

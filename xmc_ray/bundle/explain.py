@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from xmc_ray import storage
 from xmc_ray.bundle.ensemble import Ensemble, calibration_warning
 from xmc_ray.bundle.folder import Bundle
 from xmc_ray.data.documents import DocumentsConfig
@@ -46,7 +47,7 @@ Documents = Iterable[tuple[pa.Array, pa.ListArray]]
 class ExplainConfig(Settings):
     """Explain why a text gets a label, or why it does not."""
 
-    bundle: str | list[str]
+    bundle: storage.Address | list[storage.Address]
     """Bundle folder, local or s3://, or a list of them whose scores are averaged."""
     text: str
     """The text to explain."""

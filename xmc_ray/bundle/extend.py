@@ -25,6 +25,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from xmc_ray import storage
 from xmc_ray.bundle.folder import Bundle, changes, check_place, load_bundle, save_bundle
 from xmc_ray.bundle.regression import Known, RowsConfig, Shortlisted, new_rows
 from xmc_ray.data.documents import DocumentsConfig
@@ -37,6 +38,7 @@ from xmc_ray.metrics.at_k import band_rows
 from xmc_ray.model.lightxml import LightXML
 from xmc_ray.model.predict import PredictConfig, features
 from xmc_ray.settings import Settings, Share
+from xmc_ray.storage.places import check_apart, check_writable
 
 _KNOWN = 4096  # known labels, at most, that the map from names to rows is fitted on
 _CELLS = 1 << 24  # (new label, group) cells, at most, that are in memory together
@@ -47,13 +49,13 @@ _DOCUMENTS = 1024  # documents whose recall scores are in memory together
 class ExtendConfig(Settings):
     """Add labels to a bundle, or take some out of use, without training it again."""
 
-    bundle: str
+    bundle: storage.Address
     """The bundle's folder, local or s3://; it is not changed."""
-    output: str
+    output: storage.Address
     """Folder for the new bundle, empty or nonexistent."""
     documents: DocumentsConfig | None = None
     """Labelled documents, with new labels and without (the negatives). The features of all of them are in memory together."""
-    label_names: str | None = None
+    label_names: storage.Source | None = None
     """Parquet file (label, name); a label in it that no document has is added from its name alone."""
     deprecate: list[str] = field(default_factory=list)
     """Labels that are never predicted again; they keep their ids."""
@@ -77,7 +79,13 @@ class Extension(NamedTuple):
 
 def extend_bundle(config: ExtendConfig) -> str:
     """Extend, save, and return the new bundle's fingerprint. Raises ConfigError if there is something at ``output``."""
+    documents = None if config.documents is None else config.documents.uri
+    check_apart(
+        {"output": config.output},
+        {"bundle": config.bundle, "documents.uri": documents, "label_names": config.label_names},
+    )
     check_place(config.output)
+    check_writable(config.output)
     names = read_label_names(config.label_names)
     bundle = load_bundle(config.bundle)
     texts, lists = pa.array([], pa.string()), pa.array([], pa.list_(pa.string()))

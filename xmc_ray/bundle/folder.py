@@ -100,6 +100,7 @@ def save_bundle(bundle: Bundle, uri: str, confirm: Callable[[], None] = lambda: 
     ``confirm`` is called before the marker is written, and raises if another job has taken the place over. Raises ModelError
     if somebody has written into the file that the bundle's weights are mapped from.
     """
+    uri = storage.normalise(uri)
     check_place(uri)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -136,6 +137,7 @@ def load_bundle(uri: str, fingerprint: str | None = None) -> Bundle:
     The weights are memory-mapped: all processes of a machine share the file's pages, and one that changes a weight gets a copy
     of that page. A bundle on S3 is downloaded once per machine; see `folders.node_copy`.
     """
+    uri = storage.normalise(uri)
     settings = read_settings(uri)
     with local_bundle(uri, fingerprint or settings["fingerprint"]) as folder:
         return _open(folder, uri)

@@ -11,6 +11,7 @@ does not grow with the files. A line that does not fit is a DataError with file 
 """
 
 import io
+import posixpath
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from xmc_ray.data.labels import list_lengths, unique_in_rows
 from xmc_ray.data.strings import trimmed
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.settings import PositiveInt, Settings
+from xmc_ray.storage.places import check_apart, check_writable
 
 _EXPECTED = {
     **{"uid": "a string or an integer", "target_ind": "a list of integers from 0 on"},
@@ -44,17 +46,17 @@ class ConvertConfig(Settings):
 
     layout: Literal["lines", "json", "tsv"]
     """lines: texts, labels in a second file; json: uid, title, content, target_ind; tsv: labels, text, maybe an id."""
-    documents: str
+    documents: storage.Source
     """File of documents, local or s3://; this and the next two files may be compressed (.gz, .bz2, .zst)."""
-    labels: str | None = None
+    labels: storage.Source | None = None
     """File with the labels of each document on the same line as the document; for layout lines only."""
-    names: str | None = None
+    names: storage.Source | None = None
     """File of label names: JSON lines (.json, .jsonl, .ndjson) with uid and title, or a name a line, starting with label 0."""
     separator: str | None = None
     """Separator of the labels on a line; None is white space. For layouts lines and tsv."""
-    output: str
+    output: storage.Address
     """Parquet file to write, local or s3://."""
-    names_output: str | None = None
+    names_output: storage.Address | None = None
     """Parquet file to write label names to (label, name), as the training job reads them."""
     rows: PositiveInt = 8192
     """Documents per row group; a whole row group is held in memory."""
@@ -87,9 +89,13 @@ def run(config: ConvertConfig) -> dict[str, int]:
     Documents without labels or without text are kept. Files are written atomically. ConfigError if an output exists, and
     DataError for a file of another layout.
     """
+    reads = {"documents": config.documents, "labels": config.labels, "names": config.names}
+    check_apart({"output": config.output, "names_output": config.names_output}, reads)
+    check_apart({"names_output": config.names_output}, {"output": config.output})
     for output in config.outputs():
         if not config.overwrite and storage.exists(output):
             raise ConfigError("the output exists", where=output, way_out="choose another one or set overwrite")
+        check_writable(posixpath.dirname(output))
     names = LabelNames.read(config.names, rows=config.rows) if config.names is not None else None
     counts: Counter[str] = Counter()
     with storage.new_file(config.output) as path:

@@ -53,7 +53,7 @@ class Reject(NamedTuple):
 class DocumentsConfig(Settings):
     """Where the documents are, and in which columns."""
 
-    uri: str
+    uri: storage.Source
     """A file, or a folder with all files below, local or s3://: Parquet (.parquet, .pq, .parq) or JSON lines (.jsonl, .json,
     .ndjson, also packed: .gz, .bz2, .zst). Other files in a folder are left out, and counted."""
     id: str | None = "id"
@@ -105,7 +105,7 @@ class Rules:
         wanted = [("id", config.id), *(("text", name) for name in config.text), ("series", series)]
         wanted += [("labels", config.labels)] if labelled else []
         columns = [(setting, name) for setting, name in wanted if name is not None]
-        return cls(columns, config.separator, config.max_bytes, storage.absolute(config.uri))
+        return cls(columns, config.separator, config.max_bytes, config.uri)
 
     @property
     def names(self) -> list[str]:

@@ -57,15 +57,13 @@ def list_inputs(config: DocumentsConfig) -> Inputs:
     all below; files with other endings are left out, and counted. DataError if no file remains, for a
     name that is not UTF-8, and if there are both Parquet and JSON lines.
     """
-    root, files = storage.absolute(config.uri), storage.all_files(config.uri)
-    if [file.uri for file in files] == [root]:
-        format_of(root)
+    files = storage.visible_files(config.uri, lambda name: format_by_name(name) is not None)
+    if [file.uri for file in files] == [config.uri]:
+        format_of(config.uri)
         return Inputs(files)
     taken: dict[bool, list[FileInfo]] = {}
     left_out: dict[str, LeftOut] = {}
     for file in files:
-        if re.search("/[_.]", file.uri[len(root) :]):
-            continue
         format_ = format_by_name(file.uri)
         if format_ is not None:
             taken.setdefault(format_.is_parquet, []).append(file)

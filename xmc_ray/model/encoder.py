@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.model.text import Batch, Tokenizer, in_one_line, load_error, make_batch
 from xmc_ray.settings import NonNegativeInt, PositiveInt, Settings, Share
-from xmc_ray.storage import folders
+from xmc_ray.storage import ModelName, folders
 
 # By these, a hidden state would depend on earlier batches, or on which layers chance leaves out.
 _WITHOUT_MEMORY = {"use_cache": False, "rescale_every": 1_000_000, "layerdrop": 0.0, "encoder_layerdrop": 0.0}
@@ -33,7 +33,7 @@ _NOT_OF_THE_MODEL = ("_name_or_path", "architectures", "dtype", "transformers_ve
 class EncoderConfig(Settings):
     """The transformer, and how its hidden states become features."""
 
-    name: str = "bert-base-uncased"
+    name: ModelName = "bert-base-uncased"
     """Hub name or folder, local or s3://, of an encoder that AutoModel can load from safetensors."""
     layers: NonNegativeInt | None = None
     """Keep only the first n layers of the pretrained encoder; None keeps all, 0 uses the lexical branch alone."""

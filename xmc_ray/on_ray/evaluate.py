@@ -25,6 +25,7 @@ from xmc_ray.on_ray.predictor import PoolConfig, ScoringConfig, matrix, predicti
 from xmc_ray.on_ray.session import arrow_batches, connect, make_room, own_errors
 from xmc_ray.on_ray.stream import read_documents, tokenise
 from xmc_ray.settings import Bounds, OpenShare, PositiveInt, Settings, Share
+from xmc_ray.storage.places import check_apart, check_writable
 
 _MEASURED = 256  # documents that scoring is measured on
 
@@ -43,9 +44,9 @@ class EvaluateConfig(Settings):
 
     documents: DocumentsConfig
     """The test split."""
-    bundle: str | list[str]
+    bundle: storage.Address | list[storage.Address]
     """Bundle folder, local or s3://, or a list of them whose scores are averaged."""
-    output: str | None = None
+    output: storage.Address | None = None
     """Folder for metrics.json; if not given, the table is only printed."""
     ks: Annotated[list[PositiveInt], Bounds(min_length=1)] = field(default_factory=lambda: [1, 3, 5, 10])
     """Values of k at which metrics are computed."""
@@ -63,8 +64,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises ConfigError if that exists already, DataError when no document has a label that the bundle knows or too many are
     rejected.
     """
-    if config.output is not None and storage.exists(storage.join(config.output, "metrics.json")):
-        raise ConfigError("metrics.json is there already", where=config.output, way_out="choose another output or remove it")
+    if config.output is not None:
+        metrics = storage.join(config.output, "metrics.json")
+        if storage.exists(metrics):
+            raise ConfigError(
+                "metrics.json is there already", where=config.output, way_out="choose another output or remove it"
+            )
+        check_apart({"output": metrics}, {"documents.uri": config.documents.uri, "bundle": config.bundle})
+        check_writable(config.output)
     started = time.monotonic()
     members, ks = Members.read(config.bundle), tuple(sorted(config.ks))
     limits = config.min_precision, config.max_reject_share

@@ -1,22 +1,26 @@
 """Files and folders, on a local path or on S3.
 
-`address` parses addresses and opens file systems, `files` reads and writes, `folders` copies whole folders between this
-machine and storage, `lease` keeps a second job out of a folder. What most callers need is offered here, as
-``storage.read_json``.
+`address` normalises addresses and opens file systems, `files` reads and writes, `folders` copies whole folders between this
+machine and storage, `places` checks where a job writes before it begins, `lease` keeps a second job out of a folder. What most
+callers need is offered here, as ``storage.read_json``.
 """
 
+from xmc_ray.storage.address import Address as Address
+from xmc_ray.storage.address import ModelName as ModelName
+from xmc_ray.storage.address import Source as Source
 from xmc_ray.storage.address import Uri as Uri
 from xmc_ray.storage.address import arrow_filesystem as arrow_filesystem
 from xmc_ray.storage.address import explained as explained
 from xmc_ray.storage.address import filesystem as filesystem
 from xmc_ray.storage.address import is_local as is_local
 from xmc_ray.storage.address import is_unavailable as is_unavailable
+from xmc_ray.storage.address import normalise as normalise
 from xmc_ray.storage.files import FileInfo as FileInfo
-from xmc_ray.storage.files import absolute as absolute
 from xmc_ray.storage.files import all_files as all_files
 from xmc_ray.storage.files import create as create
 from xmc_ray.storage.files import exists as exists
 from xmc_ray.storage.files import is_empty as is_empty
+from xmc_ray.storage.files import is_hidden as is_hidden
 from xmc_ray.storage.files import is_temporary as is_temporary
 from xmc_ray.storage.files import join as join
 from xmc_ray.storage.files import list_files as list_files
@@ -29,6 +33,7 @@ from xmc_ray.storage.files import read_parquet as read_parquet
 from xmc_ray.storage.files import remove as remove
 from xmc_ray.storage.files import stat as stat
 from xmc_ray.storage.files import subfolders as subfolders
+from xmc_ray.storage.files import visible_files as visible_files
 from xmc_ray.storage.files import write_bytes as write_bytes
 from xmc_ray.storage.files import write_json as write_json
 from xmc_ray.storage.files import write_parquet as write_parquet

@@ -1,4 +1,7 @@
-"""Addresses and the file systems behind them: a local path (``/x``, ``x``, ``file:///x``) or ``s3://bucket/key``.
+"""Addresses and the file systems behind them: a local path (``/x``, ``x``, ``~/x``, ``file:///x``) or ``s3://bucket/key``.
+
+A place may be spelt in many ways. Settings (of the types `Address`, `Source`) and arguments of the Python interface are
+normalised when they arrive, so that equal strings are equal places from there on.
 
 Small files go through fsspec, Parquet through pyarrow. Both use the credentials that `S3Access.from_environment` finds, so
 that a job never reads as one user and writes as another.
@@ -10,6 +13,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Annotated
+from urllib.parse import unquote_to_bytes
 
 import fsspec
 import pyarrow.fs
@@ -17,8 +24,10 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as EndpointError
 
 from xmc_ray.errors import ConfigError, DataError, UnavailableError, XmcError
+from xmc_ray.settings import Normalised
 
 Uri = str | os.PathLike[str]
+_EXPECTED = "a local path, file:///path or s3://bucket/key"
 
 # An endpoint that does not answer is reported within about half a minute; a slow one is waited for.
 CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 5, 60, 3
@@ -27,6 +36,16 @@ CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 5, 60, 3
 _PASSING = {
     *(errno.EAGAIN, errno.EBUSY, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTUNREACH),
     *(errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.ENETRESET),
+}
+_WAYS_OUT = {
+    errno.EACCES: "give this user the right, on the folders above as well",
+    errno.EPERM: "give this user the right, on the folders above as well",
+    errno.EROFS: "choose a place that may be written to",
+    errno.ENOSPC: "make room there, or choose another place",
+    errno.EDQUOT: "make room there, or choose another place",
+    errno.ENOTDIR: "a folder on the way is a file: choose another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "a link on the way leads back to itself: remove it",
 }
 # pyarrow reports S3's errors as text only. These are final answers, which a retry would not change.
 _FINAL = re.compile(
@@ -64,29 +83,112 @@ class S3Access:
         )
 
 
+def normalise(uri: Uri, *, keep_slashes: bool = False) -> str:
+    """The one spelling of a place: an absolute local path with its links resolved, or ``s3://bucket/key``.
+
+    Understands relative paths, ``~`` and ``~user``, ``.`` and ``..``, ``file://`` with percent escapes, doubled slashes and
+    slashes at the end. A link to a file keeps its name, which says what kind of file it is. On S3, ``a//b`` and ``a/b`` are
+    different keys: ``keep_slashes`` is for what others have written. ConfigError for what cannot be meant.
+    """
+    text = os.fspath(uri)
+    if not text.strip():
+        raise ConfigError("an empty address", found=repr(text), expected=_EXPECTED)
+    if text != text.strip():
+        raise ConfigError("an address with white space around it", found=repr(text), expected=_EXPECTED)
+    if re.match("s3:", text, re.IGNORECASE):
+        bucket, key = _bucket_and_key(text)
+        if {".", ".."} & set(key.split("/")):
+            raise ConfigError("an address on S3 with . or ..", where=text, way_out="write the key in full")
+        return f"s3://{bucket}/{key if keep_slashes else '/'.join(filter(None, key.split('/')))}".rstrip("/")
+    if re.match(r"[a-z][a-z0-9+.-]*:/|file:", text, re.IGNORECASE):
+        address = re.fullmatch(r"file:(?://(?:localhost)?(?=/)|(?!//))(/.*)", text, re.IGNORECASE | re.DOTALL)
+        if address is None:
+            raise _unsupported(text)
+        return _real(os.fsdecode(unquote_to_bytes(address[1])), text)
+    path = os.path.expanduser(text)
+    if path == text and re.match(r"~|\$\{?\w+\}?(/|$)", text):
+        what = "no such user" if text[0] == "~" else "a variable that no shell has replaced"
+        raise ConfigError(what, where=text, way_out=f"give the path itself, or ./{text} for a file of this name")
+    return _real(path, text)
+
+
+def normalise_name(name: Uri) -> str:
+    """Like `normalise` with ``keep_slashes``, for a setting that may also be the name of a model on a hub.
+
+    It is an address if it looks like one, or if there is such a folder.
+    """
+    text = os.fspath(name)
+    is_address = re.match(r"[~/.$]|[A-Za-z0-9+.-]+:|\s*$", text) or os.path.isdir(text)
+    return normalise(text, keep_slashes=True) if is_address else text
+
+
+def _address_or(*words: str) -> Normalised:
+    """Of a setting that is one of ``words`` or an address; a folder of this name is ``./word``."""
+    what = " or ".join([*map(repr, words), "an address"])
+    return Normalised(lambda value: str(value) if value in words else normalise(value), what)
+
+
+Address = Annotated[str, _address_or()]
+"""A place that we have written, or are going to."""
+Source = Annotated[str, Normalised(partial(normalise, keep_slashes=True), "an address")]
+"""A place that others have written."""
+ModelName = Annotated[str, Normalised(normalise_name, "a hub name or an address")]
+"""A folder that others have written, or a name on a hub."""
+PreviousNight = Annotated[str, _address_or("last")]
+Start = Annotated[str, _address_or("auto", "never")]
+
+
 def split(uri: Uri) -> tuple[str, str]:
     """Scheme (``file`` or ``s3``) and path: absolute for a file, ``bucket/key`` for S3, without a trailing slash.
 
-    ConfigError for any other scheme, and for credentials in the address.
+    A key is taken as it is, since listings have names that `normalise` would change. ConfigError for any other scheme, and for
+    credentials in the address.
     """
     text = os.fspath(uri)
-    # A single slash is accepted, since pathlib turns s3://bucket into s3:/bucket.
-    address = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]*):/+(.*)", text)
-    if address is None:
-        return "file", os.path.abspath(text)
-    scheme, rest = address[1].lower(), address[2].rstrip("/")
-    if scheme == "file":
-        return "file", "/" + rest
-    if scheme != "s3" or not rest:
-        raise ConfigError("not a supported address", where=text, expected="a local path, file:///path or s3://bucket/key")
-    if "@" in rest.partition("/")[0]:
-        raise ConfigError("the address contains credentials", expected="s3://bucket/key and AWS_* environment variables")
-    return "s3", rest
+    if text.startswith("/"):
+        return "file", "/" + os.path.abspath(text).lstrip("/")
+    if re.match("s3:", text, re.IGNORECASE):
+        return "s3", "/".join(_bucket_and_key(text)).rstrip("/")
+    return "file", normalise(text)
 
 
 def is_local(uri: Uri) -> bool:
     """Whether ``uri`` is a path on this machine, mounted file systems included."""
     return split(uri)[0] == "file"
+
+
+def below(place: Uri, folder: Uri) -> str | None:
+    """The path of ``place`` in ``folder``, whatever links lead there: ``/`` if it is the folder, None if it lies elsewhere."""
+    (scheme, inner), (other, outer) = split(place), split(folder)
+    if scheme == other == "file":
+        inner, outer = os.path.realpath(inner), os.path.realpath(outer)
+    path = PurePosixPath(inner)
+    return "/" + "/".join(path.relative_to(outer).parts) if scheme == other and path.is_relative_to(outer) else None
+
+
+def _bucket_and_key(text: str) -> tuple[str, str]:
+    # A single slash is accepted, since pathlib turns s3://bucket into s3:/bucket.
+    address = re.fullmatch(r"s3:/{1,2}([^/\s]+)(?:/+$|/(.*))?", text, re.IGNORECASE | re.DOTALL)
+    if address is None or "\0" in text or (re.search("[:@]", address[1]) and "@" in text):
+        raise _unsupported(text)
+    return address[1], address[2] or ""
+
+
+def _real(path: str, text: str) -> str:
+    if "\0" in path:
+        raise _unsupported(repr(text))
+    try:
+        if os.path.isfile(path):
+            return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+        return os.path.realpath(path)
+    except FileNotFoundError:
+        raise ConfigError("a relative path in a working folder that is gone", where=text) from None
+
+
+def _unsupported(text: str) -> ConfigError:
+    if re.match("[^/]*:/*[^@/]*:?[^@]*@", text):
+        return ConfigError("the address contains credentials", expected="s3://bucket/key and AWS_* environment variables")
+    return ConfigError("not a supported address", where=text, expected=_EXPECTED)
 
 
 def filesystem(uri: Uri) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -116,6 +218,8 @@ def arrow_filesystem(uri: Uri) -> tuple[pyarrow.fs.FileSystem, str]:
     scheme, path = split(uri)
     if scheme == "file":
         return pyarrow.fs.LocalFileSystem(), path
+    if "//" in path:  # a key that pyarrow's own refuses
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem(uri)[0])), path
     access = S3Access.from_environment()
     endpoint_scheme, _, endpoint_host = (access.endpoint or "https://").partition("://")
     return pyarrow.fs.S3FileSystem(
@@ -143,8 +247,9 @@ def explained(uri: Uri, *, missing: type[XmcError] = DataError) -> Iterator[None
     except FileNotFoundError as error:
         raise missing("no such file, folder or bucket", where=uri, found=_without_secrets(error)) from None
     except (OSError, BotoCoreError) as error:
-        is_s3 = split(uri)[0] == "s3"
-        way_out = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL" if is_s3 else None
+        way_out: str | None = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL"
+        if is_local(uri):
+            way_out = _WAYS_OUT.get(error.errno or 0) if isinstance(error, OSError) else None
         kind = UnavailableError if is_unavailable(error) else ConfigError
         raise kind("cannot be read or written", where=uri, found=_without_secrets(error), way_out=way_out) from None
 

@@ -10,6 +10,7 @@ import os
 import posixpath
 import re
 import shutil
+import stat as file_modes
 import tempfile
 import time
 import uuid
@@ -47,23 +48,25 @@ def join(uri: Uri, *parts: str) -> str:
     return posixpath.join(os.fspath(uri), *parts)
 
 
-def absolute(uri: Uri) -> str:
-    """The address as listings spell it, valid in any working directory: an absolute local path, or s3://."""
-    scheme, path = split(uri)
-    return path if scheme == "file" else f"s3://{path}"
-
-
 def exists(uri: Uri) -> bool:
     """Whether the file exists. For folders ask ``is_empty``: some S3 servers remember a folder whose files are gone."""
     fs, path = filesystem(uri)
     with explained(uri):
-        return bool(fs.exists(path))
+        if not is_local(uri):
+            return bool(fs.exists(path))
+        with suppress(FileNotFoundError):  # of all errors: what may not be looked at is not "missing"
+            os.stat(path)
+            return True
+        return False
 
 
 def subfolders(uri: Uri) -> list[str]:
     """The names of the folders directly in ``uri``, sorted; none where it does not exist."""
     fs, path = filesystem(uri)
     with explained(uri), suppress(FileNotFoundError):
+        if is_local(uri):
+            with os.scandir(path) as below:
+                return sorted(entry.name for entry in below if entry.is_dir())
         entries = fs.ls(path, detail=True)
         return sorted(posixpath.basename(entry["name"].rstrip("/")) for entry in entries if entry["type"] == "directory")
     return []
@@ -72,6 +75,11 @@ def subfolders(uri: Uri) -> list[str]:
 def is_temporary(uri: Uri) -> bool:
     """Whether it is the file of an interrupted write (`write_bytes`, `new_file`), which nobody reads."""
     return re.search(r"/\.[^/]+\.[0-9a-f]{32}$", os.fspath(uri)) is not None
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a listing of input leaves out ``path``, relative to the listed folder and with a slash before each part."""
+    return re.search("/[_.]", path) is not None
 
 
 def is_empty(uri: Uri) -> bool:
@@ -86,20 +94,31 @@ def all_files(uri: Uri) -> list[FileInfo]:
         return sorted(files, key=lambda file: file.uri)
 
 
-def list_files(uri: Uri, suffixes: Sequence[str] = ()) -> list[FileInfo]:
-    """All files below ``uri`` that end in one of ``suffixes`` (by default any), sorted by address.
+def visible_files(uri: Uri, needs: Callable[[str], bool] = lambda name: True) -> list[FileInfo]:
+    """Like `all_files`, without hidden names (`is_hidden`) below ``uri``, which are not even looked at.
 
-    Names that begin with ``_`` or ``.``, and everything below such a folder, are left out. The address of a file gives
-    that file alone, whatever its name. DataError if nothing matches.
+    DataError for a link to nothing whose name ``needs`` a file.
     """
-    root, files = split(uri)[1], all_files(uri)
-    if [split(file.uri)[1] for file in files] == [root]:
+    root = split(uri)[1]
+    with explained(uri):
+        files = _local_files(root, needs, visible=True) if is_local(uri) else _s3_files(uri)
+        visible = (file for file in files if not is_hidden(split(file.uri)[1][len(root) :]))
+        return sorted(visible, key=lambda file: file.uri)
+
+
+def list_files(uri: Uri, suffixes: Sequence[str] = ()) -> list[FileInfo]:
+    """The `visible_files` below ``uri`` that end in one of ``suffixes`` (by default any), sorted by address.
+
+    The address of a file gives that file alone, whatever its name. DataError if nothing matches.
+    """
+    ends = tuple(suffixes) or ("",)
+    files = visible_files(uri, lambda name: name.endswith(ends))
+    if [split(file.uri)[1] for file in files] == [split(uri)[1]]:
         return files
-    visible = [file for file in files if not re.search("/[_.]", split(file.uri)[1][len(root) :])]
-    wanted = [file for file in visible if file.uri.endswith(tuple(suffixes) or "")]
+    wanted = [file for file in files if file.uri.endswith(ends)]
     if not wanted:
-        found = f"{len(files)} other files" if files else "nothing"
-        raise DataError("no input", where=uri, found=found, expected=" or ".join(f"*{suffix}" for suffix in suffixes or [""]))
+        others = f"{len(files)} other files" if files else "nothing"
+        raise DataError("no input", where=uri, found=others, expected=" or ".join(f"*{suffix}" for suffix in suffixes or [""]))
     return wanted
 
 
@@ -107,7 +126,7 @@ def stat(uri: Uri) -> FileInfo:
     """Current size and version of a file; FileNotFoundError if it does not exist."""
     fs, path = filesystem(uri)
     if is_local(uri):
-        return _local_file(path)
+        return _file_info(path, os.stat(path))
     try:
         return _s3_file(fs.info(path))
     except FileNotFoundError:
@@ -268,28 +287,57 @@ def patiently(act: Callable[..., T], *arguments: Any, seconds: float | None = No
             time.sleep(_PAUSE)
 
 
-def _local_files(path: str) -> Iterator[FileInfo]:
-    """Links are followed and an unreadable folder is an error: documents must not go missing in silence."""
-    if os.path.isfile(path):
-        yield _local_file(path)
-    for folder, below, names in os.walk(path, onerror=_raise, followlinks=True) if os.path.isdir(path) else ():
-        below[:] = [name for name in below if not _is_loop(folder, name)]
-        for name in (os.path.join(folder, name) for name in names):
+def _local_files(path: str, needs: Callable[[str], bool] = lambda name: True, *, visible: bool = False) -> Iterator[FileInfo]:
+    """The regular files at and below ``path``; if ``visible``, hidden names below it are not looked at.
+
+    Links are followed, but not to a folder that they lie in. Documents must not go missing in silence, so a folder that may not
+    be read is an error, except lost+found, which the system keeps for itself. So is a link to nothing, if it is not hidden and
+    ``needs`` a file. What vanishes meanwhile is left out.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return
+    if not file_modes.S_ISDIR(status.st_mode):
+        yield _file_info(path, status)
+        return
+
+    def walk(entries: list[os.DirEntry[str]], above: frozenset[tuple[int, int]]) -> Iterator[FileInfo]:
+        for entry in entries:
+            name = entry.path[len(path.rstrip("/")) :]
+            if visible and is_hidden(name):
+                continue
+            below: list[os.DirEntry[str]] = []
             try:
-                yield _local_file(name)
-            except FileNotFoundError:  # removed since the folder was read, or a link to nothing
-                if os.path.islink(name) and not re.search("/[_.]", name[len(path) :]):
-                    raise
+                status = os.stat(entry.path)
+                is_new_folder = file_modes.S_ISDIR(status.st_mode) and _identity(status) not in above
+                if is_new_folder:
+                    below = _entries(entry.path)
+            except OSError as error:
+                is_gone = isinstance(error, FileNotFoundError) or error.errno == errno.ELOOP
+                is_passed_over = not entry.is_symlink() or is_hidden(name) or not needs(name)
+                if (is_gone and is_passed_over) or (isinstance(error, PermissionError) and entry.name == "lost+found"):
+                    continue
+                raise
+            if file_modes.S_ISREG(status.st_mode):
+                yield _file_info(entry.path, status)
+            elif is_new_folder:
+                yield from walk(below, above | {_identity(status)})
+
+    above = [os.stat(folder) for folder in Path(os.path.realpath(path)).parents]
+    yield from walk(_entries(path), frozenset(map(_identity, [*above, status])))
 
 
-def _is_loop(folder: str, name: str) -> bool:
-    """Whether a link in ``folder`` leads to a folder that it lies in."""
-    link = os.path.join(folder, name)
-    return os.path.islink(link) and Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(link))
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return list(entries)
 
 
-def _local_file(path: str) -> FileInfo:
-    status = os.stat(path)
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _file_info(path: str, status: os.stat_result) -> FileInfo:
     return FileInfo(uri=path, size=status.st_size, version=str(status.st_mtime_ns))
 
 
@@ -302,10 +350,6 @@ def _s3_files(uri: Uri) -> Iterator[FileInfo]:
 
 def _s3_file(info: dict[str, Any]) -> FileInfo:
     return FileInfo(uri=f"s3://{info['name']}", size=info["size"], version=info["ETag"].strip('"'))
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 @contextmanager
@@ -332,7 +376,10 @@ def _make_folder(path: str) -> None:
     if not os.path.isdir(path):
         above = os.path.dirname(path)
         _make_folder(above)
-        os.makedirs(path, exist_ok=True)
+        try:
+            os.makedirs(path, exist_ok=True)
+        except FileExistsError:  # which `create` would take for the file that it is to create
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
         _sync(above)
 
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from xmc_ray.errors import ConfigError, DataError, XmcError
-from xmc_ray.storage.address import Uri, explained, filesystem, is_local, split
+from xmc_ray.storage.address import Uri, explained, filesystem, is_local, normalise_name, split
 from xmc_ray.storage.files import all_files, copy_file, join, remove
 
 _SETTLED = 1_000_000_000  # nanoseconds after which a file's next change certainly has another time
@@ -116,8 +116,15 @@ def loadable(name: str) -> str:
 
     FileNotFoundError if there is nothing on S3.
     """
-    if is_local(name):  # or the name of a model on a hub
-        return split(name)[1] if name.startswith("file:") else name
+    name = normalise_name(name)
+    if not name.startswith(("/", "s3://")):
+        return name
+    if is_local(name):
+        with explained(name), suppress(FileNotFoundError):
+            for entry in os.scandir(name):  # the libraries take what may not be read for something that is not there
+                if entry.is_file():
+                    open(entry).close()
+        return name
     files = [(file.uri, file.size, file.version) for file in all_files(name)]
     if not files:
         raise FileNotFoundError("nothing there")

@@ -137,7 +137,7 @@ def is_free(folder: str) -> bool:
 
 def _missing(folder: str) -> list[Path]:
     """The local folders on the way to ``folder`` that do not exist yet, the innermost first."""
-    path = Path(storage.absolute(folder))
+    path = Path(storage.normalise(folder))
     return [part for part in (path, *path.parents) if not part.exists()] if storage.is_local(folder) else []
 
 

@@ -242,7 +242,7 @@ BAD = {
     "commit_rows": (["--commit_rows=1"], "invalid value of commit_rows; found 1; expected at least 2"),
     "pool": (["--pool.min=2"], "pool.max is below pool.min"),
     "cpus": (["--pool.cpus=0"], "invalid value of pool.cpus; found 0"),
-    "date": (["--date=tomorrow"], "invalid value of date; found tomorrow; expected YYYY-MM-DD"),
+    "date": (["--date=tomorrow"], "invalid value of date: not a day; found 'tomorrow'; expected YYYY-MM-DD or dt=YYYY-MM-DD"),
     "a date that sorts elsewhere": (["--date=20261123"], "invalid value of date"),
     "column": (['--documents.text=["words"]'], "no column 'words'"),
 }

@@ -1,5 +1,7 @@
 """The folder of a night: what is replaced, what is left alone, and when a night is finished."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from in_process import InProcess
 from xmc_ray import storage
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.errors import ConfigError, DataError
-from xmc_ray.on_ray.tag import output
+from xmc_ray.on_ray.tag import job, output
 from xmc_ray.on_ray.tag.job import TagConfig
 from xmc_ray.on_ray.tag.plan import PIECES, REUSED, Plan
 from xmc_ray.settings import fixed_settings
@@ -67,7 +69,7 @@ def test_a_night_that_replaces_another_leaves_it_until_the_end(tag: Callable[...
     folder = tag(catalogue)
     first, before = read_night(folder), contents(folder)
     write(catalogue, [document(n) for n in range(30)] + [{"id": "x", "text": None}])
-    with pytest.raises(ConfigError, match=r"another run.*other input.*--overwrite"):
+    with pytest.raises(ConfigError, match=r"another run.*input.*in\.parquet = '.* bytes.*' instead of '.* bytes.*--over"):
         tag(catalogue)
     with pytest.raises(DataError, match="too many documents are rejected"):
         tag(catalogue, "--overwrite")
@@ -84,7 +86,14 @@ def test_an_unfinished_night_of_an_older_version_is_resumed_and_another_is_named
     config = TagConfig(documents=DocumentsConfig(uri="x", id=None), bundle="y", output="z")
     identity = {"bundle": "b", "input": [{"uri": "x", "size": 1, "version": "v"}], "config": fixed_settings(config)}
     model = {"scoring": "grouped", "precision": "auto", "int8": False}
-    documents = {"uri": "x", "id": None, "text": ["text"], "separator": "\n", "labels": "labels", "max_bytes": 1 << 20}
+    documents = {
+        "uri": config.documents.uri,
+        "id": None,
+        "text": ["text"],
+        "separator": "\n",
+        "labels": "labels",
+        "max_bytes": 1 << 20,
+    }
     known = {"documents": documents, "bundle": "y", "output": "elsewhere", "previous": None, "k": 10, "min_score": 0.0}
     known |= {"min_precision": None, "model": model}
     storage.write_json(tmp_path / "_work" / "run.json", {"run": "0123", **identity, "config": known})
@@ -212,6 +221,96 @@ def test_addresses_may_be_spelt_in_several_ways(
     assert read_night(folder)[0]["id"].to_pylist() == [f"a.parquet:{n}" for n in range(10)]
     again = tag("in", "--documents.id=null", "--previous=last", output="./out")
     assert [manifest_of(again)[name] for name in ("tagged", "reused")] == [0, 10]
+
+
+def test_a_finished_night_is_the_same_however_its_places_are_spelt(
+    tag: Callable[..., str], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """C9: a relative path, ``file://``, doubled slashes, a link, ``dt=``; and the bundle may lie elsewhere."""
+    write(tmp_path / "a b" / "a.parquet", [document(n) for n in range(10)])
+    (tmp_path / "link").symlink_to("a b")
+    (tmp_path / "model").symlink_to(trained / "bundle")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tag("a b", "--documents.id=null")
+    before = contents(folder)
+    for settings in (
+        {"output": "~/out", "date": "dt=2026-11-23"},
+        {"documents__uri": f"file://{tmp_path}/a%20b/"},
+        {"documents__uri": tmp_path / "link", "output": f"{tmp_path}//out/x/.."},
+        {"bundle": "model"},
+    ):
+        capsys.readouterr()
+        assert tag(settings.pop("documents__uri", "./a b/."), "--documents.id=null", **settings) == folder
+        assert "finished before, nothing to do" in capsys.readouterr().out
+    assert contents(folder) == before
+    with pytest.raises(ConfigError, match=r"another run.*found documents\.id = None instead of 'id'"):
+        tag("a b")
+
+
+def test_the_output_of_a_night_lies_apart_from_what_it_reads(tag: Callable[..., str], trained: Path, tmp_path: Path) -> None:
+    """D, "a run is what its strings are": the next night would read the tags of this one."""
+    catalogue = write(tmp_path / "in" / "a.parquet", [document(n) for n in range(10)]).parent
+    for place in (catalogue, catalogue / "tags", f"file://{catalogue}/x/../tags"):
+        with pytest.raises(ConfigError, match=r"output lies in documents\.uri: .*/dt=2026-11-23; expected a place outside"):
+            tag(catalogue, output=place)
+    night = tag(catalogue)
+    for further, words in (
+        ({"output": trained / "bundle"}, "output lies in bundle"),
+        ({"output": night, "previous": night, "date": "2026-11-24"}, "output lies in previous"),
+        ({"previous": night}, "output lies in previous"),
+        ({"bundle": f"{tmp_path}/out/dt=2026-11-25/bundle", "date": "2026-11-25"}, "bundle lies in output"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            tag(catalogue, **further)
+    with pytest.raises(ConfigError, match=r"documents\.uri lies in output"):
+        tag(night + "/rejects")
+    (catalogue / "link").symlink_to(tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"output lies in documents\.uri: .*; found the link .*/in/link"):
+        tag(catalogue, date="2026-11-24")
+    (catalogue / "link").unlink()
+    hidden = tag(catalogue, output=catalogue / "_tags")  # which no listing of the catalogue has
+    assert len(read_night(hidden)[0]) == len(read_night(tag(catalogue, output=catalogue / "_tags", date="2026-11-24"))[0]) == 10
+
+
+def test_a_day_is_given_as_it_is_or_as_its_folder(tag: Callable[..., str], tmp_path: Path) -> None:
+    """C10: one parser for the setting and for the names of folders."""
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(3)])
+    assert tag(catalogue, date="dt=2026-11-22") == f"{tmp_path}/out/dt=2026-11-22"
+    for day in (
+        "20261122",
+        "2026-W47-7",
+        "dt=dt=2026-11-22",
+        "2026-11-31",
+        "dt=2026-11-22.bad",
+        "DT=2026-11-22",
+        " 2026-11-22",
+        "",
+    ):
+        with pytest.raises(ConfigError, match=r"date: not a day; found .*; expected YYYY-MM-DD or dt=YYYY-MM-DD"):
+            tag(catalogue, f"--date={day}")
+
+
+def test_rights_are_looked_at_before_documents_are_read(
+    tag: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D, "errors of others": no place for the output, or one behind a file."""
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(3)])
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(job, "check_columns", lambda *arguments: pytest.fail("documents are read"))
+    with pytest.raises(ConfigError, match=r"cannot be read or written: .*/file/tags/dt=2026-11-23; found .*Not a directory"):
+        tag(catalogue, output=tmp_path / "file" / "tags")
+    write_bytes = Path.write_bytes
+
+    def refuse(path: Path, data: bytes) -> int:
+        if path.name.startswith(".probe."):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return write_bytes(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(ConfigError, match="Read-only file system"):
+        tag(catalogue)
+    assert not (tmp_path / "out").exists()
 
 
 def test_pieces_that_are_not_those_of_the_plan_are_no_night(

@@ -18,7 +18,7 @@ from xmc_ray.model.lexical import LexicalConfig
 from xmc_ray.on_ray.session import own_errors
 from xmc_ray.on_ray.train import job
 from xmc_ray.on_ray.train.config import TrainConfig, WorkersConfig
-from xmc_ray.on_ray.train.job import _is_finished
+from xmc_ray.on_ray.train.job import _is_finished, run
 from xmc_ray.training.checkpoint import CheckpointsConfig
 from xmc_ray.training.loop import LoopConfig
 
@@ -46,10 +46,50 @@ def test_a_run_is_resumed_with_its_own_settings(column: str | None, config: Trai
 
 def test_a_setting_that_may_not_change_is_named(config: TrainConfig, tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(command.to_toml(config))
-    with pytest.raises(ConfigError, match=r"other settings.*found loop\.epochs = 10; expected loop\.epochs = 3; choose"):
+    with pytest.raises(ConfigError, match=r"other settings.*found loop\.epochs = 10 instead of 3; choose"):
         is_resumed(replace(config, loop=LoopConfig(epochs=3)))
-    with pytest.raises(ConfigError, match=r"found documents\.id = 'id'; expected documents\.id = None"):
+    with pytest.raises(ConfigError, match=r"found documents\.id = 'id' instead of None"):
         is_resumed(replace(config, documents=DocumentsConfig(uri="x", id=None)))
+
+
+def test_a_run_is_the_same_however_its_places_are_spelt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C9: a resumed training run, whose documents and encoder are spelt otherwise."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "link").symlink_to("in")
+    (tmp_path / "out").mkdir()
+    config = TrainConfig(
+        documents=DocumentsConfig(uri=f"{tmp_path}/in"),
+        output=f"{tmp_path}/out",
+        encoder=EncoderConfig(name=f"{tmp_path}/in"),
+        label_names=f"{tmp_path}/in/names",
+    )
+    (tmp_path / "out" / "run.toml").write_text(command.to_toml(config))
+    monkeypatch.chdir(tmp_path)
+    for folder in ("in/", "./in//", f"file://{tmp_path}/in", "link", f"{tmp_path}/out/../in"):
+        other = replace(
+            config,
+            documents=DocumentsConfig(uri=folder),
+            encoder=EncoderConfig(name=folder),
+            label_names=f"{folder}/names",
+            output="out/",
+        )
+        assert other == config and is_resumed(other)
+    with pytest.raises(ConfigError, match=r"found documents\.uri = '.*/in' instead of '.*/out2'"):
+        is_resumed(replace(config, documents=DocumentsConfig(uri="out2")))
+
+
+def test_a_run_lies_apart_from_what_it_reads(tmp_path: Path) -> None:
+    """D, "a run is what its strings are": a run folder or a cache among the documents, an encoder in the run folder."""
+    documents, none = DocumentsConfig(uri=f"{tmp_path}/in"), EncoderConfig(layers=0)
+    for settings, words in (
+        ({"output": f"{tmp_path}/in/run"}, r"output lies in documents\.uri"),
+        ({"output": f"{tmp_path}/run", "cache": f"{tmp_path}/in/cache"}, r"cache lies in documents\.uri"),
+        ({"output": f"{tmp_path}/run", "encoder": replace(none, name=f"{tmp_path}/run/e")}, r"encoder\.name lies in output"),
+        ({"output": f"{tmp_path}/run", "label_names": f"{tmp_path}/run/n.parquet"}, "label_names lies in output"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            run(TrainConfig(**{"documents": documents, "encoder": none, **settings}))  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_of_an_older_version_is_resumed_or_refused_in_one_line(config: TrainConfig, tmp_path: Path) -> None:

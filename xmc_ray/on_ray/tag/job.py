@@ -10,7 +10,7 @@ The same command resumes a run that was killed: the plan is kept, and a piece th
 import time
 from collections.abc import Container, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from datetime import date, datetime, timezone
+from datetime import datetime, timezone
 from functools import partial
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ from xmc_ray.data.documents import DocumentsConfig, Rules
 from xmc_ray.data.inputs import Inputs, list_inputs
 from xmc_ray.data.reader import check_columns
 from xmc_ray.data.rejects import MAX_REJECT_SHARE, Rejects
-from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.errors import DataError
 from xmc_ray.metrics.drift import DriftConfig
 from xmc_ray.model.predict import arithmetic
 from xmc_ray.on_ray.evaluate import GateConfig, pass_gate
@@ -31,14 +31,16 @@ from xmc_ray.on_ray.meters import announce
 from xmc_ray.on_ray.predictor import PoolConfig, Predictor, ScoringConfig, settle_scoring
 from xmc_ray.on_ray.session import own_errors
 from xmc_ray.on_ray.tag import output
-from xmc_ray.on_ray.tag.output import Night
+from xmc_ray.on_ray.tag.output import Day, Night
 from xmc_ray.on_ray.tag.pieces import PieceCopier, PieceReader, PieceWriter, Summary, TagColumns, finished, some_texts
 from xmc_ray.on_ray.tag.plan import Plan, piece_name
 from xmc_ray.on_ray.tag.runner import Runner
 from xmc_ray.on_ray.tag.scan import scan
 from xmc_ray.on_ray.tag.totals import Totals, progress
 from xmc_ray.settings import MAY_CHANGE_ON_RESUME, Bounds, OpenShare, PositiveInt, Settings, Share, difference, fixed_settings
+from xmc_ray.storage.address import PreviousNight
 from xmc_ray.storage.lease import Lease, held
+from xmc_ray.storage.places import check_apart, check_writable
 
 _PIECES_A_TASK = 8  # neighbours that one task reads, so that a large row group is not read for each
 _PIECES_AN_ACTOR = 12  # at least, so that no actor waits long at the end
@@ -52,13 +54,13 @@ class TagConfig(Settings):
 
     documents: DocumentsConfig
     """The catalogue."""
-    bundle: str | list[str]
+    bundle: storage.Address | list[storage.Address]
     """Bundle folder, local or s3://, or a list of them whose scores are averaged."""
-    output: str = field(metadata=MAY_CHANGE_ON_RESUME)
+    output: storage.Address = field(metadata=MAY_CHANGE_ON_RESUME)
     """Folder that contains a folder for each day."""
-    date: str | None = field(default=None, metadata=MAY_CHANGE_ON_RESUME)
-    """The day, YYYY-MM-DD, that names the folder; today (UTC) if not given."""
-    previous: str | None = None
+    date: Day | None = field(default=None, metadata=MAY_CHANGE_ON_RESUME)
+    """The day, YYYY-MM-DD or dt=YYYY-MM-DD, that names the folder; today (UTC) if not given."""
+    previous: PreviousNight | None = None
     """A finished night whose tags are reused for unchanged documents: its folder, or `last`."""
     k: PositiveInt = 10
     """Maximum number of tags per document."""
@@ -79,16 +81,6 @@ class TagConfig(Settings):
     gate: GateConfig = field(default_factory=GateConfig, metadata=MAY_CHANGE_ON_RESUME)
     drift: DriftConfig = field(default_factory=DriftConfig, metadata=MAY_CHANGE_ON_RESUME)
 
-    def check(self) -> None:
-        """Raises ConfigError for what is not a date."""
-        if self.date is not None:
-            try:
-                valid = date.fromisoformat(self.date).isoformat() == self.date  # Python 3.11 reads 20261123 and weeks as well
-            except ValueError:
-                valid = False
-            if not valid:
-                raise ConfigError("invalid value of date", found=self.date, expected="YYYY-MM-DD")
-
 
 def tag(config: TagConfig, runner: Runner | None = None) -> str:
     """Tag the catalogue and return the folder of the day; a finished run is left as it is. ``runner``: Ray, if not given.
@@ -99,7 +91,12 @@ def tag(config: TagConfig, runner: Runner | None = None) -> str:
     """
     started = datetime.now(timezone.utc)
     runner = runner or Runner()
-    folder = storage.join(storage.absolute(config.output), f"dt={config.date or started.date()}")
+    folder = storage.join(config.output, f"dt={config.date or started.date()}")
+    previous = None if config.previous == "last" else config.previous
+    gate = None if config.gate.documents is None else config.gate.documents.uri
+    reads: dict[str, str | list[str] | None] = {"documents.uri": config.documents.uri, "bundle": config.bundle}
+    reads |= {"previous": previous, "gate.documents.uri": gate}
+    check_apart({"output": folder}, reads)
     members, inputs = Members.read(config.bundle), list_inputs(config.documents)
     files = inputs.files
     if config.min_precision is not None:
@@ -112,6 +109,7 @@ def tag(config: TagConfig, runner: Runner | None = None) -> str:
         return _nothing_to_do(folder)
     if inputs.left_out:
         print(inputs, flush=True)
+    check_writable(folder)
     check_columns(files, Rules.of(config.documents, labelled=False))
     with held(folder) as lease, own_errors():
         night = Night.open(folder, identity, config.overwrite)  # once more: another job may just have finished here
@@ -256,7 +254,7 @@ def _previous(config: TagConfig, this: str, fingerprint: str) -> str | None:
     if config.previous is None:
         return None
     last = config.previous == "last"
-    folder = output.latest_before(this) if last else storage.absolute(config.previous)
+    folder = output.latest_before(this) if last else config.previous
     if folder is None:
         print("nothing is reused: there is no finished night before this", flush=True)
         return None

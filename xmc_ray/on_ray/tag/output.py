@@ -14,12 +14,13 @@ A night that replaces another is made in ``_work`` while the old one stays. A re
 the old night or the new one, never a mixture.
 """
 
+import os
 import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,7 +30,7 @@ from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.on_ray.tag.pieces import REJECTS, written
 from xmc_ray.on_ray.tag.plan import Plan
 from xmc_ray.on_ray.tag.runner import Runner
-from xmc_ray.settings import difference
+from xmc_ray.settings import Normalised, difference_in_words
 from xmc_ray.storage.files import FileInfo, join
 from xmc_ray.storage.lease import is_free
 
@@ -37,6 +38,22 @@ SUCCESS, MANIFEST, IDENTITY, WORK, COUNTS = "_SUCCESS", "manifest.json", "run.js
 REPORT = "report.html"
 _OURS = re.compile(r"(rejects/)?(part-[0-9a-f]{8}-\d{5}\.parquet|\.part-[0-9a-f]{8}-\d{5}\.parquet\.[0-9a-f]{32})")
 _ROWS = 1 << 16  # of a row group, at least: a piece of a few hundred rows makes none of its own
+
+
+def parse_day(text: str | os.PathLike[str]) -> str:
+    """YYYY-MM-DD of a day, or of the name of its folder, dt=YYYY-MM-DD; ConfigError for anything else."""
+    day = str(text).removeprefix("dt=")
+    try:
+        is_day = date.fromisoformat(day).isoformat() == day  # Python 3.11 reads 20261123 and weeks as well
+    except ValueError:
+        is_day = False
+    if not is_day:
+        raise ConfigError("not a day", found=repr(text), expected=_DAY)
+    return day
+
+
+_DAY = "YYYY-MM-DD or dt=YYYY-MM-DD"
+Day = Annotated[str, Normalised(parse_day, _DAY)]
 
 
 @dataclass(frozen=True)
@@ -225,8 +242,8 @@ def latest_before(folder: str) -> str | None:
 def _is_day(name: str) -> bool:
     """Whether a folder's name is ``dt=`` and a day, YYYY-MM-DD."""
     try:
-        return name == f"dt={date.fromisoformat(name.removeprefix('dt=')).isoformat()}"
-    except ValueError:
+        return name == f"dt={parse_day(name)}"
+    except ConfigError:
         return False
 
 
@@ -241,11 +258,16 @@ def _read(uri: str) -> dict[str, Any] | None:
 
 def _other(known: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
     """How another run differs, in words; empty if it does not."""
-    words = [f"other {name}" for name in ("bundle", "input") if known.get(name) != identity[name]]
-    before = {name: value for name, value in known.get("config", {}).items() if name in identity["config"]}
-    setting = difference(before, identity["config"])
-    words += [f"{setting[0]} = {setting[1]!r} instead of {setting[2]!r}"] if setting else []
-    return ", ".join(words)
+    now = {name: value for name, value in identity["config"].items() if name != "bundle"}  # its address; see the fingerprint
+    before = {name: value for name, value in known.get("config", {}).items() if name in now}
+    words = [difference_in_words({"bundle": known.get("bundle")}, {"bundle": identity["bundle"]})]
+    words += [difference_in_words(*({"input": _versions(each)} for each in (known, identity)))]
+    words += [difference_in_words(before, now)]
+    return ", ".join(filter(None, words))
+
+
+def _versions(identity: Mapping[str, Any]) -> dict[str, str]:
+    return {file["uri"]: f"{file['size']:,} bytes, version {file['version']}" for file in identity.get("input", [])}
 
 
 def _groups(files: Sequence[FileInfo], target_bytes: int) -> list[list[str]]:

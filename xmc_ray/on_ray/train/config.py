@@ -5,11 +5,13 @@ from typing import Annotated
 
 import torch
 
+from xmc_ray import storage
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.rejects import MAX_REJECT_SHARE
 from xmc_ray.data.split import ValidationConfig
 from xmc_ray.errors import ConfigError
 from xmc_ray.settings import MAY_CHANGE_ON_RESUME, Bounds, NonNegativeFloat, NonNegativeInt, PositiveInt, Settings, Share
+from xmc_ray.storage.address import Start
 from xmc_ray.training.checkpoint import CheckpointsConfig
 from xmc_ray.training.fit import FitConfig
 
@@ -68,15 +70,15 @@ class TrainConfig(FitConfig):
 
     documents: DocumentsConfig
     """The training split."""
-    output: str = field(metadata=MAY_CHANGE_ON_RESUME)
+    output: storage.Address = field(metadata=MAY_CHANGE_ON_RESUME)
     """Run folder, local or s3://."""
-    label_names: str | None = None
+    label_names: storage.Source | None = None
     """Parquet file with columns label and name, if labels have names; one name a label."""
     max_reject_share: Share = field(default=MAX_REJECT_SHARE, metadata=MAY_CHANGE_ON_RESUME)
     """Share of rejected documents above which training does not start."""
-    resume: str = field(default="auto", metadata=MAY_CHANGE_ON_RESUME)
+    resume: Start = field(default="auto", metadata=MAY_CHANGE_ON_RESUME)
     """auto resumes an unfinished run in the run folder; never requires an empty one; else the address of a checkpoint."""
-    cache: str | None = field(default=None, metadata=MAY_CHANGE_ON_RESUME)
+    cache: storage.Address | None = field(default=None, metadata=MAY_CHANGE_ON_RESUME)
     """Folder for the documents' tokens, shared by several runs; None keeps them in the run folder until the run is finished."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig, metadata=MAY_CHANGE_ON_RESUME)

@@ -6,8 +6,7 @@ command resumes it.
 """
 
 import hashlib
-import os
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -28,8 +27,9 @@ from xmc_ray.on_ray.train.journal import journal, say
 from xmc_ray.on_ray.train.prepare import Prepared, prepare
 from xmc_ray.on_ray.train.report import write_report
 from xmc_ray.on_ray.train.worker import Job, work
-from xmc_ray.settings import difference, fixed_settings
+from xmc_ray.settings import difference_in_words, fixed_settings
 from xmc_ray.storage.lease import DRIVER, Lease, held, is_free
+from xmc_ray.storage.places import check_apart, check_writable
 from xmc_ray.training.checkpoint import Identity, Saved, find
 from xmc_ray.training.fit import epoch_plan
 
@@ -37,9 +37,14 @@ from xmc_ray.training.fit import epoch_plan
 def run(config: TrainConfig) -> str:
     """Train and return the bundle's URI. Raises ConfigError before anything is written if settings do not fit."""
     check_encoder(config.encoder, config.text.max_tokens)
-    config = _absolute(config)
+    reads = {"documents.uri": config.documents.uri, "label_names": config.label_names}
+    if config.encoder.name.startswith(("/", "s3://")):  # else a name on a hub
+        reads["encoder.name"] = config.encoder.name
+    check_apart({"output": config.output, "cache": config.cache}, reads)
     bundle = storage.join(config.output, "bundle")
     if not _is_finished(config, bundle):
+        for folder in filter(None, (config.output, config.cache)):
+            check_writable(folder)
         with held(config.output) as lease, own_errors():
             if not _is_finished(config, bundle):  # once more: another job may just have finished here
                 say(f"bundle {_make(config, lease)}: {bundle}")
@@ -74,20 +79,6 @@ def _make(config: TrainConfig, lease: Lease) -> str:
     return fingerprint
 
 
-def _absolute(config: TrainConfig) -> TrainConfig:
-    """The same config with local addresses in full: Ray Train's workers run in another folder."""
-    encoder = config.encoder
-    if os.path.isdir(encoder.name):
-        encoder = replace(encoder, name=os.path.abspath(encoder.name))
-    return replace(
-        config,
-        encoder=encoder,
-        output=storage.absolute(config.output),
-        resume=config.resume if config.resume in ("auto", "never") else storage.absolute(config.resume),
-        cache=None if config.cache is None else storage.absolute(config.cache),
-    )
-
-
 def _is_finished(config: TrainConfig, bundle: str) -> bool:
     """Whether the run folder holds this run with its bundle.
 
@@ -106,12 +97,10 @@ def _is_finished(config: TrainConfig, bundle: str) -> bool:
             raise ConfigError("the run folder is not empty", where=config.output, found=foreign[0], way_out=other_place)
         return False
     began = resumed(config, storage.read_bytes(written).decode())
-    other = difference(fixed_settings(began), fixed_settings(config))
-    if other is not None:
-        name, *values = other
-        found, expected = (f"{name} = {value!r}" for value in values)
+    other = difference_in_words(fixed_settings(began), fixed_settings(config))
+    if other:
         what = "the run folder holds a run with other settings"
-        raise ConfigError(what, where=config.output, found=found, expected=expected, way_out=other_place)
+        raise ConfigError(what, where=config.output, found=other, way_out=other_place)
     if not storage.exists(storage.join(bundle, MARKER)):
         return False
     read_settings(bundle)
