@@ -293,8 +293,9 @@ def test_the_job(flat: XMCClassifier, tmp_path: Path, capsys: pytest.CaptureFixt
         extend_job(options | {"max_reject_share": 0.001})
     capsys.readouterr()
     fingerprint = extend_job(options)
-    assert capsys.readouterr().out == (
-        f"rejected 1 of {len(rows)} documents: text is null (1)\n"
+    said = capsys.readouterr()
+    assert said.err.endswith(f"rejected 1 of {len(rows)} documents: text is null (1)\n")
+    assert said.out == (
         "2 labels from documents, 1 deprecated, 1 labels from names alone, of 9 labels in all\n"
         f"bundle {fingerprint}: {tmp_path / 'new'}\n"
     )

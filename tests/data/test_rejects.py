@@ -32,7 +32,7 @@ def test_reading_in_one_process_counts_rejects_and_says_so(tmp_path: Path, capsy
     with pytest.raises(DataError, match=r"found 2\.0%: text is empty \(1\); expected at most 1\.0%"):
         list(read_rows(config, labelled=False))
     assert sum(map(len, read_rows(config, labelled=False, max_reject_share=0.02))) == 49
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert said.endswith("rejected 1 of 50 documents: text is empty (1)\n") and "left out: 1 *.csv" in said
     (tmp_path / "c.jsonl").write_text("[{},\n" * 500)
     with pytest.raises(DataError, match=r"found \d\d\.\d%: text is empty \(1\), not JSON lines \(1\)"):

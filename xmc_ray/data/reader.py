@@ -6,6 +6,7 @@ reading waits, in the middle of a file as well.
 """
 
 import json
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -269,12 +270,12 @@ def _next(waiting: "deque[tuple[int, Iterator[Chunk] | Future[list[Chunk]]]]") -
 def read_rows(config: DocumentsConfig, *, labelled: bool, max_reject_share: float = MAX_REJECT_SHARE) -> Iterator[pa.Table]:
     """The usable rows of all files, chunk by chunk, in this process; those with a reason are left out.
 
-    Prints what is left out of the folder and, after the last row, what was rejected. DataError as in `list_inputs` and
-    `check_columns`, and if more than ``max_reject_share`` is rejected.
+    Prints to stderr what is left out of the folder and, after the last row, what was rejected. DataError as in `list_inputs`
+    and `check_columns`, and if more than ``max_reject_share`` is rejected.
     """
     inputs, rules = list_inputs(config), Rules.of(config, labelled=labelled)
     if inputs.left_out:
-        print(inputs, flush=True)
+        print(inputs, file=sys.stderr, flush=True)
     check_columns(inputs.files, rules)
     rejects = Rejects(sum(file.size for file in inputs.files))
     for segment in map(Segment, inputs.files):
@@ -284,7 +285,8 @@ def read_rows(config: DocumentsConfig, *, labelled: bool, max_reject_share: floa
     way_out = "fix the documents, or run again with a higher max_reject_share"
     rejects.check(max_reject_share, where=config.uri, way_out=way_out)
     if rejects.reasons:
-        print(f"rejected {rejects.reasons.total():,} of {rejects.rows:,} documents: {rejects}", flush=True)
+        line = f"rejected {rejects.reasons.total():,} of {rejects.rows:,} documents: {rejects}"
+        print(line, file=sys.stderr, flush=True)
 
 
 def _parquet(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:

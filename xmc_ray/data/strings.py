@@ -6,7 +6,7 @@ import pyarrow.compute as pc
 _NULL = pa.scalar(None, pa.string())
 _TEXTS = (
     *(pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null),
-    *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary),
+    *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view),
 )
 _LISTS = (
     *(pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list),
