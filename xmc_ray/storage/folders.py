@@ -120,6 +120,8 @@ def loadable(name: str) -> str:
     if not name.startswith(("/", "s3://")):
         return name
     if is_local(name):
+        if os.path.isfile(name):
+            return name
         with explained(name), suppress(FileNotFoundError):
             for entry in os.scandir(name):  # the libraries take what may not be read for something that is not there
                 if entry.is_file():
