@@ -94,6 +94,17 @@ def test_a_length_that_the_encoder_does_not_take(tiny_encoder: Path, max_tokens:
         Tokenizer.load(tiny_encoder, max_tokens)
 
 
+def test_special_tokens_leave_room_for_a_text(tiny_encoder: Path) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    pretrained = AutoTokenizer.from_pretrained(tiny_encoder)
+    ids = [(name, pretrained.convert_tokens_to_ids(name)) for name in ("[CLS]", "[SEP]", "red", "apple")]
+    pretrained.backend_tokenizer.post_processor = TemplateProcessing(single="[CLS] red apple $A [SEP]", special_tokens=ids)
+    assert len(Tokenizer(pretrained, 5).encode(pa.array(["a plum"]))[0][0]) == 5
+    with pytest.raises(ConfigError, match=r"text\.max_tokens is out of range; found 4; expected 5 to 128"):
+        Tokenizer(pretrained, 4)
+
+
 def test_no_tokenizer_there(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         Tokenizer.load(tmp_path / "nothing", 8)

@@ -72,8 +72,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """float[B, F]: the features of padded documents."""
-        states = self.states(tokens_BT, mask_BT)[-self.feature_layers :]
-        return torch.cat([self._summary(state_BTH, mask_BT[:, : self.max_tokens]) for state_BTH in states], dim=-1)
+        return self.summaries(self.states(tokens_BT, mask_BT), mask_BT)
 
     def states(self, tokens_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, ...]:
         """float[B, T, H] each: all hidden states of padded documents, of their first ``max_tokens`` tokens."""
@@ -81,6 +80,11 @@ class TextEncoder(nn.Module):
         output = self.transformer(input_ids=tokens_BT, attention_mask=mask_BT.long(), output_hidden_states=True)
         states: tuple[Tensor, ...] = output.hidden_states
         return states
+
+    def summaries(self, states: tuple[Tensor, ...], mask_BT: Tensor) -> Tensor:
+        """float[B, F]: the features, from all hidden states."""
+        mask_BT = mask_BT[:, : self.max_tokens]
+        return torch.cat([self._summary(state_BTH, mask_BT) for state_BTH in states[-self.feature_layers :]], dim=-1)
 
     def _summary(self, state_BTH: Tensor, mask_BT: Tensor) -> Tensor:
         if self.pooling == "first":
@@ -274,7 +278,7 @@ def _try_short(encoder: TextEncoder, config: EncoderConfig, tokenizer: Tokenizer
     summary = tokenizer.summary_position or "mean"
     for pooling in (summary, "mean") if config.pooling == "auto" else (config.pooling,):
         encoder.pooling = pooling
-        if _tells_apart(encoder(texts.tokens_BT, texts.mask_BT)):
+        if _tells_apart(encoder.summaries(states, texts.mask_BT)):
             return
     what, where = "the features do not depend on the text", f"{config.name}, encoder.pooling = {config.pooling}"
     raise ModelError(what, where=where, found=settings.model_type, way_out="set encoder.pooling = auto, or encoder.name")
