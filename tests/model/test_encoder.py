@@ -13,7 +13,7 @@ from seaweed import S3
 from torch import Tensor
 from transformers import AutoModel
 
-from xmc_ray import storage
+from xmc_ray import FitConfig, GroupsConfig, LoopConfig, XMCClassifier, storage
 from xmc_ray.errors import ConfigError, ModelError, XmcError
 from xmc_ray.model.encoder import (
     EncoderConfig,
@@ -23,8 +23,10 @@ from xmc_ray.model.encoder import (
     load_empty_encoder,
     try_encoder,
 )
-from xmc_ray.model.text import Tokenizer
+from xmc_ray.model.lightxml import ModelConfig
+from xmc_ray.model.text import TextConfig, Tokenizer
 from xmc_ray.storage import folders
+from xmc_ray.training.optim import OptimConfig
 
 TOKENS = torch.tensor([[5, 6, 7, 8], [9, 10, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]], dtype=torch.bool)
@@ -288,6 +290,30 @@ def test_an_encoder_whose_layers_cannot_be_cut(tiny_encoder: Path, tmp_path: Pat
         build(tmp_path, layers=2)
 
 
+@pytest.mark.parametrize("kind", [*PAPER, "t5", "llama", "albert"])
+def test_a_classifier_of_any_family_learns_and_survives_a_bundle(
+    kind: str, tiny_encoder: Path, tmp_path: Path, make_once: Callable[..., Path]
+) -> None:
+    """Different documents get different answers: also by a decoder-only encoder, with pooling at its default."""
+    labels = [[colour, fruit] for colour in ("red", "green") for fruit in ("apple", "pear", "plum")] * 6
+    texts = [f"a {' '.join(row)}" for row in labels]
+    config = FitConfig(
+        encoder=EncoderConfig(name=str(family(kind, tiny_encoder, make_once)), feature_layers=2),
+        text=TextConfig(max_tokens=24),
+        groups=GroupsConfig(max_size=1),
+        model=ModelConfig(dropout=0.0),
+        optim=OptimConfig(encoder_lr=2e-3, rows_lr=0.05),
+        loop=LoopConfig(epochs=3, batch_size=6),
+    )
+    classifier = XMCClassifier.fit(texts, labels, config=config)
+    answers = classifier.predict(texts[:6], k=3)
+    assert len({str(answer) for answer in answers}) == 6
+    classifier.save(str(tmp_path / "bundle"))
+    for answer, again in zip(answers, XMCClassifier.load(str(tmp_path / "bundle")).predict(texts[:6], k=3), strict=True):
+        assert [label for label, _ in again] == [label for label, _ in answer]
+        assert [score for _, score in again] == pytest.approx([score for _, score in answer], rel=1e-5)
+
+
 # -- features depend on the text ---------------------------------------------------------------------------------------------
 
 
@@ -300,6 +326,12 @@ def test_a_position_that_sees_nothing_is_never_taken(kind: str, tiny_encoder: Pa
     assert tried(folder, pooling="last")
     with pytest.raises(ModelError, match=r"features do not depend on the text: .*encoder\.pooling = first; found " + kind):
         build(folder, pooling="first")
+
+
+def test_a_summary_token_that_is_cut_off_is_not_taken(tiny_encoder: Path, make_once: Callable[..., Path]) -> None:
+    """XLNet has it at the end, which a longer document loses where the transformer reads only the first tokens."""
+    folder = family("xlnet", tiny_encoder, make_once)
+    assert [build(folder, text=24, max_tokens=read).pooling for read in (None, 24, 8)] == ["last", "last", "mean"]
 
 
 def test_a_first_token_that_sees_itself_alone_is_refused(tiny_encoder: Path, make_once: Callable[..., Path]) -> None:

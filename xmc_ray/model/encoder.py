@@ -147,8 +147,9 @@ def try_encoder(config: EncoderConfig, tokenizer: Tokenizer) -> str | None:
 def build_encoder(config: EncoderConfig, tokenizer: Tokenizer) -> TextEncoder:
     """A pretrained encoder with at least one layer, cut and frozen as ``config`` says.
 
-    The pooling ``auto`` is the tokenizer's summary position where its state depends on the text, else the mean. Raises
-    ModelError when the encoder does not exist, lacks weights or cannot be run, ConfigError when the config does not fit it.
+    The pooling ``auto`` is the tokenizer's summary position if all documents have it and its state depends on the text, else
+    the mean. Raises ModelError when the encoder does not exist, lacks weights or cannot be run, ConfigError when the config
+    does not fit it.
     """
     settings = check_encoder(config)
     assert settings is not None
@@ -276,6 +277,8 @@ def _try_short(encoder: TextEncoder, config: EncoderConfig, tokenizer: Tokenizer
         found = f"hidden states {shapes} (documents, tokens, width)"
         raise ConfigError("encoder.feature_layers does not fit this encoder", found=found, expected=f"all {shape}")
     summary = tokenizer.summary_position or "mean"
+    if summary == "last" and config.max_tokens is not None and config.max_tokens < tokenizer.max_tokens:
+        summary = "mean"  # longer documents lose their last token
     for pooling in (summary, "mean") if config.pooling == "auto" else (config.pooling,):
         encoder.pooling = pooling
         if _tells_apart(encoder.summaries(states, texts.mask_BT)):
