@@ -186,3 +186,19 @@ def test_a_file_that_changes_while_the_night_is_planned_ends_it(
     with pytest.raises(DataError, match="has changed while it was read"):
         tag(path)
     assert not (tmp_path / "out" / "dt=2026-11-23" / "_work" / "plan.json").exists()
+
+
+def test_what_is_left_out_of_the_input_is_in_log_manifest_and_report(
+    tag: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kind of fault: what counts as input is decided in two places, and what is passed over is not told."""
+    folder = tmp_path / "in"
+    write(folder / "a.parquet", [document(n) for n in range(5)])
+    for name in ("b.csv", "c.csv", "_SUCCESS", ".a.parquet.crc"):
+        (folder / name).touch()
+    night = tag(folder)
+    left_out = {".csv": {"files": 2, "example": f"{folder}/b.csv"}}
+    assert manifest_of(night)["left_out"] == left_out
+    assert f"left out: 2 *.csv, such as {folder}/b.csv\n" in capsys.readouterr().out
+    page = Path(night, "report.html").read_text()
+    assert "Left out of the input, unread: 2 files (.csv), such as" in page and f"{folder}/b.csv" in page
