@@ -88,7 +88,8 @@ def normalise(uri: Uri, *, keep_slashes: bool = False) -> str:
 
     Understands relative paths, ``~`` and ``~user``, ``.`` and ``..``, ``file://`` with percent escapes, doubled slashes and
     slashes at the end. A link to a file keeps its name, which says what kind of file it is. On S3, ``a//b`` and ``a/b`` are
-    different keys: ``keep_slashes`` is for what others have written. ConfigError for what cannot be meant.
+    different keys: ``keep_slashes`` is for what others have written (but s3fs knows no key that begins with a slash).
+    ConfigError for what cannot be meant.
     """
     text = os.fspath(uri)
     if not text.strip():
@@ -99,7 +100,8 @@ def normalise(uri: Uri, *, keep_slashes: bool = False) -> str:
         bucket, key = _bucket_and_key(text)
         if {".", ".."} & set(key.split("/")):
             raise ConfigError("an address on S3 with . or ..", where=text, way_out="write the key in full")
-        return f"s3://{bucket}/{key if keep_slashes else '/'.join(filter(None, key.split('/')))}".rstrip("/")
+        key = key.strip("/") if keep_slashes else "/".join(filter(None, key.split("/")))
+        return f"s3://{bucket}/{key}".rstrip("/")
     if re.match(r"[a-z][a-z0-9+.-]*:/|file:", text, re.IGNORECASE):
         address = re.fullmatch(r"file:(?://(?:localhost)?(?=/)|(?!//))(/.*)", text, re.IGNORECASE | re.DOTALL)
         if address is None:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from xmc_ray.errors import ConfigError
-from xmc_ray.storage.address import below, explained, is_local, split
-from xmc_ray.storage.files import is_hidden, join, remove, write_bytes
+from xmc_ray.storage.address import below, explained, filesystem, is_local, split
+from xmc_ray.storage.files import is_hidden, join
 
 _PROBE = bytes(4096)  # a full disk may take an empty file
 
@@ -56,8 +56,10 @@ def check_writable(folder: str) -> None:
     """Raises ConfigError unless a file can be written in ``folder``, or where it would be created; leaves nothing behind."""
     probe = f".probe.{uuid.uuid4().hex}"  # by its name a temporary file, should this process be killed
     if not is_local(folder):
-        write_bytes(join(folder, probe), b"-")
-        remove(join(folder, probe))
+        fs, bucket_and_key = filesystem(join(folder, probe))
+        with explained(folder, missing=ConfigError):
+            fs.pipe_file(bucket_and_key, b"-")
+            fs.rm_file(bucket_and_key)
         return
     path = Path(split(folder)[1])
     with explained(folder, missing=ConfigError):
@@ -66,6 +68,8 @@ def check_writable(folder: str) -> None:
         file = path / probe
         try:
             file.write_bytes(_PROBE)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
         finally:
             if _exists(file):
                 file.unlink()
