@@ -64,7 +64,8 @@ class CountPieces:
 def plan_of(config: TagConfig) -> Plan:
     pieces = job._PIECES_AN_ACTOR * config.pool.max
     rules = Rules.of(config.documents, labelled=False)
-    return scan(list_inputs(config.documents).files, rules, [], config.commit_rows // 2, pieces, Runner())
+    files = list_inputs(config.documents).files
+    return scan(files, rules, [], config.commit_rows // 2, pieces, config.max_reject_share, Runner())
 
 
 def off(book: Diary, config: TagConfig, plan: Plan) -> Timed:

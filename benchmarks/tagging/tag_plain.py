@@ -84,7 +84,7 @@ def best_labels(model: PlainModel, tokens_BT: torch.Tensor, mask_BT: torch.Tenso
 
 def same_best(folder: str, target: str) -> float:
     """Share of the plain loop's documents whose best label is that of the night."""
-    ours = pa.concat_tables([pq.read_table(file, partitioning=None) for file in tag_files(folder)])
+    ours = pa.concat_tables([pq.read_table(file.uri, partitioning=None) for file in tag_files(folder)])
     theirs = pq.read_table(target)
     rows = pc.index_in(theirs["id"], value_set=ours["id"].combine_chunks())
     first = (pc.list_element(table["labels"], 0) for table in (ours.take(rows), theirs))

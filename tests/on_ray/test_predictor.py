@@ -6,11 +6,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from xmc_ray import __version__
 from xmc_ray.bundle.ensemble import Ensemble, Members
 from xmc_ray.errors import ConfigError
 from xmc_ray.model.predict import PredictConfig
 from xmc_ray.on_ray import predictor
-from xmc_ray.on_ray.predictor import PoolConfig, Predictor, ScoringConfig, matrix, settle_scoring
+from xmc_ray.on_ray.predictor import PoolConfig, Predictor, ScoringConfig, made_by_of, matrix, settle_scoring
 from xmc_ray.on_ray.stream import token_columns
 
 TEXTS = ["a red apple", "a green pear", "", "a yellow plum and a grape"]
@@ -27,6 +28,7 @@ def test_an_actor_predicts_the_rows_that_have_tokens(ray_session: None, bundles:
     table = pa.table({"id": ["a", "b", "c", "d"], **dict(zip(columns, rejected, strict=True))})
     predicted = Predictor(Members.read(bundles), 5, POOL, scoring)(table)
     assert predicted.column_names == ["id", "ids", "probabilities"]
+    assert made_by_of(predicted) == {"release": __version__, "arithmetic": "cpu float32"} and made_by_of(table) == {}
     scores, ids = matrix(predicted, "probabilities"), matrix(predicted, "ids")
     assert (ids[1] == -1).all() and (scores[1] == 0).all()
     kept = pa.array([0, 2, 3])
@@ -35,6 +37,8 @@ def test_an_actor_predicts_the_rows_that_have_tokens(ray_session: None, bundles:
     np.testing.assert_allclose(scores[[0, 2, 3]], expected[0], rtol=1e-5)
     nothing = Predictor(Members.read(bundles), 5, POOL, scoring)(table.slice(0, 0))
     assert matrix(nothing, "ids").shape == (0, 5)
+    absurd = Predictor(Members.read(bundles), 10**9, POOL, scoring)(table)
+    assert matrix(absurd, "ids").shape == (4, len(ensemble.labels)), "memory goes by the labels, not by k"
 
 
 def test_scoring_is_settled_once_and_bfloat16_without_instructions_is_a_warning(

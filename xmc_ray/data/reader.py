@@ -193,7 +193,7 @@ def read_file(segment: Segment, rules: Rules, chunk: int = CHUNK) -> Iterator[Ch
     reject = None
     while left.rows:
         try:
-            if left == segment and not _is_unchanged(left.file):
+            if left == segment and not _is_as_listed(left.file):
                 raise _Damaged("the file has changed since it was listed")
             known = format_of(left.file.uri)
             for part in (_parquet if known.is_parquet else _json_lines)(left, rules, chunk):
@@ -224,15 +224,11 @@ def read_file(segment: Segment, rules: Rules, chunk: int = CHUNK) -> Iterator[Ch
 
 
 def check_unchanged(file: FileInfo) -> None:
-    """DataError unless a file, some of whose rows have been read, is still as it was listed: they may be of two versions.
+    """DataError unless a file, some of whose rows have been read, `is_unchanged`: they may be of two versions.
 
     pyarrow's requests to S3 name no version, so this is what holds the parts of a file together there.
     """
-    try:
-        is_unchanged = storage.patiently(_is_unchanged, file)
-    except FileNotFoundError:
-        is_unchanged = False
-    if not is_unchanged:
+    if not is_unchanged(file):
         raise DataError(
             "a file has changed while it was read",
             where=file.uri,
@@ -240,7 +236,15 @@ def check_unchanged(file: FileInfo) -> None:
         )
 
 
-def _is_unchanged(file: FileInfo) -> bool:
+def is_unchanged(file: FileInfo) -> bool:
+    """Whether a file is still there with the size and the version with which it was listed."""
+    try:
+        return storage.patiently(_is_as_listed, file)
+    except FileNotFoundError:
+        return False
+
+
+def _is_as_listed(file: FileInfo) -> bool:
     now = storage.stat(file.uri)
     return (now.size, now.version) == (file.size, file.version)
 

@@ -24,7 +24,7 @@ from xmc_ray.model.predict import arithmetic
 from xmc_ray.on_ray.predictor import PoolConfig, ScoringConfig, matrix, predictions, settle_scoring
 from xmc_ray.on_ray.session import arrow_batches, connect, make_room, own_errors
 from xmc_ray.on_ray.stream import read_documents, tokenise
-from xmc_ray.settings import Bounds, OpenShare, PositiveInt, Settings, Share
+from xmc_ray.settings import Bounds, OpenShare, Settings, Share
 from xmc_ray.storage.places import check_apart, check_writable
 
 _MEASURED = 256  # documents that scoring is measured on
@@ -34,7 +34,7 @@ _MEASURED = 256  # documents that scoring is measured on
 class EvaluationPoolConfig(PoolConfig):
     """The actors of an evaluation."""
 
-    batch_rows: PositiveInt = 2048
+    batch_rows: Annotated[int, Bounds(ge=1, le=1 << 16)] = 2048
     """Documents that an actor takes at a time and sorts by length."""
 
 
@@ -48,7 +48,9 @@ class EvaluateConfig(Settings):
     """Bundle folder, local or s3://, or a list of them whose scores are averaged."""
     output: storage.Address | None = None
     """Folder for metrics.json; if not given, the table is only printed."""
-    ks: Annotated[list[PositiveInt], Bounds(min_length=1)] = field(default_factory=lambda: [1, 3, 5, 10])
+    ks: Annotated[list[Annotated[int, Bounds(ge=1, le=1000)]], Bounds(min_length=1)] = field(
+        default_factory=lambda: [1, 3, 5, 10]
+    )
     """Values of k at which metrics are computed."""
     min_precision: OpenShare | None = None
     """Also evaluate the tags that pass the thresholds for this precision; needs calibrated bundles."""

@@ -1,8 +1,9 @@
 """Actors that hold the model, or all models of an ensemble, and predict tokenised documents."""
 
+import json
 import os
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,16 +12,18 @@ import ray.data
 import torch
 from ray.data import ActorPoolStrategy
 
+from xmc_ray import __version__
 from xmc_ray.bundle.ensemble import Ensemble, Members
 from xmc_ray.data.labels import list_lengths
 from xmc_ray.errors import ConfigError
 from xmc_ray.model.lightxml import Scoring
-from xmc_ray.model.predict import Precision, PredictConfig, cpu_has_bfloat16
+from xmc_ray.model.predict import Precision, PredictConfig, arithmetic, cpu_has_bfloat16
 from xmc_ray.on_ray.meters import PredictorMeters
 from xmc_ray.on_ray.session import is_cluster
 from xmc_ray.on_ray.stream import token_columns
-from xmc_ray.settings import NonNegativeFloat, NonNegativeInt, PositiveInt, Settings
+from xmc_ray.settings import Bounds, NonNegativeFloat, NonNegativeInt, PositiveInt, Settings
 
+_MADE_BY = b"made_by"  # key of a predicted table's metadata
 _BESIDE = 2  # CPUs of a local Ray that are left to the tasks that run beside the actors
 
 
@@ -37,9 +40,9 @@ class PoolConfig(Settings):
     """Give each actor a GPU."""
     cpus: PositiveInt = 2
     """CPUs that an actor requests; with 1 and no GPU, Ray would tokenise inside the actor, sequentially."""
-    threads: NonNegativeInt = 0
+    threads: Annotated[int, Bounds(ge=0, le=1024)] = 0
     """Threads of an actor on a CPU; 0 shares the machine's cores among ``max`` actors."""
-    token_budget: NonNegativeInt = 0
+    token_budget: Annotated[int, Bounds(ge=0, le=200_000)] = 0
     """Maximum number of tokens, padding included, in a batch of the encoder; 0 is 8,192 on a GPU and 2,048 on a CPU."""
     patience: NonNegativeFloat = 30.0
     """Minutes to wait for a cluster that has no room for ``min`` actors yet."""
@@ -99,15 +102,16 @@ class Predictor:
 
     def __init__(self, bundles: Members, k: int, pool: PoolConfig, scoring: ScoringConfig) -> None:
         torch.set_num_threads(pool.threads_each)
-        self.k = k
         self.config = PredictConfig(token_budget=pool.token_budget, precision=scoring.precision)
         self.scoring: Scoring = "grouped" if scoring.scoring == "auto" else scoring.scoring
         self.device = pool.device
         self.ensemble = Ensemble.load(bundles).to(self.device)
+        self.k = min(k, len(self.ensemble.labels))
+        self.made_by = made_by(scoring.precision, self.device)
         self.meters = PredictorMeters()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Predict every row that has tokens of every tokenizer; the others are padded with -1."""
+        """Predict every row that has tokens of every tokenizer; the others are padded with -1. The schema says by what."""
         columns = token_columns(len(self.ensemble.tokenizers))
         tokens = [table[name].combine_chunks() for name in columns]
         scores, ids = np.zeros((len(table), self.k), np.float32), np.full((len(table), self.k), -1, np.int64)
@@ -117,7 +121,18 @@ class Predictor:
             scores[rows], ids[rows] = self.ensemble.predict(taken, self.k, self.config, self.scoring)
         table = table.drop_columns(columns)
         table = table.append_column("ids", pa.FixedSizeListArray.from_arrays(pa.array(ids.ravel()), self.k))
-        return table.append_column("probabilities", pa.FixedSizeListArray.from_arrays(pa.array(scores.ravel()), self.k))
+        table = table.append_column("probabilities", pa.FixedSizeListArray.from_arrays(pa.array(scores.ravel()), self.k))
+        return table.replace_schema_metadata({_MADE_BY: json.dumps(self.made_by)})
+
+
+def made_by(precision: Precision, device: torch.device) -> dict[str, str]:
+    """What computes here: tags of two releases, or by two arithmetics, may differ where their documents do not."""
+    return {"release": __version__, "arithmetic": arithmetic(precision, device)}
+
+
+def made_by_of(table: pa.Table) -> dict[str, str]:
+    """What computed a table that a `Predictor` has returned."""
+    return dict(json.loads((table.schema.metadata or {}).get(_MADE_BY, b"{}")))
 
 
 def predictions(
@@ -125,7 +140,7 @@ def predictions(
 ) -> ray.data.Dataset:
     """Replaces a stream's tokens by ``ids`` (fixed list<int64>[k], padded with -1) and ``probabilities`` (list<float32>[k]).
 
-    ``batch_rows``: documents that an actor takes at a time.
+    k is ``k`` or the number of labels, if that is less. ``batch_rows``: documents that an actor takes at a time.
     """
     arguments = bundles, k, pool, model
     batches: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": batch_rows}
@@ -161,6 +176,7 @@ def _fastest_scoring(config: ScoringConfig, bundles: Members, texts: list[str], 
     torch.set_num_threads(pool.threads_each)
     ensemble = Ensemble.load(bundles).to(pool.device)
     prediction = PredictConfig(token_budget=pool.token_budget, precision=config.precision)
+    k = min(k, len(ensemble.labels))
     return ensemble.fastest_scoring(ensemble.encode(pa.array(texts, pa.string())), k, prediction)
 
 

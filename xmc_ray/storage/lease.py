@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -129,10 +129,11 @@ def held(folder: str, beat: float = _BEAT) -> Iterator[Lease]:
         lease.release()
 
 
-def is_free(folder: str) -> bool:
-    """Whether a folder holds nothing but a lease, or what interrupted writes have left."""
+def is_free(folder: str, files: Sequence[storage.FileInfo] | None = None) -> bool:
+    """Whether a folder holds nothing but a lease, or what interrupted writes have left. ``files``: its listing, if at hand."""
     lease = storage.join(folder, DRIVER)
-    return all(file.uri == lease or storage.is_temporary(file.uri) for file in storage.all_files(folder))
+    files = storage.all_files(folder) if files is None else files
+    return all(file.uri == lease or storage.is_temporary(file.uri) for file in files)
 
 
 def _missing(folder: str) -> list[Path]:

@@ -13,13 +13,14 @@ import pytest
 from fruit import COLOURS, KINDS, contents, document, manifest_of, read_night, write
 from in_process import InProcess
 
-from xmc_ray import command
+from xmc_ray import __version__, command
 from xmc_ray.bundle.ensemble import Members
 from xmc_ray.classifier import XMCClassifier
 from xmc_ray.errors import ConfigError, DataError, ModelError, XmcError
 from xmc_ray.on_ray import evaluate
 from xmc_ray.on_ray.evaluate import evaluate_bundle
 from xmc_ray.on_ray.tag import job
+from xmc_ray.on_ray.tag.pieces import PieceWriter
 from xmc_ray.storage.files import join
 
 
@@ -166,6 +167,60 @@ def test_tags_of_unchanged_documents_are_reused(tag: Callable[..., str], bundles
     assert manifest_of(other)["reused"] == 0 and manifest_of(other)["previous"] is None
     with pytest.raises(DataError, match=r"not a finished night.*nowhere"):
         tag(tmp_path / "in", "--previous=/nowhere", date="2026-11-24")
+
+
+@pytest.mark.parametrize("name", ["release", "arithmetic"])
+def test_tags_of_another_release_or_arithmetic_are_not_reused(
+    name: str, tag: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kind: a night's identity holds to the end. Log, manifest and report say so."""
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(20)])
+    first = Path(tag(catalogue, date="2026-11-22"))
+    manifest = manifest_of(str(first))
+    assert [manifest[name] for name in ("release", "arithmetic")] == [__version__, "cpu float32"]
+    (first / "manifest.json").write_text(json.dumps(manifest | {name: "another"}))
+    capsys.readouterr()
+    second = tag(catalogue, previous="last")
+    reason = f"nothing is reused: the night before had another {name}: {first}"
+    assert reason in capsys.readouterr().out and reason in Path(second, "report.html").read_text()
+    found = manifest_of(second)
+    assert [found[name] for name in ("tagged", "reused", "previous", "not_reused")] == [20, 0, None, reason]
+
+
+def test_a_precision_or_device_is_named_when_it_is_not_that_of_the_unfinished_night(
+    tag: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kind: a night's identity holds to the end. A pool may change when a night resumes, but not what computes its scores."""
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(20)])
+    monkeypatch.setattr(InProcess, "run_pieces", lambda *_: iter(()))
+    with pytest.raises(DataError, match="rows were lost"):
+        tag(catalogue)
+    with pytest.raises(ConfigError, match="found arithmetic cpu float32 instead of cuda bfloat16; go on with the release and"):
+        tag(catalogue, "--pool.gpu=true")
+    with pytest.raises(ConfigError, match=r"found model\.precision = 'auto' instead of 'bfloat16'"):
+        tag(catalogue, "--model.precision=bfloat16")
+
+
+def test_memory_goes_by_the_data_and_not_by_a_setting(tag: Callable[..., str], trained: Path, tmp_path: Path) -> None:
+    """Kind: memory. As many tags as there are labels, pieces no larger than the input, no more threads than are useful."""
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(50)])
+    huge = {"k": 10**9, "commit_rows": 10**9, "target_bytes": 10**15, "pool__max": 10**9}
+    tags, _ = read_night(tag(catalogue, **huge))
+    labels = Members.read(str(trained / "bundle")).fetch()[0]
+    assert len(tags) == 50 and max(map(len, tags["labels"].to_pylist())) <= len(labels)
+    all_labels, _ = read_night(tag(catalogue, output=tmp_path / "all", k=len(labels)))
+    assert tags["labels"].to_pylist() == all_labels["labels"].to_pylist()
+    classifier = XMCClassifier.load(str(trained / "bundle"))
+    assert classifier.predict(["a red apple"], k=10**9) == classifier.predict(["a red apple"], k=len(labels))
+
+
+def test_many_tags_make_small_pieces(tag: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kind: memory. A piece is a matrix of its rows and k."""
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(50)])
+    monkeypatch.setattr(job, "_PIECE_TAGS", 20)
+    rows, write_piece = [], PieceWriter.__call__
+    monkeypatch.setattr(PieceWriter, "__call__", lambda self, n, table: rows.append(len(table)) or write_piece(self, n, table))
+    assert len(read_night(tag(catalogue, k=5))[0]) == sum(rows) == 50 and max(rows) <= 4
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -18,6 +18,7 @@ from xmc_ray.on_ray.tag import job, output
 from xmc_ray.on_ray.tag.job import TagConfig
 from xmc_ray.on_ray.tag.plan import PIECES, REUSED, Plan
 from xmc_ray.settings import fixed_settings
+from xmc_ray.storage import files
 
 
 def test_rejects_of_an_older_version_are_merged(tmp_path: Path) -> None:
@@ -59,7 +60,11 @@ def test_the_latest_night_before_is_a_finished_one(tmp_path: Path) -> None:
     (tmp_path / "dt=2026-11-21" / "_SUCCESS").write_text('{"run": "a", "files": ["x"], "rejects": []}')
     assert output.latest_before(f"{tmp_path}/dt=2026-11-23") == f"{tmp_path}/dt=2026-11-21"
     assert output.latest_before(f"{tmp_path}/dt=2026-11-21") is None
-    assert output.tag_files(f"{tmp_path}/dt=2026-11-21") == [f"{tmp_path}/dt=2026-11-21/x"]
+    (tmp_path / "dt=2026-11-21" / "x").write_text("")
+    assert output.tag_files(f"{tmp_path}/dt=2026-11-21") == [storage.stat(tmp_path / "dt=2026-11-21" / "x")]
+    (tmp_path / "dt=2026-11-21" / "x").unlink()
+    with pytest.raises(DataError, match=r"a finished night is damaged: .*/x; found no such file; restore"):
+        output.tag_files(f"{tmp_path}/dt=2026-11-21")
     with pytest.raises(DataError, match="not a finished night"):
         output.tag_files(f"{tmp_path}/dt=2026-11-22")
 
@@ -84,7 +89,7 @@ def test_a_night_that_replaces_another_leaves_it_until_the_end(tag: Callable[...
 def test_an_unfinished_night_of_an_older_version_is_resumed_and_another_is_named_by_its_setting(tmp_path: Path) -> None:
     """Older versions kept the output, and knew model.int8."""
     config = TagConfig(documents=DocumentsConfig(uri="x", id=None), bundle="y", output="z")
-    identity = {"bundle": "b", "input": [{"uri": "x", "size": 1, "version": "v"}], "config": fixed_settings(config)}
+    identity = IDENTITY | {"input": [{"uri": "x", "size": 1, "version": "v"}], "config": fixed_settings(config)}
     model = {"scoring": "grouped", "precision": "auto", "int8": False}
     documents = {
         "uri": config.documents.uri,
@@ -331,3 +336,48 @@ def test_pieces_that_are_not_those_of_the_plan_are_no_night(
     assert not (tmp_path / "out" / "dt=2026-11-23" / "_SUCCESS").exists()
     (tmp_path / "out" / "dt=2026-11-23" / "_work" / "pieces" / "t000002.parquet").write_bytes(b"")
     assert len(read_night(tag(catalogue, commit_rows=20))[0]) == 40
+
+
+def test_a_finished_night_is_listed_once_when_it_is_started_again(
+    tag: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(10)])
+    folder, listed = tag(catalogue), []
+    local_files = files._local_files
+    monkeypatch.setattr(
+        files, "_local_files", lambda path, *how, **more: [listed.append(path), *local_files(path, *how, **more)][1:]
+    )
+    assert tag(catalogue) == folder
+    assert listed.count(folder) == 1
+
+
+IDENTITY = {"bundle": "b", "input": [], "config": {"k": 10}, "release": "0.1.0", "arithmetic": "cpu float32"}
+
+
+@pytest.mark.parametrize("name", ["release", "arithmetic"])
+def test_a_night_is_not_resumed_by_another_release_or_arithmetic(name: str, tmp_path: Path) -> None:
+    """Kind: a night's identity holds to the end. A version before this noted neither."""
+    begun = output.Night.open(str(tmp_path), IDENTITY, overwrite=False)
+    assert begun is not None
+    begun.begin()
+    same = output.Night.open(str(tmp_path), IDENTITY, overwrite=False)
+    assert same is not None and same.run == begun.run
+    other = IDENTITY | {name: "another"}
+    match = (
+        rf"^an unfinished night was begun in another way: {tmp_path}; found {name} \S+.* instead of another; go on with .*, or"
+    )
+    with pytest.raises(ConfigError, match=match):
+        output.Night.open(str(tmp_path), other, overwrite=False)
+    anew = output.Night.open(str(tmp_path), other, overwrite=True)
+    assert anew is not None and anew.run != begun.run
+    known = {key: value for key, value in IDENTITY.items() if key != name}
+    storage.write_json(tmp_path / "_work" / "run.json", {"run": "0123", **known})
+    with pytest.raises(ConfigError, match=rf"found {name} unknown instead of"):
+        output.Night.open(str(tmp_path), IDENTITY, overwrite=False)
+
+
+def test_a_finished_night_is_finished_whatever_release_and_arithmetic_made_it(tmp_path: Path) -> None:
+    storage.write_json(tmp_path / "run.json", {"run": "0123", **IDENTITY})
+    storage.write_json(tmp_path / "_SUCCESS", {"run": "0123", "files": [], "rejects": []})
+    other = IDENTITY | {"release": "0.2.0", "arithmetic": "cuda bfloat16"}
+    assert output.Night.open(str(tmp_path), other, overwrite=False) is None

@@ -1,7 +1,9 @@
 """The steps of a piece: what is read, what is rejected and why, and what is done."""
 
+import gc
 import gzip
 import json
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from fruit import document, manifest_of, read_night, write
 
+from xmc_ray import storage
 from xmc_ray.data import reader
-from xmc_ray.errors import ConfigError, DataError
-from xmc_ray.on_ray.tag.pieces import PieceReader, PieceWriter, TagColumns, finished
+from xmc_ray.data.documents import DocumentsConfig, Rules
+from xmc_ray.errors import ConfigError, DataError, ModelError
+from xmc_ray.on_ray.tag.pieces import PieceCopier, PieceReader, PieceWriter, TagColumns, _Stream, finished
 from xmc_ray.on_ray.tag.plan import Plan
 
 
@@ -34,8 +38,8 @@ def test_tags_are_cut_at_the_minimum_and_at_thresholds() -> None:
 
 def test_a_piece_that_was_cut_short_is_not_done(tmp_path: Path) -> None:
     labels = pa.table({"label": ["a"], "name": pa.array([None], pa.string())})
-    empty = pa.table({name: pa.array([], kind) for name, kind in EMPTY.items()})
-    write_pieces = PieceWriter(str(tmp_path), TagColumns(labels, "model", 0.0))
+    empty = pa.table({name: pa.array([], kind) for name, kind in EMPTY.items()}, metadata={"made_by": json.dumps(MADE_BY)})
+    write_pieces = PieceWriter(str(tmp_path), TagColumns(labels, "model", 0.0), MADE_BY)
     summaries = [write_pieces(number, empty) for number in range(3)]
     path = tmp_path / "pieces" / "t000001.parquet"
     path.write_bytes(path.read_bytes()[:100])
@@ -43,8 +47,60 @@ def test_a_piece_that_was_cut_short_is_not_done(tmp_path: Path) -> None:
     assert dict(finished(str(tmp_path))) == {"t000000": summaries[0], "t000002": summaries[2]}
 
 
+MADE_BY = {"release": "0.1.0", "arithmetic": "cpu float32"}
 EMPTY = {name: pa.string() for name in ("id", "file", "reason", "detail", "text_digest", "excerpt")}
 EMPTY |= {"row": pa.int64(), "truncated": pa.int8(), "ids": pa.list_(pa.int64(), 1), "probabilities": pa.list_(pa.float32(), 1)}
+
+
+def predicted(rows: int, k: int, made_by: dict[str, str]) -> pa.Table:
+    """Good rows, as `Predictor` returns them, all with other labels."""
+    values = {"ids": np.arange(rows * k), "probabilities": np.linspace(0, 1, rows * k).astype(np.float32)}
+    lists = {name: pa.FixedSizeListArray.from_arrays(pa.array(value), k) for name, value in values.items()}
+    strings = {name: [str(n) for n in range(rows)] for name in ("id", "file", "text_digest", "excerpt")}
+    nulls = {name: pa.nulls(rows, pa.string()) for name in ("reason", "detail")}
+    columns = {**strings, **nulls, "row": np.arange(rows), "truncated": np.zeros(rows, np.int8), **lists}
+    return pa.table(columns, metadata={"made_by": json.dumps(made_by)})
+
+
+def test_a_summary_follows_from_the_file_whose_footer_does_not_grow(tmp_path: Path) -> None:
+    """Kind: memory. The counts of labels are those of the file's own tags: one proof, and no JSON of a million entries."""
+    labels = pa.table({"label": [f"label {n}" for n in range(30_000)], "name": pa.nulls(30_000, pa.string())})
+    write_piece = PieceWriter(str(tmp_path), TagColumns(labels, "model", 0.25), MADE_BY)
+    summary = write_piece(0, predicted(3_000, 10, MADE_BY))
+    assert len(summary["labels"][0]) == 22_500 and summary["untagged"] == 750
+    assert dict(finished(str(tmp_path))) == {"t000000": summary}
+    footer = pq.read_metadata(tmp_path / "pieces" / "t000000.parquet").metadata
+    assert len(footer[b"xmc_ray"]) < 2_000
+
+
+@pytest.mark.parametrize("name", MADE_BY)
+def test_a_piece_that_was_computed_in_another_way_is_not_written(name: str, tmp_path: Path) -> None:
+    """Kind: a night's identity holds to the end. As by a node with a GPU, or with another release, in the middle of it."""
+    labels = pa.table({"label": ["a", "b"], "name": pa.nulls(2, pa.string())})
+    write_piece = PieceWriter(str(tmp_path), TagColumns(labels, "model", 0.0), MADE_BY)
+    for made_by in (MADE_BY | {name: "another"}, {}):
+        with pytest.raises(ModelError, match=r"^a piece was computed in another way than its night: t000000; found "):
+            write_piece(0, predicted(1, 2, made_by))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_night_before_that_changes_is_not_copied(tmp_path: Path) -> None:
+    """Kind: check, then use. Which of its rows are reused goes by their number in a file."""
+    labels = pa.table({"label": ["a"], "name": pa.nulls(1, pa.string())})
+    columns = TagColumns(labels, "model", 0.0)
+    tags = [{"id": f"{n}", "labels": ["a"], "scores": [0.5], "model": "model", "text_digest": f"{n}"} for n in range(3)]
+    path, work = tmp_path / "part.parquet", str(tmp_path / "work")
+    pq.write_table(pa.Table.from_pylist(tags, columns.schema), path)
+    file = storage.stat(path)
+    piece = {**vars(file), "number": 0, "rows": 2, "keep": np.packbits([True, False, True]).tobytes()}
+    copy = PieceCopier(work, columns, MADE_BY)
+    summary = copy(piece)
+    assert dict(finished(work)) == {"r000000": summary} and summary["labels"] == [[0], [2], [1.0]] and summary["reused"] == 2
+    pq.write_table(pa.Table.from_pylist([*tags, *tags], columns.schema), path)
+    for _ in range(2):
+        with pytest.raises(DataError, match=rf"^the night before has changed since .*: {path}; remove {work} and run again"):
+            copy(piece)
+        path.unlink(missing_ok=True)
 
 
 def test_what_cannot_be_read_is_rejected_with_its_place(tag: Callable[..., str], tmp_path: Path) -> None:
@@ -64,8 +120,10 @@ def test_what_cannot_be_read_is_rejected_with_its_place(tag: Callable[..., str],
     write(folder / "h.parquet", [{"id": "d0", "text": None}, {"id": "d5", "text": "again"}])
     pq.write_table(pa.table({"id": pa.array([], pa.string()), "text": pa.array([], pa.string())}), folder / "i.parquet")
 
-    with pytest.raises(DataError, match=r"too many documents are rejected: \S+/_work/rejects; found .*expected at most 1\.0%"):
+    with pytest.raises(DataError, match=r"too many documents are rejected: \S+; found 20\.8%: duplicate id \(15\), such as"):
         tag(folder)
+    with pytest.raises(DataError, match=r"too many documents are rejected: \S+/_work/rejects; found .*expected at most 30\.0%"):
+        tag(folder, max_reject_share=0.3)
     made = tmp_path / "out" / "dt=2026-11-23"
     assert not (made / "_SUCCESS").exists() and list((made / "_work" / "rejects").glob("*.parquet"))
     tags, rejects = read_night(tag(folder, max_reject_share=1))
@@ -164,10 +222,25 @@ def test_no_piece_has_rows_of_two_versions_of_a_file(
     work = tmp_path / "out" / "dt=2026-11-23" / "_work"
     pieces = [pq.read_table(piece) for piece in sorted((work / "pieces").iterdir())]
     assert pa.concat_tables(pieces)["id"].to_pylist() == [f"d{n}" for n in range(1000)]
-    with pytest.raises(ConfigError, match=r"another run.*found other input.*--overwrite"):
+    with pytest.raises(ConfigError, match=r"another run.*found input.*--overwrite"):
         tag(path, commit_rows=1000)
     tags, rejects = read_night(tag(path, "--overwrite", commit_rows=1000))
     assert sorted(tags["id"].to_pylist()) == sorted(f"d{n}" for n in range(10_000, 14_000)) and not len(rejects)
+
+
+def test_a_stream_that_is_left_early_closes_at_once(tmp_path: Path) -> None:
+    """Kind: a job that hangs. In a cycle of references it would wait for its threads in whatever thread collects it."""
+    path = write(tmp_path / "a.parquet", [document(n) for n in range(10)])
+    segment = {**vars(storage.stat(path)), "start": 0, "row": 0, "rows": 10, "reason": None}
+    stream = _Stream([segment], Rules.of(DocumentsConfig(uri=str(path)), labelled=False))
+    next(stream.take(1))
+    chunks = weakref.ref(stream._chunks)
+    gc.disable()
+    try:
+        del stream
+        assert chunks() is None
+    finally:
+        gc.enable()
 
 
 def test_a_file_that_changes_while_the_night_is_planned_ends_it(

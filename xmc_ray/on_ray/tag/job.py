@@ -8,7 +8,7 @@ The same command resumes a run that was killed: the plan is kept, and a piece th
 """
 
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -25,14 +25,22 @@ from xmc_ray.data.reader import check_columns
 from xmc_ray.data.rejects import MAX_REJECT_SHARE, Rejects
 from xmc_ray.errors import DataError
 from xmc_ray.metrics.drift import DriftConfig
-from xmc_ray.model.predict import arithmetic
 from xmc_ray.on_ray.evaluate import GateConfig, pass_gate
 from xmc_ray.on_ray.meters import announce
-from xmc_ray.on_ray.predictor import PoolConfig, Predictor, ScoringConfig, settle_scoring
+from xmc_ray.on_ray.predictor import PoolConfig, Predictor, ScoringConfig, made_by, settle_scoring
 from xmc_ray.on_ray.session import own_errors
 from xmc_ray.on_ray.tag import output
 from xmc_ray.on_ray.tag.output import Day, Night
-from xmc_ray.on_ray.tag.pieces import PieceCopier, PieceReader, PieceWriter, Summary, TagColumns, finished, some_texts
+from xmc_ray.on_ray.tag.pieces import (
+    PieceCopier,
+    PieceReader,
+    PieceWriter,
+    Summary,
+    TagColumns,
+    check_made_by,
+    finished,
+    some_texts,
+)
 from xmc_ray.on_ray.tag.plan import Plan, piece_name
 from xmc_ray.on_ray.tag.runner import Runner
 from xmc_ray.on_ray.tag.scan import scan
@@ -44,6 +52,7 @@ from xmc_ray.storage.places import check_apart, check_writable
 
 _PIECES_A_TASK = 8  # neighbours that one task reads, so that a large row group is not read for each
 _PIECES_AN_ACTOR = 12  # at least, so that no actor waits long at the end
+_PIECE_ROWS, _PIECE_TAGS = 1 << 16, 1 << 24  # of a piece at most, whatever the settings
 _MEASURED = 256  # documents that scoring is measured on
 _SCORING = "scoring.json"
 
@@ -63,7 +72,7 @@ class TagConfig(Settings):
     previous: PreviousNight | None = None
     """A finished night whose tags are reused for unchanged documents: its folder, or `last`."""
     k: PositiveInt = 10
-    """Maximum number of tags per document."""
+    """Maximum number of tags per document, at most all labels."""
     min_score: Share = 0.0
     """Minimum score of a tag."""
     min_precision: OpenShare | None = None
@@ -102,6 +111,7 @@ def tag(config: TagConfig, runner: Runner | None = None) -> str:
     if config.min_precision is not None:
         members.check_precision()
     identity = {"bundle": members.fingerprint, "input": [asdict(file) for file in files], "config": fixed_settings(config)}
+    identity |= made_by(config.model.precision, config.pool.device)
     if Night.open(folder, identity, config.overwrite) is None:
         if output.is_untidy(folder):
             with held(folder):
@@ -119,8 +129,8 @@ def tag(config: TagConfig, runner: Runner | None = None) -> str:
         pass_gate(config.gate, members, config.pool, config.model)
         config = replace(config, pool=pool)
         plan = night.plan()
-        previous = plan.previous if plan else _previous(config, folder, members.fingerprint)
-        manifest = _Tagging(config, night, members, inputs, previous, lease, runner).finish(plan, started)
+        before = _Previous(plan.previous, plan.not_reused) if plan else _Previous.find(config, folder, identity)
+        manifest = _Tagging(config, night, members, inputs, before, lease, runner).finish(plan, started)
     print(_report(manifest, folder), flush=True)
     return folder
 
@@ -138,7 +148,7 @@ class _Tagging:
     night: Night
     members: Members
     inputs: Inputs
-    previous: str | None
+    previous: "_Previous"
     lease: Lease
     runner: Runner
 
@@ -151,8 +161,9 @@ class _Tagging:
         self.never = None if thresholds_L is None else int(np.isinf(thresholds_L).sum())
         self.columns = TagColumns(labels, self.members.fingerprint, self.config.min_score, thresholds_L)
         self.totals = Totals(labels)
-        warning = self.members.calibration_warning(arithmetic(self.config.model.precision, self.config.pool.device))
-        self.warnings = [] if warning is None else [warning]
+        self.made_by = {name: self.night.identity[name] for name in ("release", "arithmetic")}
+        warnings = self.previous.not_reused, self.members.calibration_warning(self.made_by["arithmetic"])
+        self.warnings = [warning for warning in warnings if warning is not None]
 
     def finish(self, plan: Plan | None, started: datetime) -> dict[str, Any]:
         """Do the remaining pieces, publish, and return the manifest. ``plan``: that of an earlier attempt."""
@@ -161,6 +172,7 @@ class _Tagging:
         plan = plan or self._plan()
         model, done = self._model(plan), set()
         for name, summary in finished(self.night.work):
+            check_made_by(summary["made_by"], self.made_by, storage.join(self.night.work, "pieces", name))
             self.totals.add(summary)
             done.add(name)
         before = self.totals.documents
@@ -183,7 +195,8 @@ class _Tagging:
             "run": self.night.run,
             **self.night.identity,
             "left_out": {kind: part._asdict() for kind, part in self.inputs.left_out.items()},
-            "previous": self.previous,
+            "previous": self.previous.folder,
+            "not_reused": self.previous.not_reused,
             "scoring": model.scoring,
             "calibrated": all(self.members.calibrated),
             "calibrated_by": self.members.calibrated_by,
@@ -194,7 +207,7 @@ class _Tagging:
             "documents_per_second": round((self.totals.documents - before) / (time.monotonic() - clock), 1),
             **self.totals.manifest(),
         }
-        before_this = self.previous or output.latest_before(self.night.folder)
+        before_this = self.previous.folder or output.latest_before(self.night.folder)
         title = self.night.folder.rpartition("/")[2]
         page, warnings = self.totals.close(title, manifest, before_this, self.config.drift, self.warnings)
         for warning in warnings:
@@ -206,22 +219,24 @@ class _Tagging:
         return manifest
 
     def _plan(self) -> Plan:
-        tags = output.tag_files(self.previous) if self.previous else []
+        tags = output.tag_files(self.previous.folder) if self.previous.folder else []
         pieces = _PIECES_AN_ACTOR * self.config.pool.max
-        plan = scan(self.inputs.files, self.rules, tags, max(1, self.config.commit_rows // 2), pieces, self.runner)
-        plan = replace(plan, previous=self.previous)
+        n_tags = min(self.config.k, len(self.totals.labels))
+        rows = max(1, min(self.config.commit_rows // 2, _PIECE_ROWS, _PIECE_TAGS // n_tags))
+        plan = scan(self.inputs.files, self.rules, tags, rows, pieces, self.config.max_reject_share, self.runner)
+        plan = replace(plan, previous=self.previous.folder, not_reused=self.previous.not_reused)
         plan.save(self.night.work)
         return plan
 
     def _remaining(self, plan: Plan, done: Container[str], model: ScoringConfig) -> Iterator[Summary]:
         """Do the pieces that are not done yet; yields the summary of each."""
         copies = [row for row in plan.reused.to_pylist() if piece_name("r", row["number"]) not in done]
-        copy = self.runner.put(PieceCopier(self.night.work, self.columns)) if copies else None
+        copy = self.runner.put(PieceCopier(self.night.work, self.columns, self.made_by)) if copies else None
         for handle in [self.runner.submit(copy, row) for row in copies]:
             yield self.runner.get(handle)
         groups = _neighbours(plan.pieces, done)
         if groups:
-            read, write = PieceReader(self.rules, self.tokenizers), PieceWriter(self.night.work, self.columns)
+            read, write = PieceReader(self.rules, self.tokenizers), PieceWriter(self.night.work, self.columns, self.made_by)
             predictor = partial(Predictor, self.members, self.config.k, self.config.pool, model)
             yield from self.runner.run_pieces(groups, read, predictor, write, self.config.pool)
 
@@ -230,8 +245,9 @@ class _Tagging:
         uri, model = storage.join(self.night.work, _SCORING), self.config.model
         if storage.exists(uri):
             return replace(model, scoring=storage.read_json(uri))
-        if self.previous:
-            model = replace(model, scoring=storage.read_json(storage.join(self.previous, output.MANIFEST))["scoring"])
+        if self.previous.folder:
+            manifest = storage.read_json(storage.join(self.previous.folder, output.MANIFEST))
+            model = replace(model, scoring=manifest["scoring"])
         elif plan.pieces:
             texts = some_texts(plan.pieces.slice(0, _PIECES_A_TASK), self.rules, _MEASURED)
             model = settle_scoring(model, self.members, texts, self.config.k, self.config.pool)
@@ -249,26 +265,35 @@ class _Tagging:
         )
 
 
-def _previous(config: TagConfig, this: str, fingerprint: str) -> str | None:
-    """The night whose tags can be reused, if its settings are those of this one; prints why not."""
-    if config.previous is None:
-        return None
-    last = config.previous == "last"
-    folder = output.latest_before(this) if last else config.previous
-    if folder is None:
-        print("nothing is reused: there is no finished night before this", flush=True)
-        return None
-    output.tag_files(folder)
-    known, settings = storage.read_json(storage.join(folder, output.MANIFEST)), asdict(config)
-    if known["run"] != output.marked_run(folder):
-        raise DataError("this night is being replaced by another run", where=folder, way_out="finish that run first")
-    names = ("k", "min_score", "min_precision", "model")
-    changed = difference({name: known["config"].get(name) for name in names}, {name: settings[name] for name in names})
-    different = ([changed[0]] if changed else []) + (["bundle"] if known["bundle"] != fingerprint else [])
-    if different:
-        print(f"nothing is reused: the night before had another {', '.join(different)}: {folder}", flush=True)
-        return None
-    return folder
+@dataclass(frozen=True)
+class _Previous:
+    """``folder``: the night whose tags are reused; ``not_reused``: why there is none, though there might be one."""
+
+    folder: str | None = None
+    not_reused: str | None = None
+
+    @classmethod
+    def find(cls, config: TagConfig, this: str, identity: Mapping[str, Any]) -> "_Previous":
+        """The night that the config asks for, if it was made as this one is made; prints why not."""
+        if config.previous is None:
+            return cls()
+        folder = output.latest_before(this) if config.previous == "last" else config.previous
+        if folder is None:
+            print("nothing is reused: there is no finished night before this", flush=True)
+            return cls()
+        output.tag_files(folder)
+        known, settings = storage.read_json(storage.join(folder, output.MANIFEST)), asdict(config)
+        if known["run"] != output.marked_run(folder):
+            raise DataError("this night is being replaced by another run", where=folder, way_out="finish that run first")
+        names = ("k", "min_score", "min_precision", "model")
+        changed = difference({name: known["config"].get(name) for name in names}, {name: settings[name] for name in names})
+        different = [changed[0]] if changed else []
+        different += [name for name in ("bundle", "release", "arithmetic") if known.get(name) != identity[name]]
+        if not different:
+            return cls(folder)
+        not_reused = f"nothing is reused: the night before had another {', '.join(different)}: {folder}"
+        print(not_reused, flush=True)
+        return cls(None, not_reused)
 
 
 def _neighbours(pieces: pa.Table, done: Container[str]) -> list[pa.Table]:

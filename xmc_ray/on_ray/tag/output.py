@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from xmc_ray import storage
 from xmc_ray.errors import ConfigError, DataError
-from xmc_ray.on_ray.tag.pieces import REJECTS, written
+from xmc_ray.on_ray.tag.pieces import IDS, REJECTS, written
 from xmc_ray.on_ray.tag.plan import Plan
 from xmc_ray.on_ray.tag.runner import Runner
 from xmc_ray.settings import Normalised, difference_in_words
@@ -37,7 +37,8 @@ from xmc_ray.storage.lease import is_free
 SUCCESS, MANIFEST, IDENTITY, WORK, COUNTS = "_SUCCESS", "manifest.json", "run.json", "_work", "label-counts.parquet"
 REPORT = "report.html"
 _OURS = re.compile(r"(rejects/)?(part-[0-9a-f]{8}-\d{5}\.parquet|\.part-[0-9a-f]{8}-\d{5}\.parquet\.[0-9a-f]{32})")
-_ROWS = 1 << 16  # of a row group, at least: a piece of a few hundred rows makes none of its own
+_ROWS, _BYTES = 1 << 16, 256 << 20  # either is enough for a row group: a piece of a few hundred rows makes none of its own
+_MADE_BY = ("release", "arithmetic")  # the part of an identity in which a finished night may differ from the one asked for
 
 
 def parse_day(text: str | os.PathLike[str]) -> str:
@@ -75,7 +76,8 @@ class Night:
 
         Raises ConfigError when the folder holds something else, or another night without ``overwrite``.
         """
-        if is_free(folder):
+        files = storage.all_files(folder)
+        if is_free(folder, files):
             return cls(folder, uuid.uuid4().hex[:8], identity)
         done, begun = _read(join(folder, IDENTITY)), _read(join(folder, WORK, IDENTITY))
         if done is None and begun is None:
@@ -85,9 +87,10 @@ class Night:
         marker = _read(join(folder, SUCCESS))
         finished = marker is not None and done is not None and done["run"] == marker["run"] and not _other(done, identity)
         if marker is not None and finished and not overwrite:
-            _check_whole(folder, marker)
+            _check_whole(folder, marker, files)
             return None
-        if begun is not None and not _other(begun, identity) and (marker is None or begun["run"] != marker["run"]):
+        is_same = begun is not None and not (_other(begun, identity) or _made_otherwise(begun, identity))
+        if begun is not None and is_same and (marker is None or begun["run"] != marker["run"]):
             return cls(folder, begun["run"], identity)
         if overwrite:
             return cls(folder, uuid.uuid4().hex[:8], identity)
@@ -95,6 +98,9 @@ class Night:
             if known is not None and (other := _other(known, identity)):
                 way_out = "choose another output or date, or give --overwrite"
                 raise ConfigError("the folder of the day holds another run", where=folder, found=other, way_out=way_out)
+        if begun is not None and marker is None and (otherwise := _made_otherwise(begun, identity)):
+            way_out = "go on with the release and the devices that it began with, or give --overwrite to begin anew"
+            raise ConfigError("an unfinished night was begun in another way", where=folder, found=otherwise, way_out=way_out)
         return cls(folder, uuid.uuid4().hex[:8], identity)
 
     def plan(self) -> Plan | None:
@@ -201,17 +207,17 @@ def tidy(folder: str) -> None:
     storage.remove(join(folder, WORK), last=IDENTITY)
 
 
-def _check_whole(folder: str, marker: Mapping[str, Any]) -> None:
+def _check_whole(folder: str, marker: Mapping[str, Any], files: Sequence[FileInfo]) -> None:
     """DataError if a finished night has lost a file, or a part of one. Nights before 0.2 have noted no sizes."""
-    sizes = {file.uri: file.size for file in storage.all_files(folder)}
-    for name, expected in marker.get("sizes", {}).items():
-        size = sizes.get(join(folder, name))
-        if size != expected:
+    sizes = {file.uri: file.size for file in files}
+    for name in (*marker["files"], *marker["rejects"]):
+        size, expected = sizes.get(join(folder, name)), marker.get("sizes", {}).get(name)
+        if size is None or expected not in (None, size):
             raise DataError(
                 "a finished night is damaged",
                 where=join(folder, name),
                 found="no such file" if size is None else f"{size:,} bytes",
-                expected=f"{expected:,} bytes",
+                expected=None if expected is None else f"{expected:,} bytes",
                 way_out="restore the file, or tag again with --overwrite",
             )
 
@@ -222,12 +228,15 @@ def marked_run(folder: str) -> str | None:
     return None if marker is None else str(marker["run"])
 
 
-def tag_files(folder: str) -> list[str]:
-    """The files of tags of a finished night; DataError if it is not finished."""
+def tag_files(folder: str) -> list[FileInfo]:
+    """The files of tags of a finished night; DataError if it is not finished, or if one of its files is missing or damaged."""
     marker = _read(join(folder, SUCCESS))
     if marker is None:
         raise DataError("not a finished night", where=folder, found=f"no {SUCCESS}")
-    return [join(folder, name) for name in marker["files"]]
+    files = storage.all_files(folder)
+    _check_whole(folder, marker, files)
+    names = {join(folder, name) for name in marker["files"]}
+    return [file for file in files if file.uri in names]
 
 
 def latest_before(folder: str) -> str | None:
@@ -270,6 +279,12 @@ def _versions(identity: Mapping[str, Any]) -> dict[str, str]:
     return {file["uri"]: f"{file['size']:,} bytes, version {file['version']}" for file in identity.get("input", [])}
 
 
+def _made_otherwise(known: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
+    """In what an unfinished run was computed otherwise, in words; empty if it was not."""
+    differ = [name for name in _MADE_BY if known.get(name) != identity.get(name)]
+    return ", ".join(f"{name} {known.get(name, 'unknown')} instead of {identity.get(name)}" for name in differ)
+
+
 def _groups(files: Sequence[FileInfo], target_bytes: int) -> list[list[str]]:
     """Consecutive files that have about ``target_bytes`` together."""
     groups: list[list[str]] = []
@@ -291,9 +306,11 @@ def _merge(sources: Sequence[str], target: str, schema: pa.Schema | None) -> int
         waiting: list[pa.Table] = []
         for source in [*sources, None]:
             if source is not None:
-                waiting.append(storage.read_parquet(source).replace_schema_metadata(None))
-                rows += len(waiting[-1])
-            if waiting and (source is None or sum(map(len, waiting)) >= _ROWS):
+                table = storage.read_parquet(source).replace_schema_metadata(None)
+                waiting.append(table.select([name for name in table.column_names if name != IDS]))
+                rows += len(table)
+            is_full = sum(map(len, waiting)) >= _ROWS or sum(table.nbytes for table in waiting) >= _BYTES
+            if waiting and (source is None or is_full):
                 schema = schema or waiting[0].schema
                 writer = writer or pq.ParquetWriter(file, schema, compression="zstd")
                 writer.write_table(pa.concat_tables([schema.empty_table(), *waiting], promote_options="default"))

@@ -1,8 +1,9 @@
 """The steps of a piece: it is read and tokenised, tagged, and written, each step by another process.
 
-A piece leaves one file, ``<work>/pieces/t000017.parquet``, which appears atomically, has the counts of the piece in its
-metadata, and is the proof that the piece is done. Its rejects are written before it. Names and contents of both follow from the
-plan alone: a task that does a piece again, after a crash or beside a straggler, replaces them with the same.
+A piece leaves one file, ``<work>/pieces/t000017.parquet``, which appears atomically and is the proof that the piece is done. It
+has its tags, their label ids in a column that is not published, and a few counts as metadata. Its rejects are written before
+it. Names and contents of both follow from the plan alone: a task that does a piece again, after a crash or beside a straggler,
+replaces them with the same.
 """
 
 import json
@@ -21,24 +22,26 @@ import pyarrow.parquet as pq
 
 from xmc_ray import storage
 from xmc_ray.data.documents import Rules, text_digest
-from xmc_ray.data.labels import lists_from_rows
-from xmc_ray.data.reader import Segment, check_unchanged, read_all
+from xmc_ray.data.labels import IntArray, list_lengths, lists_from_rows
+from xmc_ray.data.reader import Segment, check_unchanged, is_unchanged, read_all
+from xmc_ray.errors import DataError, ModelError
 from xmc_ray.metrics.calibration import SCORE_BINS
 from xmc_ray.model.text import Tokenizer
 from xmc_ray.on_ray.meters import count_piece
-from xmc_ray.on_ray.predictor import matrix
+from xmc_ray.on_ray.predictor import made_by_of, matrix
 from xmc_ray.on_ray.stream import tokenise_table
 from xmc_ray.on_ray.tag.plan import merged, piece_name, unpacked
 from xmc_ray.storage.files import FileInfo, write_parquet
 
 Summary = dict[str, Any]
 """Of a piece: `OUTCOMES` in rows; ``reasons`` {reason of a reject: rows}; ``labels`` [ids, rows, sums of scores]; ``scores``,
-counts in 20 equal bins of [0, 1]; ``samples``, some of its documents with their tags."""
+counts in 20 equal bins of [0, 1]; ``samples``, some of its documents with their tags; ``made_by``, what computed it."""
 
 OUTCOMES = ("tagged", "reused", "rejected", "truncated", "untagged")
 REJECTS = pa.schema([("file", pa.string()), ("row", pa.int64()), *((name, pa.string()) for name in ("id", "reason", "detail"))])
 
-_SUMMARY = b"xmc_ray"  # key of a piece's metadata
+IDS = "label_ids"  # the column of a piece's file that is not published
+_SUMMARY = b"xmc_ray"  # key of a piece's metadata: its summary, without the labels, which follow from its tags
 _SAMPLES, _EXCERPT = 2, 240  # documents of a piece, and characters of each, that the report may show
 _READERS = 16  # threads that read summaries
 _STRINGS = pa.list_(pa.string())
@@ -78,18 +81,20 @@ class _Stream:
     """The rows of segments, one after the other."""
 
     def __init__(self, segments: list[dict[str, Any]], rules: Rules) -> None:
-        self._tables = self._read([Segment.from_row(segment) for segment in segments], rules)
+        self._segments = [Segment.from_row(segment) for segment in segments]
+        self._chunks = read_all(self._segments, rules)
         self._rest = rules.empty()
-        self._file: FileInfo | None = None  # of the last rows, if any of its rows were readable
+        self._number = -1  # of the segment of the last rows
+        self._file: FileInfo | None = None  # the one of the last rows, if any of its rows were readable
 
-    def _read(self, segments: list[Segment], rules: Rules) -> Iterator[pa.Table]:
-        last = None
-        for number, chunk in read_all(segments, rules):
-            if number != last:
-                last, self._file = number, None
-            if chunk.reject is None:
-                self._file = segments[number].file
-            yield chunk.table
+    def _next(self) -> pa.Table:
+        """A method and no generator: one that knows the stream would be a cycle, which any thread may collect and wait for."""
+        number, chunk = next(self._chunks)
+        if number != self._number:
+            self._number, self._file = number, None
+        if chunk.reject is None:
+            self._file = self._segments[number].file
+        return chunk.table
 
     def check_unchanged(self) -> None:
         """DataError if the file of the last rows has changed; those before it were compared at their ends."""
@@ -99,7 +104,7 @@ class _Stream:
     def take(self, rows: int) -> Iterator[pa.Table]:
         """The next ``rows`` rows."""
         while rows:
-            table = self._rest if len(self._rest) else next(self._tables)
+            table = self._rest if len(self._rest) else self._next()
             self._rest = table.slice(rows)
             table = table.slice(0, rows)
             rows -= len(table)
@@ -110,17 +115,29 @@ def rows_to_tag(piece: Mapping[str, Any], stream: _Stream) -> Iterator[pa.Table]
     """The rows of a piece, chunk by chunk, without those that are reused; rows that repeat an id are rejected."""
     rows = sum(segment["rows"] for segment in piece["segments"])
     skip = unpacked(piece["skip"], rows)
-    repeats = {repeat["place"]: f"first at {repeat['file']} row {repeat['row']}" for repeat in piece["duplicates"]}
+    repeats = piece["repeats"]
+    place, first_row = np.array(repeats["place"], np.int64), pa.array(repeats["row"], pa.int64()).cast(pa.string())
+    first_file = pa.array(repeats["files"], pa.string()).take(pa.array(repeats["file"], pa.int64()))
+    firsts = pc.binary_join_element_wise("first at ", first_file, " row ", first_row, "")
     start = 0
     for table in stream.take(rows):
-        if repeats:
-            firsts = pa.array([repeats.get(row) for row in range(start, start + len(table))], pa.string())
-            is_repeat = pc.and_(pc.is_null(table["reason"]), pc.is_valid(firsts))
-            for name, values in (("reason", "duplicate id"), ("detail", firsts)):
-                column = pc.if_else(is_repeat, values, table[name])
-                table = table.set_column(table.column_names.index(name), name, column)
+        here = slice(*np.searchsorted(place, [start, start + len(table)]))
+        if here.start < here.stop:
+            table = _without_repeats(table, place[here] - start, firsts[here])
         yield table.filter(pa.array(~skip[start : start + len(table)]))
         start += len(table)
+
+
+def _without_repeats(table: pa.Table, rows: IntArray, firsts: pa.Array) -> pa.Table:
+    """The table with those of ``rows`` that are good made rejects; ``firsts`` says of each where its id came first."""
+    number = np.full(len(table), -1)
+    number[rows] = np.arange(len(rows))
+    details = firsts.take(pa.array(number, mask=number < 0))
+    is_repeat = pc.and_(pc.is_null(table["reason"]), pc.is_valid(details))
+    for name, values in (("reason", "duplicate id"), ("detail", details)):
+        column = pc.if_else(is_repeat, values, table[name])
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table
 
 
 def some_texts(pieces: pa.Table, rules: Rules, limit: int) -> list[str]:
@@ -150,7 +167,10 @@ class TagColumns:
         return pa.schema([("id", pa.string()), *lists, ("model", pa.string()), ("text_digest", pa.string())])
 
     def __call__(self, table: pa.Table) -> tuple[pa.Table, Summary]:
-        """The tags, without pads and without scores below the minimum or the label's threshold, and their summary."""
+        """The tags, without pads and without scores below the minimum or the label's threshold, and their summary.
+
+        Beside the columns of ``schema`` there are the labels' `IDS`.
+        """
         ids, scores = matrix(table, "ids"), matrix(table, "probabilities")
         kept = (ids >= 0) & (scores >= self.min_score)
         if self.thresholds_L is not None:
@@ -163,32 +183,38 @@ class TagColumns:
         model = pa.repeat(pa.scalar(self.fingerprint), len(table))
         columns = {"id": table["id"], **lists, "model": model, "text_digest": table["text_digest"]}
         tags = pa.table({name: columns[name] for name in self.schema.names}).cast(self.schema)
+        tags = tags.append_column(IDS, lists_from_rows(rows, kept_ids.cast(pa.int32()), len(table)))
         return tags, summarise(ids[kept], scores[kept], int((~kept.any(1)).sum()))
 
 
 def summarise(label_ids: Any, scores: Any, untagged: int) -> Summary:
     """The part of a summary that depends on the tags, given label ids and scores of all tags of a piece."""
-    labels, group, rows = np.unique(label_ids, return_inverse=True, return_counts=True)
-    sums = np.bincount(group, scores, len(labels)).round(4)
     histogram = np.histogram(scores, SCORE_BINS, (0, 1))[0]
-    return {"labels": [labels.tolist(), rows.tolist(), sums.tolist()], "scores": histogram.tolist(), "untagged": untagged}
+    return {"labels": _label_sums(label_ids, scores), "scores": histogram.tolist(), "untagged": untagged}
+
+
+def _label_sums(label_ids: Any, scores: Any) -> list[list[Any]]:
+    labels, group, rows = np.unique(label_ids, return_inverse=True, return_counts=True)
+    return [labels.tolist(), rows.tolist(), np.bincount(group, scores, len(labels)).round(4).tolist()]
 
 
 @dataclass(frozen=True)
 class PieceWriter:
-    """Writes tagged pieces to ``work``."""
+    """Writes tagged pieces to ``work``; ``made_by`` is what all of the night's pieces have to be computed by."""
 
     work: str
     columns: TagColumns
+    made_by: Mapping[str, str]
 
     def __call__(self, number: int, table: pa.Table) -> Summary:
-        """Rejects first: the file of tags completes the piece."""
-        name = piece_name("t", number)
+        """Rejects first: the file of tags completes the piece. ModelError, and no file, if something else computed it."""
+        name, made_by = piece_name("t", number), made_by_of(table)
+        check_made_by(made_by, self.made_by, name)
         is_good = pc.is_null(table["reason"])
         good, bad = table.filter(is_good), table.filter(pc.invert(is_good))
         tags, summary = self.columns(good)
         summary |= {"tagged": len(good), "reused": 0, "rejected": len(bad), "reasons": Counter(bad["reason"].to_pylist())}
-        summary |= {"truncated": pc.sum(good["truncated"]).as_py() or 0, "samples": _samples(good, tags)}
+        summary |= {"truncated": pc.sum(good["truncated"]).as_py() or 0, "samples": _samples(good, tags), "made_by": made_by}
         rejects = _uri(self.work, "rejects", name)
         if len(bad):
             write_parquet(rejects, bad.select(REJECTS.names).cast(REJECTS))
@@ -198,24 +224,51 @@ class PieceWriter:
         return summary
 
 
+def check_made_by(found: Mapping[str, str], expected: Mapping[str, str], name: str) -> None:
+    """ModelError unless a piece was computed by what the night was begun with."""
+    if found != expected:
+        raise ModelError(
+            "a piece was computed in another way than its night",
+            where=name,
+            found=" ".join(found.values()) or "nothing about it",
+            expected=" ".join(expected.values()),
+            way_out="let all nodes have the same release and devices, then run again",
+        )
+
+
 @dataclass(frozen=True)
 class PieceCopier:
     """Copies tags of the night before: a row of `plan.REUSED` in, the summary out."""
 
     work: str
     columns: TagColumns
+    made_by: Mapping[str, str]  # the night before was computed so as well, or nothing of it is reused
 
     def __call__(self, piece: Mapping[str, Any]) -> Summary:
-        """Whole columns are filtered; no row is looked at."""
-        table = storage.read_parquet(piece["uri"])
+        """Whole columns are filtered; no row is looked at. DataError if the file is not the one that was planned with."""
+        file = FileInfo(uri=piece["uri"], size=piece["size"], version=piece["version"])
+        self._check_unchanged(file)
+        table = storage.read_parquet(file.uri)
+        self._check_unchanged(file)
         tags = table.filter(pa.array(unpacked(piece["keep"], len(table)))).select(self.columns.schema.names)
         tags = tags.cast(self.columns.schema)
-        ids = pc.index_in(pc.list_flatten(tags["labels"]), value_set=self.columns.labels).drop_null().to_numpy()
-        untagged = pc.sum(pc.equal(pc.list_value_length(tags["labels"]), 0)).as_py() or 0
-        summary = summarise(ids, pc.list_flatten(tags["scores"]).to_numpy(), untagged)
+        labels = tags["labels"].combine_chunks()
+        ids = pc.index_in(labels.flatten(), value_set=self.columns.labels)
+        if ids.null_count:
+            raise DataError("a reused tag is no label of the bundle", where=file.uri, way_out="tag without previous")
+        rows = np.repeat(np.arange(len(labels)), list_lengths(labels))
+        tags = tags.append_column(IDS, lists_from_rows(rows, ids, len(labels)))
+        untagged = pc.sum(pc.equal(pc.list_value_length(labels), 0)).as_py() or 0
+        summary = summarise(ids.to_numpy(), pc.list_flatten(tags["scores"]).to_numpy(), untagged)
         summary |= {"tagged": 0, "reused": len(tags), "rejected": 0, "reasons": {}, "truncated": 0, "samples": []}
+        summary |= {"made_by": dict(self.made_by)}
         _finish(self.work, piece_name("r", piece["number"]), tags, summary)
         return summary
+
+    def _check_unchanged(self, file: FileInfo) -> None:
+        if not is_unchanged(file):
+            what = "the night before has changed since this one was planned"
+            raise DataError(what, where=file.uri, way_out=f"remove {self.work} and run again")
 
 
 def finished(work: str) -> Iterator[tuple[str, Summary]]:
@@ -241,7 +294,8 @@ def _uri(work: str, what: str, name: str) -> str:
 
 
 def _finish(work: str, name: str, tags: pa.Table, summary: Summary) -> None:
-    metadata = {**(tags.schema.metadata or {}), _SUMMARY: json.dumps(summary).encode()}
+    counts = {name: value for name, value in summary.items() if name != "labels"}
+    metadata = {**(tags.schema.metadata or {}), _SUMMARY: json.dumps(counts).encode()}
     write_parquet(_uri(work, "pieces", name), tags.replace_schema_metadata(metadata))
     count_piece(summary)
 
@@ -250,9 +304,11 @@ def _read_summary(uri: str) -> Summary | None:
     filesystem, path = storage.arrow_filesystem(uri)
     with storage.explained(uri):
         try:
-            return dict(json.loads(pq.read_metadata(path, filesystem=filesystem).metadata[_SUMMARY]))
+            tags = pq.read_table(path, columns=[IDS, "scores"], filesystem=filesystem, partitioning=None)
         except pa.ArrowInvalid:
             return None
+    labels = _label_sums(*(pc.list_flatten(tags[name]).to_numpy() for name in (IDS, "scores")))
+    return {**json.loads(tags.schema.metadata[_SUMMARY]), "labels": labels}
 
 
 def _samples(good: pa.Table, tags: pa.Table) -> list[dict[str, Any]]:

@@ -16,18 +16,18 @@ import pyarrow as pa
 
 from xmc_ray import storage
 from xmc_ray.data.labels import IntArray
+from xmc_ray.errors import DataError
 from xmc_ray.storage.files import FileInfo, write_parquet
 
 Mask = npt.NDArray[np.bool_]
 
 _READ_PER_PIECE = 32  # rows read for one that is tagged, at most: bounds the rows that a piece passes over
-_INT, _STRING, _BITS = pa.int64(), pa.string(), pa.binary()
+_INT, _STRING, _BITS, _INTS = pa.int64(), pa.string(), pa.binary(), pa.list_(pa.int64())
 _FILE_VERSION = {"uri": _STRING, "size": _INT, "version": _STRING}
 _SEGMENT = pa.struct(_FILE_VERSION | {"start": _INT, "row": _INT, "rows": _INT, "reason": _STRING, "detail": _STRING})
-_DUPLICATE = pa.struct({"place": _INT, "file": _STRING, "row": _INT})
-_TO_TAG = {"segments": pa.list_(_SEGMENT), "skip": _BITS, "duplicates": pa.list_(_DUPLICATE)}
-PIECES = pa.schema({"number": _INT, "rows": _INT} | _TO_TAG)
-REUSED = pa.schema({"number": _INT, "uri": _STRING, "rows": _INT, "keep": _BITS})
+_REPEATS = pa.struct({"place": _INTS, "row": _INTS, "file": _INTS, "files": pa.list_(_STRING)})
+PIECES = pa.schema({"number": _INT, "rows": _INT, "segments": pa.list_(_SEGMENT), "skip": _BITS, "repeats": _REPEATS})
+REUSED = pa.schema({"number": _INT} | _FILE_VERSION | {"rows": _INT, "keep": _BITS})
 _FILE, _PIECES, _REUSED = "plan.json", "pieces-to-do.parquet", "reused.parquet"
 
 
@@ -36,13 +36,15 @@ class Plan:
     """The work of a night.
 
     ``pieces`` (`PIECES`): rows to read and tag, in the order of the input. ``skip`` has a bit for each row of the segments, set
-    where the tags of the night before are reused (empty: nowhere); ``duplicates`` are positions among these rows, each with the
-    first row of the same id. ``rows`` counts those that are not skipped.
+    where the tags of the night before are reused (empty: nowhere); ``repeats`` are the rows that repeat an id: the ``place`` of
+    each among these rows, rising, and the ``row`` and ``file`` (a number in ``files``) of the first row with its id. ``rows``
+    counts those that are not skipped.
 
     ``reused`` (`REUSED`): files of the night before and a bit for each of their rows, set where it is reused.
 
     ``rows`` is the number of all documents. A file whose row count is unknown counts as one row, and ``lost_bytes`` is the size
-    of such files. ``previous`` is the folder of the night whose tags are reused.
+    of such files. ``previous`` is the folder of the night whose tags are reused, ``not_reused`` why those that were asked for
+    are not.
     """
 
     pieces: pa.Table
@@ -50,6 +52,7 @@ class Plan:
     rows: int
     lost_bytes: int
     previous: str | None = None
+    not_reused: str | None = None
 
     @property
     def names(self) -> set[str]:
@@ -61,18 +64,19 @@ class Plan:
         """Write the plan to a folder; ``plan.json`` is the last of its files."""
         for name, table in ((_PIECES, self.pieces), (_REUSED, self.reused)):
             write_parquet(storage.join(work, name), table)
-        counts = {"rows": self.rows, "lost_bytes": self.lost_bytes, "previous": self.previous}
+        counts = {name: getattr(self, name) for name in ("rows", "lost_bytes", "previous", "not_reused")}
         storage.patiently(storage.write_json, storage.join(work, _FILE), counts)
 
     @classmethod
     def load(cls, work: str) -> "Plan | None":
-        """The plan in a folder, if there is one; columns that older plans lack are null."""
+        """The plan in a folder, if there is one; DataError for one of another layout, that is of another version."""
         if not storage.exists(storage.join(work, _FILE)):
             return None
-        files = {_PIECES: PIECES, _REUSED: REUSED}
-        tables = [storage.read_parquet(storage.join(work, name)).to_pylist() for name in files]
-        pieces, reused = (pa.Table.from_pylist(rows, schema) for rows, schema in zip(tables, files.values(), strict=True))
-        return cls(pieces, reused, **storage.read_json(storage.join(work, _FILE)))
+        tables = [storage.read_parquet(storage.join(work, name)) for name in (_PIECES, _REUSED)]
+        if [table.schema for table in tables] != [PIECES, REUSED]:
+            what = "an unfinished night was begun by another version"
+            raise DataError(what, where=work, way_out="remove this folder, and run again to begin anew")
+        return cls(*tables, **storage.read_json(storage.join(work, _FILE)))
 
 
 def piece_name(kind: str, number: int) -> str:
@@ -108,7 +112,7 @@ def pack(
                 "rows": int(todo_S[group].sum()),
                 "segments": merged([rows[s] | vars(files[file_S[s]]) for s in group]),
                 "skip": np.packbits(skip).tobytes() if skip.any() else b"",
-                "duplicates": _duplicates(repeats, where, files, base_F),
+                "repeats": _repeats(repeats, where, files, base_F),
             }
         )
     return pa.Table.from_pylist(pieces, PIECES)
@@ -147,18 +151,26 @@ def merged(segments: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return whole
 
 
-def _duplicates(repeats: IntArray, where: IntArray, files: Sequence[FileInfo], base_F: IntArray) -> list[dict[str, Any]]:
+def _repeats(repeats: IntArray, where: IntArray, files: Sequence[FileInfo], base_F: IntArray) -> dict[str, Any]:
+    """Column ``repeats`` of a piece with the rows ``where``: arrays, as there may be as many as rows."""
     row, first = repeats[:, slice(*np.searchsorted(repeats[0], [where[0], where[-1] + 1]))]
     file = np.searchsorted(base_F, first, side="right") - 1
-    columns = np.searchsorted(where, row).tolist(), file.tolist(), (first - base_F[file]).tolist()
-    return [{"place": at, "file": files[number].uri, "row": row} for at, number, row in zip(*columns, strict=True)]
+    names, number = np.unique(file, return_inverse=True)
+    named = [files[name].uri for name in names.tolist()]
+    return {"place": np.searchsorted(where, row), "row": first - base_F[file], "file": number, "files": named}
 
 
-def reused(files: Sequence[str], base_T: IntArray, taken: Mask) -> pa.Table:
+def row_at(position: int, files: Sequence[FileInfo], base_F: IntArray) -> tuple[str, int]:
+    """The file, and the row in it, of a row that is counted through all files."""
+    file = int(np.searchsorted(base_F, position, side="right")) - 1
+    return files[file].uri, position - int(base_F[file])
+
+
+def reused(files: Sequence[FileInfo], base_T: IntArray, taken: Mask) -> pa.Table:
     """`REUSED`: the files with rows that are reused; ``taken`` says which of all their rows, ``base_T`` where a file begins."""
     rows = [
-        {"uri": uri, "rows": int(taken[first:last].sum()), "keep": np.packbits(taken[first:last]).tobytes()}
-        for uri, first, last in zip(files, base_T[:-1].tolist(), base_T[1:].tolist(), strict=True)
+        {**vars(file), "rows": int(taken[first:last].sum()), "keep": np.packbits(taken[first:last]).tobytes()}
+        for file, first, last in zip(files, base_T[:-1].tolist(), base_T[1:].tolist(), strict=True)
     ]
     rows = [row for row in rows if row["rows"]]
     return pa.Table.from_pylist([{"number": number, **row} for number, row in enumerate(rows)], REUSED)
