@@ -255,7 +255,8 @@ def read_all(segments: Iterable[Segment], rules: Rules, chunk: int = CHUNK) -> I
     Small files are read ahead, several at a time, since on object storage most of their time is waiting.
     """
     waiting: deque[tuple[int, Iterator[Chunk] | Future[list[Chunk]]]] = deque()
-    with ThreadPoolExecutor(_AHEAD) as pool:
+    pool = ThreadPoolExecutor(_AHEAD)
+    try:
         for number, segment in enumerate(segments):
             chunks = read_file(segment, rules, chunk)
             waiting.append((number, pool.submit(list, chunks) if segment.file.size <= _SMALL else chunks))
@@ -263,6 +264,8 @@ def read_all(segments: Iterable[Segment], rules: Rules, chunk: int = CHUNK) -> I
                 yield from _next(waiting)
         while waiting:
             yield from _next(waiting)
+    finally:  # without waiting: a thread that happens to collect what somebody has left early might wait for itself
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _next(waiting: "deque[tuple[int, Iterator[Chunk] | Future[list[Chunk]]]]") -> Iterator[tuple[int, Chunk]]:

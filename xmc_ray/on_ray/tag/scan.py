@@ -27,7 +27,7 @@ from xmc_ray.on_ray.tag.runner import Runner
 from xmc_ray.storage.files import FileInfo
 
 _TASK_BYTES, _TASK_FILES = 64 << 20, 256  # of input that one task scans
-_SHARE_ROWS = 2 << 20  # of both nights in one share of the hash join, whose task takes some 300 bytes for each
+_SHARE_ROWS = 2 << 20  # of both nights in one share of the hash join, whose task takes some 150 bytes for each
 _RECORD = np.dtype([("id", "<u8", 2), ("text", "<u8", 2), ("file", "<i4"), ("row", "<i8")])
 _POSITION = dict.fromkeys(("file", "start", "row", "rows"), pa.int64())
 _SEGMENTS = pa.schema(_POSITION | {"reason": pa.string(), "detail": pa.string(), "uncounted": pa.bool_()})
