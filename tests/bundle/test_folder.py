@@ -213,6 +213,14 @@ def test_no_bundle_is_written_over_anything(tiny_encoder: Path, tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 
 
+def test_files_of_others_in_a_bundle_are_not_taken_for_its_own(tiny_encoder: Path, tmp_path: Path) -> None:
+    """C9: string tests on whole addresses, here on how they end."""
+    fingerprint = save_bundle(make_bundle(tiny_encoder), str(tmp_path))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "labels.parquet").write_text("mine")
+    assert load_bundle(f"file://{tmp_path}/a/..").fingerprint == fingerprint
+
+
 def damage_marker(folder: Path) -> None:
     (folder / "config.json").unlink()
 

@@ -254,6 +254,12 @@ def test_another_model_shape_is_named(tmp_path: Path) -> None:
         restore(other, saved)
 
 
+def test_a_folder_of_checkpoints_may_have_any_name(tmp_path: Path) -> None:
+    """C9: string tests on whole addresses."""
+    saved_at(tmp_path / "last-step-3", 2, 4)
+    assert [saved.step for saved in find(str(tmp_path / "last-step-3"), pytest.fail)] == [4, 2]
+
+
 def test_a_checkpoint_can_be_given_by_its_own_address(tmp_path: Path) -> None:
     saved_at(tmp_path, 2, 4)
     (saved,) = find(str(tmp_path / "step-000000002"), pytest.fail)

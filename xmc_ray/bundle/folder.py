@@ -289,9 +289,10 @@ def _settings(bundle: Bundle) -> dict[str, Any]:
 
 
 def _check_files(uri: str, files: dict[str, dict[str, Any]]) -> None:
+    uri = storage.normalise(uri)
     sizes = {file.uri: file.size for file in storage.list_files(uri)}
     for name, expected in files.items():
-        size = next((size for known, size in sizes.items() if known.endswith(f"/{name}")), None)
+        size = sizes.get(storage.join(uri, name))
         if size != expected["size"]:
             raise ModelError(
                 "the bundle is damaged",

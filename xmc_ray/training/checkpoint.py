@@ -40,7 +40,7 @@ MARKER = "checkpoint.json"
 DENSE = "dense.safetensors"
 _POLL = 1.0  # seconds from one look for the files of the other workers to the next
 _COUNTERS = ("step", "seconds", "waiting", "documents", "tokens", "padded_tokens")
-_FOLDER = re.compile(r"step-(\d+)/([^/]+)$")
+_FOLDER = re.compile(r"/step-(\d+)/([^/]+)$")
 
 Identity = Mapping[str, object]
 """What a run and its checkpoints have in common: label set, groups, shape of the model, documents and their order."""
@@ -95,7 +95,7 @@ def find(place: str, warn: Callable[[str], None] = lambda line: None) -> list[Sa
     """
     saved = []
     for step, sizes in sorted(_folders(place).items(), reverse=True):
-        uri = place if re.search(r"step-\d+/*$", place) else storage.join(place, _name(step))
+        uri = place if re.search(r"/step-\d+/*$", place) else storage.join(place, _name(step))
         try:
             saved.append(_read(uri, sizes))
         except _IncompleteError as error:
