@@ -243,9 +243,10 @@ def test_a_column_that_comes_late_is_found_in_a_later_file(suffix: str, tmp_path
         check_columns(list_inputs(config).files, LABELLED)
 
 
-def test_a_key_that_comes_late_is_found_in_a_later_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("late", [99, 100, 150, 1023, 1024, 5000])
+def test_a_key_that_comes_late_is_found_in_a_later_line(late: int, tmp_path: Path) -> None:
     path, config = tmp_path / "x.jsonl", DocumentsConfig(uri=str(tmp_path), labels="Wörter")
-    rows: list[dict[str, Any]] = [{"id": f"{n}", "text": 'the "Wörter" of it', "in": {"Wörter": 1}} for n in range(5000)]
+    rows: list[dict[str, Any]] = [{"id": f"{n}", "text": 'the "Wörter" of it', "in": {"Wörter": 1}} for n in range(late)]
     rules = Rules.of(config, labelled=True)
     for ensure_ascii in (True, False):
         text = [json.dumps(row, ensure_ascii=ensure_ascii) for row in [*rows, {"id": "last", "text": "t", "Wörter": ["x"]}]]

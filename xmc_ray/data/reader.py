@@ -136,20 +136,27 @@ def columns(file: FileInfo, wanted: Sequence[str]) -> tuple[list[tuple[str, pa.D
         return [*zip(schema.names, schema.types, strict=True)] if footer.num_rows else [], True
     spelled = {name: {json.dumps(name, ensure_ascii=ascii).encode() for ascii in (True, False)} for name in wanted}
     found: dict[str, None] = {}
-    first_line, start, missing = b"", 0, [b""]
+    first_line, start = b"", 0
     with open_text(file.uri, known.compression) as stream:
-        for start, lines in whole_lines(stream, 0, CHUNK):
-            first_line = first_line or lines.lstrip().partition(b"\n")[0]
+        for start, chunk in whole_lines(stream, 0, CHUNK):
+            lines = chunk.split(b"\n")
+            first_line = first_line or next(filter(None, map(bytes.strip, lines)), b"")
+            if not found:
+                found |= _keys(lines[:_SAMPLED_LINES])
             missing = [spelling for name in wanted if name not in found for spelling in spelled[name]]
-            if (found and not missing) or start > _LOOK_BYTES:
+            if not missing or start > _LOOK_BYTES:
                 break
-            some = lines.split(b"\n")
-            some = [line for line in some if any(s in line for s in missing)] if found else some[:_SAMPLED_LINES]
-            for value in map(load_object, some):
-                found |= {} if isinstance(value, Reject) else dict.fromkeys(value)
+            if any(spelling in chunk for spelling in missing):
+                found |= _keys(line for line in lines if any(spelling in line for spelling in missing))
     if first_line and not found:
         raise _Damaged("not JSON lines", f"found {first_line[:40].decode(errors='replace')!r}; expected an object on each line")
-    return [(name, None) for name in found], start <= _LOOK_BYTES or not missing
+    return [(name, None) for name in found], start <= _LOOK_BYTES or found.keys() >= {*wanted}
+
+
+def _keys(lines: Iterable[bytes]) -> dict[str, None]:
+    """The keys of the objects in lines, in order of appearance."""
+    objects = (value for value in map(load_object, lines) if not isinstance(value, Reject))
+    return dict.fromkeys(name for value in objects for name in value)
 
 
 def file_segments(files: list[FileInfo]) -> pa.Table:
