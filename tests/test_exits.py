@@ -49,12 +49,12 @@ def test_a_signal_is_one_line_and_its_exit_code_and_what_is_open_is_closed(numbe
     assert errors == f"error: ended by {number.name}; the same command resumes, or starts over\n"
 
 
-@pytest.mark.parametrize("job", ["convert", "evaluate", "explain", "extend", "tag", "train"])
+@pytest.mark.parametrize("job", sorted(path.name for path in (ROOT / "jobs").glob("*.py")))
 def test_a_signal_while_a_job_imports_is_one_line(job: str, tmp_path: Path) -> None:
     """Importing takes seconds: the first module that a job imports sends the signal."""
     (tmp_path / "jsonargparse.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    done = subprocess.run([sys.executable, ROOT / f"jobs/{job}.py"], **(PYTHON | {"env": environment}), timeout=120)
+    done = subprocess.run([sys.executable, ROOT / "jobs" / job], **(PYTHON | {"env": environment}), timeout=120)
     assert done.returncode == 130 and re.fullmatch("error: ended by SIGINT; .*\n", done.stderr)
 
 
@@ -117,6 +117,11 @@ def test_in_a_process_of_others_their_handlers_are_put_back() -> None:
         (RuntimeError("I/O error: No space left on device (os error 28)"), ConfigError, "no room left.*make room"),
         (PermissionError(errno.EACCES, "Permission denied", "/closed"), ConfigError, "the system refuses; found .*'/closed'"),
         (OSError(errno.EMFILE, "Too many open files"), ConfigError, "the system refuses; found .*Too many open files"),
+        (
+            ModuleNotFoundError("No module named 'torch'", name="torch"),
+            ConfigError,
+            "a package is missing; found torch; install",
+        ),
         (ConnectionResetError("reset by peer"), UnavailableError, "no answer; found reset by peer; the same command"),
     ],
 )
@@ -132,7 +137,10 @@ def test_a_full_disk_is_named_where_the_error_names_no_file(monkeypatch: pytest.
 
 
 def test_a_bug_keeps_its_traceback() -> None:
-    assert all(exits.own(error) is None for error in (ZeroDivisionError(), KeyError("x"), AssertionError(), RecursionError()))
+    assert all(
+        exits.own(error) is None
+        for error in (ZeroDivisionError(), KeyError("x"), RecursionError(), ImportError("x", name="torch"))
+    )
     code, _, errors = end("1 / 0")
     assert code == 1 and "Traceback" in errors and "ZeroDivisionError" in errors
 

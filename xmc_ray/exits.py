@@ -74,6 +74,8 @@ def own(error: BaseException) -> XmcError | None:
         return ConfigError("out of memory", found=text, way_out="take smaller batches or fewer processes, or a larger machine")
     if type(error).__name__ == "OutOfMemoryError":  # torch's, for a GPU; importing it takes long
         return ConfigError("out of memory", found=text, way_out="lower the batch size or the token budget")
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("xmc_ray"):
+        return ConfigError("a package is missing", found=error.name, way_out="install xmc_ray with all that it requires")
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _NO_ROOM.search(str(error)):
         named = getattr(error, "filename", None)
         return no_room([os.path.dirname(os.path.abspath(named))] if isinstance(named, str) else full_folders(), text)

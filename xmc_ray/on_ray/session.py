@@ -213,7 +213,7 @@ def find_own(error: BaseException) -> XmcError | None:
 
 def _inside(error: BaseException) -> list[BaseException]:
     """The exceptions that one of Ray's wraps."""
-    named = (getattr(error, name, None) for name in ("cause", "controller_failure", "__cause__"))
+    named = (getattr(error, name, None) for name in ("cause", "controller_failure", "health_check_failure", "__cause__"))
     candidates = [*named, *(getattr(error, "worker_failures", None) or {}).values(), *error.args]
     return [inner for inner in candidates if isinstance(inner, BaseException) and inner is not error]
 
@@ -224,6 +224,11 @@ _LOST = (
     *(exceptions.ObjectLostError, exceptions.RpcError, exceptions.TaskUnschedulableError, exceptions.ActorUnschedulableError),
     *(exceptions.TaskPlacementGroupRemoved, exceptions.ActorPlacementGroupRemoved),
 )
+_LOST_IN_TRAIN = (
+    "WorkerHealthCheckTimeoutError",
+    "WorkerGroupStartupFailedError",
+    "BroadcastCollectiveTimeoutError",
+)  # not public
 # What happens to processes and machines, and the way out. Other errors of Ray are bugs.
 _RAY: list[tuple[Any, str, str]] = [
     (exceptions.OutOfMemoryError, "a machine has run out of memory", "take fewer or smaller processes, or larger machines"),
@@ -242,7 +247,7 @@ def _of_ray(error: BaseException) -> XmcError | None:
     if inner or isinstance(error, exceptions.RayTaskError):
         return next((own for own in map(_of_ray, inner) if own is not None), None)
     for kind, what, way_out in _RAY:
-        if isinstance(error, kind):
+        if isinstance(error, kind) or (type(error).__name__ in _LOST_IN_TRAIN and kind is _LOST):
             text = (" ".join(str(error).split()) or type(error).__name__)[:_LONGEST]
             full = exits.full_folders()  # in which processes die without a word
             return exits.no_room(full, text) if full else UnavailableError(what, found=text, way_out=way_out)

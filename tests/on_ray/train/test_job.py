@@ -1,5 +1,6 @@
 """Which run a folder holds: this one, to be resumed with other settings where they may change, or another."""
 
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -168,3 +169,21 @@ def test_an_encoder_is_tried_before_a_document_is_read(
         monkeypatch.setattr(job, step, lambda *_: pytest.fail("too late"))
     with pytest.raises(ModelError, match="the tokenizer does not tell texts apart"):
         job.run(config)
+
+
+def test_workers_that_die_again_and_again_end_training_with_one_line(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ray_session: None
+) -> None:
+    """As those that the kernel kills for their memory."""
+
+    def die(settings: dict[str, Any]) -> None:
+        os._exit(1)
+
+    def train() -> None:
+        with own_errors():
+            job._train(replace(config, workers=WorkersConfig(max_failures=0)), None, {}, None)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(job, "work", die)
+    assert exit_code(train) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: Ray has lost a process, a machine or an object; found ")
