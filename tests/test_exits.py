@@ -84,6 +84,18 @@ def test_signals_are_kept_from_a_library() -> None:
     assert code == 143 and errors.startswith("error: ended by SIGTERM;")
 
 
+def test_signals_are_taken_back_from_below_python() -> None:
+    """Ray's core sets a handler that prints a stack, hands the signal on, and aborts the process after three seconds."""
+    body = """
+import ctypes
+from xmc_ray import exits
+with exits.keep_signals():
+    ctypes.CDLL(None).signal(signal.SIGTERM, ctypes.c_void_p(0))  # kills
+os.kill(os.getpid(), signal.SIGTERM)"""
+    code, _, errors = end(body)
+    assert code == 143 and errors.startswith("error: ended by SIGTERM;")
+
+
 def test_a_signal_whose_exception_python_drops_is_raised_again() -> None:
     """As it does with one in a finalizer, which the start of Ray has many of."""
     body = "class Dropping:\n    def __del__(self):\n        os.kill(os.getpid(), signal.SIGTERM)\n        time.sleep(0)\n"

@@ -51,7 +51,10 @@ def exit_code(job: Callable[[], object]) -> int:
 
 @contextmanager
 def keep_signals() -> Iterator[None]:
-    """Within, a library cannot replace a job's handlers of signals. Ray's exit with other codes, 0 among them."""
+    """Within, a library cannot replace a job's handlers of signals; below Python it can, and they are put back at the end.
+
+    Ray's exit with other codes, 0 among them, or abort the process three seconds after SIGTERM.
+    """
     set_handler = signal.signal
 
     def refuse(number: int, handler: Any) -> Any:
@@ -63,6 +66,8 @@ def keep_signals() -> Iterator[None]:
         yield
     finally:
         signal.signal = set_handler
+        if _Signals.installed is not None:
+            _Signals.installed.install()
 
 
 def own(error: BaseException) -> XmcError | None:
@@ -159,6 +164,7 @@ class _Signals:
 
     def _handle(self, number: int, frame: object) -> None:
         self._count += 1
+        signal.alarm(0)  # of Ray's own handler, if it was there first
         if self._count >= _IMPATIENT:
             os.write(2, f"error: ended by {signal.Signals(number).name} before everything was cleaned up\n".encode())
             os._exit(128 + number)
