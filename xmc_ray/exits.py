@@ -13,8 +13,6 @@ import re
 import signal
 import sys
 import threading
-import time
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TextIO, cast
@@ -24,7 +22,7 @@ from xmc_ray.errors import ConfigError, UnavailableError, XmcError, printable
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _AGAIN = "the same command resumes, or starts over"
 _IMPATIENT = 3  # signals: the last of them ends the process without cleaning up
-_LOST = 0.2  # seconds until an exception that was lost is noticed
+_SOON = 0.1  # seconds until a signal whose exception was dropped is raised again
 _FULL = 16 << 20  # bytes that are left in a folder without room, at most
 _NO_ROOM = re.compile("no space left|os error 28|quota exceeded|disk is full", re.IGNORECASE)  # where no errno is given
 
@@ -39,11 +37,11 @@ def run_and_exit(job: Callable[[], object]) -> NoReturn:
 
 def exit_code(job: Callable[[], object]) -> int:
     """Call ``job`` and return the exit code, after a line of what has ended it early; a bug is raised."""
-    before = {number: signal.getsignal(number) for number in _ENDING}
+    before, hook = {number: signal.getsignal(number) for number in _ENDING}, sys.unraisablehook
     try:
         return _run(job, _Signals())
     finally:
-        _Signals.installed = None
+        _Signals.installed, sys.unraisablehook = None, hook
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -137,12 +135,8 @@ def _fail(reason: XmcError, code: int) -> int:
     return code
 
 
-class _Ended(KeyboardInterrupt):
-    """A signal asks the job to end. Libraries do not take it for an error."""
-
-
 class _Signals:
-    """Raises the first signal that asks the job to end as an exception, in whatever the main thread does.
+    """Raises the first signal that asks the job to end as KeyboardInterrupt, which libraries do not take for an error.
 
     The second is ignored: a parent often passes on what the terminal has sent to all processes already.
     """
@@ -151,13 +145,11 @@ class _Signals:
 
     def __init__(self) -> None:
         self.received, self.is_over, self._count = 0, False, 0
-        self._raised: Callable[[], _Ended | None] = lambda: None
 
     def install(self) -> None:
         """Signals that the parent has switched off stay so."""
         if threading.current_thread() is threading.main_thread():
-            _Signals.installed = self
-            sys.unraisablehook = _report_dropped
+            _Signals.installed, sys.unraisablehook = self, self._report_dropped
             for number in _ENDING:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     signal.signal(number, self._handle)
@@ -170,27 +162,19 @@ class _Signals:
             os._exit(128 + number)
         if not self.received and not self.is_over:
             self.received = number
-            raise self._exception(number)
+            raise KeyboardInterrupt
 
-    def _exception(self, number: int) -> _Ended:
-        error = _Ended()
-        self._raised = weakref.ref(error)
-        threading.Thread(target=self._insist, args=(number,), daemon=True).start()
-        return error
+    def _report_dropped(self, dropped: "sys.UnraisableHookArgs") -> None:
+        """Python prints and drops what is raised in a finalizer; a signal is raised again, once that is over."""
+        if isinstance(dropped.exc_value, KeyboardInterrupt) and self.received:
+            threading.Timer(_SOON, self._raise_again).start()
+        else:
+            sys.__unraisablehook__(dropped)
 
-    def _insist(self, number: int) -> None:
-        """Send the signal again if its exception was lost: Python prints and drops what is raised in a finalizer."""
-        while not self.is_over:
-            time.sleep(_LOST)
-            if self._raised() is None and not self.is_over:
-                self.received, self._count = 0, self._count - 1
-                os.kill(os.getpid(), number)
-                return
-
-
-def _report_dropped(dropped: "sys.UnraisableHookArgs") -> None:
-    if not isinstance(dropped.exc_value, _Ended):
-        sys.__unraisablehook__(dropped)
+    def _raise_again(self) -> None:
+        if not self.is_over:
+            number, self.received, self._count = self.received, 0, self._count - 1
+            os.kill(os.getpid(), number)
 
 
 class _Output:
