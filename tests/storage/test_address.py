@@ -76,7 +76,7 @@ REFUSED = {
     "file:///a%00": "not a supported address",
     "/a\0b": "not a supported address: '/a.x00b'",
     "s3://b/a\0b": "not a supported address",
-    "~nobody-of-this-name/x": "no such user: .*or ./~nobody-of-this-name/x for a file of this name",
+    "~nobody-of-this-name/x": "no such user, or no home: .*or ./~nobody-of-this-name/x for a file of this name",
     "$HOME/x": "a variable that no shell has replaced",
     "${DATA}": "a variable that no shell has replaced",
 }

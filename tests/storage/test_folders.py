@@ -1,13 +1,16 @@
 """Whole folders between this machine and storage, local and on a real S3 server."""
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from places import content, make_folder
 from seaweed import S3
 
 from xmc_ray import storage
-from xmc_ray.errors import DataError
+from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.storage import folders
 from xmc_ray.storage.files import FileInfo
 
@@ -87,3 +90,21 @@ def test_a_download_stays_in_its_folder(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(DataError, match=r"a name leads out of its folder: s3://bucket/model; found .*outside"):
         folders.local_copy("s3://bucket/model", tmp_path / "in" / "copy")
     assert not (tmp_path / "in").exists(), "nothing was downloaded"
+
+
+@pytest.mark.parametrize("function", ["scandir", "open"])
+def test_an_encoder_that_may_not_be_read_is_not_taken_for_a_name_on_a_hub(
+    function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D, "errors of others": rights are said, not "not there"."""
+    make_folder(tmp_path, "encoder/config.json")
+
+    def refuse(path: Any, *arguments: Any) -> Any:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+
+    if function == "scandir":
+        monkeypatch.setattr(os, "scandir", refuse)
+    else:
+        monkeypatch.setattr(folders, "open", refuse, raising=False)
+    with pytest.raises(ConfigError, match=r"/encoder; found .*Permission denied.*give this user the right"):
+        folders.loadable(f"{tmp_path}/encoder")

@@ -108,8 +108,8 @@ def normalise(uri: Uri, *, keep_slashes: bool = False) -> str:
             raise _unsupported(text)
         return _real(os.fsdecode(unquote_to_bytes(address[1])), text)
     path = os.path.expanduser(text)
-    if path == text and re.match(r"~|\$\{?\w+\}?(/|$)", text):
-        what = "no such user" if text[0] == "~" else "a variable that no shell has replaced"
+    if not path.startswith("/") and re.match(r"~|\$\{?\w+\}?(/|$)", text):
+        what = "no such user, or no home" if text[0] == "~" else "a variable that no shell has replaced"
         raise ConfigError(what, where=text, way_out=f"give the path itself, or ./{text} for a file of this name")
     return _real(path, text)
 

@@ -122,8 +122,8 @@ def loadable(name: str) -> str:
     if is_local(name):
         if os.path.isfile(name):
             return name
-        with explained(name), suppress(FileNotFoundError):
-            for entry in os.scandir(name):  # the libraries take what may not be read for something that is not there
+        with explained(name), suppress(FileNotFoundError), os.scandir(name) as entries:
+            for entry in entries:  # the libraries take what may not be read for something that is not there
                 if entry.is_file():
                     open(entry).close()
         return name
