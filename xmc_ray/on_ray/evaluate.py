@@ -118,15 +118,14 @@ def evaluate_bundle(
         connect()
         make_room("actors", pool.min, pool.needs, pool.patience)
         pool = replace(pool, max=pool.max or pool.min)  # a small file is one block, so one actor gets all of it
-        texts = _some_texts(documents) if model.scoring == "auto" else []
-        model = settle_scoring(model, members, texts, max(*ks, DEPTH), pool)
         inputs = list_inputs(documents)
         if inputs.left_out:
             print(inputs, flush=True)
         rejects = Rejects(sum(file.size for file in inputs.files))
-        tokenised = tokenise(read_documents(documents, labelled=True, files=inputs.files), *tokenizers)
-        reliability = Reliability()
-        predicted = predictions(tokenised, members, max(*ks, DEPTH), pool, pool.batch_rows, model)
+        stream, reliability = read_documents(documents, labelled=True, files=inputs.files), Reliability()
+        texts = _some_texts(stream) if model.scoring == "auto" else []
+        model = settle_scoring(model, members, texts, max(*ks, DEPTH), pool)
+        predicted = predictions(tokenise(stream, *tokenizers), members, max(*ks, DEPTH), pool, pool.batch_rows, model)
         counts = _count(predicted, labels, metrics, [reliability] if selection is None else [reliability, selection], rejects)
     way_out = "fix the documents, or run again with a higher max_reject_share"
     rejects.check(max_reject_share, where=documents.uri, way_out=way_out)
@@ -140,10 +139,13 @@ def evaluate_bundle(
     return result | counts | {"calibration": calibration} | computed
 
 
-def _some_texts(documents: DocumentsConfig) -> list[str]:
+def _some_texts(documents: ray.data.Dataset) -> list[str]:
     """Texts of the first documents."""
-    batches = arrow_batches(read_documents(documents, labelled=True).limit(_MEASURED))
-    return [text for batch in batches for text in batch.filter(pc.is_null(batch["reason"]))["text"].to_pylist()]
+    return [
+        text
+        for batch in arrow_batches(documents.limit(_MEASURED))
+        for text in batch.filter(pc.is_null(batch["reason"]))["text"].to_pylist()
+    ]
 
 
 def _calibration_line(calibration: dict[str, Any]) -> str:
