@@ -158,7 +158,9 @@ def test_a_bucket_that_may_not_be_written_and_wrong_keys(
     storage.write_bytes(s3.uri("readable/test.parquet"), (fruit / "test.parquet").read_bytes())
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.reader_access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.reader_secret_key)
-    with pytest.raises(ConfigError, match=r"cannot be read or written: \S+/_driver\.json.*check AWS_ACCESS_KEY_ID") as refused:
+    with pytest.raises(
+        ConfigError, match=r"cannot be read or written: \S+/forbidden/dt=2026-11-23;.*check AWS_ACCESS_KEY_ID"
+    ) as refused:
         tag(s3.uri("readable"), output=s3.uri("forbidden"))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
     with pytest.raises(ConfigError, match=r"cannot be read or written.*check AWS_ACCESS_KEY_ID") as wrong:
