@@ -88,8 +88,8 @@ def test_the_fingerprint_is_that_of_what_encoding_gives(tiny_encoder: Path, othe
     assert len({one, shorter, Tokenizer.load(other_encoder, 8).fingerprint}) == 3
 
 
-@pytest.mark.parametrize("max_tokens", [0, 2, 129])
-def test_a_length_that_the_encoder_does_not_take(tiny_encoder: Path, max_tokens: int) -> None:
+@pytest.mark.parametrize("max_tokens", [0, 2])
+def test_a_length_without_room_for_a_token(tiny_encoder: Path, max_tokens: int) -> None:
     with pytest.raises(ConfigError, match=r"text\.max_tokens is out of range"):
         Tokenizer.load(tiny_encoder, max_tokens)
 
@@ -101,7 +101,7 @@ def test_special_tokens_leave_room_for_a_text(tiny_encoder: Path) -> None:
     ids = [(name, pretrained.convert_tokens_to_ids(name)) for name in ("[CLS]", "[SEP]", "red", "apple")]
     pretrained.backend_tokenizer.post_processor = TemplateProcessing(single="[CLS] red apple $A [SEP]", special_tokens=ids)
     assert len(Tokenizer(pretrained, 5).encode(pa.array(["a plum"]))[0][0]) == 5
-    with pytest.raises(ConfigError, match=r"text\.max_tokens is out of range; found 4; expected 5 to 128"):
+    with pytest.raises(ConfigError, match=r"text\.max_tokens is out of range; found 4; expected at least 5"):
         Tokenizer(pretrained, 4)
 
 

@@ -28,7 +28,6 @@ from xmc_ray.errors import ConfigError, ModelError, XmcError
 from xmc_ray.settings import PositiveInt, Settings
 from xmc_ray.storage import folders
 
-_NO_LIMIT = 10**20  # transformers has a larger number where a tokenizer states none
 _LFS_POINTER = b"version https://git-lfs"
 _TEXTS = ("red apples", "7 green pears: 42!", "учебник", "深度学习", "كتاب")  # to try a tokenizer and an encoder with
 _PART = 1 << 18  # bytes of text encoded at a time: the tokenizer keeps dozens for each of them, even of what it truncates
@@ -53,10 +52,9 @@ class Tokenizer:
         self._backend = pretrained.backend_tokenizer
         self._backend.no_padding()
         self._backend.no_truncation()
-        least, most = max(3, len(self._backend.encode("").ids) + 1), pretrained.model_max_length
-        if not least <= max_tokens <= most:
-            expected = f"{least} to {most}" if most < _NO_LIMIT else f"at least {least}"
-            raise ConfigError("text.max_tokens is out of range", found=max_tokens, expected=expected)
+        least = max(3, len(self._backend.encode("").ids) + 1)  # how many a transformer can read, `encoder` finds out
+        if max_tokens < least:
+            raise ConfigError("text.max_tokens is out of range", found=max_tokens, expected=f"at least {least}")
         self._backend.enable_truncation(max_tokens)
 
     @classmethod
