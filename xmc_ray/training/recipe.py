@@ -1,0 +1,131 @@
+"""Recipes by rule: from what kind of data a training split is to the settings that suit it, before anything is tried.
+
+`candidates` is a small ladder. Its first is what ``recipe = "auto"`` trains; the tuning job tries the others as well. The
+measurements behind each rule are in docs/quality.md.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from xmc_ray.data.groups import GroupsConfig
+from xmc_ray.data.profile import Profile
+from xmc_ray.errors import ConfigError
+from xmc_ray.model.encoder import EncoderConfig, check_encoder, try_encoder
+from xmc_ray.model.lexical import LexicalConfig
+from xmc_ray.model.lightxml import ModelConfig
+from xmc_ray.model.text import TextConfig, Tokenizer
+from xmc_ray.settings import difference, fixed_settings
+from xmc_ray.training.fit import FitConfig
+from xmc_ray.training.loop import LoopConfig
+from xmc_ray.training.optim import OptimConfig
+
+LENGTH = 2048  # tokens: reading whole documents costs the lexical branch little, and cutting long ones costs quality
+
+_FREE = ("minutes", "accumulate", "precision", "token_budget", "seed")  # settings of the loop that no recipe decides
+_FREQUENT = 30  # documents of the typical label, from which on labels count as frequent
+_FEW, _MANY = 10_000, 300_000  # documents
+_STEPS = {True: 2_000, False: 4_000}  # at least, by whether labels are frequent: few documents want dozens of passes
+_PASSES = {"words": (4, 64), "transformer": (2, 16)}  # at least and at most
+_FLAT = 50_000  # labels up to which every label is scored for every document
+_READ = 64  # tokens that the transformer reads
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe: its name, why it might be the best, and its settings."""
+
+    name: str
+    why: str
+    config: FitConfig
+
+
+def undecided(config: FitConfig) -> FitConfig:
+    """The settings to read documents by before a recipe is chosen: those of ``config`` that no recipe decides.
+
+    These are the encoder's name, the seeds, and the loop's time, precision and memory. Raises ConfigError for any other that
+    is not at its default.
+    """
+    free = FitConfig(
+        encoder=EncoderConfig(name=config.encoder.name),
+        groups=GroupsConfig(seed=config.groups.seed),
+        loop=LoopConfig(**{name: getattr(config.loop, name) for name in _FREE}),
+    )
+    given = FitConfig(**{name: getattr(config, name) for name in vars(free)})
+    other = difference(fixed_settings(free), fixed_settings(given))
+    if other is not None:
+        name, default, found = other
+        way_out = "leave it out, or start from a recipe's file with --config"
+        raise ConfigError(f"an automatic recipe decides {name}", found=found, expected=default, way_out=way_out)
+    return replace(free, text=TextConfig(max_tokens=LENGTH), groups=replace(free.groups, max_size=1))
+
+
+def pretrained_layers(name: str, tokenizer: Tokenizer) -> int:
+    """The layers of the encoder ``name``. Raises ModelError if it has no weights, or does not work (`encoder.try_encoder`)."""
+    config = EncoderConfig(name=name, max_tokens=_READ, feature_layers=1)
+    try_encoder(config, tokenizer)
+    return int(check_encoder(config).num_hidden_layers)
+
+
+def candidates(profile: Profile, config: FitConfig, depth: int) -> list[Candidate]:
+    """Recipes worth trying, the best by rule first; ``config`` as `undecided` returns it.
+
+    ``depth``: layers of the pretrained encoder, 0 where there is only a tokenizer.
+    """
+    frequent = profile.typical >= _FREQUENT
+    kind, other = ("frequent", "rare") if frequent else ("rare", "frequent")
+    words = _words(profile, config, frequent)
+    ladder = [Candidate("words", f"labels are {kind}: a typical one has {profile.typical:,.0f} documents", words)]
+    if depth:
+        why = "a pretrained encoder knows words that are too rare to learn here"
+        ladder.insert(0 if frequent else 1, Candidate("transformer", why, _with_transformer(profile, words, depth)))
+    if profile.labels > 1_000:
+        groups, why = (1, "no label is lost to the shortlist") if words.groups.max_size > 1 else (32, "more passes in a time")
+        ladder.append(Candidate("words, in groups" if groups > 1 else "words, flat", why, _heads(words, groups)))
+    turned = replace(words, optim=_rates(words.optim, not frequent), lexical=_lexical(profile, not frequent))
+    ladder.append(Candidate(f"words, as for {other} labels", "the data may lie between the two kinds", turned))
+    return ladder
+
+
+def _words(profile: Profile, config: FitConfig, frequent: bool) -> FitConfig:
+    """The lexical branch alone."""
+    few = profile.documents < _FEW
+    batch_size = 32 if few else 256 if profile.documents > _MANY else 64
+    optim = OptimConfig(weight_decay=0.0, warmup=0.1 if few else 0.02)
+    return _heads(
+        replace(
+            config,
+            encoder=replace(config.encoder, layers=0),
+            lexical=_lexical(profile, frequent),
+            model=ModelConfig(dropout=0.3 if few or profile.labels > 20_000 else 0.5, lift=1.0),
+            optim=_rates(optim, frequent),
+            loop=replace(config.loop, batch_size=batch_size, epochs=_passes("words", profile, batch_size)),
+        ),
+        1 if profile.labels <= _FLAT else 32,
+    )
+
+
+def _with_transformer(profile: Profile, words: FitConfig, depth: int) -> FitConfig:
+    """The upper half of the encoder beside the words (decision 0017)."""
+    encoder = replace(words.encoder, layers=None, freeze=depth // 2, max_tokens=_READ, feature_layers=1, pooling="mean")
+    loop = replace(words.loop, batch_size=32, epochs=_passes("transformer", profile, 32))
+    return replace(words, encoder=encoder, optim=replace(words.optim, encoder_lr=1e-4), loop=loop)
+
+
+def _lexical(profile: Profile, frequent: bool) -> LexicalConfig:
+    columns = 2**21 if profile.documents > _MANY else 2**20
+    return LexicalConfig(width=512 if profile.labels <= 20_000 else 256, columns=columns, rarest=3 if frequent else 2)
+
+
+def _rates(optim: OptimConfig, frequent: bool) -> OptimConfig:
+    """Frequent labels want one rate for all terms, rare ones a rate of each term's own (decision 0012)."""
+    return replace(optim, lexical_lr=0.2, lexical_power=0.0) if frequent else replace(optim, lexical_lr=0.1, lexical_power=0.5)
+
+
+def _heads(config: FitConfig, max_size: int) -> FitConfig:
+    model = replace(config.model, shortlist=16, bottleneck=256) if max_size > 1 else config.model
+    return replace(config, groups=replace(config.groups, max_size=max_size), model=model)
+
+
+def _passes(kind: str, profile: Profile, batch_size: int) -> int:
+    least, most = _PASSES[kind]
+    return min(most, max(least, math.ceil(_STEPS[profile.typical >= _FREQUENT] * batch_size / profile.documents)))
