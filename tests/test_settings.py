@@ -28,6 +28,7 @@ from xmc_ray.on_ray.evaluate import EvaluateConfig, EvaluationPoolConfig, GateCo
 from xmc_ray.on_ray.predictor import PoolConfig
 from xmc_ray.on_ray.tag.job import TagConfig
 from xmc_ray.on_ray.train.config import ReportConfig, TrainConfig, WorkersConfig
+from xmc_ray.on_ray.train.tune import TuneConfig
 from xmc_ray.settings import MAY_CHANGE_ON_RESUME, PositiveInt, Settings, Share, changeable, difference, fixed_settings
 from xmc_ray.training.checkpoint import CheckpointsConfig
 from xmc_ray.training.loop import LoopConfig
@@ -43,6 +44,7 @@ REQUIRED: dict[type, dict[str, Any]] = {
     GateConfig: {"documents": DOCUMENTS, "at_least": {"P@1": 0.5}},
     TagConfig: {"documents": DOCUMENTS, "bundle": "x", "output": "y"},
     TrainConfig: {"documents": DOCUMENTS, "output": "y"},
+    TuneConfig: {"documents": DOCUMENTS, "output": "y"},
 }
 
 TINY, LARGE = 1e-9, 1e9
@@ -120,6 +122,7 @@ BOUNDS: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
     },
     TextConfig: {"max_tokens": AT_LEAST_1},
     TrainConfig: {"report_seconds": NOT_NEGATIVE, "max_reject_share": SHARE},
+    TuneConfig: {"minutes": ABOVE_0, "search": OPEN, "seed": AT_LEAST_0, "max_reject_share": SHARE},
     ValidationConfig: {"share": ([0, 1 - TINY], [-TINY, 1.0]), "every": ABOVE_0},
     WorkersConfig: {
         "count": AT_LEAST_1,

@@ -1,7 +1,7 @@
 """The settings of the training job."""
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 
@@ -72,6 +72,8 @@ class TrainConfig(FitConfig):
     """The training split."""
     output: storage.Address = field(metadata=MAY_CHANGE_ON_RESUME)
     """Run folder, local or s3://."""
+    recipe: Literal["given", "auto"] = "given"
+    """auto decides the settings of model and training by what kind of data the documents are; given takes them as they are."""
     label_names: storage.Source | None = None
     """Parquet file with columns label and name, if labels have names; one name a label."""
     max_reject_share: Share = field(default=MAX_REJECT_SHARE, metadata=MAY_CHANGE_ON_RESUME)

@@ -6,7 +6,7 @@ command resumes it.
 """
 
 import hashlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import ray
@@ -24,7 +24,7 @@ from xmc_ray.on_ray.session import check_room, connect, find_own, make_room, own
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.export import keep_best
 from xmc_ray.on_ray.train.journal import journal, say
-from xmc_ray.on_ray.train.prepare import Prepared, prepare
+from xmc_ray.on_ray.train.prepare import Prepared, ladder, prepare
 from xmc_ray.on_ray.train.report import write_report
 from xmc_ray.on_ray.train.worker import Job, work
 from xmc_ray.settings import difference_in_words, fixed_settings
@@ -32,11 +32,15 @@ from xmc_ray.storage.lease import DRIVER, Lease, held, is_free
 from xmc_ray.storage.places import check_apart, check_writable
 from xmc_ray.training.checkpoint import Identity, Saved, find
 from xmc_ray.training.fit import epoch_plan
+from xmc_ray.training.recipe import undecided
 
 
 def run(config: TrainConfig) -> str:
     """Train and return the bundle's URI. Raises ConfigError before anything is written if settings do not fit."""
-    check_encoder(config.encoder, config.text.max_tokens)
+    if config.recipe == "auto":
+        config = _as_begun(config)
+    else:
+        check_encoder(config.encoder, config.text.max_tokens)
     reads = {"documents.uri": config.documents.uri, "label_names": config.label_names}
     if config.encoder.name.startswith(("/", "s3://")):  # else a name on a hub
         reads["encoder.name"] = config.encoder.name
@@ -56,6 +60,8 @@ def run(config: TrainConfig) -> str:
 def _make(config: TrainConfig, lease: Lease) -> str:
     """Prepare, train, keep the best; the bundle's fingerprint."""
     workers, least = config.workers, config.workers.least or config.workers.count
+    if config.recipe == "auto" and not storage.exists(storage.join(config.output, "run.toml")):
+        config = _by_rule(config)
     _checkpoints(config)  # what is not there, or does not work, is told before the documents are read
     encoder = try_encoder(config.encoder, Tokenizer.load(config.encoder.name, config.text.max_tokens))
     connect()
@@ -77,6 +83,26 @@ def _make(config: TrainConfig, lease: Lease) -> str:
     if config.cache is None:
         storage.remove(storage.join(config.output, "tokens"))
     return fingerprint
+
+
+def _as_begun(config: TrainConfig) -> TrainConfig:
+    """With the recipe of a run that has begun, if there is one. Raises ConfigError for settings that a recipe decides."""
+    free, written = undecided(config), storage.join(config.output, "run.toml")
+    if storage.exists(written):
+        began = resumed(config, storage.read_bytes(written).decode())
+        if began.recipe == "auto":
+            return replace(config, **{name: getattr(began, name) for name in vars(free)})
+    return config
+
+
+def _by_rule(config: TrainConfig) -> TrainConfig:
+    """With the recipe for these documents, which are read for it."""
+    connect()
+    config = replace(config, **vars(undecided(config)))
+    say(f"reading {config.documents.uri}")
+    chosen = ladder(config, prepare(config))[0]
+    say(f"recipe: {chosen.name}, since {chosen.why}")
+    return replace(config, **vars(chosen.config))
 
 
 def _is_finished(config: TrainConfig, bundle: str) -> bool:

@@ -1,0 +1,124 @@
+"""The tuning job: trials on held-out training documents, the best recipe trained on all, nothing done twice."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xmc_ray import command
+from xmc_ray.bundle.folder import load_bundle
+from xmc_ray.errors import ConfigError, ModelError
+from xmc_ray.on_ray.train import job, tune
+from xmc_ray.on_ray.train.config import TrainConfig
+from xmc_ray.on_ray.train.tune import JUDGED_BY, TuneConfig
+from xmc_ray.training.fit import FitConfig
+
+
+def tuned(fruit: Path, encoder: Path, output: Path, *further: str) -> str:
+    settings = [f"--documents.uri={fruit}/train.parquet", f"--encoder={encoder}", f"--output={output}", *further]
+    return tune.run(command.parse(TuneConfig, settings))
+
+
+@pytest.fixture(scope="module")
+def finished(ray_session: None, fruit: Path, tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("tuned")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tune, "_ENOUGH", 20)  # of the few documents there are
+        tuned(fruit, tiny_encoder, output, "--minutes=2", "--search=0.5", "--validation.share=0.2")
+    return output
+
+
+def test_every_recipe_is_tried_on_held_out_documents_and_the_best_is_trained(finished: Path) -> None:
+    trials = {path.stem: json.loads(path.read_text()) for path in (finished / "trials").iterdir()}
+    table = (finished / "tune.md").read_text()
+    assert {"transformer", "words"} <= set(trials)
+    assert all(f"| {name.replace('-', ' ')} |" in table for name in trials)
+    measured = [trial for trial in trials.values() if trial["figures"]]
+    assert measured and all(0 <= trial["figures"][name] <= 1 for trial in measured for name in JUDGED_BY)
+    best = next(trial for name, trial in trials.items() if f"**{name.replace('-', ' ')}** is trained" in table)
+    assert sum(best["figures"].values()) == max(sum(trial["figures"].values()) for trial in measured)
+
+    recipe = command.parse(FitConfig, [f"--config={finished}/recipe.toml"])
+    began = command.parse(TrainConfig, [f"--config={finished}/run/run.toml"])
+    assert {name: getattr(began, name) for name in vars(recipe)} == vars(recipe)
+    assert recipe.model.lift == best["lift"]
+    assert load_bundle(f"{finished}/run/bundle").metrics["P@1"] > 0.5
+    assert not (finished / "tokens").exists()
+
+
+def test_what_is_finished_is_not_done_again(
+    finished: Path, fruit: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*arguments: Any) -> None:
+        pytest.fail("tried again")
+
+    monkeypatch.setattr(tune, "choose", never)
+    monkeypatch.setattr(job, "_make", never)
+    same = "--minutes=2", "--search=0.5", "--validation.share=0.2"
+    assert tuned(fruit, tiny_encoder, finished, *same) == f"{finished}/run/bundle"
+    with pytest.raises(ConfigError, match=r"trials with other settings.*search = 0\.5 instead of 0\.4"):
+        tuned(fruit, tiny_encoder, finished, "--minutes=2", "--validation.share=0.2")
+
+
+def test_trials_on_record_are_not_repeated(
+    finished: Path, fruit: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that was killed after its trials, or during them, goes on with those that are missing."""
+    (tmp_path / "trials").mkdir()
+    (tmp_path / "tune.toml").write_text((finished / "tune.toml").read_text())
+    records = sorted((finished / "trials").iterdir())
+    for record in records:
+        trial = json.loads(record.read_text()) | {"figures": dict.fromkeys(JUDGED_BY, 0.1), "lift": 0.5}
+        (tmp_path / "trials" / record.name).write_text(json.dumps(trial))
+    words = tmp_path / "trials" / "words.json"
+    words.write_text(json.dumps(json.loads(words.read_text()) | {"figures": dict.fromkeys(JUDGED_BY, 0.9)}))
+    monkeypatch.setattr(tune.job, "run", lambda config: config)
+    monkeypatch.setattr(tune, "_ENOUGH", 20)
+    monkeypatch.setattr(tune.ray.tune, "Tuner", lambda *_, **__: pytest.fail("tried again"))
+    config: Any = tuned(fruit, tiny_encoder, tmp_path, "--minutes=2", "--search=0.5", "--validation.share=0.2")
+    assert config.encoder.layers == 0 and config.model.lift == 0.5
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_without_time_or_held_out_documents_the_rule_decides_and_says_so(
+    fruit: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tune.job, "run", lambda config: config)
+    tuned(fruit, tiny_encoder, tmp_path / "short", "--minutes=0.1")
+    assert "no trials: 0.1 minutes leave" in capsys.readouterr().out.lower()
+    tuned(fruit, tiny_encoder, tmp_path / "few", "--minutes=9", "--validation.share=0.01")
+    assert "held-out documents decide nothing" in capsys.readouterr().out
+    assert "not tried" in (tmp_path / "few" / "tune.md").read_text()
+
+
+def test_a_folder_of_others_is_refused(fruit: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs.txt").write_text("")
+    with pytest.raises(ConfigError, match="the folder is not empty"):
+        tuned(fruit, tiny_encoder, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs.txt"]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_train_takes_the_recipe_of_the_rule_and_resumes_with_it(
+    fruit: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"--documents.uri={fruit}/train.parquet", f"--encoder.name={tiny_encoder}", f"--output={tmp_path}/run"]
+    config = command.parse(TrainConfig, [*settings, "--recipe=auto"])
+
+    def stop(*arguments: Any) -> None:
+        raise ModelError("stopped")
+
+    monkeypatch.setattr(job, "_train", stop)
+    with pytest.raises(ModelError, match="stopped"):
+        job.run(config)
+    assert "recipe: " in capsys.readouterr().out
+    begun = (tmp_path / "run" / "run.toml").read_text()
+    assert "width = 512" in begun and 'recipe = "auto"' in begun
+    monkeypatch.setattr(job, "ladder", stop)
+    monkeypatch.setattr(job, "_train", lambda *_: None)
+    with pytest.raises(ModelError, match="no checkpoint"):
+        job.run(config)
+    assert (tmp_path / "run" / "run.toml").read_text() == begun
+    with pytest.raises(ConfigError, match=r"an automatic recipe decides loop\.epochs"):
+        job.run(command.parse(TrainConfig, [*settings, "--recipe=auto", "--loop.epochs=3"]))
