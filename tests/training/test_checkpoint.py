@@ -22,7 +22,7 @@ from xmc_ray.training.loop import LoopConfig, TrainState, data_parallel, train
 from xmc_ray.training.optim import OptimConfig
 
 LOOP = LoopConfig(epochs=4, batch_size=16)  # 4 steps an epoch, the documents' last batch is a short one
-AVERAGED = OptimConfig(encoder_lr=0.05, head_lr=0.05, rows_lr=0.05, swa_start=0.3, swa_every=2)
+AVERAGED = OptimConfig(encoder_lr=0.05, head_lr=0.05, rows_lr=1.0, swa_start=0.3, swa_every=2)
 IDENTITY = {"labels": "abc"}
 STEPS = CheckpointsConfig(steps=3, keep_last=2)
 
@@ -230,6 +230,7 @@ def test_the_first_worker_waits_for_the_files_of_the_others(tmp_path: Path, monk
 
 BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "another label set": (lambda marker: marker["identity"].update(labels="xyz"), "other labels.*xyz.*abc"),
+    "an earlier format": (lambda marker: marker.update(xmc_ray_checkpoint=1), "earlier format.*found 1; expected 2; resume with"),
     "a newer format": (lambda marker: marker.update(xmc_ray_checkpoint=99), "newer format.*99.*upgrade"),
 }
 

@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from toys import OPTIM, batch_of, toy_model
+from toys import OPTIM, batch_of, pairs_of, toy_model
 
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.model.lightxml import LightXML
+from xmc_ray.model.recall import RecallHead
 from xmc_ray.model.sharding import Exchange, OwnedRows, RowGradients, rounded
 from xmc_ray.training.optim import (
     Averager,
@@ -27,7 +28,7 @@ from xmc_ray.training.optim import (
     learning_rate_factor,
 )
 
-STEADY = OptimConfig(encoder_lr=0.05, head_lr=0.05, rows_lr=0.05, warmup=0, decay=False, weight_decay=0.0)
+STEADY = OptimConfig(encoder_lr=0.05, head_lr=0.05, rows_lr=1.0, warmup=0, decay=False, weight_decay=0.0)
 
 
 class ScriptedRows(OwnedRows):
@@ -35,9 +36,13 @@ class ScriptedRows(OwnedRows):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__(len(weight), Exchange())
+        self.power = 1.0
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(weight.shape[:-1]), requires_grad=False)
         self.due: list[RowGradients] = []
+
+    def input_power(self) -> Tensor:
+        return torch.tensor(self.power)
 
     def gradients(self) -> Iterator[RowGradients]:
         yield from self.due
@@ -96,7 +101,7 @@ def test_encoder_and_heads_have_rates_of_their_own_and_vectors_no_decay() -> Non
 def test_every_part_learns_and_follows_the_schedule() -> None:
     model = toy_model()
     optimizer, before = Optimizer(model, STEADY), deepcopy(model.state_dict())
-    optimizer.config = OptimConfig(warmup=0, encoder_lr=0.05, head_lr=0.05, rows_lr=0.05)
+    optimizer.config = OptimConfig(warmup=0, encoder_lr=0.05, head_lr=0.05, rows_lr=1.0)
     losses = model(batch_of(np.random.default_rng(0), [[0, 3], [5]]))
     (losses.recall + losses.rank).backward()
     optimizer.step(progress=1.0)
@@ -215,13 +220,14 @@ def scripts(draw: Any) -> tuple[tuple[int, ...], list[list[int]], int]:
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(scripts(), st.sampled_from([0.0, 0.1]))
+@given(scripts(), st.sampled_from([0.0, 0.1]), st.sampled_from([0.01, 1.0, 50.0]))
 def test_rows_move_as_in_the_slow_twin_and_only_where_touched(
-    script: tuple[tuple[int, ...], list[list[int]], int], decay: float
+    script: tuple[tuple[int, ...], list[list[int]], int], decay: float, power: float
 ) -> None:
     shape, touched, seed = script
     torch.manual_seed(seed)
     head = ScriptedRows(torch.randn(shape))
+    head.power = power
     adagrad = RowAdagrad({"head": head}, decay)
     for groups in touched:
         weight, bias = torch.randn(len(groups), *shape[1:]), torch.randn(len(groups), *shape[1:-1])
@@ -241,9 +247,46 @@ def test_rows_move_as_in_the_slow_twin_and_only_where_touched(
             of_group = [*(tensor[group] for tensor in before), weight[place], bias[place]]
             shapes = ((-1, 3), (-1,), (-1,), (-1, 3), (-1,))  # a group may be one row
             each = [tensor.reshape(shape).tolist() for tensor, shape in zip(of_group, shapes, strict=True)]
-            slow = [reference.row_adagrad(*row, 0.3, decay) for row in zip(*each, strict=True)]
+            slow = [reference.row_adagrad(*row, 0.3, decay, power) for row in zip(*each, strict=True)]
             for one, values in zip(after, zip(*slow, strict=True), strict=True):
                 torch.testing.assert_close(one, torch.tensor(values).view_as(one), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [LabelGroups(np.arange(12)), LabelGroups(np.arange(12) % 3)], ids=["flat", "groups"])
+@pytest.mark.parametrize("exponent", [-10, 7])
+def test_rows_learn_the_same_from_inputs_of_any_length(groups: LabelGroups, exponent: int) -> None:
+    """Paper's recipe: the first steps moved a logit by the rate times the length of the features, times the root of their
+    number. Inputs 2^n times as long have weights 2^-n times as long, to the last bit, and the same biases."""
+    scale, moved = 2.0**exponent, []
+    for by in (1.0, scale):
+        model = toy_model(groups, bottleneck=16)
+        generator = torch.Generator().manual_seed(0)
+        for head in model.heads.values():
+            head.weight.data /= by
+        rows = RowAdagrad(model.heads, 0.1)
+        for _ in range(4):
+            features_BF, truth = by * torch.randn(5, 16, generator=generator), pairs_of([[0], [3, 4], [7], [11], [2]])
+            _, shortlist_BK = model.recall.loss(features_BF, truth[0], model.group_L[truth[1]], 2, 5)
+            if model.table is not None:
+                model.table.loss(features_BF, shortlist_BK, *truth, 5)
+            rows.step(0.5)
+        moved.append({name: (head.weight * by, head.bias) for name, head in model.heads.items()})
+    for name, tensors in moved[0].items():
+        torch.testing.assert_close(moved[1][name], tensors, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [16, 384, 3840])
+@pytest.mark.parametrize("length", [0.01, 1.0, 100.0])
+def test_a_first_step_moves_a_logit_by_the_rate(width: int, length: float) -> None:
+    """Whatever the number of features and their length: by the rate, in the logit of a label's one true document."""
+    features_BF = torch.nn.functional.normalize(torch.randn(8, width, generator=torch.Generator().manual_seed(0))) * length
+    recall = RecallHead(width, 3, Exchange(), 0)
+    recall.weight.data.zero_()
+    recall.bias.data.fill_(-6)  # a rare label
+    recall.loss(features_BF, torch.tensor([0]), torch.tensor([1]), 1, 8)
+    RowAdagrad({"recall": recall}, 0.01).step(3.0)
+    moved = recall.logits(features_BF)[0, 1].item() + 6
+    assert 3.0 / 2 < moved < 3.0 * 2**0.5
 
 
 def test_untouched_groups_stay_and_the_state_is_four_bytes_a_row() -> None:
@@ -320,7 +363,7 @@ def test_a_table_in_bfloat16_learns_like_one_in_float32() -> None:
 
 def averaged_model() -> tuple[LightXML, Averager, dict[str, Tensor]]:
     """A model after ten steps, its average of the weights from step 4 on, every second one, and the mean of those."""
-    config = OptimConfig(encoder_lr=0.05, head_lr=0.05, rows_lr=0.05, swa_start=0.3, swa_every=2)
+    config = OptimConfig(encoder_lr=0.05, head_lr=0.05, rows_lr=1.0, swa_start=0.3, swa_every=2)
     model, averager, seen = toy_model(), Averager(config), []
     optimizer = Optimizer(model, config)
     for number in range(1, 11):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xmc_ray.model.sharding import Exchange, FactoredGradients, OwnedRows, RowGradients, with_gradient
+from xmc_ray.model.sharding import Exchange, FactoredGradients, OwnedRows, RowGradients, mean_square, with_gradient
 
 _GROUPS = 1024  # groups that are computed at a time on a CPU, and eight times as many on a GPU
 
@@ -95,6 +95,10 @@ class RecallHead(OwnedRows):
     @property
     def _chunk(self) -> int:
         return _GROUPS if self.weight.device.type == "cpu" else 8 * _GROUPS
+
+    def input_power(self) -> Tensor:
+        """See `OwnedRows.input_power`: of the features."""
+        return mean_square([features_BF for _, features_BF in self._pending])
 
     def gradients(self) -> Iterator[RowGradients | FactoredGradients]:
         """Those of all own groups, a chunk at a time: every document has a gradient for every group."""

@@ -197,9 +197,21 @@ class OwnedRows(nn.Module):
         """bool: which of the groups this worker owns."""
         return (group >= self.own.start) & (group < self.own.stop)
 
+    def input_power(self) -> Tensor:
+        """float32 scalar: the mean squared length of all workers' inputs since the last call of `gradients`; 0 without any."""
+        raise NotImplementedError
+
     def gradients(self) -> "Iterator[RowGradients | FactoredGradients]":
         """The gradients of all micro-batches since the last call, each group at most once; then they are dropped."""
         raise NotImplementedError
+
+
+def mean_square(parts_BH: Sequence[Tensor]) -> Tensor:
+    """float32 scalar: the mean squared length of the rows of all parts; 0 without any."""
+    if not parts_BH:
+        return torch.zeros(())
+    total = torch.stack([part_BH.float().square().sum() for part_BH in parts_BH]).sum()
+    return total / max(1, sum(len(part_BH) for part_BH in parts_BH))
 
 
 def seeded_normal(rows: range, shape: tuple[int, ...], std: float, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -34,7 +34,7 @@ from xmc_ray.storage import folders
 from xmc_ray.storage.files import PATIENCE
 from xmc_ray.training.loop import TrainState
 
-FORMAT = 1
+FORMAT = 2  # 1 had the rows' accumulators in other units
 
 MARKER = "checkpoint.json"
 DENSE = "dense.safetensors"
@@ -91,7 +91,7 @@ class Saved:
 def find(place: str, warn: Callable[[str], None] = lambda line: None) -> list[Saved]:
     """The complete checkpoints at ``place``, newest first; ``warn`` gets a line for each incomplete one.
 
-    ``place`` is a folder of checkpoints or a checkpoint. Raises ModelError for a newer format.
+    ``place`` is a folder of checkpoints or a checkpoint. Raises ModelError for another format.
     """
     saved = []
     for step, sizes in sorted(_folders(place).items(), reverse=True):
@@ -272,18 +272,14 @@ def _read(uri: str, sizes: dict[str, int]) -> Saved:
     try:
         marker = json.loads(storage.read_bytes(storage.join(uri, MARKER)))
         version, files = int(marker["xmc_ray_checkpoint"]), dict(marker["files"])
-        if version <= FORMAT:
+        if version == FORMAT:
             saved = Saved(uri=uri, **{name: marker[name] for name in ("workers", "counters", "identity", "score", "metrics")})
     except (ValueError, KeyError, TypeError) as error:
         raise _IncompleteError(f"checkpoint.json cannot be read ({error!r})") from None
-    if version > FORMAT:
-        raise ModelError(
-            "the checkpoint is of a newer format",
-            where=uri,
-            found=version,
-            expected=f"at most {FORMAT}",
-            way_out="upgrade xmc_ray",
-        )
+    if version != FORMAT:
+        over = "resume with the release that wrote it, or start over: another output, --resume never"
+        age, way_out = ("a newer", "upgrade xmc_ray") if version > FORMAT else ("an earlier", over)
+        raise ModelError(f"the checkpoint is of {age} format", where=uri, found=version, expected=FORMAT, way_out=way_out)
     for name, size in files.items():
         if sizes.get(name) != size:
             found = f"{sizes[name]:,} bytes" if name in sizes else "no such file"

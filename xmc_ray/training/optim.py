@@ -31,8 +31,8 @@ class OptimConfig(Settings):
     """Peak learning rate of the encoder."""
     head_lr: NonNegativeFloat = 1e-3
     """Peak learning rate of the bottleneck and of the lexical branch's layer."""
-    rows_lr: NonNegativeFloat = 0.08
-    """Peak learning rate of recall head and label table: about the size of a weight's first step (row-wise Adagrad)."""
+    rows_lr: NonNegativeFloat = 3.0
+    """Peak learning rate of recall head and label table: about how far a label's first step moves its logit."""
     lexical_lr: NonNegativeFloat = 0.2
     """Peak learning rate of the lexical branch's vectors."""
     lexical_power: Annotated[float, Bounds(ge=0, le=0.5)] = 0.25
@@ -57,7 +57,7 @@ class Optimizer:
     - AdamW for dense ones: the transformer, the bottleneck and the lexical branch's layer, replicated on all workers;
     - lazy Adam (`torch.optim.SparseAdam`) for the transformer's word vectors: a step updates those of the words it has seen;
     - partially row-wise Adagrad for the lexical branch's vectors, replicated and just as lazy (decision 0012);
-    - row-wise Adagrad for recall head and label table, each worker for the rows it owns.
+    - row-wise Adagrad for recall head and label table, each worker for the rows it owns (decisions 0007 and 0020).
     """
 
     def __init__(self, model: LightXML, config: OptimConfig) -> None:
@@ -134,10 +134,20 @@ class Optimizer:
 
 
 class RowAdagrad:
-    """Adagrad with one accumulator per row: the sum of the mean squares of its gradients, bias included.
+    """Adagrad with one accumulator per row, for inputs of any width and length.
 
-    ``square``: float32 of the rows' shape, by head; four bytes per row are all the state. Weight decay is decoupled and lazy:
-    a row decays when it is updated.
+    A row w, b sees inputs x of mean squared length r² in a step. It moves as Adagrad would move w' = r w and b on the inputs
+    x / r, of mean squared length 1. With their gradient g' = (g / r, g_b) and the accumulator s, the sum of |g'|² so far:
+
+        w <- w - lr / sqrt(s) g / r²        b <- b - lr / sqrt(s) g_b
+
+    The first step has |g'| = sqrt(s), so that (r w, b) moves by lr, and a logit w x + b by at most sqrt(1 + |x|² / r²) lr,
+    whatever the number of features and their scale: twice as long inputs give weights half as long, and the same logits.
+    r is of the current step: there is no state to it, and features that grow in training cannot outgrow it. (Dividing by the
+    power of the input is the normalised LMS filter of Nagumo and Noda, 1967.)
+
+    ``square``: s, float32 of the rows' shape, by head; four bytes per row are all the state. Weight decay is decoupled and
+    lazy, a row decays when it is updated: by the rate of a single one of its numbers, lr over the root of their count.
     """
 
     def __init__(self, heads: Mapping[str, OwnedRows], decay: float) -> None:
@@ -149,13 +159,14 @@ class RowAdagrad:
     def step(self, lr: float) -> None:
         """Update the rows that have gradients, a chunk of groups at a time."""
         for name, head in self.heads.items():
+            power = head.input_power().clamp(min=_TINY)
+            kept = 1 - lr * self.decay / math.sqrt(head.weight.shape[-1] + 1)
             for part in head.gradients():
                 bias = part.bias
-                mean = part.square().add_(bias.square()) / (head.weight.shape[-1] + 1)
-                square = mean.add_(self.square[name][part.groups])
+                square = part.square().div_(power).add_(bias.square()).add_(self.square[name][part.groups])
                 self.square[name][part.groups] = square
                 rate = lr / square.sqrt_().add_(_TINY)
-                part.descend(head.weight, 1 - lr * self.decay, rate)
+                part.descend(head.weight, kept, rate / power)
                 head.bias[part.groups] -= bias * rate
 
 
