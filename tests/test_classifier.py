@@ -1,5 +1,6 @@
 """The whole method in one process, on a problem with a simple rule."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,3 +174,16 @@ def test_arguments_that_cannot_be_meant(classifier: XMCClassifier, tiny_encoder:
     assert XMCClassifier.load([tmp_path / "bundle"], device="cpu").predict(iter(["a red plum"]), k=1)
     with pytest.raises(ConfigError, match="not empty"):
         classifier.save(tmp_path / "bundle")
+
+
+def test_a_loss_that_ends_above_its_start_is_warned_of(tiny_encoder: Path) -> None:
+    """Numbers: a run that learns nothing says so loudly; one that learns does not (warnings of ours are errors in tests)."""
+    plain = config(tiny_encoder, 1)
+    wild = replace(plain, optim=OptimConfig(rows_lr=3000.0, warmup=0, decay=False), loop=replace(plain.loop, epochs=1))
+    with pytest.warns(
+        UserWarning, match=r"no better than an untrained one: .* went from [\d.]+ to \d+.*; lower optim\.rows_lr"
+    ):
+        XMCClassifier.fit(*problem(64, seed=0), config=wild)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        XMCClassifier.fit(*problem(64, seed=0), config=replace(plain, loop=replace(plain.loop, epochs=4)))

@@ -8,6 +8,7 @@ The jobs on Ray call the same functions.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from numbers import Integral
@@ -33,7 +34,7 @@ from xmc_ray.model.encoder import try_encoder
 from xmc_ray.model.lexical import term_weights
 from xmc_ray.model.predict import PredictConfig, arithmetic
 from xmc_ray.model.text import Tokenizer
-from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, predictions_and_hits, share_of_batches
+from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, predictions_and_hits, rise, sample_loss, share_of_batches
 from xmc_ray.training.loop import Step, TrainState, train
 
 Texts = Iterable[str]
@@ -74,7 +75,7 @@ class XMCClassifier:
         ``device`` defaults to a GPU if there is one. ``on_step`` is called after every step. Raises DataError if the two lists
         differ in length, hold no label or something else than texts and labels, ConfigError if there are too few documents for
         ``loop.accumulate`` or there is no such device, ModelError if the encoder is not found or does not work
-        (`encoder.try_encoder`), or if the loss is not finite.
+        (`encoder.try_encoder`), or if the loss is not finite. Warns if the loss ends above its start.
         """
         config = FitConfig() if config is None else config
         if not isinstance(config, FitConfig):
@@ -96,11 +97,14 @@ class XMCClassifier:
         weight_F = term_weights([columns[0]], config.lexical) if config.lexical.width else None
         model = build_model(config, tokenizer, index, groups, weight_F=weight_F, device=device)
         state = TrainState.start(model, config.optim)
+        untrained = sample_loss(model, documents, config.loop.prediction)
         batches_from = partial(share_of_batches, documents, plan, config.loop.epochs, exchange=model.exchange)
         for step in train(state, model, batches_from, plan.steps, config.loop):
             if on_step:
                 on_step(step)
         state.averager.keep(model.eval())
+        if risen := rise(untrained, sample_loss(model, documents, config.loop.prediction)):
+            warnings.warn(risen, stacklevel=2)
         return cls(Bundle(model, tokenizer, index, groups, metrics={}), config.loop.prediction)
 
     def predict(self, texts: Texts, k: int = 5) -> list[list[tuple[str, float]]]:

@@ -34,7 +34,7 @@ from xmc_ray.training.loop import TrainState, train
 from xmc_ray.training.optim import RowAdagrad
 
 RATES = {
-    "adagrad": (8e-2, 2e-2, 3e-1),
+    "adagrad": (3.0, 1.0, 10.0),
     "sgd": (4.0, 16.0, 1.0),
     "lazy-adam": (5e-3, 2e-2, 1.25e-3),
     "adamw": (5e-3, 2e-2, 1.25e-3),

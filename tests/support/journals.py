@@ -22,7 +22,9 @@ def worker_entries(step: int, model: LightXML) -> list[dict[str, Any]]:
     config, counts = FitConfig(), {"documents": 64 * step, "tokens": 640 * step, "padded_tokens": 700 * step}
     state = TrainState(model, Optimizer(model, config.optim), Averager(config.optim), step, 2.5 * step, **counts)
     state.optimizer.factor = 0.5
-    progress = worker._progress(Step(step, 0, 0.5, 2.0, 1.0, *counts.values(), state.seconds, 0.1), state, config.loop.epochs)
+    progress = worker._progress(
+        Step(step, 0, 0.5, 2.0, 1.0, *counts.values(), state.seconds, 0.1), [(2.0, 1.0)], state, config.loop.epochs
+    )
     cost = worker._Worker._cost(SimpleNamespace(state=state, exchange=model.exchange))  # type: ignore[arg-type]
     del progress["line"]
     return [progress, {"validation/P@1": 0.5, **cost, "step": step}]

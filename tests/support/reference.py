@@ -183,13 +183,20 @@ def _cross_entropy(logit: Tensor, is_true: bool) -> Tensor:
 
 
 def row_adagrad(
-    row: list[float], bias: float, square: float, gradient: list[float], bias_gradient: float, lr: float, decay: float, power: float
+    row: list[float],
+    bias: float,
+    square: float,
+    gradient: list[float],
+    bias_gradient: float,
+    lr: float,
+    decay: float,
+    power: float,
 ) -> tuple[list[float], float, float]:
     """One step of a touched row, its bias and its accumulator, for inputs whose mean squared length is ``power``."""
-    square += sum(value * value for value in gradient) / power + bias_gradient * bias_gradient
-    scale, kept = lr / (square**0.5 + 1e-10), 1 - lr * decay / (len(row) + 1) ** 0.5
+    square += sum(value * value for value in gradient) / power + bias_gradient * bias_gradient / len(row)
+    scale, kept = lr / (square**0.5 + 1e-10), 1 - lr * decay / len(row) ** 0.5
     moved = [value * kept - scale / power * towards for value, towards in zip(row, gradient, strict=True)]
-    return moved, bias - scale * bias_gradient, square
+    return moved, bias - scale / len(row) * bias_gradient, square
 
 
 def vector_adagrad(

@@ -16,8 +16,8 @@ from xmc_ray.model.lexical import LexicalConfig, term_weights
 from xmc_ray.model.lightxml import ModelConfig
 from xmc_ray.model.predict import PredictConfig, predict
 from xmc_ray.model.sharding import Exchange
-from xmc_ray.model.text import Tokenizer
-from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, predictions_and_hits, share_of_batches
+from xmc_ray.model.text import Tokenizer, make_batch
+from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, predictions_and_hits, sample_loss, share_of_batches
 from xmc_ray.training.loop import LoopConfig
 
 TEXTS = pa.array(["a red apple", "a green pear", "a red plum and a pear"])
@@ -94,3 +94,12 @@ def test_hits_are_those_of_the_truth() -> None:
         [label in true for label in row] for row, true in zip(ids.tolist(), truth.to_pylist(), strict=True)
     ]
     assert hits.any() and not hits.all()
+
+
+def test_the_sample_loss_is_that_of_the_loop_without_dropout() -> None:
+    model, table = toy_model(dropout=0.5), documents(40)
+    tokens, labels = (table[name].combine_chunks() for name in ("tokens", "labels"))
+    with torch.no_grad():
+        expected = sum(model.eval()(make_batch(tokens, labels))).item()
+    assert sample_loss(model.train(), table, PredictConfig(token_budget=16)) == pytest.approx(expected, rel=1e-4)
+    assert model.training and next(model.recall.gradients(), None) is None

@@ -54,6 +54,20 @@ def predict(
     return scores, labels
 
 
+def mean_loss(model: LightXML, tokens: pa.ListArray, truth: pa.ListArray, config: PredictConfig) -> float:
+    """The loss that training minimises, without dropout, of documents ``tokens`` with labels ``truth`` (list<int32>[D] each).
+
+    It is a mean over documents. Several workers call it together, with the same documents.
+    """
+    exchange, total = model.exchange, 0.0
+    with _predicting(model, config) as device:
+        for rows in budget_batches(list_lengths(tokens), config.tokens_at_once(device)):
+            batch = make_batch(tokens.take(pa.array(rows)), truth.take(pa.array(rows))).to(device)
+            losses = torch.stack(model(batch, len(rows) * exchange.world)).double().sum()  # all workers have the same rows
+            total += exchange.sum(losses).item() * len(rows)
+    return total / max(1, len(tokens))
+
+
 def features(model: LightXML, tokens: pa.ListArray, config: PredictConfig) -> torch.Tensor:
     """float32[D, F], on the CPU: features of documents ``tokens`` (list<int32>[D]), in their order; for a single process."""
     features_DF = torch.zeros(len(tokens), model.width)

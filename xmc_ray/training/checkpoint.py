@@ -39,7 +39,7 @@ FORMAT = 2  # 1 had the rows' accumulators in other units
 MARKER = "checkpoint.json"
 DENSE = "dense.safetensors"
 _POLL = 1.0  # seconds from one look for the files of the other workers to the next
-_COUNTERS = ("step", "seconds", "waiting", "documents", "tokens", "padded_tokens")
+_COUNTERS = ("step", "seconds", "waiting", "documents", "tokens", "padded_tokens", "untrained_loss")
 _FOLDER = re.compile(r"/step-(\d+)/([^/]+)$")
 
 Identity = Mapping[str, object]

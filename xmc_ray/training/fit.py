@@ -17,12 +17,14 @@ from xmc_ray.metrics.calibration import DEPTH
 from xmc_ray.model.encoder import EncoderConfig, build_encoder
 from xmc_ray.model.lexical import LexicalBranch, LexicalConfig
 from xmc_ray.model.lightxml import LightXML, ModelConfig
-from xmc_ray.model.predict import PredictConfig, predict
+from xmc_ray.model.predict import PredictConfig, mean_loss, predict
 from xmc_ray.model.sharding import Exchange
 from xmc_ray.model.text import Batch, TextConfig, Tokenizer, make_batch
 from xmc_ray.settings import Settings
 from xmc_ray.training.loop import LoopConfig
 from xmc_ray.training.optim import OptimConfig
+
+SAMPLE = 128  # training documents whose loss is measured before and after
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,25 @@ def share_of_batches(documents: pa.Table, plan: EpochPlan, epochs: int, first_st
             for share in np.split(kept, np.flatnonzero(np.diff(step_N[step_N >= first_step])) + 1) if len(kept) else []:
                 taken = pa.array(inside[share])
                 yield make_batch(tokens.take(taken), labels.take(taken))
+
+
+def sample_loss(model: LightXML, documents: pa.Table, config: PredictConfig) -> float:
+    """The mean loss of the first few of ``documents``, which has columns ``tokens`` and ``labels``, list<int32> each.
+
+    Before and after training it is of the same documents, so that no luck of the draw hides or feigns what was learnt.
+    """
+    sample = documents.slice(0, SAMPLE).combine_chunks()
+    return mean_loss(model, sample["tokens"].combine_chunks(), sample["labels"].combine_chunks(), config)
+
+
+def rise(untrained: float, trained: float) -> str | None:
+    """What to say of a model whose `sample_loss` is not below that of the untrained one; None if it is."""
+    if trained < untrained:
+        return None
+    return (
+        f"the model is no better than an untrained one: the loss of {SAMPLE} training documents went from {untrained:.4g} to "
+        f"{trained:.4g}; lower optim.rows_lr, optim.lexical_lr, optim.head_lr and optim.encoder_lr, or raise optim.warmup"
+    )
 
 
 def predictions_and_hits(

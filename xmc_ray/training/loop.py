@@ -90,7 +90,8 @@ class Step(NamedTuple):
 class TrainState:
     """Everything that training changes. Counts are totals over all workers since the start of training.
 
-    ``seconds``: of training, by the first worker's clock; ``waiting``: mean seconds that a worker waited for data.
+    ``seconds``: of training, by the first worker's clock; ``waiting``: mean seconds that a worker waited for data;
+    ``untrained_loss``: the `fit.sample_loss` before the first step, None where it was not measured.
     """
 
     model: LightXML
@@ -102,6 +103,7 @@ class TrainState:
     documents: int = 0
     tokens: int = 0
     padded_tokens: int = 0
+    untrained_loss: float | None = None
 
     @classmethod
     def start(cls, model: LightXML, config: OptimConfig) -> "TrainState":

@@ -136,13 +136,14 @@ class Optimizer:
 class RowAdagrad:
     """Adagrad with one accumulator per row, for inputs of any width and length.
 
-    A row w, b sees inputs x of mean squared length r² in a step. It moves as Adagrad would move w' = r w and b on the inputs
-    x / r, of mean squared length 1. With their gradient g' = (g / r, g_b) and the accumulator s, the sum of |g'|² so far:
+    A row w, b sees inputs x of mean squared length r² and width F in a step. It moves as Adagrad would move r w and sqrt(F) b
+    on the inputs x / r, of mean squared length 1, and 1 / sqrt(F), as large as one number of theirs. With the gradient
+    g' = (g / r, g_b / sqrt(F)) and the accumulator s, the sum of |g'|² so far:
 
-        w <- w - lr / sqrt(s) g / r²        b <- b - lr / sqrt(s) g_b
+        w <- w - lr / sqrt(s) g / r²        b <- b - lr / sqrt(s) g_b / F
 
-    The first step has |g'| = sqrt(s), so that (r w, b) moves by lr, and a logit w x + b by at most sqrt(1 + |x|² / r²) lr,
-    whatever the number of features and their scale: twice as long inputs give weights half as long, and the same logits.
+    The first step has |g'| = sqrt(s): it moves a logit w x + b of a typical document by at most lr, to 1 / F, whatever the
+    number of features and their scale. Twice as long inputs give weights half as long, and the same logits.
     r is of the current step: there is no state to it, and features that grow in training cannot outgrow it. (Dividing by the
     power of the input is the normalised LMS filter of Nagumo and Noda, 1967.)
 
@@ -160,14 +161,15 @@ class RowAdagrad:
         """Update the rows that have gradients, a chunk of groups at a time."""
         for name, head in self.heads.items():
             power = head.input_power().clamp(min=_TINY)
-            kept = 1 - lr * self.decay / math.sqrt(head.weight.shape[-1] + 1)
+            width = head.weight.shape[-1]
+            kept = 1 - lr * self.decay / math.sqrt(width)
             for part in head.gradients():
                 bias = part.bias
-                square = part.square().div_(power).add_(bias.square()).add_(self.square[name][part.groups])
+                square = part.square().div_(power).add_(bias.square() / width).add_(self.square[name][part.groups])
                 self.square[name][part.groups] = square
                 rate = lr / square.sqrt_().add_(_TINY)
                 part.descend(head.weight, kept, rate / power)
-                head.bias[part.groups] -= bias * rate
+                head.bias[part.groups] -= bias * rate / width
 
 
 class VectorAdagrad:

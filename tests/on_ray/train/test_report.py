@@ -10,6 +10,7 @@ from pages import Page
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.on_ray.train import report
 from xmc_ray.on_ray.train.config import TrainConfig
+from xmc_ray.reports.curves import Curves
 
 
 def test_a_run_folder_has_its_report(trained: Path) -> None:
@@ -33,3 +34,22 @@ def test_a_report_that_cannot_be_made_is_a_warning(tmp_path: Path, capfd: pytest
     report.write_report(config, None)  # type: ignore[arg-type]
     assert f"warning: no {tmp_path}/report.html: " in capfd.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+def entry(step: int, sample_loss: float) -> bytes:
+    return json.dumps({"step": step, "untrained_loss": 20.0, "sample_loss": sample_loss}).encode()
+
+
+def test_a_loss_that_ends_above_its_start_is_said() -> None:
+    """Numbers: the same documents before and after, at the last validation; in the log, the exit line and the report."""
+    risen = report.loss_rise(Curves.read([entry(10, 15.0), entry(20, 35.0)]))
+    assert risen is not None and "went from 20 to 35; lower optim.rows_lr" in risen
+    assert report.loss_rise(Curves.read([entry(10, 35.0), entry(20, 15.0)])) is None
+    assert report.loss_rise(Curves.read([b'{"step": 10, "loss": 1}'])) is None
+
+
+def test_a_run_says_on_the_way_what_it_has_learnt(trained: Path) -> None:
+    figures = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    last = [entry for entry in figures if "sample_loss" in entry][-1]
+    assert last["sample_loss"] < last["untrained_loss"]
+    assert report.loss_rise(report.curves_of(str(trained))) is None

@@ -25,7 +25,7 @@ from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.export import keep_best
 from xmc_ray.on_ray.train.journal import journal, say
 from xmc_ray.on_ray.train.prepare import Prepared, ladder, prepare
-from xmc_ray.on_ray.train.report import write_report
+from xmc_ray.on_ray.train.report import curves_of, loss_rise, write_report
 from xmc_ray.on_ray.train.worker import Job, work
 from xmc_ray.settings import difference_in_words, fixed_settings
 from xmc_ray.storage.lease import DRIVER, Lease, held, is_free
@@ -51,14 +51,15 @@ def run(config: TrainConfig) -> str:
             check_writable(folder)
         with held(config.output) as lease, own_errors():
             if not _is_finished(config, bundle):  # once more: another job may just have finished here
-                say(f"bundle {_make(config, lease)}: {bundle}")
+                fingerprint, risen = _make(config, lease)
+                say(f"bundle {fingerprint}: {bundle}" + (f"; WARNING: {risen}" if risen else ""))
                 return bundle
     say(f"this run is finished: {bundle}")
     return bundle
 
 
-def _make(config: TrainConfig, lease: Lease) -> str:
-    """Prepare, train, keep the best; the bundle's fingerprint."""
+def _make(config: TrainConfig, lease: Lease) -> tuple[str, str | None]:
+    """Prepare, train, keep the best; the bundle's fingerprint, and what to say of a loss that has not fallen."""
     workers, least = config.workers, config.workers.least or config.workers.count
     if config.recipe == "auto" and not storage.exists(storage.join(config.output, "run.toml")):
         config = _by_rule(config)
@@ -78,11 +79,13 @@ def _make(config: TrainConfig, lease: Lease) -> str:
     make_room("workers", least, workers.needs, workers.patience)  # only now: machines that wait for documents cost money
     _train(config, prepared, identity, start)
     lease.confirm()
+    if risen := loss_rise(curves_of(config.output)):
+        say(f"WARNING: {risen}")
     fingerprint = keep_best(config, prepared, lease.confirm)
     write_report(config, prepared)
     if config.cache is None:
         storage.remove(storage.join(config.output, "tokens"))
-    return fingerprint
+    return fingerprint, risen
 
 
 def _as_begun(config: TrainConfig) -> TrainConfig:

@@ -19,6 +19,7 @@ from xmc_ray.on_ray.train.journal import say
 from xmc_ray.on_ray.train.prepare import Prepared
 from xmc_ray.reports.curves import Curves
 from xmc_ray.reports.training import TrainingRun, training_report
+from xmc_ray.training.fit import rise
 
 
 def write_report(config: TrainConfig, prepared: Prepared) -> None:
@@ -33,15 +34,28 @@ def write_report(config: TrainConfig, prepared: Prepared) -> None:
         say(f"report: {uri}")
 
 
+def curves_of(output: str) -> Curves:
+    """The journal of the run in ``output``, empty where it has none."""
+    journal = storage.join(output, "metrics.jsonl")
+    return Curves.read(storage.read_bytes(journal).splitlines() if storage.exists(journal) else [])
+
+
+def loss_rise(curves: Curves) -> str | None:
+    """What to say of a run whose model ends no better than an untrained one; None if it is, or if that is unknown."""
+    untrained, trained = curves.last("untrained_loss"), curves.last("sample_loss")
+    return None if untrained is None or trained is None else rise(untrained, trained)
+
+
 def _collect(config: TrainConfig, prepared: Prepared) -> TrainingRun:
-    bundle, journal = (storage.join(config.output, name) for name in ("bundle", "metrics.jsonl"))
-    lines = storage.read_bytes(journal).splitlines() if storage.exists(journal) else []
+    bundle, curves = storage.join(config.output, "bundle"), curves_of(config.output)
+    risen = loss_rise(curves)
     return TrainingRun(
         title=config.output.rstrip("/").rpartition("/")[2],
         bundle=storage.read_json(storage.join(bundle, "config.json"))["fingerprint"],
         step=storage.read_json(storage.join(bundle, "metrics.json"))["step"],
         documents=prepared.counts,
-        curves=Curves.read(lines),
+        curves=curves,
+        warnings=[f"{risen[0].upper()}{risen[1:]}."] if risen else [],
         findings=_held_out(bundle, config, prepared.tokens),
         labels=prepared.labels,
         groups=len(prepared.groups),

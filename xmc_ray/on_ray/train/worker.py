@@ -7,7 +7,8 @@ share of the worker that asked. The order is that of the plan, from any step on,
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -35,8 +36,10 @@ from xmc_ray.on_ray.session import arrow_batches, set_up_streams
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.prepare import Prepared
 from xmc_ray.training.checkpoint import Checkpoints, Identity, find, restore
-from xmc_ray.training.fit import build_model, check_encoders, epoch_plan
+from xmc_ray.training.fit import build_model, check_encoders, epoch_plan, sample_loss
 from xmc_ray.training.loop import Step, TrainState, data_parallel, train
+
+_RECENT = 100  # steps that a loss in the journal is a mean of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +84,16 @@ class _Worker:
         def batches_from(step: int) -> Any:
             return batches(self.tokens, plan, config.loop.epochs, step, self.exchange)
 
-        reported = -config.report_seconds
+        if state.step == 0:
+            state.untrained_loss = self._sample_loss()
+            self._report({"line": f"untrained: loss {state.untrained_loss:.3f} of some training documents"})
+        reported, recent = -config.report_seconds, deque[tuple[float, float]](maxlen=_RECENT)
         for step in train(state, data_parallel(state.model), batches_from, plan.steps, config.loop):
+            recent.append((step.recall_loss, step.rank_loss))
             # once in a while: report progress
             if time.monotonic() - reported > config.report_seconds:
                 reported = time.monotonic()
-                self._report(_progress(step, state, config.loop.epochs))
+                self._report(_progress(step, recent, state, config.loop.epochs))
             # once in a while: validate, save
             if step.number % checks == 0:
                 self._validate_and_save(plan.steps)
@@ -116,8 +123,15 @@ class _Worker:
         ray.train.report(figures | {"step": step, "epoch": step / steps_per_epoch})
         shown = ", ".join(f"{name} {100 * figures[name]:.2f}" for name in ("P@1", "P@3", "P@5", "nDCG@5") if name in figures)
         line = f"step {step:,}: validation {shown or 'skipped, no documents are held out'}"
+        with self.state.averager.in_use(self.state.model):
+            losses = {"untrained_loss": self.state.untrained_loss, "sample_loss": self._sample_loss()}
+        line += f"; loss of some training documents {losses['sample_loss']:.3f}, untrained {losses['untrained_loss']:.3f}"
         validation = {f"validation/{name}": value for name, value in figures.items()}
-        self._report(validation | self._cost() | {"line": line, "step": step})
+        self._report(validation | losses | self._cost() | {"line": line, "step": step})
+
+    def _sample_loss(self) -> float:
+        (documents,) = self.tokens.chunks("train", self.tokens.some("train", 1))
+        return sample_loss(self.state.model, documents, self.config.loop.prediction)
 
     def _cost(self) -> dict[str, float]:
         """What training has taken so far on all workers, and this worker's peak memory (its GPU's, if it has one)."""
@@ -144,16 +158,19 @@ class _Worker:
                 self.job.mailbox.put_nowait(entry)
 
 
-def _progress(step: Step, state: TrainState, epochs: int) -> dict[str, Any]:
+def _progress(step: Step, recent: Iterable[tuple[float, float]], state: TrainState, epochs: int) -> dict[str, Any]:
+    """A line and figures; losses are means over ``recent`` steps (recall, rank): batches of like length differ."""
+    recall, rank = np.mean([*recent], axis=0).tolist()
     rate = step.documents / step.seconds if step.seconds else 0.0  # the first step has no duration yet
     left = time.strftime("%H:%M:%S", time.gmtime(step.seconds_left)) if step.progress > 0 else "?"
     line = (
         f"step {step.number:,}  epoch {step.epoch + 1}/{epochs}  {100 * step.progress:.0f} %  "
-        f"loss {step.loss:.3f} (recall {step.recall_loss:.3f}, rank {step.rank_loss:.3f})  {rate:.0f} documents/s  "
+        f"loss {recall + rank:.3f} (recall {recall:.3f}, rank {rank:.3f})  {rate:.0f} documents/s  "
         f"padding {100 * step.padding_share:.1f} %  waiting {100 * step.waiting_share:.1f} %  {left} left"
     )
-    names = ("epoch", "progress", "loss", "recall_loss", "rank_loss", "padding_share", "waiting_share", "seconds")
-    figures = {name: getattr(step, name) for name in names} | state.optimizer.learning_rates()
+    names = ("epoch", "progress", "padding_share", "waiting_share", "seconds")
+    losses = {"loss": recall + rank, "recall_loss": recall, "rank_loss": rank}
+    figures = losses | {name: getattr(step, name) for name in names} | state.optimizer.learning_rates()
     sent = sum(state.model.exchange.sent.values())
     return {"line": line, "step": step.number, **figures, "documents_per_second": rate, "bytes_sent": sent}
 
