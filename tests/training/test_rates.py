@@ -59,10 +59,10 @@ def losses(model: LightXML, optim: OptimConfig, epochs: int, n_rows: int = 400) 
 def check(untrained: float, steps: list[float], trained: float) -> None:
     """In the first hundred steps the loss stays of the untrained model's size; then, batches differing, it is below that."""
     assert len(steps) == 125
-    assert max(steps) < 2.5 * untrained
+    assert max(steps) < 3 * untrained
     running = np.convolve(steps, np.full(10, 0.1), "valid")
     assert running[90:].max() < untrained
-    assert trained < 0.8 * untrained
+    assert trained < 0.85 * untrained
 
 
 @pytest.mark.parametrize(

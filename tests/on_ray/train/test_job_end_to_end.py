@@ -174,8 +174,8 @@ def test_a_run_that_learns_nothing_says_so_in_the_log_the_exit_line_and_the_repo
     fruit: Path, tiny_encoder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Numbers: a loss that ends above its start."""
-    wild = ["--optim.rows_lr=3000", "--optim.warmup=0", "--optim.decay=false", "--loop.epochs=1"]
-    train(fruit, tiny_encoder, tmp_path / "run", *wild)
+    wild = ["--optim.rows_lr=300", "--optim.head_lr=0", "--optim.encoder_lr=0", "--optim.warmup=0", "--optim.decay=false"]
+    train(fruit, tiny_encoder, tmp_path / "run", *wild, "--loop.epochs=1")
     lines = capfd.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("WARNING: the model is no better than an untrained one")]
     assert [line for line in lines if line.startswith("bundle ") and "; WARNING: the model is no better" in line]
