@@ -90,7 +90,7 @@ def _words(profile: Profile, config: FitConfig, frequent: bool) -> FitConfig:
     """The lexical branch alone."""
     few = profile.documents < _FEW
     batch_size = 32 if few else 256 if profile.documents > _MANY else 64
-    optim = OptimConfig(weight_decay=0.0, warmup=0.1 if few else 0.02)
+    optim = OptimConfig(weight_decay=0.0, rows_lr=20.0 if frequent else 5.0, warmup=0.3)  # decision 0020
     return _heads(
         replace(
             config,
@@ -108,7 +108,7 @@ def _with_transformer(profile: Profile, words: FitConfig, depth: int) -> FitConf
     """The upper half of the encoder beside the words (decision 0017)."""
     encoder = replace(words.encoder, layers=None, freeze=depth // 2, max_tokens=_READ, feature_layers=1, pooling="mean")
     loop = replace(words.loop, batch_size=32, epochs=_passes("transformer", profile, 32))
-    return replace(words, encoder=encoder, optim=replace(words.optim, encoder_lr=1e-4), loop=loop)
+    return replace(words, encoder=encoder, optim=replace(words.optim, encoder_lr=1e-4, rows_lr=OptimConfig.rows_lr), loop=loop)
 
 
 def _lexical(profile: Profile, frequent: bool) -> LexicalConfig:
