@@ -87,3 +87,11 @@ def test_links_lead_somewhere(path: Path) -> None:
         if not link.startswith(("http", "NNNN")):
             target = path.parent / file if file else path
             assert target.exists() and (not anchor or anchor in anchors(target)), link
+
+
+def test_tests_that_the_table_of_faults_names_exist() -> None:
+    named = re.findall(r"`([\w/]+\.py)::(\w+)", (ROOT / "docs" / "operations.md").read_text())
+    for file, test in named:
+        folders = [ROOT / "tests", ROOT / "tests" / "on_ray", ROOT / "tests" / "on_ray" / "tag"]
+        assert any(f"def {test}(" in path.read_text() for path in (folder / file for folder in folders) if path.exists()), test
+    assert len(named) > 60
