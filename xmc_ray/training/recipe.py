@@ -108,7 +108,7 @@ def _with_transformer(profile: Profile, words: FitConfig, depth: int) -> FitConf
     """The upper half of the encoder beside the words (decision 0017)."""
     encoder = replace(words.encoder, layers=None, freeze=depth // 2, max_tokens=_READ, feature_layers=1, pooling="mean")
     loop = replace(words.loop, batch_size=32, epochs=_passes("transformer", profile, 32))
-    return replace(words, encoder=encoder, optim=replace(words.optim, encoder_lr=1e-4, rows_lr=OptimConfig.rows_lr), loop=loop)
+    return replace(words, encoder=encoder, optim=replace(words.optim, encoder_lr=1e-4, rows_lr=8.0, warmup=0.02), loop=loop)
 
 
 def _lexical(profile: Profile, frequent: bool) -> LexicalConfig:
