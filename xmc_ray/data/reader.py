@@ -149,7 +149,8 @@ def columns(file: FileInfo, wanted: Sequence[str]) -> tuple[list[tuple[str, pa.D
             if any(spelling in chunk for spelling in missing):
                 found |= _keys(line for line in lines if any(spelling in line for spelling in missing))
     if first_line and not found:
-        raise _Damaged("not JSON lines", f"found {first_line[:40].decode(errors='replace')!r}; expected an object on each line")
+        begins = f"{first_line[:40].decode(errors='replace')!r}, {load_object(first_line)}"
+        raise _Damaged("not JSON lines", f"found {begins}; expected an object on each line")
     return [(name, None) for name in found], start <= _LOOK_BYTES or found.keys() >= {*wanted}
 
 

@@ -66,7 +66,7 @@ def subfolders(uri: Uri) -> list[str]:
     with explained(uri), suppress(FileNotFoundError):
         if is_local(uri):
             with os.scandir(path) as below:
-                return sorted(entry.name for entry in below if entry.is_dir())
+                return sorted(entry.name for entry in below if _is_folder(entry))
         entries = fs.ls(path, detail=True)
         return sorted(posixpath.basename(entry["name"].rstrip("/")) for entry in entries if entry["type"] == "directory")
     return []
@@ -326,6 +326,16 @@ def _local_files(path: str, needs: Callable[[str], bool] = lambda name: True, *,
 
     above = [os.stat(folder) for folder in Path(os.path.realpath(path)).parents]
     yield from walk(_entries(path), frozenset(map(_identity, [*above, status])))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Not so for a link in a circle, or to a place that this user may not enter."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EACCES):
+            return False
+        raise
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

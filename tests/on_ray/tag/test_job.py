@@ -62,7 +62,8 @@ def test_a_night_has_every_row_once_and_is_made_once(tag: Callable[..., str], tr
         tag(tmp_path / "in.jsonl", min_score=0.5)
     assert contents(folder) == before
     Path(folder, "_SUCCESS").unlink()
-    for name in ("part-0123abcd-00007.parquet", f"rejects/.part-0123abcd-00000.parquet.{'0' * 32}"):
+    run = manifest["run"]
+    for name in (f"part-{run}-00007.parquet", f"rejects/.part-{run}-00000.parquet.{'0' * 32}"):
         Path(folder, name).write_bytes(b"PAR1 half a file")
     tag(tmp_path / "in.jsonl", **again)
     assert sorted(path.name for path in Path(folder).glob("part-*")) == manifest_of(folder)["files"]

@@ -69,6 +69,51 @@ def test_the_latest_night_before_is_a_finished_one(tmp_path: Path) -> None:
         output.tag_files(f"{tmp_path}/dt=2026-11-22")
 
 
+def test_what_lies_beside_the_days_and_may_not_be_looked_at_is_no_night(tag: Callable[..., str], tmp_path: Path) -> None:
+    """Kind: a listing that fails, once everything is tagged, on what has nothing to do with the night."""
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(10)])
+    days = Path(tag(catalogue)).parent
+    for name in ("loop", "dt=2026-11-22", "dt=2026-11-24"):
+        (days / name).symlink_to(name)
+    (days / "dt=2026-11-21").write_text("a file")
+    (days / "dt=2026-11-20").symlink_to("nowhere")
+    assert manifest_of(tag(catalogue, date="2026-11-25", previous="last"))["reused"] == 10
+
+
+def test_an_earlier_night_that_may_not_be_read_is_told_before_anything_is_tagged(
+    tag: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(folder: str) -> str:
+        raise ConfigError("cannot be read or written", where=folder)
+
+    monkeypatch.setattr(output, "latest_before", refused)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        tag(write(tmp_path / "in.parquet", [document(n) for n in range(10)]))
+    assert not list(tmp_path.rglob("pieces/*.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("_SUCCESS", '{"run": "abc"}', "not a finished night"),
+        ("_SUCCESS", "", "not a finished night"),
+        ("manifest.json", "[]", "not the manifest of a night"),
+        ("manifest.json", '{"run": "abc"}', "not the manifest of a night"),
+        ("manifest.json", None, "not the manifest of a night"),
+    ],
+)
+def test_a_night_before_whose_files_are_not_those_of_a_night_is_one_line(
+    name: str, content: str | None, told: str, tag: Callable[..., str], tmp_path: Path
+) -> None:
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(10)])
+    before = Path(tag(catalogue))
+    (before / name).unlink()
+    if content is not None:
+        (before / name).write_text(content)
+    with pytest.raises(DataError, match=told):
+        tag(catalogue, date="2026-11-24", previous=before)
+
+
 def test_a_night_that_replaces_another_leaves_it_until_the_end(tag: Callable[..., str], tmp_path: Path) -> None:
     catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(20)])
     folder = tag(catalogue)
@@ -127,7 +172,8 @@ def test_a_foreign_folder_is_left_alone(tag: Callable[..., str], fruit: Path, tm
 def test_files_of_others_survive_a_night_that_is_finished_or_tagged_again(tag: Callable[..., str], tmp_path: Path) -> None:
     catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(10)])
     folder = Path(tag(catalogue))
-    foreign = [folder / "enriched" / "part-00000.parquet", folder / "part-of-mine.parquet", folder / "part-0123abcd-1.parquet"]
+    foreign = [folder / "enriched" / "part-00000.parquet", folder / "part-of-mine.parquet"]
+    foreign += [folder / "part-0123abcd-00000.parquet"]  # of a night of another folder
     for path in foreign:
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
@@ -135,6 +181,20 @@ def test_files_of_others_survive_a_night_that_is_finished_or_tagged_again(tag: C
         tag(catalogue, *further)
         assert [path.read_text() for path in foreign] == ["mine"] * 3
     assert len(read_night(folder)[0]) == 10
+
+
+def test_files_of_a_run_that_was_killed_while_it_was_published_go_with_the_run_that_replaces_it(
+    tag: Callable[..., str], tmp_path: Path
+) -> None:
+    """They are known by the run, whose folder of work is gone by then, and not by a pattern."""
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(10)])
+    folder = Path(tag(catalogue))
+    storage.write_json(folder / "_work" / "run.json", {"run": "89abcdef", "replaces": ["0123abcd"]})
+    for run in ("89abcdef", "0123abcd", "76543210"):
+        (folder / f"part-{run}-00003.parquet").write_text("half a file")
+    tag(catalogue, "--overwrite", k=2)
+    files = storage.read_json(folder / "_SUCCESS")["files"]
+    assert {path.name for path in folder.glob("part-*")} == {*files, "part-76543210-00003.parquet"}
 
 
 def test_a_finished_night_leaves_the_work_of_another_driver_alone(tag: Callable[..., str], tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_plan_is_kept_and_one_of_another_version_is_refused(tmp_path: Path) ->
     assert Plan.load(str(tmp_path)) == plan()
     older = plan().pieces.drop_columns(["repeats"])
     pq.write_table(older, tmp_path / "pieces-to-do.parquet")
-    with pytest.raises(DataError, match=rf"begun by another version: {tmp_path}; remove this folder, and run again"):
+    with pytest.raises(DataError, match=rf"begun by another version: {tmp_path}; give --overwrite"):
         Plan.load(str(tmp_path))
 
 

@@ -168,6 +168,7 @@ class _Tagging:
     def finish(self, plan: Plan | None, started: datetime) -> dict[str, Any]:
         """Do the remaining pieces, publish, and return the manifest. ``plan``: that of an earlier attempt."""
         clock = time.monotonic()
+        before_this = self.previous.folder or output.latest_before(self.night.folder)  # now, since it may not be readable
         self.night.begin()
         plan = plan or self._plan()
         model, done = self._model(plan), set()
@@ -207,7 +208,6 @@ class _Tagging:
             "documents_per_second": round((self.totals.documents - before) / (time.monotonic() - clock), 1),
             **self.totals.manifest(),
         }
-        before_this = self.previous.folder or output.latest_before(self.night.folder)
         title = self.night.folder.rpartition("/")[2]
         page, warnings = self.totals.close(title, manifest, before_this, self.config.drift, self.warnings)
         for warning in warnings:
@@ -246,8 +246,7 @@ class _Tagging:
         if storage.exists(uri):
             return replace(model, scoring=storage.read_json(uri))
         if self.previous.folder:
-            manifest = storage.read_json(storage.join(self.previous.folder, output.MANIFEST))
-            model = replace(model, scoring=manifest["scoring"])
+            model = replace(model, scoring=output.manifest_of(self.previous.folder)["scoring"])
         elif plan.pieces:
             texts = some_texts(plan.pieces.slice(0, _PIECES_A_TASK), self.rules, _MEASURED)
             model = settle_scoring(model, self.members, texts, self.config.k, self.config.pool)
@@ -282,9 +281,7 @@ class _Previous:
             print("nothing is reused: there is no finished night before this", flush=True)
             return cls()
         output.tag_files(folder)
-        known, settings = storage.read_json(storage.join(folder, output.MANIFEST)), asdict(config)
-        if known["run"] != output.marked_run(folder):
-            raise DataError("this night is being replaced by another run", where=folder, way_out="finish that run first")
+        known, settings = output.manifest_of(folder), asdict(config)
         names = ("k", "min_score", "min_precision", "model")
         changed = difference({name: known["config"].get(name) for name in names}, {name: settings[name] for name in names})
         different = [changed[0]] if changed else []

@@ -8,7 +8,7 @@
         report.html                the same for people
         run.json                   what this run is: input files, bundle, settings
         _SUCCESS                   written last; names the files that make up the night
-        _work/                     of an unfinished run: its own run.json, its plan, its pieces
+        _work/                     of an unfinished run: its own run.json (which names the runs before it), its plan, its pieces
 
 A night that replaces another is made in ``_work`` while the old one stays. A reader of the files that ``_SUCCESS`` names sees
 the old night or the new one, never a mixture.
@@ -36,7 +36,7 @@ from xmc_ray.storage.lease import is_free
 
 SUCCESS, MANIFEST, IDENTITY, WORK, COUNTS = "_SUCCESS", "manifest.json", "run.json", "_work", "label-counts.parquet"
 REPORT = "report.html"
-_OURS = re.compile(r"(rejects/)?(part-[0-9a-f]{8}-\d{5}\.parquet|\.part-[0-9a-f]{8}-\d{5}\.parquet\.[0-9a-f]{32})")
+_PART = re.compile(r"(?:rejects/)?(?:part-(\w+)-\d{5}\.parquet|\.part-(\w+)-\d{5}\.parquet\.[0-9a-f]{32})")
 _ROWS, _BYTES = 1 << 16, 256 << 20  # either is enough for a row group: a piece of a few hundred rows makes none of its own
 _MADE_BY = ("release", "arithmetic")  # the part of an identity in which a finished night may differ from the one asked for
 
@@ -84,7 +84,7 @@ class Night:
             raise ConfigError(
                 "the folder of the day holds something else", where=folder, found="no run.json", way_out="choose another output"
             )
-        marker = _read(join(folder, SUCCESS))
+        marker = _marker(folder)
         finished = marker is not None and done is not None and done["run"] == marker["run"] and not _other(done, identity)
         if marker is not None and finished and not overwrite:
             _check_whole(folder, marker, files)
@@ -110,8 +110,10 @@ class Night:
     def begin(self) -> None:
         """Claim the folder for this night, unless it is claimed already."""
         if not self._is_begun():
+            before = [_marker(self.folder), _read(join(self.folder, IDENTITY)), _read(join(self.work, IDENTITY))]
+            replaces = sorted({run for known in before if known for run in (known["run"], *known.get("replaces", []))})
             storage.remove(self.work, last=IDENTITY)
-            storage.write_json(join(self.work, IDENTITY), {"run": self.run, **self.identity})
+            storage.write_json(join(self.work, IDENTITY), {"run": self.run, **self.identity, "replaces": replaces})
 
     def _is_begun(self) -> bool:
         begun = _read(join(self.work, IDENTITY))
@@ -172,7 +174,7 @@ class Night:
                 where=self.work,
                 found="{:,} tagged, {:,} rejected".format(*rows),
                 expected="{:,} and {:,}".format(*counted),
-                way_out="remove this folder and run it again",
+                way_out="give --overwrite to begin anew",
             )
 
     def _check_pieces(self, plan: Plan) -> None:
@@ -189,20 +191,22 @@ class Night:
 
 def is_untidy(folder: str) -> bool:
     """Whether the driver of a finished night was killed before it had tidied up."""
-    marker, begun = _read(join(folder, SUCCESS)), _read(join(folder, WORK, IDENTITY))
+    marker, begun = _marker(folder), _read(join(folder, WORK, IDENTITY))
     return marker is not None and begun is not None and begun["run"] == marker["run"]
 
 
 def tidy(folder: str) -> None:
     """Remove what no reader of a finished night needs: a replaced night, temporary files of killed tasks, the work.
 
-    Only the lease's holder may. Files are recognised by the names that nights give, in the two folders that they write.
+    Only the lease's holder may. Files are recognised by the names that this run, and those that it replaces, have given them.
     """
-    marker = _read(join(folder, SUCCESS))
+    marker, begun = _marker(folder), _read(join(folder, WORK, IDENTITY)) or {}
     assert marker is not None
+    runs = {marker["run"], *begun.get("replaces", [])}
     kept = {join(folder, name) for name in (*marker["files"], *marker["rejects"])}
     for file in storage.all_files(folder):
-        if _OURS.fullmatch(file.uri.removeprefix(f"{folder}/")) and file.uri not in kept:
+        part = _PART.fullmatch(file.uri.removeprefix(f"{folder}/"))
+        if part and (part[1] or part[2]) in runs and file.uri not in kept:
             storage.remove(file.uri)
     storage.remove(join(folder, WORK), last=IDENTITY)
 
@@ -224,19 +228,30 @@ def _check_whole(folder: str, marker: Mapping[str, Any], files: Sequence[FileInf
 
 def marked_run(folder: str) -> str | None:
     """The run that a folder's ``_SUCCESS`` names, if there is one."""
-    marker = _read(join(folder, SUCCESS))
+    marker = _marker(folder)
     return None if marker is None else str(marker["run"])
 
 
 def tag_files(folder: str) -> list[FileInfo]:
     """The files of tags of a finished night; DataError if it is not finished, or if one of its files is missing or damaged."""
-    marker = _read(join(folder, SUCCESS))
+    marker = _marker(folder)
     if marker is None:
         raise DataError("not a finished night", where=folder, found=f"no {SUCCESS}")
     files = storage.all_files(folder)
     _check_whole(folder, marker, files)
     names = {join(folder, name) for name in marker["files"]}
     return [file for file in files if file.uri in names]
+
+
+def manifest_of(folder: str) -> dict[str, Any]:
+    """The manifest of a finished night; DataError while it is that of another run, or if it is none."""
+    uri = join(folder, MANIFEST)
+    manifest = _read(uri, "config", "scoring")
+    if manifest is None:
+        raise DataError("not the manifest of a night", where=uri, way_out="restore it, or tag without this night as previous")
+    if manifest["run"] != marked_run(folder):
+        raise DataError("this night is being replaced by another run", where=folder, way_out="finish that run first")
+    return manifest
 
 
 def latest_before(folder: str) -> str | None:
@@ -256,13 +271,17 @@ def _is_day(name: str) -> bool:
         return False
 
 
-def _read(uri: str) -> dict[str, Any] | None:
-    """A JSON file of ours, if it is there; None for anything else."""
+def _marker(folder: str) -> dict[str, Any] | None:
+    return _read(join(folder, SUCCESS), "files", "rejects")
+
+
+def _read(uri: str, *needs: str) -> dict[str, Any] | None:
+    """A JSON file of ours, which has ``run`` and what it ``needs`` besides, if it is there; None for anything else."""
     try:
         content = storage.read_json(uri)
     except DataError:
         return None
-    return content if isinstance(content, dict) and "run" in content else None
+    return content if isinstance(content, dict) and content.keys() >= {"run", *needs} else None
 
 
 def _other(known: Mapping[str, Any], identity: Mapping[str, Any]) -> str:

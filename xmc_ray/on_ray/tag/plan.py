@@ -75,7 +75,7 @@ class Plan:
         tables = [storage.read_parquet(storage.join(work, name)) for name in (_PIECES, _REUSED)]
         if [table.schema for table in tables] != [PIECES, REUSED]:
             what = "an unfinished night was begun by another version"
-            raise DataError(what, where=work, way_out="remove this folder, and run again to begin anew")
+            raise DataError(what, where=work, way_out="give --overwrite to begin anew")
         return cls(*tables, **storage.read_json(storage.join(work, _FILE)))
 
 
