@@ -135,7 +135,7 @@ def test_labels_as_letters_are_refused_everywhere(method: str, classifier: XMCCl
 
 @pytest.mark.parametrize("k", [0, -1, True, 1.5, None, "3"])
 def test_k_that_is_no_positive_integer(k: object, classifier: XMCClassifier) -> None:
-    with pytest.raises(ConfigError, match=r"invalid value of k; found .*; expected at least 1"):
+    with pytest.raises(ConfigError, match=r"invalid value of k; found .*; expected an integer, at least 1"):
         classifier.predict(["a red plum"], k=k)  # type: ignore[arg-type]
 
 
@@ -157,10 +157,20 @@ def test_arguments_that_cannot_be_meant(classifier: XMCClassifier, tiny_encoder:
         classifier.extend(deprecate="red")
     with pytest.raises(DataError, match="not a string: text"):
         classifier.explain(None, "red")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="invalid config; found dict; expected a FitConfig"):
+    with pytest.raises(ConfigError, match="invalid config; found dict; expected FitConfig"):
         XMCClassifier.fit(["a"], [["b"]], config={"loop": 1})  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="no such device; found 'gpu'"):
-        XMCClassifier.fit(["a"], [["b"]], config=config(tiny_encoder, 3), device="gpu")
+    for device in ("gpu", "meta", "hpu"):
+        with pytest.raises(ConfigError, match=f"no such device; found '{device}'"):
+            XMCClassifier.fit(["a"], [["b"]], config=config(tiny_encoder, 3), device=device)
+    for documents in (["a"], 5, (["a"], [["b"]], [])):
+        with pytest.raises(DataError, match=r"documents are no pair; found \w+; expected \(texts, labels\)"):
+            classifier.explain("a red plum", "red", documents)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="invalid rows; found int; expected RowsConfig"):
+        classifier.extend(["a"], [["b"]], rows=5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="invalid bundle; found str; expected Bundle or Ensemble"):
+        XMCClassifier("bundle")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="invalid prediction; found int; expected PredictConfig"):
+        XMCClassifier(classifier.bundle, 5)  # type: ignore[arg-type]
     for uri in (None, 7, ["a", None]):
         with pytest.raises(ConfigError, match="not an address"):
             XMCClassifier.load(uri)  # type: ignore[arg-type]

@@ -45,8 +45,11 @@ class XMCClassifier:
     """A trained model, or an ensemble of them, that takes and returns plain lists."""
 
     def __init__(self, bundle: Bundle | Ensemble, prediction: PredictConfig | None = None) -> None:
+        """Raises ConfigError for anything but an open bundle, such as its address; see `load`."""
+        _check_kind(bundle, "bundle", Bundle, Ensemble)
         self.ensemble = bundle if isinstance(bundle, Ensemble) else Ensemble([bundle])
-        self.prediction = prediction or PredictConfig()
+        self.prediction = PredictConfig() if prediction is None else prediction
+        _check_kind(self.prediction, "prediction", PredictConfig)
 
     @property
     def bundle(self) -> Bundle:
@@ -78,8 +81,7 @@ class XMCClassifier:
         (`encoder.try_encoder`), or if the loss is not finite. Warns if the loss ends above its start.
         """
         config = FitConfig() if config is None else config
-        if not isinstance(config, FitConfig):
-            raise ConfigError("invalid config", found=type(config).__name__, expected="a FitConfig")
+        _check_kind(config, "config", FitConfig)
         device, named = _checked_device(device), name_table(names)
         column, lists = document_columns(texts, labels)
         index = LabelIndex.count([lists])
@@ -125,6 +127,8 @@ class XMCClassifier:
         Raises ConfigError for an unknown label, DataError for documents that are none; see `bundle.explain`.
         """
         (text,), (label,) = text_column([text], "text").to_pylist(), text_column([str(label)], "label").to_pylist()
+        if documents is not None and not (isinstance(documents, tuple | list) and len(documents) == 2):
+            raise DataError("documents are no pair", found=type(documents).__name__, expected="(texts, labels)")
         chunks = None if documents is None else [document_columns(*documents)]
         return explain(self.ensemble, text, label, self.prediction, chunks)
 
@@ -142,6 +146,8 @@ class XMCClassifier:
         This one is not changed. Labels in ``deprecate`` are never predicted again. Raises ConfigError for an ensemble and for
         an unknown deprecated label, DataError if nothing is new, the two lists differ in length or hold something else.
         """
+        if rows is not None:
+            _check_kind(rows, "rows", RowsConfig)
         (old,) = label_column([listed(deprecate, "deprecate", "a list of labels")], "deprecate").to_pylist()
         columns, named = document_columns(texts, labels), name_table(names)
         bundle = extend(self.bundle, *columns, named, old, rows, self.prediction)
@@ -202,10 +208,16 @@ def _check_known(truth: pa.ListArray) -> None:
         raise DataError("no document has a label that the model knows", found=f"{len(truth):,} documents")
 
 
+def _check_kind(value: object, name: str, *kinds: type) -> None:
+    if not isinstance(value, kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise ConfigError(f"invalid {name}", found=type(value).__name__, expected=expected)
+
+
 def _checked_k(k: int, n_labels: int) -> int:
     """At most the number of labels, which bounds the memory; ConfigError for anything but a positive integer."""
     if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
-        raise ConfigError("invalid value of k", found=repr(k), expected="at least 1")
+        raise ConfigError("invalid value of k", found=repr(k), expected="an integer, at least 1")
     return min(int(k), n_labels)
 
 
@@ -221,8 +233,8 @@ def _checked_device(device: str | None) -> str:
     """``device``, by default a GPU if there is one; ConfigError if it is not there."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
+        torch.zeros(1, device=device).cpu()  # "meta" has no numbers
+    except (RuntimeError, AssertionError, TypeError, ImportError) as error:
         found, expected = f"{device!r}: {str(error).splitlines()[0]}", "cpu, cuda or cuda:N"
         raise ConfigError("no such device", found=found, expected=expected) from None
     return device

@@ -76,8 +76,9 @@ def test_labels_of_all_containers(make: Callable[[Any], Any]) -> None:
         (np.array(["fruit"]), r"no list: labels\[0\]; found str_ "),
         ([1], r"no list: labels\[0\]; found int 1"),
         (pa.array([1]), r"no list: labels\[0\]; found int 1"),
-        (np.array([[0, 1]]), "labels are no list; found ndarray"),
-        (torch.tensor([[0, 1]]), "labels are no list; found Tensor"),
+        (np.array([[0, 1]]), r"labels are no list; found ndarray of shape \(1, 2\)"),
+        (torch.tensor([[0, 1]]), r"labels are no list; found Tensor of shape \(1, 2\)"),
+        ([[10**5000]], r"not a label: labels\[0\]; found Exceeds the limit"),
         (pd.DataFrame({"a": [1]}), "labels are no list; found DataFrame"),
         ("a", "labels are no list; found str"),
         (None, "labels are no list; found NoneType"),
@@ -92,6 +93,14 @@ def test_labels_of_all_containers(make: Callable[[Any], Any]) -> None:
 def test_what_is_no_list_of_labels_is_an_error_of_one_line(labels: Any, told: str) -> None:
     with pytest.raises(DataError, match=told):
         label_column(labels)
+
+
+def test_what_is_missing_is_no_label_however_it_is_spelt() -> None:
+    missing = [None, float("nan"), np.float32("nan"), pd.NA, pd.NaT]
+    assert label_column(missing).to_pylist() == [[]] * 5
+    assert label_column([["a", *missing]]).to_pylist() == [["a"]]
+    table = name_table({f"l{number}": name for number, name in enumerate(missing)})
+    assert table is not None and table["name"].null_count == 5
 
 
 def test_lengths_and_names() -> None:

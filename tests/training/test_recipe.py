@@ -1,16 +1,19 @@
 """Recipes by rule: each kind of data gets what suits it, and what a user has decided is not decided again."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from families import SHAPE, save_family, save_model
 
 from xmc_ray.data.profile import Profile
 from xmc_ray.errors import ConfigError
 from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.model.lexical import LexicalConfig
+from xmc_ray.model.text import Tokenizer
 from xmc_ray.training.fit import FitConfig
 from xmc_ray.training.loop import LoopConfig
-from xmc_ray.training.recipe import LENGTH, candidates, undecided
+from xmc_ray.training.recipe import LENGTH, candidates, pretrained_layers, undecided
 
 FREQUENT = Profile(
     documents=16_000,
@@ -41,6 +44,23 @@ def test_frequent_labels_want_the_pretrained_encoder_first_and_rare_ones_words()
     assert first(FREQUENT) == "transformer" and first(RARE) == "words"
     assert first(FREQUENT, depth=0) == "words"
     assert all(recipe.encoder.layers == 0 for recipe in ladder(FREQUENT, depth=0).values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"), [("albert", "encoder.freeze cannot freeze some layers"), ("short", "encoder.max_tokens is out of range")]
+)
+def test_an_encoder_that_no_recipe_can_use_is_known_before_a_recipe_is_chosen(
+    kind: str, told: str, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    """Else the job would end with an error of settings that the user has not given, and may not give."""
+    if kind == "albert":
+        save_family(tmp_path / "encoder", kind, tiny_encoder)
+    else:
+        save_model(tmp_path / "encoder", "bert", SHAPE | {"max_position_embeddings": 32}, tiny_encoder)
+    encoder = str(tmp_path / "encoder")
+    with pytest.raises(ConfigError, match=told):
+        pretrained_layers(encoder, Tokenizer.load(encoder, LENGTH))
+    assert pretrained_layers(str(tiny_encoder), Tokenizer.load(str(tiny_encoder), LENGTH)) > 0
 
 
 def test_terms_have_one_rate_where_labels_are_frequent() -> None:

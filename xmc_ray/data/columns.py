@@ -1,7 +1,7 @@
 """Lists that a caller gives in Python, as Arrow columns of documents.
 
 The rules are those of files (`documents`): labels are strings or integers, trimmed, none blank. What a file's reader would
-reject is an error here, since the caller can mend it.
+reject is an error here, since the caller can mend it; a blank text is taken, since every text of a list has an answer.
 """
 
 from collections.abc import Iterable, Mapping, Set
@@ -26,7 +26,7 @@ def text_column(texts: Iterable[str], name: str = "texts") -> pa.StringArray:
 
 
 def label_column(labels: Iterable[Iterable[str | int] | None], name: str = "labels") -> pa.ListArray:
-    """list<string>[n], as `labels.tidy` leaves them; no labels where a document's are None.
+    """list<string>[n], as `labels.tidy` leaves them; no labels where a document's are None, or missing as pandas says it.
 
     DataError for a document whose labels are no list, and for labels that are neither strings nor integers.
     """
@@ -49,7 +49,7 @@ def name_table(names: Mapping[str | int, str | None] | None) -> pa.Table | None:
     if not isinstance(names, Mapping):
         raise DataError("names are no mapping", found=_shown(names), expected="a dictionary from labels to names")
     labels = [_label(label, "names") for label in names]
-    values = [None if name is None else _label(name, f"names[{label!r}]") for label, name in names.items()]
+    values = [None if _is_missing(name) else _label(name, f"names[{label!r}]") for label, name in names.items()]
     return label_names(pa.table({"label": pa.array(labels, pa.string()), "name": pa.array(values, pa.string())}))
 
 
@@ -63,7 +63,7 @@ def listed(values: Any, name: str, expected: str) -> list[Any]:
 
 
 def _labels(value: Any, where: str) -> list[str | None]:
-    if value is None or (isinstance(value, float) and value != value):  # NaN: how pandas says None
+    if _is_missing(value):
         return []
     if isinstance(value, Set):
         value = sorted(value, key=str)
@@ -72,12 +72,21 @@ def _labels(value: Any, where: str) -> list[str | None]:
         raise DataError(
             "labels of a document are no list", where=where, found=_shown(value), expected=_EXPECTED, way_out=way_out
         )
-    return [None if label is None else _label(label, where) for label in value]
+    return [None if _is_missing(label) else _label(label, where) for label in value]
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether it is None, or how NumPy and pandas say it: NaN, NaT, NA."""
+    is_nan = isinstance(value, float | np.floating) and bool(np.isnan(value))
+    return value is None or is_nan or type(value).__name__ in ("NAType", "NaTType")
 
 
 def _label(value: Any, where: str) -> str:
     if isinstance(value, Integral) and not isinstance(value, bool):
-        return str(int(value))
+        try:
+            return str(int(value))
+        except ValueError as error:  # of more than 4,300 digits
+            raise DataError("not a label", where=where, found=error, expected="strings or integers") from None
     return _check_text(value, where, "strings or integers")
 
 
@@ -92,4 +101,7 @@ def _check_text(value: Any, where: str, expected: str) -> str:
 
 
 def _shown(value: object) -> str:
-    return f"{type(value).__name__} {value!r:.60}" if isinstance(value, str | bytes | int | float) else type(value).__name__
+    if isinstance(value, str | bytes | int | float):
+        return f"{type(value).__name__} {value!r:.60}"
+    shape = getattr(value, "shape", ())
+    return type(value).__name__ + (f" of shape {tuple(shape)}" if shape else "")

@@ -60,10 +60,18 @@ def undecided(config: FitConfig) -> FitConfig:
 
 
 def pretrained_layers(name: str, tokenizer: Tokenizer) -> int:
-    """The layers of the encoder ``name``. Raises ModelError if it has no weights, or does not work (`encoder.try_encoder`)."""
-    config = EncoderConfig(name=name, max_tokens=_READ, feature_layers=1)
-    try_encoder(config, tokenizer)
-    return int(check_encoder(config).num_hidden_layers)
+    """The layers of the encoder ``name``.
+
+    Raises ModelError if it has no weights, or does not work (`encoder.try_encoder`), ConfigError if it cannot be used as in
+    recipes: if it reads fewer tokens, or its lower half cannot be frozen.
+    """
+    depth = int(check_encoder(EncoderConfig(name=name, feature_layers=1)).num_hidden_layers)
+    try_encoder(_upper_half(name, depth), tokenizer)
+    return depth
+
+
+def _upper_half(name: str, depth: int) -> EncoderConfig:
+    return EncoderConfig(name=name, freeze=depth // 2, max_tokens=_READ, feature_layers=1, pooling="mean")
 
 
 def candidates(profile: Profile, config: FitConfig, depth: int) -> list[Candidate]:
@@ -106,8 +114,8 @@ def _words(profile: Profile, config: FitConfig, frequent: bool) -> FitConfig:
 
 def _with_transformer(profile: Profile, words: FitConfig, depth: int) -> FitConfig:
     """The upper half of the encoder beside the words (decision 0017)."""
-    encoder = replace(words.encoder, layers=None, freeze=depth // 2, max_tokens=_READ, feature_layers=1, pooling="mean")
     loop = replace(words.loop, batch_size=32, epochs=_passes("transformer", profile, 32))
+    encoder = _upper_half(words.encoder.name, depth)
     return replace(words, encoder=encoder, optim=replace(words.optim, encoder_lr=1e-4, rows_lr=8.0, warmup=0.02), loop=loop)
 
 

@@ -1,7 +1,10 @@
 """The tuning job: trials on held-out training documents, the best recipe trained on all, nothing done twice."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -90,6 +93,78 @@ def test_without_time_or_held_out_documents_the_rule_decides_and_says_so(
     tuned(fruit, tiny_encoder, tmp_path / "few", "--minutes=9", "--validation.share=0.01")
     assert "held-out documents decide nothing" in capsys.readouterr().out
     assert "not tried" in (tmp_path / "few" / "tune.md").read_text()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_trials_that_all_fail_end_the_job_and_leave_no_record(
+    fruit: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether all fail at once, or the last ones after a job that was killed."""
+    monkeypatch.setattr(tune, "_ENOUGH", 20)
+    monkeypatch.setattr(tune, "_SHORTEST", 0)
+    made: list[Any] = []
+    monkeypatch.setattr(tune.ray.tune, "Tuner", lambda *_, **given: made.append(given) or Failing(given))
+    settings = "--minutes=2", "--validation.share=0.2"
+    with pytest.raises(ModelError, match="out of luck"):
+        tuned(fruit, tiny_encoder, tmp_path, *settings)
+    assert not (tmp_path / "trials").exists() and not (tmp_path / "recipe.toml").exists()
+    (tmp_path / "trials").mkdir()
+    (tmp_path / "trials" / "words.json").write_text(json.dumps({"state": "failed: out of luck"}))
+    with pytest.raises(ModelError, match="out of luck"):
+        tuned(fruit, tiny_encoder, tmp_path, *settings)
+    numbers = [given["param_space"]["number"]["grid_search"] for given in made]
+    assert len(numbers[1]) == len(numbers[0]) - 1
+    assert [path.name for path in (tmp_path / "trials").iterdir()] == ["words.json"]
+
+
+class Failing:
+    """A tuner whose trials fail."""
+
+    def __init__(self, given: Any) -> None:
+        self.numbers = given["param_space"]["number"]["grid_search"]
+
+    def fit(self) -> Any:
+        error = ModelError("out of luck")
+        results = [SimpleNamespace(config={"number": number}, metrics={}, error=error) for number in self.numbers]
+        return Results(results)
+
+
+class Results(list[Any]):
+    """As Ray Tune returns them."""
+
+    @property
+    def errors(self) -> list[Exception]:
+        return [result.error for result in self]
+
+
+def test_ctrl_c_ends_the_job_and_not_its_trials_alone() -> None:
+    """Ray Tune's own handler of SIGINT would end all trials, and the job would go on with what they had reached."""
+    script = (
+        "import os, signal, sys\n"
+        "from types import SimpleNamespace\n"
+        "from ray.tune.tune import _setup_signal_catching\n"
+        "from xmc_ray.exits import run_and_exit\n"
+        "from xmc_ray.on_ray.train import tune\n"
+        "def fit():\n"
+        "    _setup_signal_catching()\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "tune.ray.tune.Tuner = lambda *_, **__: SimpleNamespace(fit=fit)\n"
+        "tune.prepare = tune._training = tune._slots = lambda *_: None\n"
+        "tune.ray.tune.with_parameters = lambda function, **_: function\n"
+        "config = SimpleNamespace(output='/nowhere', workers=tune.WorkersConfig())\n"
+        "recipes = [tune.Candidate('words', '', tune.FitConfig())]\n"
+        "run_and_exit(lambda: tune._tried(config, recipes, 1, 1.0))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 130 and ended.stderr.splitlines()[-1].startswith("error: ended by SIGINT"), ended.stderr
+
+
+def test_what_does_not_fit_is_told_before_documents_are_read(
+    fruit: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "choose", lambda config: pytest.fail("chosen"))
+    with pytest.raises(ConfigError, match=r"encoder"):
+        tuned(fruit, tiny_encoder, tiny_encoder / "output")
 
 
 def test_a_folder_of_others_is_refused(fruit: Path, tiny_encoder: Path, tmp_path: Path) -> None:

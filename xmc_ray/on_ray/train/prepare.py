@@ -20,7 +20,7 @@ from xmc_ray.data.labels import LabelIndex, list_lengths, read_label_names
 from xmc_ray.data.profile import Profile
 from xmc_ray.data.rejects import Rejects
 from xmc_ray.data.token_cache import FORMAT, MARKER, Split, TokenCache, write_tokens
-from xmc_ray.errors import ModelError
+from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.model.lexical import LexicalConfig, term_weights
 from xmc_ray.model.text import Tokenizer
 from xmc_ray.on_ray.session import arrow_batches
@@ -80,7 +80,7 @@ def ladder(config: FitConfig, prepared: Prepared) -> list[Candidate]:
     depth = 0
     try:
         depth = pretrained_layers(config.encoder.name, prepared.tokenizer)
-    except ModelError as error:
+    except (ConfigError, ModelError) as error:
         say(f"words alone, because the encoder is of no use: {error}")
     return candidates(profile(prepared), config, depth)
 

@@ -33,10 +33,11 @@ from xmc_ray.data.rejects import MAX_REJECT_SHARE
 from xmc_ray.data.split import ValidationConfig
 from xmc_ray.data.token_cache import Split
 from xmc_ray.errors import ConfigError, ModelError
+from xmc_ray.exits import keep_signals
 from xmc_ray.metrics.at_k import Metrics
 from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.model.predict import predict
-from xmc_ray.on_ray.session import connect, find_own, is_cluster, own_errors
+from xmc_ray.on_ray.session import check_room, connect, find_own, is_cluster, own_errors
 from xmc_ray.on_ray.train import job
 from xmc_ray.on_ray.train.config import TrainConfig, WorkersConfig
 from xmc_ray.on_ray.train.journal import say
@@ -116,13 +117,18 @@ def run(config: TuneConfig) -> str:
 
     Raises ConfigError before anything is written if settings do not fit, and a trial's error if all of them fail.
     """
-    check_apart({"output": config.output}, {"documents.uri": config.documents.uri, "label_names": config.label_names})
+    reads = {"documents.uri": config.documents.uri, "label_names": config.label_names}
+    if config.encoder.startswith(("/", "s3://")):  # else a name on a hub
+        reads["encoder"] = config.encoder
+    check_apart({"output": config.output}, reads)
     check_writable(config.output)
     chosen = storage.join(config.output, "recipe.toml")
     with held(config.output) as lease, own_errors():
         _begin(config)
         if not storage.exists(chosen):
+            workers = config.workers
             connect()
+            check_room("workers", workers.least or workers.count, workers.needs)  # of the training that follows
             recipe = choose(config)
             lease.confirm()
             storage.write_bytes(chosen, to_toml(recipe).encode())
@@ -229,8 +235,10 @@ def _tried(config: TuneConfig, recipes: list[Candidate], documents: int, minutes
         parts = {number: prepare(_training(config, recipes[number].config)) for number in missing}
         limited = [replace(entry.config, loop=replace(entry.config.loop, minutes=minutes)) for entry in recipes]
         needs = config.workers.needs if config.workers.gpu else {"CPU": 1.0}
-        trainable = ray.tune.with_parameters(_trial, configs=limited, parts=parts, documents=documents, records=records)
-        with tempfile.TemporaryDirectory() as folder:
+        device = config.workers.device.type
+        shared = {"configs": limited, "parts": parts, "documents": documents, "records": records, "device": device}
+        trainable = ray.tune.with_parameters(_trial, **shared)
+        with tempfile.TemporaryDirectory() as folder, keep_signals():  # Ray Tune takes Ctrl-C for the end of all trials
             results = ray.tune.Tuner(
                 ray.tune.with_resources(trainable, needs),
                 param_space={"number": ray.tune.grid_search(missing)},
@@ -242,12 +250,13 @@ def _tried(config: TuneConfig, recipes: list[Candidate], documents: int, minutes
                 ),
                 run_config=ray.tune.RunConfig(name="trials", storage_path=folder, verbose=0),
             ).fit()
-        if len(results.errors) == len(recipes):
-            raise results.errors[0]
-        for result in map(results.__getitem__, range(len(results))):
-            number = (result.config or {})["number"]
-            if not storage.exists(records[number]):
-                storage.write_json(records[number], asdict(_unfinished(result)))
+        ended = {(result.config or {})["number"]: result for result in map(results.__getitem__, range(len(results)))}
+        unfinished = {number: _unfinished(result) for number, result in ended.items() if not storage.exists(records[number])}
+        recorded = [Trial(**storage.read_json(uri)) for uri in records if storage.exists(uri)]
+        if results.errors and not any(trial.figures for trial in [*recorded, *unfinished.values()]):
+            raise results.errors[0]  # and nothing is recorded: another attempt may have more memory
+        for number, trial in unfinished.items():
+            storage.write_json(records[number], asdict(trial))
     return [Trial(**storage.read_json(uri)) for uri in records]
 
 
@@ -261,7 +270,13 @@ def _unfinished(result: ray.tune.Result) -> Trial:
 
 
 def _trial(
-    space: dict[str, Any], *, configs: list[FitConfig], parts: dict[int, Prepared], documents: int, records: list[str]
+    space: dict[str, Any],
+    *,
+    configs: list[FitConfig],
+    parts: dict[int, Prepared],
+    documents: int,
+    records: list[str],
+    device: str,
 ) -> None:
     """Train recipe ``space["number"]`` on ``documents`` random documents, reporting to Ray Tune after each quarter.
 
@@ -269,7 +284,6 @@ def _trial(
     """
     recipe, prepared = configs[space["number"]], parts[space["number"]]
     torch.set_num_threads(1)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     train_documents, held_out = _some(prepared, "train", documents), _some(prepared, "validation", _HELD_OUT)
     shape = prepared.tokenizer, prepared.labels, prepared.groups
     model = build_model(recipe, *shape, device=device, weight_F=prepared.term_weights)
