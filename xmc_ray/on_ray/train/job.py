@@ -61,9 +61,9 @@ def run(config: TrainConfig) -> str:
 def _make(config: TrainConfig, lease: Lease) -> tuple[str, str | None]:
     """Prepare, train, keep the best; the bundle's fingerprint, and what to say of a loss that has not fallen."""
     workers, least = config.workers, config.workers.least or config.workers.count
+    _checkpoints(config)  # what is not there, or does not work, is told before the documents are read
     if config.recipe == "auto" and not storage.exists(storage.join(config.output, "run.toml")):
         config = _by_rule(config)
-    _checkpoints(config)  # what is not there, or does not work, is told before the documents are read
     encoder = try_encoder(config.encoder, Tokenizer.load(config.encoder.name, config.text.max_tokens))
     connect()
     check_room("workers", least, workers.needs)
@@ -101,6 +101,7 @@ def _as_begun(config: TrainConfig) -> TrainConfig:
 def _by_rule(config: TrainConfig) -> TrainConfig:
     """With the recipe for these documents, which are read for it."""
     connect()
+    check_room("workers", config.workers.least or config.workers.count, config.workers.needs)
     config = replace(config, **vars(undecided(config)))
     say(f"reading {config.documents.uri}")
     chosen = ladder(config, prepare(config))[0]
