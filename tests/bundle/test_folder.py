@@ -261,9 +261,15 @@ def cut_marker(folder: Path) -> None:
     (folder / "config.json").write_text('{"xmc_ray_format": 1, "fi')
 
 
+def shorten_marker(folder: Path) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"xmc_ray_format": settings["xmc_ray_format"], "files": None}))
+
+
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
+        (shorten_marker, "config.json; found a content that does not match its digest"),
         (damage_marker, "not a finished bundle"),
         (damage_weights, "model.safetensors"),
         (lose_labels, "labels.parquet"),

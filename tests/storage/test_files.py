@@ -391,7 +391,7 @@ def test_subfolders_are_those_directly_below(place: str) -> None:
     assert storage.subfolders(storage.join(place, "folder")) == ["dt=1", "dt=2"]
 
 
-def test_a_link_that_cannot_be_followed_is_no_subfolder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_that_cannot_be_followed_is_no_subfolder(tmp_path: Path) -> None:
     """Kind: one odd entry in a folder of ours, such as a link in a circle, ends the listing of all others."""
     (tmp_path / "dt=1").mkdir()
     for name, target in (("loop", "loop"), ("nowhere", "x"), ("dt=2", "dt=1")):

@@ -43,6 +43,7 @@ from xmc_ray.model.text import Tokenizer
 from xmc_ray.storage import folders
 
 FORMAT = 4  # 1 to 3 were never released
+_NO_MATCH = "a content that does not match its digest"
 
 MARKER = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -220,6 +221,9 @@ def read_settings(uri: str) -> dict[str, Any]:
             expected=f"format {FORMAT}",
             way_out="upgrade xmc_ray" if version > FORMAT else "train again, or use the release that wrote it",
         )
+    own = {name: value for name, value in settings.items() if name not in ("files", "fingerprint")}
+    if _fingerprint(own, settings.get("files")) != settings.get("fingerprint"):  # before anything else in it is believed
+        raise _damaged(where, _NO_MATCH)
     _check_files(uri, settings["files"])
     return dict(settings)
 
@@ -239,17 +243,17 @@ def _verify(folder: Path, uri: str, fingerprint: str) -> folders.Stamps:
     def check() -> None:
         damaged = [name for name, expected in files.items() if folders.digest(folder / name) != expected["sha256"]]
         if damaged or _fingerprint(settings, files) != fingerprint:
-            raise ModelError(
-                "the bundle is damaged",
-                where=storage.join(uri, *(damaged or [MARKER])[:1]),
-                found="a content that does not match its digest",
-                way_out="copy the bundle again or train again",
-            )
+            raise _damaged(storage.join(uri, *(damaged or [MARKER])[:1]), _NO_MATCH)
 
     return folders.check_once(folder, [MARKER, *files], fingerprint, check)
 
 
-def _fingerprint(settings: dict[str, Any], files: dict[str, Any]) -> str:
+def _damaged(where: str, found: str, expected: str | None = None) -> ModelError:
+    way_out = "copy the bundle again or train again"
+    return ModelError("the bundle is damaged", where=where, found=found, expected=expected, way_out=way_out)
+
+
+def _fingerprint(settings: dict[str, Any], files: object) -> str:
     return hashlib.sha256(json.dumps([settings, files], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -294,13 +298,8 @@ def _check_files(uri: str, files: dict[str, dict[str, Any]]) -> None:
     for name, expected in files.items():
         size = sizes.get(storage.join(uri, name))
         if size != expected["size"]:
-            raise ModelError(
-                "the bundle is damaged",
-                where=storage.join(uri, name),
-                found="no such file" if size is None else f"{size} bytes",
-                expected=f"{expected['size']} bytes",
-                way_out="copy the bundle again or train again",
-            )
+            found = "no such file" if size is None else f"{size} bytes"
+            raise _damaged(storage.join(uri, name), found, f"{expected['size']} bytes")
 
 
 def _card(bundle: Bundle) -> str:

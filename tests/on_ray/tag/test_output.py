@@ -92,6 +92,14 @@ def test_an_earlier_night_that_may_not_be_read_is_told_before_anything_is_tagged
     assert not list(tmp_path.rglob("pieces/*.parquet"))
 
 
+def test_a_night_is_not_ended_by_the_manifest_of_an_earlier_one(tag: Callable[..., str], tmp_path: Path) -> None:
+    """It is read for the report alone, once everything is tagged."""
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(10)])
+    for day, content in (("23", "{}"), ("24", "not JSON"), ("25", "[]")):
+        (Path(tag(catalogue, date=f"2026-11-{day}")) / "manifest.json").write_text(content)
+    assert manifest_of(tag(catalogue, date="2026-11-26"))["tagged"] == 10
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [

@@ -79,7 +79,7 @@ class Night:
         files = storage.all_files(folder)
         if is_free(folder, files):
             return cls(folder, uuid.uuid4().hex[:8], identity)
-        done, begun = _read(join(folder, IDENTITY)), _read(join(folder, WORK, IDENTITY))
+        done, begun = read_own(join(folder, IDENTITY)), read_own(join(folder, WORK, IDENTITY))
         if done is None and begun is None:
             raise ConfigError(
                 "the folder of the day holds something else", where=folder, found="no run.json", way_out="choose another output"
@@ -110,13 +110,13 @@ class Night:
     def begin(self) -> None:
         """Claim the folder for this night, unless it is claimed already."""
         if not self._is_begun():
-            before = [_marker(self.folder), _read(join(self.folder, IDENTITY)), _read(join(self.work, IDENTITY))]
+            before = [_marker(self.folder), read_own(join(self.folder, IDENTITY)), read_own(join(self.work, IDENTITY))]
             replaces = sorted({run for known in before if known for run in (known["run"], *known.get("replaces", []))})
             storage.remove(self.work, last=IDENTITY)
             storage.write_json(join(self.work, IDENTITY), {"run": self.run, **self.identity, "replaces": replaces})
 
     def _is_begun(self) -> bool:
-        begun = _read(join(self.work, IDENTITY))
+        begun = read_own(join(self.work, IDENTITY))
         return begun is not None and begun["run"] == self.run
 
     def publish(
@@ -191,7 +191,7 @@ class Night:
 
 def is_untidy(folder: str) -> bool:
     """Whether the driver of a finished night was killed before it had tidied up."""
-    marker, begun = _marker(folder), _read(join(folder, WORK, IDENTITY))
+    marker, begun = _marker(folder), read_own(join(folder, WORK, IDENTITY))
     return marker is not None and begun is not None and begun["run"] == marker["run"]
 
 
@@ -200,7 +200,7 @@ def tidy(folder: str) -> None:
 
     Only the lease's holder may. Files are recognised by the names that this run, and those that it replaces, have given them.
     """
-    marker, begun = _marker(folder), _read(join(folder, WORK, IDENTITY)) or {}
+    marker, begun = _marker(folder), read_own(join(folder, WORK, IDENTITY)) or {}
     assert marker is not None
     runs = {marker["run"], *begun.get("replaces", [])}
     kept = {join(folder, name) for name in (*marker["files"], *marker["rejects"])}
@@ -246,7 +246,7 @@ def tag_files(folder: str) -> list[FileInfo]:
 def manifest_of(folder: str) -> dict[str, Any]:
     """The manifest of a finished night; DataError while it is that of another run, or if it is none."""
     uri = join(folder, MANIFEST)
-    manifest = _read(uri, "config", "scoring")
+    manifest = read_own(uri, "config", "scoring")
     if manifest is None:
         raise DataError("not the manifest of a night", where=uri, way_out="restore it, or tag without this night as previous")
     if manifest["run"] != marked_run(folder):
@@ -272,10 +272,10 @@ def _is_day(name: str) -> bool:
 
 
 def _marker(folder: str) -> dict[str, Any] | None:
-    return _read(join(folder, SUCCESS), "files", "rejects")
+    return read_own(join(folder, SUCCESS), "files", "rejects")
 
 
-def _read(uri: str, *needs: str) -> dict[str, Any] | None:
+def read_own(uri: str, *needs: str) -> dict[str, Any] | None:
     """A JSON file of ours, which has ``run`` and what it ``needs`` besides, if it is there; None for anything else."""
     try:
         content = storage.read_json(uri)

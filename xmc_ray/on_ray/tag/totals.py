@@ -21,7 +21,7 @@ from xmc_ray.data.labels import IntArray
 from xmc_ray.errors import DataError
 from xmc_ray.metrics.calibration import SCORE_BINS
 from xmc_ray.metrics.drift import Drift, DriftConfig, psi, worst
-from xmc_ray.on_ray.tag.output import COUNTS, MANIFEST
+from xmc_ray.on_ray.tag.output import COUNTS, MANIFEST, read_own
 from xmc_ray.on_ray.tag.pieces import OUTCOMES, Summary
 from xmc_ray.reports.tagging import Night, tagging_report
 
@@ -129,13 +129,13 @@ class Totals:
                 )
             if drift and verdict == "warn":
                 warnings.append(f"the labels have moved from those of {name}: PSI {drift.total:.3f}, more than {config.warn}")
-        before = storage.join(previous, MANIFEST) if previous else None
+        before = read_own(storage.join(previous, MANIFEST), "scores") if previous else None
         night = Night(
             title=title,
             manifest=manifest,
             labels=self.labels,
             label_counts=self.label_counts,
-            scores_before=storage.read_json(before)["scores"] if before and storage.exists(before) else None,
+            scores_before=before["scores"] if before else None,
             drift_previous=drifts["previous"],
             drift_training=drifts["training"],
             bounds=config,
