@@ -212,7 +212,7 @@ def tidy(folder: str) -> None:
 
 
 def _check_whole(folder: str, marker: Mapping[str, Any], files: Sequence[FileInfo]) -> None:
-    """DataError if a finished night has lost a file, or a part of one. Nights before 0.2 have noted no sizes."""
+    """DataError if a finished night has lost a file, or a part of one. Unreleased versions noted no sizes."""
     sizes = {file.uri: file.size for file in files}
     for name in (*marker["files"], *marker["rejects"]):
         size, expected = sizes.get(join(folder, name)), marker.get("sizes", {}).get(name)
