@@ -154,3 +154,10 @@ def test_a_byte_order_mark_is_no_setting(toml: Path) -> None:
     toml.write_text(toml.read_text(), encoding="utf-16")
     with pytest.raises(ConfigError, match=r"invalid settings; found .*utf-8"):
         command.parse(Config, ["--config", str(toml)])
+
+
+@pytest.mark.parametrize("spelling", [["--config", "{file}"], ["--config={file}"]])
+def test_a_file_of_settings_that_is_not_there_is_named(spelling: list[str], tmp_path: Path) -> None:
+    for file in (tmp_path, tmp_path / "nowhere.toml"):
+        with pytest.raises(ConfigError, match=f"not a file of settings; found {file}; give"):
+            command.parse(TrainConfig, [part.format(file=file) for part in spelling])

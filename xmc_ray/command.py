@@ -5,6 +5,7 @@
 The job's frozen dataclass is the whole interface: its fields are the options, the strings under them the help.
 """
 
+import os
 import re
 import sys
 from argparse import ArgumentError
@@ -36,6 +37,11 @@ def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Confi
     for argument in arguments:
         if re.search("[\ud800-\udfff]", argument):  # how Python spells other bytes; neither TOML nor Parquet can hold them
             raise ConfigError("an argument is not UTF-8", found=argument, way_out="rename the file or folder that it names")
+    for option, argument in zip(["", *arguments], [*arguments, ""], strict=True):
+        file = argument.removeprefix("--config=") if argument.startswith("--config=") else argument * (option == "--config")
+        path = os.path.expanduser(file)
+        if file and (not os.path.exists(path) or os.path.isdir(path)):  # else the parser takes its name for TOML
+            raise ConfigError("not a file of settings", found=file, way_out="give --config an existing TOML file")
     parser = _parser(config_type)
     options = [argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")]
     dashed = [f"write --{name.replace('-', '_')}" for name in options if "-" in name]

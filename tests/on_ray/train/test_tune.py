@@ -165,6 +165,9 @@ def test_what_does_not_fit_is_told_before_documents_are_read(
     monkeypatch.setattr(tune, "choose", lambda config: pytest.fail("chosen"))
     with pytest.raises(ConfigError, match=r"encoder"):
         tuned(fruit, tiny_encoder, tiny_encoder / "output")
+    with pytest.raises(ModelError, match="tokenizer not found"):
+        tuned(fruit, tmp_path / "nowhere", tmp_path / "output")
+    assert not (tmp_path / "output").exists()
 
 
 def test_a_folder_of_others_is_refused(fruit: Path, tiny_encoder: Path, tmp_path: Path) -> None:

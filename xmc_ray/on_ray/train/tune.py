@@ -13,8 +13,10 @@ the training split decide. Ray Tune runs the trials side by side and stops those
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from io import StringIO
 from operator import itemgetter
 from typing import Any
 
@@ -37,6 +39,7 @@ from xmc_ray.exits import keep_signals
 from xmc_ray.metrics.at_k import Metrics
 from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.model.predict import predict
+from xmc_ray.model.text import Tokenizer
 from xmc_ray.on_ray.session import check_room, connect, find_own, is_cluster, own_errors
 from xmc_ray.on_ray.train import job
 from xmc_ray.on_ray.train.config import TrainConfig, WorkersConfig
@@ -56,7 +59,7 @@ from xmc_ray.storage.lease import held, is_free
 from xmc_ray.storage.places import check_apart, check_writable
 from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, share_of_batches
 from xmc_ray.training.loop import LoopConfig, TrainState, train
-from xmc_ray.training.recipe import Candidate, undecided
+from xmc_ray.training.recipe import LENGTH, Candidate, undecided
 
 JUDGED_BY = ("P@1", "P@3", "P@5", "PSP@5")  # by their mean
 LIFTS = (0.0, 0.5, 1.0)  # they change predictions only, so that all are tried at the end of a trial
@@ -122,6 +125,7 @@ def run(config: TuneConfig) -> str:
         reads["encoder"] = config.encoder
     check_apart({"output": config.output}, reads)
     check_writable(config.output)
+    Tokenizer.load(config.encoder, LENGTH)  # a name that is wrong must not become one that this folder was begun with
     chosen = storage.join(config.output, "recipe.toml")
     with held(config.output) as lease, own_errors():
         _begin(config)
@@ -238,7 +242,8 @@ def _tried(config: TuneConfig, recipes: list[Candidate], documents: int, minutes
         device = config.workers.device.type
         shared = {"configs": limited, "parts": parts, "documents": documents, "records": records, "device": device}
         trainable = ray.tune.with_parameters(_trial, **shared)
-        with tempfile.TemporaryDirectory() as folder, keep_signals():  # Ray Tune takes Ctrl-C for the end of all trials
+        # Ray Tune takes Ctrl-C for the end of all trials, and prints a table and the address of a folder that will not stay.
+        with tempfile.TemporaryDirectory() as folder, keep_signals(), redirect_stdout(StringIO()):
             results = ray.tune.Tuner(
                 ray.tune.with_resources(trainable, needs),
                 param_space={"number": ray.tune.grid_search(missing)},
