@@ -117,7 +117,8 @@ def rise(untrained: float, trained: float) -> str | None:
         return None
     return (
         f"the model is no better than an untrained one: the loss of {SAMPLE} training documents went from {untrained:.4g} to "
-        f"{trained:.4g}; lower optim.rows_lr, optim.lexical_lr, optim.head_lr and optim.encoder_lr, or raise optim.warmup"
+        f"{trained:.4g}; lower optim.rows_lr, optim.lexical_lr, optim.head_lr and optim.encoder_lr, or raise optim.warmup; "
+        "if it has hardly moved, raise them or loop.epochs"
     )
 
 
