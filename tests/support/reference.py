@@ -192,11 +192,13 @@ def row_adagrad(
     decay: float,
     power: float,
 ) -> tuple[list[float], float, float]:
-    """One step of a touched row, its bias and its accumulator, for inputs whose mean squared length is ``power``."""
-    square += sum(value * value for value in gradient) / power + bias_gradient * bias_gradient / len(row)
-    scale, kept = lr / (square**0.5 + 1e-10), 1 - lr * decay / len(row) ** 0.5
-    moved = [value * kept - scale / power * towards for value, towards in zip(row, gradient, strict=True)]
-    return moved, bias - scale / len(row) * bias_gradient, square
+    """One step of a touched row, its bias and its accumulator; ``power``: mean squared length of the first step's inputs."""
+    bias_power = min(1.0, 100 * power)
+    reach = lr / (power + bias_power) ** 0.5
+    square += sum(value * value for value in gradient) + bias_power * bias_gradient * bias_gradient
+    scale, kept = reach / (square**0.5 + 1e-10), 1 - lr * decay / len(row) ** 0.5
+    moved = [value * kept - scale * towards for value, towards in zip(row, gradient, strict=True)]
+    return moved, bias - scale * bias_power * bias_gradient, square
 
 
 def vector_adagrad(

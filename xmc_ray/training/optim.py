@@ -31,7 +31,7 @@ class OptimConfig(Settings):
     """Peak learning rate of the encoder."""
     head_lr: NonNegativeFloat = 1e-3
     """Peak learning rate of the bottleneck and of the lexical branch's layer."""
-    rows_lr: NonNegativeFloat = 3.0
+    rows_lr: NonNegativeFloat = 2.0
     """Peak learning rate of recall head and label table: about how far a label's first step moves its logit."""
     lexical_lr: NonNegativeFloat = 0.2
     """Peak learning rate of the lexical branch's vectors."""
@@ -104,19 +104,27 @@ class Optimizer:
 
     def dense_state(self) -> dict[str, Tensor]:
         """The state of replicated parameters, by ``optimizer.<parameter>.<quantity>``; the same on all workers."""
-        return {f"optimizer.{name}.square": square_V for name, square_V in self.terms.square.items()} | {
-            f"optimizer.{name}.{quantity}": torch.as_tensor(value)
-            for optimizer, parameters in ((self.adamw, self.dense), (self.lazy_adam, self.words))
-            if optimizer is not None
-            for name, parameter in parameters.items()
-            for quantity, value in optimizer.state.get(parameter, {}).items()
-        }
+        powers = {f"optimizer.{name}.power": torch.tensor(power) for name, power in self.rows.power.items()}
+        squares = {f"optimizer.{name}.square": square_V for name, square_V in self.terms.square.items()}
+        return (
+            powers
+            | squares
+            | {
+                f"optimizer.{name}.{quantity}": torch.as_tensor(value)
+                for optimizer, parameters in ((self.adamw, self.dense), (self.lazy_adam, self.words))
+                if optimizer is not None
+                for name, parameter in parameters.items()
+                for quantity, value in optimizer.state.get(parameter, {}).items()
+            }
+        )
 
     def load_dense_state(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `dense_state`."""
         for key, tensor in tensors.items():
             name, _, quantity = key.removeprefix("optimizer.").rpartition(".")
-            if name in self.terms.square:
+            if name in self.rows.heads:
+                self.rows.power[name] = tensor.item()
+            elif name in self.terms.square:
                 self.terms.square[name].copy_(tensor)
             elif name in self.words:
                 assert self.lazy_adam is not None
@@ -136,40 +144,45 @@ class Optimizer:
 class RowAdagrad:
     """Adagrad with one accumulator per row, for inputs of any width and length.
 
-    A row w, b sees inputs x of mean squared length r² and width F in a step. It moves as Adagrad would move r w and sqrt(F) b
-    on the inputs x / r, of mean squared length 1, and 1 / sqrt(F), as large as one number of theirs. With the gradient
-    g' = (g / r, g_b / sqrt(F)) and the accumulator s, the sum of |g'|² so far:
+    A row w, b has the logit w x + b: its input is (x, 1). With x of mean squared length r² in the first step, the row moves as
+    Adagrad would on inputs divided by c = sqrt(r² + 1), that is of mean squared length 1. With the gradients g and g_b, and the
+    accumulator s, the sum of |g|² + g_b² so far:
 
-        w <- w - lr / sqrt(s) g / r²        b <- b - lr / sqrt(s) g_b / F
+        w <- w - lr / (c sqrt(s)) g        b <- b - lr / (c sqrt(s)) g_b
 
-    The first step has |g'| = sqrt(s): it moves a logit w x + b of a typical document by at most lr, to 1 / F, whatever the
-    number of features and their scale. Twice as long inputs give weights half as long, and the same logits.
-    r is of the current step: there is no state to it, and features that grow in training cannot outgrow it. (Dividing by the
-    power of the input is the normalised LMS filter of Nagumo and Noda, 1967.)
+    A row's first step has |(g, g_b)| = sqrt(s): it moves the logit of a typical document by about lr, whatever the number of
+    features and their scale. Where features are shorter than a tenth, the bias is an input of ten times their length instead of
+    1, so that they still count. (Dividing by the power of the input is the normalised LMS filter of Nagumo and Noda, 1967.)
 
-    ``square``: s, float32 of the rows' shape, by head; four bytes per row are all the state. Weight decay is decoupled and
-    lazy, a row decays when it is updated: by the rate of a single one of its numbers, lr over the root of their count.
+    c is that of the untrained model, and stays: the features of a transformer are layer-normalised and keep their length; those
+    of words grow a hundredfold, and with them the steps of the logits, which is what they learn by (decision 0020).
+
+    ``square``: s, float32 of the rows' shape, by head; four bytes per row. ``power``: r² by head, the same on all workers.
+    Weight decay is decoupled and lazy: a row decays when it is updated, by the rate that one of its numbers has at c = 1.
     """
 
     def __init__(self, heads: Mapping[str, OwnedRows], decay: float) -> None:
         self.heads = heads
         self.decay = decay
         self.square = {name: torch.zeros_like(head.bias, dtype=torch.float32) for name, head in heads.items()}
+        self.power: dict[str, float] = {}
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """Update the rows that have gradients, a chunk of groups at a time."""
         for name, head in self.heads.items():
-            power = head.input_power().clamp(min=_TINY)
-            width = head.weight.shape[-1]
-            kept = 1 - lr * self.decay / math.sqrt(width)
+            if name not in self.power:
+                self.power[name] = head.input_power().item()
+            bias_power = min(1.0, 100 * self.power[name])  # the square of the input that the bias is the weight of
+            reach = lr / max(math.sqrt(self.power[name] + bias_power), _TINY)
+            kept = 1 - lr * self.decay / math.sqrt(head.weight.shape[-1])
             for part in head.gradients():
                 bias = part.bias
-                square = part.square().div_(power).add_(bias.square() / width).add_(self.square[name][part.groups])
+                square = part.square().add_(bias.square(), alpha=bias_power).add_(self.square[name][part.groups])
                 self.square[name][part.groups] = square
-                rate = lr / square.sqrt_().add_(_TINY)
-                part.descend(head.weight, kept, rate / power)
-                head.bias[part.groups] -= bias * rate / width
+                rate = reach / square.sqrt_().add_(_TINY)
+                part.descend(head.weight, kept, rate)
+                head.bias[part.groups] -= bias * rate * bias_power
 
 
 class VectorAdagrad:

@@ -98,7 +98,7 @@ def _words(profile: Profile, config: FitConfig, frequent: bool) -> FitConfig:
     """The lexical branch alone."""
     few = profile.documents < _FEW
     batch_size = 32 if few else 256 if profile.documents > _MANY else 64
-    optim = OptimConfig(weight_decay=0.0, rows_lr=20.0 if frequent else 5.0, warmup=0.3)  # decision 0020
+    optim = OptimConfig(weight_decay=0.0, warmup=(0.3 if frequent else 0.1) if few else 0.02)
     return _heads(
         replace(
             config,
@@ -116,7 +116,7 @@ def _with_transformer(profile: Profile, words: FitConfig, depth: int) -> FitConf
     """The upper half of the encoder beside the words (decision 0017)."""
     loop = replace(words.loop, batch_size=32, epochs=_passes("transformer", profile, 32))
     encoder = _upper_half(words.encoder.name, depth)
-    return replace(words, encoder=encoder, optim=replace(words.optim, encoder_lr=1e-4, rows_lr=8.0, warmup=0.02), loop=loop)
+    return replace(words, encoder=encoder, optim=replace(words.optim, encoder_lr=1e-4, rows_lr=8.0), loop=loop)
 
 
 def _lexical(profile: Profile, frequent: bool) -> LexicalConfig:
