@@ -86,7 +86,9 @@ def test_a_model_without_a_transformer_learns_and_survives_a_bundle(tiny_encoder
     classifier.save(str(tmp_path / "bundle"))
     assert not (tmp_path / "bundle" / "encoder").exists()
     again = XMCClassifier.load(str(tmp_path / "bundle"))
-    assert again.predict(["a green plum"], k=3) == classifier.predict(["a green plum"], k=3)
+    (before,), (after,) = (each.predict(["a green plum"], k=3) for each in (classifier, again))
+    assert [label for label, _ in after] == [label for label, _ in before]
+    assert [score for _, score in after] == pytest.approx([score for _, score in before])  # sums vary with memory's alignment
     assert "lexical branch: width 16, 512 columns" in (tmp_path / "bundle" / "README.md").read_text()
 
 
