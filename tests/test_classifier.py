@@ -189,7 +189,7 @@ def test_arguments_that_cannot_be_meant(classifier: XMCClassifier, tiny_encoder:
 def test_a_loss_that_ends_above_its_start_is_warned_of(tiny_encoder: Path) -> None:
     """Numbers: a run that learns nothing says so loudly; one that learns does not (warnings of ours are errors in tests)."""
     plain = config(tiny_encoder, 1)
-    wild = replace(plain, optim=OptimConfig(rows_lr=3000.0, warmup=0, decay=False), loop=replace(plain.loop, epochs=1))
+    wild = replace(plain, optim=OptimConfig(rows_lr=120.0, warmup=0, decay=False), loop=replace(plain.loop, epochs=1))
     with pytest.warns(
         UserWarning, match=r"no better than an untrained one: .* went from [\d.]+ to \d+.*; lower optim\.rows_lr"
     ):

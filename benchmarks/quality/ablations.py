@@ -86,8 +86,8 @@ TABLES = {
         for name, settings in {
             "no warm-up": "--optim.warmup 0",
             "warm-up of a tenth": "--optim.warmup 0.1",
-            "half the rates": "--optim.lexical_lr 0.1 --optim.rows_lr 1 --optim.head_lr 5e-4",
-            "twice the rates": "--optim.lexical_lr 0.4 --optim.rows_lr 4 --optim.head_lr 2e-3",
+            "half the rates": "--optim.lexical_lr 0.1 --optim.rows_lr 0.04 --optim.head_lr 5e-4",
+            "twice the rates": "--optim.lexical_lr 0.4 --optim.rows_lr 0.16 --optim.head_lr 2e-3",
             "dropout 0.2": "--model.dropout 0.2",
             "dropout 0.6": "--model.dropout 0.6",
             "batches of 32": "--loop.batch_size 32",

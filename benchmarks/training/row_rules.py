@@ -34,7 +34,7 @@ from xmc_ray.training.loop import TrainState, train
 from xmc_ray.training.optim import RowAdagrad
 
 RATES = {
-    "adagrad": (2.0, 0.5, 8.0),
+    "adagrad": (8e-2, 2e-2, 3e-1),
     "sgd": (4.0, 16.0, 1.0),
     "lazy-adam": (5e-3, 2e-2, 1.25e-3),
     "adamw": (5e-3, 2e-2, 1.25e-3),

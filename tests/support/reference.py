@@ -194,9 +194,9 @@ def row_adagrad(
 ) -> tuple[list[float], float, float]:
     """One step of a touched row, its bias and its accumulator; ``power``: mean squared length of the first step's inputs."""
     bias_power = min(1.0, 100 * power)
-    reach = lr / (power + bias_power) ** 0.5
+    reach = 25 * lr / (power + bias_power) ** 0.5
     square += sum(value * value for value in gradient) + bias_power * bias_gradient * bias_gradient
-    scale, kept = reach / (square**0.5 + 1e-10), 1 - lr * decay / len(row) ** 0.5
+    scale, kept = reach / (square**0.5 + 1e-10), 1 - lr * decay
     moved = [value * kept - scale * towards for value, towards in zip(row, gradient, strict=True)]
     return moved, bias - scale * bias_power * bias_gradient, square
 

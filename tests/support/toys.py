@@ -19,7 +19,7 @@ from xmc_ray.model.text import Batch
 from xmc_ray.training.optim import OptimConfig
 
 TOKENS = 20  # words of the toy vocabulary
-OPTIM = OptimConfig(encoder_lr=0.05, head_lr=0.05, rows_lr=1.0)
+OPTIM = OptimConfig(encoder_lr=0.05, head_lr=0.05, rows_lr=0.04)
 
 
 class BagOfTokens(nn.Module):

@@ -22,7 +22,7 @@ from xmc_ray.training.loop import LoopConfig, TrainState, data_parallel, train
 from xmc_ray.training.optim import OptimConfig
 
 LOOP = LoopConfig(epochs=4, batch_size=16)  # 4 steps an epoch, the documents' last batch is a short one
-AVERAGED = OptimConfig(encoder_lr=0.05, head_lr=0.05, rows_lr=1.0, swa_start=0.3, swa_every=2)
+AVERAGED = OptimConfig(encoder_lr=0.05, head_lr=0.05, rows_lr=0.04, swa_start=0.3, swa_every=2)
 IDENTITY = {"labels": "abc"}
 STEPS = CheckpointsConfig(steps=3, keep_last=2)
 

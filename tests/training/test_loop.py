@@ -21,7 +21,7 @@ from xmc_ray.training.fit import share_of_batches
 from xmc_ray.training.loop import LoopConfig, Step, TrainState, train
 from xmc_ray.training.optim import OptimConfig
 
-AVERAGING = OptimConfig(encoder_lr=0.05, head_lr=0.05, rows_lr=1.0, swa_start=0.3, swa_every=3)
+AVERAGING = OptimConfig(encoder_lr=0.05, head_lr=0.05, rows_lr=0.04, swa_start=0.3, swa_every=3)
 
 
 def steps_of(state: TrainState, config: LoopConfig, module: Any = None, read: Any = share_of_batches) -> Iterator[Step]:

@@ -86,7 +86,7 @@ def train_case(exchange: Exchange, case: Case, encoder: Path) -> dict[str, Any]:
 
     model = build(case, exchange, encoder)
     rate = 0.002 if case.transformer else 0.05
-    state = TrainState.start(model, OptimConfig(encoder_lr=rate, head_lr=0.05, rows_lr=1.0, clip_norm=0.1))
+    state = TrainState.start(model, OptimConfig(encoder_lr=rate, head_lr=0.05, rows_lr=0.04, clip_norm=0.1))
     config, sent, steps = LoopConfig(epochs=1, accumulate=case.accumulate), [], []
     for step in train(state, data_parallel(model), lambda _: map(share, global_batches()), STEPS, config):
         steps.append(step)

@@ -20,6 +20,7 @@ from xmc_ray.model.sharding import Exchange, OwnedRows
 from xmc_ray.settings import Bounds, NonNegativeFloat, PositiveInt, Settings, Share
 
 _ROWS = 4096  # of a parameter that are averaged at a time: no second copy of a whole table
+_INPUTS = 625  # of a row whose weights learn at `rows_lr` itself, so that a logit's first step is 25 times that
 _TINY = 1e-10  # keeps a row without any gradient from dividing by zero
 
 
@@ -31,8 +32,8 @@ class OptimConfig(Settings):
     """Peak learning rate of the encoder."""
     head_lr: NonNegativeFloat = 1e-3
     """Peak learning rate of the bottleneck and of the lexical branch's layer."""
-    rows_lr: NonNegativeFloat = 2.0
-    """Peak learning rate of recall head and label table: about how far a label's first step moves its logit."""
+    rows_lr: NonNegativeFloat = 0.08
+    """Peak learning rate of recall head and label table; a label's first step moves its logit by about 25 times as much."""
     lexical_lr: NonNegativeFloat = 0.2
     """Peak learning rate of the lexical branch's vectors."""
     lexical_power: Annotated[float, Bounds(ge=0, le=0.5)] = 0.25
@@ -148,17 +149,18 @@ class RowAdagrad:
     Adagrad would on inputs divided by c = sqrt(r² + 1), that is of mean squared length 1. With the gradients g and g_b, and the
     accumulator s, the sum of |g|² + g_b² so far:
 
-        w <- w - lr / (c sqrt(s)) g        b <- b - lr / (c sqrt(s)) g_b
+        w <- w - 25 lr / (c sqrt(s)) g        b <- b - 25 lr / (c sqrt(s)) g_b
 
-    A row's first step has |(g, g_b)| = sqrt(s): it moves the logit of a typical document by about lr, whatever the number of
-    features and their scale. Where features are shorter than a tenth, the bias is an input of ten times their length instead of
-    1, so that they still count. (Dividing by the power of the input is the normalised LMS filter of Nagumo and Noda, 1967.)
+    A row's first step has |(g, g_b)| = sqrt(s): it moves the logit of a typical document by about 25 lr, whatever the number of
+    features and their scale. (25: a row of 625 inputs of mean squared length 1 learns as by Adagrad at the rate lr.) Where
+    features are shorter than a tenth, the bias is an input of ten times their length instead of 1, so that they still count.
+    (Dividing by the power of the input is the normalised LMS filter of Nagumo and Noda, 1967.)
 
     c is that of the untrained model, and stays: the features of a transformer are layer-normalised and keep their length; those
     of words grow a hundredfold, and with them the steps of the logits, which is what they learn by (decision 0020).
 
     ``square``: s, float32 of the rows' shape, by head; four bytes per row. ``power``: r² by head, the same on all workers.
-    Weight decay is decoupled and lazy: a row decays when it is updated, by the rate that one of its numbers has at c = 1.
+    Weight decay is decoupled and lazy: a row decays when it is updated.
     """
 
     def __init__(self, heads: Mapping[str, OwnedRows], decay: float) -> None:
@@ -174,8 +176,8 @@ class RowAdagrad:
             if name not in self.power:
                 self.power[name] = head.input_power().item()
             bias_power = min(1.0, 100 * self.power[name])  # the square of the input that the bias is the weight of
-            reach = lr / max(math.sqrt(self.power[name] + bias_power), _TINY)
-            kept = 1 - lr * self.decay / math.sqrt(head.weight.shape[-1])
+            reach = lr * math.sqrt(_INPUTS) / max(math.sqrt(self.power[name] + bias_power), _TINY)
+            kept = 1 - lr * self.decay
             for part in head.gradients():
                 bias = part.bias
                 square = part.square().add_(bias.square(), alpha=bias_power).add_(self.square[name][part.groups])

@@ -191,8 +191,8 @@ def summary(data: Profile, recipes: list[Candidate], trials: list[Trial], best: 
     lines += [
         *figures_of_data,
         "",
-        f"| recipe | why | {' | '.join(JUDGED_BY)} | lift | documents | passes | documents/s | |",
-        "| --- " * (len(JUDGED_BY) + 6) + "|",
+        f"| recipe | why | {' | '.join(JUDGED_BY)} | lift | documents | passes | documents/s | state |",
+        "| --- " * (len(JUDGED_BY) + 7) + "|",
     ]
     for number, candidate in enumerate(recipes):
         trial = trials[number] if trials else Trial("not tried")
