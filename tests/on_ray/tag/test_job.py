@@ -231,9 +231,9 @@ def test_a_bundle_has_to_pass_the_gate(
     """It is evaluated on Ray for the first gate; the others have the same metrics."""
     metrics: list[dict[str, Any]] = []
 
-    def evaluate_once(*arguments: Any) -> dict[str, Any]:
+    def evaluate_once(*arguments: Any, **named: Any) -> dict[str, Any]:
         if not metrics:
-            metrics.append(evaluate_bundle(*arguments))
+            metrics.append(evaluate_bundle(*arguments, **named))
         return metrics[0]
 
     monkeypatch.setattr(evaluate, "evaluate_bundle", evaluate_once)
