@@ -60,7 +60,8 @@ def prepared(tiny_encoder: Path) -> Any:
     labels = LabelIndex.count([lists])
     table = pa.table({"tokens": tokenizer.encode(pa.array(TEXTS))[0], "labels": labels.encode(lists)})
     groups = LabelGroups(np.arange(len(labels)) % 3)
-    return SimpleNamespace(tokens=Tokens(table), tokenizer=tokenizer, labels=labels, groups=groups, term_weights=None)
+    parts = {"tokenizer": tokenizer, "labels": labels, "groups": groups, "term_weights": None}
+    return SimpleNamespace(tokens=Tokens(table), counts={"train": len(table)}, **parts)
 
 
 @pytest.fixture
