@@ -219,6 +219,7 @@ def ray_start(
     command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", *flags]
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), "OMP_WAIT_POLICY": "PASSIVE"}
+    environment |= {"RAY_raylet_start_wait_time_s": "120"}  # Ray's 30 are too few for a machine whose cores are all busy
     environment |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"} | dict(variables)
     with (folder / "start.log").open("ab") as log:
         command += [f"{option}={value}" for option, value in given.items()]
