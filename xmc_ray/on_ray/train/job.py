@@ -24,7 +24,7 @@ from xmc_ray.on_ray.session import check_room, connect, find_own, make_room, own
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.export import keep_best
 from xmc_ray.on_ray.train.journal import journal, say
-from xmc_ray.on_ray.train.prepare import Prepared, ladder, prepare
+from xmc_ray.on_ray.train.prepare import Prepared, ladder, prepare, profile
 from xmc_ray.on_ray.train.report import curves_of, loss_rise, write_report
 from xmc_ray.on_ray.train.worker import Job, work
 from xmc_ray.settings import difference_in_words, fixed_settings
@@ -104,7 +104,8 @@ def _by_rule(config: TrainConfig) -> TrainConfig:
     check_room("workers", config.workers.least or config.workers.count, config.workers.needs)
     config = replace(config, **vars(undecided(config)))
     say(f"reading {config.documents.uri}")
-    chosen = ladder(config, prepare(config))[0]
+    prepared = prepare(config)
+    chosen = ladder(config, profile(prepared), prepared.tokenizer)[0]
     say(f"recipe: {chosen.name}, since {chosen.why}")
     return replace(config, **vars(chosen.config))
 

@@ -75,14 +75,14 @@ def prepare(config: TrainConfig) -> Prepared:
     return Prepared(tokens, tokenizer, labels, _groups(tokens, config.groups), _term_weights(tokens, config.lexical))
 
 
-def ladder(config: FitConfig, prepared: Prepared) -> list[Candidate]:
-    """Recipes for prepared documents, the best by rule first; ``config`` as `recipe.undecided` returns it."""
+def ladder(config: FitConfig, data: Profile, tokenizer: Tokenizer) -> list[Candidate]:
+    """Recipes for such ``data``, the best by rule first; ``config`` as `recipe.undecided` returns it."""
     depth = 0
     try:
-        depth = pretrained_layers(config.encoder.name, prepared.tokenizer)
+        depth = pretrained_layers(config.encoder.name, tokenizer)
     except (ConfigError, ModelError) as error:
         say(f"words alone, because the encoder is of no use: {error}")
-    return candidates(profile(prepared), config, depth)
+    return candidates(data, config, depth)
 
 
 def profile(prepared: Prepared) -> Profile:

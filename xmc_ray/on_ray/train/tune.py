@@ -160,7 +160,8 @@ def choose(config: TuneConfig) -> FitConfig:
     basis = undecided(FitConfig(encoder=EncoderConfig(name=config.encoder), loop=loop))
     say(f"reading {config.documents.uri}")
     prepared = prepare(_training(config, basis))
-    recipes, trials = ladder(basis, prepared), []
+    data, trials = profile(prepared), []
+    recipes = ladder(basis, data, prepared.tokenizer)
     slots = min(_slots(config.workers), len(recipes))
     minutes = config.minutes * config.search * slots / len(recipes)
     judged = replace(config, validation=_held_out(config.validation, prepared.counts))
@@ -179,7 +180,7 @@ def choose(config: TuneConfig) -> FitConfig:
     if trials:
         chosen = replace(chosen, model=replace(chosen.model, lift=trials[best].lift))
     say(f"recipe: {recipes[best].name}. {'' if trials else note}")
-    table = summary(profile(prepared), recipes, trials, best, note)
+    table = summary(data, recipes, trials, best, note)
     storage.write_bytes(storage.join(config.output, "tune.md"), table.encode())
     return chosen
 
