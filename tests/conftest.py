@@ -105,7 +105,8 @@ def trained(request: pytest.FixtureRequest, fruit: Path, tiny_encoder: Path, mak
 
     def train(runs: Path) -> None:
         request.getfixturevalue("ray_session")
-        job.run(command.parse(job.TrainConfig, options(fruit, tiny_encoder, runs / "one", f"--cache={runs / 'cache'}")))
+        kept = f"--cache={runs / 'cache'}", "--checkpoints.keep=true"
+        job.run(command.parse(job.TrainConfig, options(fruit, tiny_encoder, runs / "one", *kept)))
 
     return make_once("runs", train) / "one"
 

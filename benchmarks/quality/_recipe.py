@@ -10,7 +10,6 @@ file goes to the job. Seconds run from texts to a bundle, and from bundles in me
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import time
@@ -76,7 +75,6 @@ def train(data: Path, run: Path, config: str, seed: int, settings: list[str]) ->
         f"--{name}={value}" for name, value in {**places, "loop.seed": seed, "groups.seed": seed, "validation.share": 0}.items()
     ]
     subprocess.run([sys.executable, ROOT / "jobs" / "train.py", *options, *settings], check=True)  # the last one counts
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ Identity = Mapping[str, object]
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointsConfig(Settings):
-    """When the state of training is saved, and how much is kept."""
+    """When the state of training is saved, how much is kept, and for how long."""
 
     steps: PositiveInt | None = None
     """Save every n steps; None saves by the clock and at each validation only."""
@@ -56,6 +56,8 @@ class CheckpointsConfig(Settings):
     """Minutes of training from one save to the next."""
     keep_last: PositiveInt = 2
     """Number of most recent checkpoints to keep, in addition to the best by validation."""
+    keep: bool = False
+    """Keep them when the run is finished, for other runs to start from; false removes them, twice the size of the bundle."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,6 +115,20 @@ def test_a_checkpoint_that_is_not_there_is_told_before_the_documents_are_read(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("place", ["", "/checkpoints", "/checkpoints/step-000000012"])
+def test_a_start_from_a_finished_run_that_has_removed_its_checkpoints_is_told_so(
+    place: str, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "check_encoder", lambda *_: None)
+    (tmp_path / "first" / "bundle").mkdir(parents=True)
+    (tmp_path / "first" / "bundle" / "config.json").write_text("{}")
+    config = replace(config, output=str(tmp_path / "run"), resume=f"{tmp_path}/first{place}")
+    with pytest.raises(
+        ModelError, match=r"found a finished run, which has removed its checkpoints; .*--checkpoints\.keep true"
+    ):
+        job.run(config)
+
+
 def errors_in(capsys: pytest.CaptureFixture[str]) -> list[str]:
     """What Ray logs besides is no matter here."""
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]

@@ -116,6 +116,7 @@ def test_a_run_begins_at_the_checkpoint_it_is_given(
     first = sorted((trained / "checkpoints").glob("step-*"))[0]
     room_for_one = ["--workers.count=2", "--workers.least=1", "--workers.cpus=4"]
     train(fruit, tiny_encoder, tmp_path / "run", f"--resume={first}", f"--cache={trained.parent / 'cache'}", *room_for_one)
+    assert not (tmp_path / "run" / "checkpoints").exists()
     step = int(first.name.removeprefix("step-"))
     assert f"training with 1 workers after step {step}, saved by 1: {first}" in capfd.readouterr().out
     bundles = [load_file(folder / "bundle" / "model.safetensors") for folder in (trained, tmp_path / "run")]
@@ -133,7 +134,7 @@ def test_a_run_killed_in_its_last_validation_has_it_after_all(
     marker = json.loads(newest.read_text())
     expected = marker["metrics"]
     newest.write_text(json.dumps(marker | {"score": None, "metrics": {}}))
-    train(fruit, tiny_encoder, tmp_path / "run", f"--cache={trained.parent / 'cache'}")
+    train(fruit, tiny_encoder, tmp_path / "run", f"--cache={trained.parent / 'cache'}", "--checkpoints.keep=true")
     assert expected and json.loads(newest.read_text())["metrics"] == expected
     bundles = [load_file(folder / "bundle" / "model.safetensors") for folder in (trained, tmp_path / "run")]
     assert all(torch.equal(tensor, bundles[1][name]) for name, tensor in bundles[0].items())

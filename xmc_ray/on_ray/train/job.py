@@ -1,11 +1,12 @@
 """The training job: prepare, train data-parallel on Ray Train, keep the best model as a bundle.
 
-A run folder: ``run.toml`` (settings as resolved), ``metrics.jsonl``, ``tensorboard/``, ``tokens/`` (unless there is a
-cache elsewhere), ``checkpoints/`` (best and last), ``bundle/`` and ``report.html`` when it is finished. Run again, the same
-command resumes it.
+A run folder: ``run.toml`` (settings as resolved), ``metrics.jsonl``, ``tensorboard/``; ``tokens/`` (unless there is a cache
+elsewhere) and ``checkpoints/`` (best and last) until the run is finished, ``bundle/`` and ``report.html`` from then on. Run
+again, the same command resumes it.
 """
 
 import hashlib
+import re
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -85,6 +86,8 @@ def _make(config: TrainConfig, lease: Lease) -> tuple[str, str | None]:
     write_report(config, prepared)
     if config.cache is None:
         storage.remove(storage.join(config.output, "tokens"))
+    if not config.checkpoints.keep:
+        storage.remove(storage.join(config.output, "checkpoints"))
     return fingerprint, risen
 
 
@@ -187,7 +190,11 @@ def _checkpoints(config: TrainConfig) -> tuple[list[Saved], list[Saved]]:
         return own, []
     foreign = find(config.resume, say)
     if not foreign:
-        raise ModelError("no complete checkpoint to resume from", where=config.resume, way_out="give auto, never or an address")
+        found, way_out = None, "give auto, never or an address"
+        if storage.exists(storage.join(re.sub(r"(/checkpoints)?(/step-\d+)?$", "", config.resume), "bundle", MARKER)):
+            found = "a finished run, which has removed its checkpoints"
+            way_out = "train that run in another output with --checkpoints.keep true"
+        raise ModelError("no complete checkpoint to resume from", where=config.resume, found=found, way_out=way_out)
     return own, foreign
 
 
