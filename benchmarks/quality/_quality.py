@@ -3,14 +3,16 @@
 A method is a command that reads a data folder and leaves ``predictions.parquet`` (``labels``, ``scores``: ten a row of
 test.parquet) and ``costs.json`` in a folder. It runs in a process of its own, whose memory is watched from outside, together
 with that of all its children. ``run.json`` is written last, with the costs or the ``failure``: what is finished is not run
-again, nor what took too long, unless it gets longer, or the script, its recipe, its releases or the data have changed. A
-change of the library does not count: ``commit`` says with which a run was made.
+again, nor what took too long, unless it gets longer, or the script, its recipe, its releases or the data have changed. It also
+names the machine and, for our own methods, has a digest of the library: a benchmark says whether another one counts as well.
 """
 
 import hashlib
 import json
 import os
+import platform
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -33,6 +35,7 @@ from xmc_ray.data.labels import IntArray, LabelIndex
 from xmc_ray.metrics.at_k import Metrics
 
 ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = ROOT / "xmc_ray"
 PEERS = ROOT / "benchmarks" / "peers"
 ENVIRONMENTS = ROOT / "runs" / "peers"
 DEPTH = 10
@@ -88,36 +91,68 @@ def interpreter(name: str, environments: Path) -> Path:
     return python
 
 
-def run(method: Method, data: Path, out: Path, environments: Path = ENVIRONMENTS, minutes: float | None = None) -> bool:
+def run(
+    method: Method,
+    data: Path,
+    out: Path,
+    environments: Path = ENVIRONMENTS,
+    minutes: float | None = None,
+    same: Sequence[str] = (),
+) -> bool:
     """Run ``method`` unless the same command has finished, or took too long, in ``out``; False if it failed or takes too long.
 
-    What makes use of others' models is run again when one of these is newer.
+    What makes use of others' models is run again when one of these is newer, and everything where `stands` says so.
     """
     newest = max((_told(out.parent / name).get("date", "") for name in method.members), default="")
     before = _told(out)
-    if stands(before, method, data, minutes) and before.get("date", "") >= newest:
+    if stands(before, method, data, minutes, same) and before.get("date", "") >= newest:
         return "failure" not in before
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    print(f"{data.name}: {method.name}", flush=True)
+    print(f"{out.parent.name}: {method.name}", flush=True)
+    about = made_of(method, data)
     found = _costs(method, data, out, environments, minutes)
+    if made_of(method, data) != about:
+        found = {"failure": "ran while what it is made of changed"}
     if "failure" in found:
-        print(f"{data.name}: {method.name} {found['failure']}, see {out / 'log.txt'}", flush=True)
-    about = {
-        "command": _command(method),
-        "source": _source(method, data),
+        print(f"{out.parent.name}: {method.name} {found['failure']}, see {out / 'log.txt'}", flush=True)
+    about |= {
         "commit": _commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "cores": os.cpu_count(),
     }
     (out / "run.json").write_text(json.dumps(about | found, indent=1) + "\n")
     return "failure" not in found
 
 
-def stands(told: dict[str, Any], method: Method, data: Path, minutes: float | None = None) -> bool:
-    """Whether what is ``told`` of a run is of ``method`` as it is now, and of one that ended, or took ``minutes`` and more."""
-    is_same = told.get("command") == _command(method) and told.get("source") == _source(method, data)
+def stands(told: dict[str, Any], method: Method, data: Path, minutes: float | None = None, same: Sequence[str] = ()) -> bool:
+    """Whether what is ``told`` of a run is of ``method`` as it is now, and of one that ended, or took ``minutes`` and more.
+
+    ``same``: what else has to be as it is now, of ``library`` and ``machine``.
+    """
+    now = made_of(method, data)
+    is_same = all(told.get(name) == now[name] for name in ("command", "source", *same))
     return is_same and ("failure" not in told or told.get("minutes", 0.0) >= (float("inf") if minutes is None else minutes))
+
+
+def made_of(method: Method, data: Path) -> dict[str, Any]:
+    """What a run of ``method`` is made of here and now; a peer makes no use of the library."""
+    library_ = library() if method.environment is None else None
+    return {"command": _command(method), "source": _source(method, data), "library": library_, "machine": machine()}
+
+
+def library() -> str:
+    """A digest of the library's sources."""
+    files = sorted(path for path in LIBRARY.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    named = (str(file.relative_to(LIBRARY)).encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest() for file in files)
+    return hashlib.sha256(b"".join(named)).hexdigest()[:16]
+
+
+def machine() -> str:
+    """The processor's model, and how many cores this process may use."""
+    told = Path("/proc/cpuinfo")
+    models = re.findall(r"^model name\s*:\s*(.+)$", told.read_text() if told.exists() else "", re.MULTILINE)
+    cores = len(os.sched_getaffinity(0))
+    return f"{models[0] if models else platform.machine()}, {cores} {'core' if cores == 1 else 'cores'}"
 
 
 def _command(method: Method) -> list[str]:
@@ -134,6 +169,7 @@ def _costs(method: Method, data: Path, out: Path, environments: Path, minutes: f
             log.write(f"{error}\n")
             return {"failure": "has no environment"}
         variables = os.environ | _PATIENT | ({"PYTHONPATH": str(ROOT)} if method.environment is None else {})
+        before = _ended_seconds()
         process = subprocess.Popen([python, method.script, data, out, *method.options], stdout=log, stderr=log, env=variables)
         peak, seconds, in_time = _watch(process, None if minutes is None else 60 * minutes)
     if not in_time:
@@ -141,7 +177,8 @@ def _costs(method: Method, data: Path, out: Path, environments: Path, minutes: f
     if process.returncode:
         return {"failure": f"failed with status {process.returncode}"}
     costs: dict[str, Any] = json.loads((out / "costs.json").read_text())
-    peak, seconds = max(peak, costs.get("peak_bytes", 0)), seconds + costs.get("cpu_seconds", 0)
+    seconds = max(seconds, _ended_seconds() - before) + costs.get("cpu_seconds", 0)
+    peak = max(peak, costs.get("peak_bytes", 0))
     return costs | {"peak_bytes": peak, "cpu_seconds": seconds}
 
 
@@ -240,6 +277,12 @@ def _watch(process: "subprocess.Popen[bytes]", seconds: float | None) -> tuple[i
     finally:
         _end(_family(process.pid) if process.poll() is None else ())
     return peak, sum(ticks.values()) / os.sysconf("SC_CLK_TCK"), in_time
+
+
+def _ended_seconds() -> float:
+    """CPU seconds of all descendants that have ended and been waited for, to the last one; Ray leaves some that never are."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _family(pid: int) -> Iterator[int]:

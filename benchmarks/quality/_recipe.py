@@ -1,11 +1,13 @@
 """A recipe of ours as a row of the table: train a model, then predict with it, as a peer's script does.
 
     _recipe.py DATA OUT --config FILE --seed 1 [--loop.minutes 4 ...]
+    _recipe.py DATA OUT --tune-minutes 20 [--search 0.3 ...]
     _recipe.py DATA OUT --members recipe-1 recipe-2
 
-Training is the job itself, in a process of its own; prediction is the library's. Members are rows that have been trained, in
-folders beside OUT: their scores are averaged, and what they cost is the ensemble's cost, too. What is not an option of this
-file goes to the job. Seconds run from texts to a bundle, and from bundles in memory and texts to labels, as for the peers.
+Training is the job itself, in a process of its own, or the tuning job; prediction is the library's. Members are rows that have
+been trained, in folders beside OUT: their scores are averaged, and what they cost is the ensemble's cost, too. What is not an
+option of this file goes to the job. Seconds run from texts to a bundle, and from bundles in memory and texts to labels, as for
+the peers.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,6 +36,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--config")
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--tune-minutes", type=float)
     parser.add_argument("--members", nargs="+", default=[])
     given, settings = parser.parse_known_args()
 
@@ -40,10 +44,12 @@ def main() -> None:
     parts = [json.loads((member / "run.json").read_text()) for member in members]
 
     started = time.monotonic()
-    if not members:
-        train(given.data, given.out / "run", given.config, given.seed, settings)
+    bundles = [member / "run" / "bundle" for member in members]
+    if given.tune_minutes is not None:
+        bundles = [tune(given.data, given.out / "tuned", given.tune_minutes, settings)]
+    elif not members:
+        bundles = [train(given.data, given.out / "run", given.config, given.seed, settings)]
     trained = time.monotonic()
-    bundles = [folder / "run" / "bundle" for folder in members or [given.out]]
     torch.set_num_threads(THREADS)
     ensemble, texts = Ensemble.load(bundles), pq.read_table(given.data / "test.parquet", columns=["text"])["text"]
     loaded = time.monotonic()
@@ -66,15 +72,25 @@ def main() -> None:
     (given.out / "costs.json").write_text(json.dumps(costs))
 
 
-def train(data: Path, run: Path, config: str, seed: int, settings: list[str]) -> None:
-    """The training job on all documents, as the peers train; labels have their names, the encoder is the small one."""
-    places = {"config": config, "encoder.name": minilm(), "documents.uri": data / "train.parquet", "output": run}
+def train(data: Path, run: Path, config: str, seed: int, settings: list[str]) -> Path:
+    """The bundle of the training job on all documents, as the peers train; labels have their names, the encoder is small."""
+    seeds = {"loop.seed": seed, "groups.seed": seed}
+    job("train", data, {"config": config, "encoder.name": minilm(), "output": run, **seeds, "validation.share": 0}, settings)
+    return run / "bundle"
+
+
+def tune(data: Path, output: Path, minutes: float, settings: list[str]) -> Path:
+    """The bundle of the tuning job, by its own defaults: it holds documents out as it does for any user."""
+    job("tune", data, {"encoder": minilm(), "output": output, "minutes": minutes}, settings)
+    return output / "run" / "bundle"
+
+
+def job(name: str, data: Path, options: dict[str, Any], settings: list[str]) -> None:
+    options = options | {"documents.uri": data / "train.parquet"}
     if (data / "labels.parquet").exists():
-        places["label_names"] = data / "labels.parquet"
-    options = [
-        f"--{name}={value}" for name, value in {**places, "loop.seed": seed, "groups.seed": seed, "validation.share": 0}.items()
-    ]
-    subprocess.run([sys.executable, ROOT / "jobs" / "train.py", *options, *settings], check=True)  # the last one counts
+        options["label_names"] = data / "labels.parquet"
+    given = [f"--{option}={value}" for option, value in options.items()]
+    subprocess.run([sys.executable, ROOT / "jobs" / f"{name}.py", *given, *settings], check=True)  # the last one counts
 
 
 if __name__ == "__main__":

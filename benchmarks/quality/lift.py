@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from benchmarks.frame import verdict
 from benchmarks.inputs import DATA, require
 from benchmarks.quality._quality import DEPTH, ROOT, Method, collect, labels_of, ranking, score_ranking
-from benchmarks.quality.quality import JUDGED, OURS, SETS, methods
+from benchmarks.quality._tables import JUDGED, OURS
+from benchmarks.quality.quality import SETS, methods
 from xmc_ray.bundle.ensemble import Ensemble, Listed
 from xmc_ray.data.labels import IntArray, LabelIndex
 from xmc_ray.metrics.at_k import FloatArray, propensities
@@ -88,7 +89,7 @@ def rows(folder: Path, results: Path, method: Method, index: LabelIndex) -> Iter
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA, help="the folder that the data sets are in")
-    parser.add_argument("--results", type=Path, default=ROOT / "runs" / "peers-results", help="runs of quality")
+    parser.add_argument("--results", type=Path, default=ROOT / "runs" / "quality", help="runs of quality")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS, help="names of data sets in it")
     arguments = parser.parse_args()
     least, missing = dict.fromkeys(("with", "without"), float("inf")), 0

@@ -12,7 +12,8 @@ from pathlib import Path
 from benchmarks.frame import verdict
 from benchmarks.inputs import DATA, minilm, require
 from benchmarks.quality._quality import ENVIRONMENTS, ROOT, collect, peers, run
-from benchmarks.quality.quality import JUDGED, described, margins, recipes, table
+from benchmarks.quality._tables import JUDGED, compared, margins, table
+from benchmarks.quality.quality import recipes
 
 RESULTS = ROOT / "runs" / "quality-quick"
 SEED, LIMIT = 6088, 900
@@ -37,7 +38,7 @@ def main() -> None:
                 raise SystemExit(f"{method.name} failed on {set_}")
         runs = collect(data, RESULTS / set_, [peer.name, ours.name])
         points = margins(runs)
-        print(f"\n{set_}\n{table(runs)}\n{described(points)}\n", flush=True)
+        print(f"\n{set_}\n{table(runs)}\n\n{compared(runs)}\n", flush=True)
         least = min(least, *(points[name] for name in JUDGED))
     seconds = time.monotonic() - started
     figure = f"{least:+.2f} points at the worst of {', '.join(JUDGED)}, {seconds:.0f} s in all"

@@ -14,23 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.quality._levers import merged
-from benchmarks.quality._quality import PEERS, Method, collect, fresh, peers, ranking, run, score
-from benchmarks.quality.lift import reordered
-from benchmarks.quality.quality import (
-    SETS,
-    TOTAL,
-    described,
-    holding,
-    lacking,
-    margins,
-    methods,
-    page,
-    read,
-    recipes,
-    table,
-    unfinished,
-    write,
+from benchmarks.quality._quality import (
+    PEERS,
+    Method,
+    collect,
+    fresh,
+    made_of,
+    peers,
+    ranking,
+    run,
+    score,
+    stands,
 )
+from benchmarks.quality._record import FRESH, holding, read, unfinished, write
+from benchmarks.quality._tables import TOTAL, compared, lacking, margins, page, table
+from benchmarks.quality.auto import folder_of, title
+from benchmarks.quality.auto import methods as auto_methods
+from benchmarks.quality.lift import reordered
+from benchmarks.quality.quality import SETS, methods, recipes
 from xmc_ray.data.labels import LabelIndex
 
 COUNTER = """
@@ -97,6 +98,77 @@ def test_a_finished_run_is_kept_until_its_command_or_script_changes(method: Meth
     assert (tmp_path / "calls").read_text() == "xxxx"
     kept = json.loads((out / "run.json").read_text())
     assert kept["command"] == ["script.py", "--deeper"] and kept["model_bytes"] == 7 and kept["cpu_seconds"] >= 0
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A library of one file, of which `library` makes its digest."""
+    file = tmp_path / "library" / "one.py"
+    file.parent.mkdir()
+    file.write_text("one = 1\n")
+    monkeypatch.setattr("benchmarks.quality._quality.LIBRARY", file.parent)
+    return file
+
+
+@pytest.mark.parametrize(("same", "calls"), [((), "x"), (("library",), "xx"), (("library", "machine"), "xx")])
+def test_a_change_of_the_library_counts_where_a_benchmark_says_so(
+    method: Method, sources: Path, tmp_path: Path, same: tuple[str, ...], calls: str
+) -> None:
+    peer = replace(method, name="peer", environment="omikuji")
+    before = made_of(method, tmp_path), made_of(peer, tmp_path)
+    assert run(method, tmp_path, tmp_path / "one", same=same) and run(method, tmp_path, tmp_path / "one", same=same)
+    sources.write_text("one = 2\n")
+    assert run(method, tmp_path, tmp_path / "one", same=same)
+    assert (tmp_path / "calls").read_text() == calls
+    assert stands(before[0], method, tmp_path, same=same) == (not same) and stands(before[1], peer, tmp_path, same=same)
+
+
+def test_a_run_during_which_the_library_changed_is_none(method: Method, sources: Path, tmp_path: Path) -> None:
+    method.script.write_text(f"{WRITER}\npathlib.Path({str(sources)!r}).write_text('one = 3')")
+    assert not run(method, tmp_path, tmp_path / "one")
+    assert collect(tmp_path, tmp_path, ["one"])["one"]["failure"] == "ran while what it is made of changed"
+
+
+def test_a_row_of_another_machine_is_not_valid_where_all_must_be_of_one(method: Method, tmp_path: Path) -> None:
+    row = made_of(method, tmp_path) | {"machine": "another CPU, 2 cores"}
+    runs = {"one": {"costs": row}}
+    assert holding(runs, [method], tmp_path, ("library",)) == runs and unfinished(runs, [method], tmp_path, 1.0) == []
+    assert holding(runs, [method], tmp_path, ("machine",)) == {}
+    assert unfinished(runs, [method], tmp_path, 1.0, ("machine",)) == [method]
+
+
+def test_cpu_seconds_have_those_of_processes_that_are_too_short_to_be_seen(method: Method, tmp_path: Path) -> None:
+    work = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'sum(range(10**7))'])\n"
+    method.script.write_text(f"{work}{WRITER}")
+    assert run(method, tmp_path, tmp_path / "one")
+    assert json.loads((tmp_path / "one" / "run.json").read_text())["cpu_seconds"] > 0.1
+
+
+def test_a_title_is_what_comes_before_the_first_full_stop_or_line_break() -> None:
+    texts = ["Call. Phillip King. 1967", "a tool\nfor 3.5 things. It", "AMQP 1.0 client", ". nothing before", ""]
+    assert title(pa.array(texts)).to_pylist() == ["Call", "a tool", "AMQP 1.0 client", ". nothing before", ""]
+
+
+def test_a_set_of_titles_has_the_other_columns_and_names_of_its_set(tmp_path: Path) -> None:
+    data = tmp_path / "data" / "some"
+    data.mkdir(parents=True)
+    for split in ("train", "test"):
+        rows = {"id": [split], "text": [f"{split}. More"], "labels": pa.array([["a"]])}
+        pq.write_table(pa.table(rows), data / f"{split}.parquet")
+    pq.write_table(pa.table({"label": ["a"], "name": ["A"]}), data / "labels.parquet")
+    folder = folder_of("some-titles", data.parent, tmp_path / "made")
+    assert pq.read_table(folder / "test.parquet").to_pylist() == [{"id": "test", "text": "test", "labels": ["a"]}]
+    assert (folder / "labels.parquet").exists() and folder_of("some", data.parent, tmp_path / "made") == data
+
+
+def test_linear_peers_train_a_machine_a_label_where_labels_are_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.quality.auto.minilm", lambda: "encoder")
+    for n_labels, has_svc in (1_000, True), (1_001, False):
+        write_labels(tmp_path / "train.parquet", [[str(label)] for label in range(n_labels)])
+        ours, *others = auto_methods(tmp_path, 20.0, ["--search=0.3"])
+        assert ours.name == "xmc_ray-auto-20" and ours.options == ("--tune-minutes=20", "--search=0.3")
+        names = [other.name for other in others]
+        assert ("linear-svc" in names) == has_svc and "omikuji-bonsai-df2" in names and "xr-transformer" not in names
 
 
 def test_a_run_that_does_not_say_what_it_was_made_of_is_repeated(method: Method, tmp_path: Path) -> None:
@@ -168,8 +240,20 @@ def test_margins_are_those_of_our_ensemble_or_best_recipe_on_the_best_peer() -> 
     assert points == dict.fromkeys(TOTAL, 12.5)
     points = margins({"xmc_ray-a": result(0.75), "xmc_ray-ensemble-x2": result(0.5), **peers_runs})
     assert points == dict.fromkeys(TOTAL, -12.5)
-    assert margins(peers_runs) == {}
-    assert described({"P@1": 1.0, "P@3": -0.25}) == "Ahead of the best peer: P@1 +1.00. Behind: P@3 -0.25."
+    assert margins(peers_runs) == {} and margins({"xmc_ray-a": result(0.5)}) == {}
+
+
+def test_ours_is_compared_with_the_best_peer_of_each_figure() -> None:
+    low, high, ours = result(0.25), result(0.75), result(0.5)
+    high["total"] |= {"P@3": 0.125}
+    high["costs"] |= {"cpu_seconds": 30.0}
+    ours["costs"] |= {"peak_bytes": 2.5e6, "cpu_seconds": 6.0}
+    lines = compared({"low": low, "high": high, "xmc_ray-a": ours, "late": {"failure": "failed"}}).splitlines()
+    assert "| P@1 | 50.00 | 75.00 | high | -25.00 | behind |" in lines
+    assert "| P@3 | 50.00 | 25.00 | low | +25.00 | ahead |" in lines
+    assert "| CPU s | 6 | 3 | low | 2.00 times | behind |" in lines
+    assert "| peak MB | 2 | 5 | low | 0.50 times | ahead |" in lines
+    assert compared({"low": low}) == compared({"xmc_ray-a": ours}) == ""
 
 
 def test_a_verdict_wants_all_runs_but_those_of_peers_that_take_too_long() -> None:
@@ -196,8 +280,19 @@ def test_table_has_the_best_first_and_as_many_cells_a_row() -> None:
 def test_the_page_says_when_on_what_and_against_which_releases() -> None:
     text = page({"nothing": {}, "something": {"one": result(0.5)}})
     assert "Nothing is finished." in text and "not looked at" not in text
-    assert "the test split is not looked at" in page({}, is_fresh=True)
-    assert "Made on 2 cores, 2026-11-25. Peers: libmultilabel 0" in text and "libpecos 1" in text
+    assert FRESH in page({}, FRESH)
+    assert "Made from 2026-11-25. Commits: not recorded. Peers: libmultilabel 0" in text and "libpecos 1" in text
+
+
+def test_the_page_says_if_rows_are_of_several_machines_or_states_of_the_library() -> None:
+    old, new, peer = result(0.5), result(0.5), result(0.5)
+    new["costs"] |= {"library": "abc", "machine": "a CPU, 2 cores"}
+    peer["costs"] |= {"library": None, "machine": "a CPU, 2 cores"}
+    same = page({"set": {"xmc_ray-a": new, "peer": peer}})
+    assert "Machine: a CPU, 2 cores.\n" in same and "State of the library: abc.\n" in same
+    mixed = page({"set": {"xmc_ray-a": new, "xmc_ray-b": old}})
+    assert "Machine: a CPU, 2 cores; not recorded, 2 cores. Rows of more than one machine are not comparable" in mixed
+    assert "State of the library: abc; not recorded. Rows of more than one state of the library" in mixed
 
 
 @pytest.fixture
@@ -209,7 +304,7 @@ def row(method: Method, tmp_path: Path) -> dict[str, Any]:
 
 def test_a_record_keeps_rows_until_what_they_are_made_of_changes(method: Method, row: dict[str, Any], tmp_path: Path) -> None:
     late = {name: row["costs"][name] for name in ("command", "source")} | {"failure": "stopped after 2 minutes", "minutes": 2.0}
-    write(tmp_path / "quality.md", {"set": {"one": row, "late": late}}, False)
+    write(tmp_path / "quality.md", {"set": {"one": row, "late": late}})
     runs = read(tmp_path / "quality.jsonl")["set"]
     assert runs == {"one": row, "late": late} and read(tmp_path / "none.jsonl") == {}
     queue = [method, replace(method, name="late")]
@@ -221,7 +316,7 @@ def test_a_record_keeps_rows_until_what_they_are_made_of_changes(method: Method,
 
 
 def test_a_record_that_breaks_off_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "quality.md", {"set": {"one": result(0.5)}}, False)
+    write(tmp_path / "quality.md", {"set": {"one": result(0.5)}})
 
     def half(file: Path, text: str) -> None:
         file.write_bytes(text.encode()[: len(text) // 2])
@@ -229,7 +324,7 @@ def test_a_record_that_breaks_off_leaves_the_old_one(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(Path, "write_text", half)
     with pytest.raises(OSError, match="full"):
-        write(tmp_path / "quality.md", {"set": {"one": result(0.25)}}, False)
+        write(tmp_path / "quality.md", {"set": {"one": result(0.25)}})
     assert read(tmp_path / "quality.jsonl") == {"set": {"one": result(0.5)}}
 
 
