@@ -18,6 +18,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import ChainMap
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,7 +32,7 @@ from benchmarks.quality._tables import OURS
 
 SETS = ("tate", "debian-tags", "debian-deps", "hpo", "tate-titles", "debian-tags-titles")
 LINEAR = ("omikuji", "xr-linear", "linear-svc")
-FEW_LABELS, CORES = 1_000, 2
+FEW_LABELS, CORES, MINUTES = 1_000, 2, 20.0
 _TITLES = "-titles"
 _END_OF_TITLE = r"\. |\n"
 
@@ -76,18 +77,24 @@ def methods(data: Path, minutes: float, settings: list[str]) -> list[Method]:
 def main() -> None:
     parser = options(__doc__, "auto")
     parser.add_argument("--sets", nargs="+", default=list(SETS), help=f"of {', '.join(SETS)}, or others in --data")
-    parser.add_argument("--minutes", type=float, default=20.0, help="that the tuning job is given")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=MINUTES,
+        help="that the tuning job is given; results of others than 20 are called auto-<minutes>",
+    )
     parser.add_argument("--limit", type=float, default=90.0, help="minutes after which a run is ended")
     parser.add_argument("--peers-only", action="store_true", help="run no tuning job")
     given, settings = parser.parse_known_args()
     if given.peers_only:
         given.methods = list(LINEAR)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-    benchmark = Benchmark(name="auto", given=given, minutes=given.limit, same=("library",))
+    name = "auto" if given.minutes == MINUTES else f"auto-{given.minutes:g}"  # or one record would lose the rows of the other
+    benchmark = Benchmark(name=name, given=given, minutes=given.limit, same=("library",))
     folders = {set_: benchmark.folder(set_, folder_of(set_, given.data, benchmark.results / "made")) for set_ in given.sets}
     known = {set_: methods(folder, given.minutes, settings) for set_, folder in folders.items()}
-    others, own = (read(benchmark.record(name)) for name in ("quality", "auto"))
-    kept = own | {set_: others.get(set_, {}) | own.get(set_, {}) for set_ in folders}
+    own, others = read(benchmark.record(name)), [read(benchmark.record(other)) for other in ("auto", "quality")]
+    kept = own | {set_: dict(ChainMap(own.get(set_, {}), *(other.get(set_, {}) for other in others))) for set_ in folders}
     benchmark.measure(folders, known, kept)
 
 

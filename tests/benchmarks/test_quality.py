@@ -26,7 +26,7 @@ from benchmarks.quality._quality import (
     score,
     stands,
 )
-from benchmarks.quality._record import FRESH, holding, read, unfinished, write
+from benchmarks.quality._record import FRESH, Benchmark, holding, options, read, unfinished, write
 from benchmarks.quality._tables import TOTAL, compared, lacking, margins, page, table
 from benchmarks.quality.auto import folder_of, title
 from benchmarks.quality.auto import methods as auto_methods
@@ -87,8 +87,8 @@ def method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Method:
 
 def test_a_finished_run_is_kept_until_its_command_or_script_changes(method: Method, tmp_path: Path) -> None:
     out = tmp_path / "one"
-    for options, calls in ((), "x"), ((), "x"), (("--deeper",), "xx"), (("--deeper",), "xx"):
-        assert run(Method(method.name, method.script, options), tmp_path, out)
+    for extra, calls in ((), "x"), ((), "x"), (("--deeper",), "xx"), (("--deeper",), "xx"):
+        assert run(Method(method.name, method.script, extra), tmp_path, out)
         assert (tmp_path / "calls").read_text() == calls
     method.script.write_text(f"{WRITER}# changed\n")
     assert run(Method(method.name, method.script, ("--deeper",)), tmp_path, out)
@@ -374,3 +374,39 @@ def test_of_a_label_and_its_copy_the_higher_score_counts() -> None:
     assert ids.tolist() == [[1, 0, -1, -1, -1]] and np.allclose(scores, [[0.9, 0.7, 0, 0, 0]])
     scores, ids = merged(listed, 10)
     assert ids.tolist() == listed[1].tolist() and scores.tolist() == listed[0].tolist()
+
+
+SCORED = f"""{COUNTER}
+import pyarrow as pa, pyarrow.parquet as pq
+pq.write_table(pa.table({{"labels": [sys.argv[3].split(",")]}}), out / "predictions.parquet")
+(out / "costs.json").write_text(json.dumps({{"train_seconds": 1.0, "predict_seconds": 0.5, "model_bytes": 7}}))
+"""
+
+
+def test_a_benchmark_runs_what_has_no_row_and_compares_what_it_has(
+    method: Method, sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "results" / "auto.md"
+    for split in ("train", "test"):
+        write_labels(data / f"{split}.parquet", [["a"]])
+    method.script.write_text(SCORED)
+    known = {"set": [replace(method, name="xmc_ray-auto", options=("a",)), replace(method, name="peer", options=("b,a",))]}
+
+    def measure(*extra: str) -> str:
+        given = options(None, "auto").parse_args([f"--results={tmp_path / 'runs'}", f"--output={out}", *extra])
+        benchmark = Benchmark(name="auto", given=given, minutes=1.0, same=("library",))
+        benchmark.measure({"set": data}, known, read(benchmark.record("auto")))
+        calls = tmp_path / "runs" / "set" / "calls"
+        return calls.read_text() if calls.exists() else ""
+
+    assert measure("--score") == "" and "falls short" in capsys.readouterr().out
+    assert measure("--methods", "peer") == "x" and "nothing to compare yet" in capsys.readouterr().out
+    assert measure() == "xx" and measure() == "xx"
+    lines = capsys.readouterr().out.splitlines()
+    assert "| P@1 | 100.00 | 0.00 | peer | +100.00 | ahead |" in lines
+    assert lines[-1].startswith("auto: +0.00 points at the worst") and lines[-1].endswith("falls short")  # both know P@3
+    assert list(read(out.with_suffix(".jsonl"))["set"]) == ["peer", "xmc_ray-auto"] and "## set" in out.read_text()
+    sources.write_text("one = 2\n")
+    assert (
+        measure() == "xxxx" and measure("--again", "--methods", "peer") == "xxxxx"
+    )  # both run by this Python, so by the library
