@@ -113,12 +113,17 @@ def trained(request: pytest.FixtureRequest, fruit: Path, tiny_encoder: Path, mak
 
 @pytest.fixture(scope="session")
 def bundles(fruit: Path, trained: Path, other_encoder: Path, make_once: Callable[..., Path]) -> list[str]:
-    """The trained bundle, and one with another encoder and tokenizer, shorter texts and no groups, half trained."""
+    """The trained bundle, and one of another kind, half trained.
+
+    It has another encoder and tokenizer, shorter texts, no groups, a lexical branch and a linear ranker.
+    """
     import pyarrow.parquet as pq
 
     from xmc_ray.classifier import XMCClassifier
     from xmc_ray.data.groups import GroupsConfig
     from xmc_ray.model.encoder import EncoderConfig
+    from xmc_ray.model.lexical import LexicalConfig
+    from xmc_ray.model.linear import LinearConfig
     from xmc_ray.model.text import TextConfig
     from xmc_ray.training.fit import FitConfig
     from xmc_ray.training.loop import LoopConfig
@@ -129,6 +134,8 @@ def bundles(fruit: Path, trained: Path, other_encoder: Path, make_once: Callable
         encoder=EncoderConfig(name=str(other_encoder), feature_layers=2, pooling="mean"),
         text=TextConfig(max_tokens=8),
         groups=GroupsConfig(max_size=1),
+        lexical=LexicalConfig(width=8, columns=512, rarest=1),
+        linear=LinearConfig(candidates=8),
         optim=OptimConfig(encoder_lr=2e-3, head_lr=2e-2),
         loop=LoopConfig(epochs=2, batch_size=8),
     )

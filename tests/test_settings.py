@@ -22,6 +22,7 @@ from xmc_ray.metrics.drift import DriftConfig
 from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.model.lexical import LexicalConfig
 from xmc_ray.model.lightxml import ModelConfig
+from xmc_ray.model.linear import LinearConfig
 from xmc_ray.model.predict import PredictConfig
 from xmc_ray.model.text import TextConfig
 from xmc_ray.on_ray.evaluate import EvaluateConfig, EvaluationPoolConfig, GateConfig
@@ -78,6 +79,7 @@ BOUNDS: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
     },
     GroupsConfig: {"max_size": AT_LEAST_1, "features": AT_LEAST_1, "seed": AT_LEAST_0},
     LexicalConfig: {"width": AT_LEAST_0, "columns": AT_LEAST_1, "rarest": AT_LEAST_1},
+    LinearConfig: {"candidates": AT_LEAST_0, "cost": ABOVE_0, "smallest": NOT_NEGATIVE},
     LoopConfig: {
         "epochs": AT_LEAST_1,
         "minutes": ABOVE_0,

@@ -33,6 +33,7 @@ from xmc_ray.metrics.calibration import Calibration
 from xmc_ray.model.encoder import try_encoder
 from xmc_ray.model.lexical import term_weights
 from xmc_ray.model.predict import PredictConfig, arithmetic
+from xmc_ray.model.svm import train_linear
 from xmc_ray.model.text import Tokenizer
 from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, predictions_and_hits, rise, sample_loss, share_of_batches
 from xmc_ray.training.loop import Step, TrainState, train
@@ -105,6 +106,8 @@ class XMCClassifier:
             if on_step:
                 on_step(step)
         state.averager.keep(model.eval())
+        if config.linear.candidates:
+            model.linear = train_linear(model, documents, config.linear, config.loop.prediction)
         if risen := rise(untrained, sample_loss(model, documents, config.loop.prediction)):
             warnings.warn(risen, stacklevel=2)
         return cls(Bundle(model, tokenizer, index, groups, metrics={}), config.loop.prediction)

@@ -26,6 +26,7 @@ from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.model.lexical import LexicalConfig
 from xmc_ray.model.lightxml import LightXML, ModelConfig
+from xmc_ray.model.linear import LinearConfig
 from xmc_ray.model.predict import PredictConfig
 from xmc_ray.model.text import TextConfig, Tokenizer
 from xmc_ray.training.fit import FitConfig
@@ -37,11 +38,12 @@ TEXTS = [f"a {colour} {kind}" for _, colour, kind in LABELS]
 WORDS = st.lists(st.sampled_from(["a", "red", "Red,", "green", "apple", "apple.", "(plum)", "xyz", "..."]), max_size=7)
 
 
-def fitted(encoder: Path, layers: int | None, width: int, max_size: int) -> XMCClassifier:
+def fitted(encoder: Path, layers: int | None, width: int, max_size: int, candidates: int = 0) -> XMCClassifier:
     config = FitConfig(
         encoder=EncoderConfig(name=str(encoder), layers=layers, feature_layers=2, pooling="mean"),
         text=TextConfig(max_tokens=24),
         lexical=LexicalConfig(width=width, columns=512),
+        linear=LinearConfig(candidates=candidates),
         groups=GroupsConfig(max_size=max_size),
         model=ModelConfig(shortlist=2, bottleneck=16, dropout=0.1, lift=1.0),
         optim=OptimConfig(encoder_lr=2e-3, head_lr=2e-2),
@@ -53,11 +55,13 @@ def fitted(encoder: Path, layers: int | None, width: int, max_size: int) -> XMCC
 
 @pytest.fixture(scope="module")
 def classifiers(tiny_encoder: Path) -> dict[str, XMCClassifier]:
-    """What reads: a transformer, words and pairs, or both; with groups and without."""
+    """What reads: a transformer, words and pairs, or both; with groups and without, with a linear ranker and without."""
     return {
         "transformer in groups": fitted(tiny_encoder, 1, 0, 3),
         "words, flat": fitted(tiny_encoder, 0, 16, 1),
         "both in groups": fitted(tiny_encoder, 1, 16, 3),
+        "words, flat, with a linear ranker": fitted(tiny_encoder, 0, 16, 1, 20),
+        "words in groups, with a linear ranker": fitted(tiny_encoder, 0, 16, 3, 20),
     }
 
 
@@ -66,7 +70,13 @@ def ensemble(classifiers: dict[str, XMCClassifier]) -> XMCClassifier:
     return XMCClassifier(Ensemble([classifiers["transformer in groups"].bundle, classifiers["words, flat"].bundle]))
 
 
-KINDS_OF_MODEL = ["transformer in groups", "words, flat", "both in groups"]
+KINDS_OF_MODEL = [
+    "transformer in groups",
+    "words, flat",
+    "both in groups",
+    "words, flat, with a linear ranker",
+    "words in groups, with a linear ranker",
+]
 
 
 def scorer(classifier: XMCClassifier, label: str) -> Callable[[str], float]:
@@ -119,7 +129,7 @@ def test_the_path_agrees_with_predictions(kind: str, classifiers: dict[str, XMCC
         assert path.group_rank <= path.shortlist
         if not groups.flat:
             assert path.rank_score is not None
-            assert path.recall * path.rank_score == pytest.approx(score, abs=1e-5)
+            assert path.recall * path.rank_score * path.linear == pytest.approx(score, abs=1e-5)
             members = groups.label_GM[path.group]
             assert len(path.others) == (members >= 0).sum() - 1
             assert [other for _, other in path.others] == sorted((other for _, other in path.others), reverse=True)

@@ -27,6 +27,7 @@ from xmc_ray.metrics.at_k import propensities
 from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.model.lexical import LexicalConfig
 from xmc_ray.model.lightxml import ModelConfig
+from xmc_ray.model.linear import LinearConfig
 from xmc_ray.training.fit import FitConfig
 from xmc_ray.training.loop import LoopConfig
 from xmc_ray.training.optim import OptimConfig
@@ -38,10 +39,11 @@ OLD = [[label for label in row if label not in NEW] for row in LABELS]
 UNUSUAL = ["", "a blue text", "red"]
 
 
-def fitted(encoder: Path, layers: int | None, max_size: int) -> XMCClassifier:
+def fitted(encoder: Path, layers: int | None, max_size: int, candidates: int = 0) -> XMCClassifier:
     config = FitConfig(
         encoder=EncoderConfig(name=str(encoder), layers=layers, feature_layers=2, pooling="mean"),
         lexical=LexicalConfig(width=16, columns=512),
+        linear=LinearConfig(candidates=candidates),
         groups=GroupsConfig(max_size=max_size),
         model=ModelConfig(shortlist=9, bottleneck=16, dropout=0.1, lift=1.0),
         optim=OptimConfig(encoder_lr=2e-3, head_lr=2e-2),
@@ -50,9 +52,11 @@ def fitted(encoder: Path, layers: int | None, max_size: int) -> XMCClassifier:
     return XMCClassifier.fit(TEXTS, OLD, config=config, names={"red": "Redness"}, device="cpu")
 
 
-@pytest.fixture(scope="module", params=["words, flat", "words in groups", "both in groups"])
+@pytest.fixture(scope="module", params=["words, flat", "words in groups", "both in groups", "with a linear ranker"])
 def before(request: pytest.FixtureRequest, tiny_encoder: Path) -> XMCClassifier:
     """A classifier that has never seen two of the labels."""
+    if request.param == "with a linear ranker":
+        return fitted(tiny_encoder, 0, 3, candidates=20)
     layers, max_size = {"words, flat": (0, 1), "words in groups": (0, 3), "both in groups": (1, 3)}[request.param]
     return fitted(tiny_encoder, layers, max_size)
 

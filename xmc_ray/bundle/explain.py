@@ -33,7 +33,7 @@ from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.labels import IntArray, lists_from_rows, unique_in_rows
 from xmc_ray.data.reader import read_rows
 from xmc_ray.errors import printable
-from xmc_ray.model.predict import PredictConfig, arithmetic, features
+from xmc_ray.model.predict import PredictConfig, arithmetic, features, likelihoods
 from xmc_ray.settings import PositiveInt, Settings
 
 _SHOWN, _OTHERS, _WIDTH, _BAR = 12, 5, 100, 24  # words, labels of the group, columns of text, columns of the longest bar
@@ -71,7 +71,8 @@ class Word(NamedTuple):
 class Path:
     """How the label fared in one model. Ranks count from 1; ``others`` are the best other labels of the group, with scores.
 
-    ``score`` = ``recall`` x ``rank_score``; in flat mode ``recall`` is the score, and the last three are empty.
+    ``score`` = ``recall`` x ``rank_score`` x ``linear``, the linear ranker's factor, 1 without one. In flat mode the last three
+    are empty, and the score is recall x linear.
     """
 
     bundle: str
@@ -81,6 +82,7 @@ class Path:
     group: int
     group_rank: int
     shortlist: int
+    linear: float = 1.0
     rank_score: float | None = None
     rank_in_group: int | None = None
     others: tuple[tuple[str, float], ...] = ()
@@ -183,8 +185,12 @@ def explain(
         variants, variant_W = without_each_word(bundle, text, word_C, len(forms))
         features_VF = features(bundle.model, variants, config)
         on_device_VF = features_VF.to(bundle.model.recall.weight.device)
-        paths.append(_path(bundle, on_device_VF[:1], label_id))
-        odds.append(bundle.model.log_odds(on_device_VF, label_id).cpu()[variant_W])
+        likelihood_L = likelihoods(bundle.model, variants[:1], np.arange(len(bundle.labels)))[0]
+        paths.append(_path(bundle, on_device_VF[:1], label_id, likelihood_L))
+        likelihood_V = None
+        if bundle.model.linear is not None:
+            likelihood_V = likelihoods(bundle.model, variants, np.array([label_id]))[:, 0].to(on_device_VF.device)
+        odds.append(bundle.model.log_odds(on_device_VF, label_id, likelihood_V).cpu()[variant_W])
         is_read.append(variant_W[1:-1] > 0)
         queries.append(features_VF[0])
     odds_W = torch.stack(odds).mean(0)
@@ -252,16 +258,19 @@ def without_each_word(bundle: Bundle, text: str, word_C: IntArray, n_words: int)
 # -- scores --------------------------------------------------------------------------------------------------------------
 
 
-def _path(bundle: Bundle, features_1F: Tensor, label: int) -> Path:
+def _path(bundle: Bundle, features_1F: Tensor, label: int, likelihood_L: Tensor) -> Path:
     model, group, slot = bundle.model, int(bundle.groups.group_L[label]), int(bundle.groups.slot_L[label])
     recall_1G, rank_1GM = model.probabilities(features_1F)
-    recall_G = recall_1G[0].cpu()
+    recall_G, linear = recall_1G[0].cpu(), float(likelihood_L[label])
     recall, group_rank = float(recall_G[group]), _rank(recall_G, group)
     if rank_1GM is None:
-        return Path(bundle.fingerprint, recall, group_rank, recall, group, group_rank, len(recall_G))
+        score_G = recall_G * likelihood_L[bundle.groups.label_GM[:, 0]]
+        score, rank = float(score_G[group]), _rank(score_G, group)
+        return Path(bundle.fingerprint, score, rank, recall, group, group_rank, len(recall_G), linear)
     rank_GM = rank_1GM[0].cpu()
-    score_GM = rank_GM * recall_G[:, None]
     members = bundle.groups.label_GM[group]
+    label_GM = F.pad(torch.from_numpy(bundle.groups.label_GM), (0, rank_GM.shape[1] - len(members)), value=-1)
+    score_GM = rank_GM * recall_G[:, None] * likelihood_L[label_GM]
     best = [int(place) for place in score_GM[group].argsort(descending=True) if place != slot and score_GM[group, place] > 0]
     return Path(
         bundle.fingerprint,
@@ -271,6 +280,7 @@ def _path(bundle: Bundle, features_1F: Tensor, label: int) -> Path:
         group,
         group_rank,
         model.shortlist,
+        linear,
         float(rank_GM[group, slot]),
         _rank(rank_GM[group], slot),
         tuple((bundle.labels.labels[members[place]].as_py(), float(score_GM[group, place])) for place in best[:_OTHERS]),
@@ -315,11 +325,13 @@ def _calibration_note(ensemble: Ensemble, config: PredictConfig) -> list[str]:
 
 def _path_lines(path: Path, n_labels: int) -> list[str]:
     bundle, rank = f"bundle {path.bundle or '(not saved)'}: ", f"rank {path.rank:,} of {n_labels:,} labels"
+    linear = "" if path.linear == 1 else f" x linear {path.linear:.4f}"
     if path.rank_score is None:
-        return [f"{bundle}score {path.score:.4f}, {rank}; flat: the label has no group"]
+        factors = f" = recall {path.recall:.4f}{linear}" if linear else ""
+        return [f"{bundle}score {path.score:.4f}{factors}, {rank}; flat: the label has no group"]
     others = ", ".join(f"{label} {score:.3f}" for label, score in path.others) or "none"
     return [
-        f"{bundle}score {path.score:.4f} = recall {path.recall:.4f} x rank {path.rank_score:.4f}, {rank}",
+        f"{bundle}score {path.score:.4f} = recall {path.recall:.4f} x rank {path.rank_score:.4f}{linear}, {rank}",
         f"    recall: group {path.group} has rank {path.group_rank:,}; the first {path.shortlist:,} groups are shortlisted",
         f"    rank: {path.rank_in_group} in the group; others in it: {others}",
     ]

@@ -36,7 +36,9 @@ from xmc_ray.data.rejects import MAX_REJECT_SHARE
 from xmc_ray.errors import DataError
 from xmc_ray.metrics.at_k import band_rows
 from xmc_ray.model.lightxml import LightXML
+from xmc_ray.model.linear import LinearConfig, LinearRanker
 from xmc_ray.model.predict import PredictConfig, features
+from xmc_ray.model.svm import Weights, examples_of, ranker_of, solved
 from xmc_ray.settings import Settings, Share
 from xmc_ray.storage.places import check_apart, check_writable
 
@@ -123,15 +125,17 @@ def extend(
         raise DataError("nothing to add", found=f"{len(lists)} documents, no new label", way_out="give documents of new labels")
     ids = labels.encode(lists)
     y_DN = label_incidence(ids, len(labels))[:, n_old:]
-    x_DF, name_NF = (
-        features(bundle.model, bundle.tokenizer.encode(part)[0], prediction)
-        for part in (texts, _texts(labels, np.arange(n_old, len(labels))))
-    )
+    tokens = bundle.tokenizer.encode(texts)[0]
+    names_of_new = bundle.tokenizer.encode(_texts(labels, np.arange(n_old, len(labels))))[0]
+    x_DF, name_NF = (features(bundle.model, part, prediction) for part in (tokens, names_of_new))
     new = Extension(labels, x_DF, y_DN, name_NF)
     groups = bundle.groups if not n_new else _extended_groups(bundle, new, config)
     model = _grown(bundle.model, groups, labels)
     if n_new:
         _fit_new_rows(bundle, model, groups, new, config, prediction)
+    if (ranker := bundle.model.linear) is not None:
+        documents = pa.table({"tokens": tokens, "labels": ids})
+        model.linear = _extended_ranker(ranker, model, documents, prediction) if n_new else ranker
     model.disable(deprecated)
     counts = {"labels from documents": int((labels.counts[n_old:] > 0).sum()), "deprecated": len(deprecated)}
     counts["labels from names alone"] = n_new - counts["labels from documents"]
@@ -285,6 +289,16 @@ def _fit_new_rows(
     rows = new_rows(x_DH, new.y_DN.tocsc(), pairs, name_NH, known, population, config)
     for target, values in zip((model.table.weight, model.table.bias), rows, strict=True):
         target[added] = values.to(target)
+
+
+def _extended_ranker(old: LinearRanker, model: LightXML, documents: pa.Table, prediction: PredictConfig) -> LinearRanker:
+    """A ranker that also knows the labels that ``model`` has on top of ``old``'s, from these ``documents``."""
+    config = LinearConfig(candidates=old.candidates)
+    examples = examples_of(model, documents, config, prediction)
+    new = solved(examples, range(len(old.bias_L), len(model.group_L)), config, torch.get_num_threads())
+    sizes = old.start_L1.diff().cpu().numpy()
+    before = Weights(sizes, *(part.cpu().numpy() for part in (old.column_W, old.weight_W, old.bias_L)))
+    return ranker_of([before, new], config).to(old.bias_L.device)
 
 
 def _narrow(model: LightXML, x_DF: Tensor) -> Tensor:

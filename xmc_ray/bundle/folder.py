@@ -2,7 +2,7 @@
 
     config.json          format, shapes, settings, and size and digest of every other file; written last: a folder without
                          it, or with a file that does not match it, is not a bundle
-    model.safetensors    all weights, and the lift of each group if there is one
+    model.safetensors    all weights, those of the linear ranker too, and the lift of each group if there is one
     encoder/config.json  the transformer's own config
     tokenizer.json ...   the tokenizer
     labels.parquet       label, name, count, group, threshold; row = id
@@ -39,6 +39,7 @@ from xmc_ray.metrics.calibration import DEFAULT_PRECISION, Calibration
 from xmc_ray.model.encoder import load_empty_encoder
 from xmc_ray.model.lexical import LexicalBranch
 from xmc_ray.model.lightxml import LightXML, ModelConfig
+from xmc_ray.model.linear import ARRAYS, LinearRanker
 from xmc_ray.model.text import Tokenizer
 from xmc_ray.storage import folders
 
@@ -154,6 +155,9 @@ def _open(folder: Path, uri: str) -> Bundle:
     with torch.device("meta"):  # shapes without memory
         lexical = LexicalBranch(state["lexical.weight_F"], settings["lexical"]["width"]) if settings["lexical"] else None
         model = LightXML(encoder, groups, ModelConfig(**settings["model"]), lexical=lexical)
+    if settings.get("linear"):  # bundles of before it was there have none
+        start_L1, column_W, weight_W, bias_L = (state[f"linear.{name}"] for name in ARRAYS)
+        model.linear = LinearRanker(start_L1, column_W, weight_W, bias_L, settings["linear"]["candidates"])
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
@@ -277,7 +281,7 @@ def _write_parts(bundle: Bundle, folder: Path) -> None:
 
 
 def _settings(bundle: Bundle) -> dict[str, Any]:
-    encoder, lexical = bundle.model.encoder, bundle.model.lexical
+    encoder, lexical, linear = bundle.model.encoder, bundle.model.lexical, bundle.model.linear
     read = ("feature_layers", "pooling", "max_tokens")
     return {
         "xmc_ray_format": FORMAT,
@@ -287,6 +291,7 @@ def _settings(bundle: Bundle) -> dict[str, Any]:
         "max_tokens": bundle.tokenizer.max_tokens,
         "encoder": None if encoder is None else {name: getattr(encoder, name) for name in read},
         "lexical": None if lexical is None else {"columns": len(lexical.weight_F), "width": lexical.width},
+        "linear": None if linear is None else {"candidates": linear.candidates},
         "model": dataclasses.asdict(bundle.model.config),
         CALIBRATED_BY: None if bundle.calibration is None else bundle.calibration.arithmetic,
     }
@@ -311,5 +316,6 @@ def _card(bundle: Bundle) -> str:
         lexical=bundle.model.lexical,
         longest=bundle.tokenizer.max_tokens,
         weights=sum(parameter.numel() for parameter in bundle.model.parameters()),
+        linear=bundle.model.linear,
         changes=changes,
     )

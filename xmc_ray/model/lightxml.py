@@ -7,7 +7,8 @@
     score    = sigmoid(ranking) * sigmoid(recall of the label's group + lift of the group)
 
 In flat mode every group is one label: recall scores the labels themselves and there is no ranking stage. The lift, which is
-higher for rare labels, is not in the paper; it is 0 by default (decision 0016).
+higher for rare labels, is not in the paper; it is 0 by default (decision 0016). Neither is the linear ranker, which multiplies
+the score by a third factor once training has ended (`model.linear`).
 
 Letters: B documents, F features, G groups, K shortlisted groups, M places in a group, H bottleneck, P true pairs.
 """
@@ -26,6 +27,7 @@ from xmc_ray.errors import ConfigError
 from xmc_ray.metrics.at_k import propensities
 from xmc_ray.model.encoder import TextEncoder
 from xmc_ray.model.lexical import LexicalBranch
+from xmc_ray.model.linear import LinearRanker
 from xmc_ray.model.ranking import ALIGNMENT, LabelTable
 from xmc_ray.model.recall import RecallHead
 from xmc_ray.model.sharding import Exchange, OwnedRows
@@ -116,6 +118,7 @@ class LightXML(nn.Module):
         self.exchange = exchange or Exchange()
         self.shortlist = min(config.shortlist, len(groups))
         self.encoder, self.lexical = encoder, lexical
+        self.linear: LinearRanker | None = None
         self.width = sum(part.width for part in (encoder, lexical) if part is not None)
         if not self.width:
             raise ConfigError(
@@ -207,8 +210,18 @@ class LightXML(nn.Module):
         best labels score highest; and no label scores higher than its group, so only groups matter whose recall exceeds the
         last score of grouped scoring: few of them where recall is confident, all in the worst case.
 
-        With several workers all must call it; each gets the results of all documents, in order of rank.
+        With several workers all must call it; each gets the results of all documents, in order of rank. A model with a linear
+        ranker predicts in a single process.
         """
+        if self.linear is None or self.lexical is None:
+            return self._first(batch, k, scoring)
+        first = self._first(batch, max(k, self.linear.candidates), scoring)
+        terms = self.lexical.terms(batch.tokens_BT, batch.mask_BT)
+        score_Bk, label_Bk = self.linear.reordered(terms, len(self.lexical.weight_F), *first)
+        return Ranked(score_Bk[:, :k], label_Bk[:, :k])
+
+    def _first(self, batch: Batch, k: int, scoring: Scoring) -> Ranked:
+        """The ``k`` best labels by recall and rank."""
         features_bF = self.features(batch) if len(batch) else self.recall.weight.new_zeros(0, self.width)
         features_BF, _, _ = self._gathered(features_bF, batch)
         recall_Bg = self.recall.logits(features_BF)
@@ -239,16 +252,23 @@ class LightXML(nn.Module):
         return recall_BG, self.table.predict(self.bottleneck(features_BF), every_BG)
 
     @torch.no_grad()
-    def log_odds(self, features_BF: Tensor, label: int) -> Tensor:
-        """float64[B]: log(p / (1 - p)) of the score p of ``label`` for documents of these features; -inf if it is disabled."""
+    def log_odds(self, features_BF: Tensor, label: int, likelihood_B: Tensor | None = None) -> Tensor:
+        """float64[B]: log(p / (1 - p)) of the score p of ``label`` for documents of these features; -inf if it is disabled.
+
+        ``likelihood_B``: the linear ranker's factor, if the model has a ranker.
+        """
         group = int(self.group_L[label])
         recall_B = features_BF.double() @ self.recall.weight[group].double() + self.recall.lifted_bias[group].double()
-        if self.table is None or self.bottleneck is None:
+        log_p_B = F.logsigmoid(recall_B)
+        if self.table is not None and self.bottleneck is not None:
+            row = group, int(self.table.slot_L[label])
+            rank_B = self.bottleneck(features_BF).double() @ self.table.weight[row].double() + self.table.bias[row].double()
+            log_p_B = log_p_B + F.logsigmoid(rank_B)
+        elif likelihood_B is None:
             return recall_B
-        row = group, int(self.table.slot_L[label])
-        rank_B = self.bottleneck(features_BF).double() @ self.table.weight[row].double() + self.table.bias[row].double()
-        # p = sigmoid(recall) sigmoid(rank); expm1 gives 1 - p without the rounding of p
-        log_p_B = (F.logsigmoid(recall_B) + F.logsigmoid(rank_B)).clamp(max=-1e-300)
+        if likelihood_B is not None:
+            log_p_B = log_p_B + likelihood_B.double().log()
+        log_p_B = log_p_B.clamp(max=-1e-300)  # expm1 gives 1 - p without the rounding of p
         return log_p_B - torch.log(-torch.expm1(log_p_B))
 
     @torch.no_grad()

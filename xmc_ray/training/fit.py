@@ -11,12 +11,13 @@ import torch
 from xmc_ray.data.epochs import CHUNK, EpochPlan
 from xmc_ray.data.groups import GroupsConfig, LabelGroups
 from xmc_ray.data.labels import IntArray, LabelIndex, list_lengths
-from xmc_ray.errors import ModelError
+from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.metrics.at_k import find_hits
 from xmc_ray.metrics.calibration import DEPTH
 from xmc_ray.model.encoder import EncoderConfig, build_encoder
 from xmc_ray.model.lexical import LexicalBranch, LexicalConfig
 from xmc_ray.model.lightxml import LightXML, ModelConfig
+from xmc_ray.model.linear import LinearConfig
 from xmc_ray.model.predict import PredictConfig, mean_loss, predict
 from xmc_ray.model.sharding import Exchange
 from xmc_ray.model.text import Batch, TextConfig, Tokenizer, make_batch
@@ -36,6 +37,7 @@ class FitConfig(Settings):
     groups: GroupsConfig = field(default_factory=GroupsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     lexical: LexicalConfig = field(default_factory=LexicalConfig)
+    linear: LinearConfig = field(default_factory=LinearConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
@@ -52,8 +54,11 @@ def build_model(
     """An untrained model on ``device``: pretrained encoder, random heads with biases from the label counts.
 
     ``weight_F`` are the `lexical.term_weights` of the training documents, for a model with a lexical branch. Weights depend on
-    the seed and are the same in every process.
+    the seed and are the same in every process. Raises ConfigError for a linear ranker without a lexical branch.
     """
+    if config.linear.candidates and not config.lexical.width:
+        what, found = "the linear ranker reads the terms of the lexical branch", "lexical.width = 0"
+        raise ConfigError(what, found=found, way_out="give lexical.width a number above 0, or set linear.candidates to 0")
     torch.manual_seed(config.loop.seed)
     heads = config.model
     if heads.table == "auto":

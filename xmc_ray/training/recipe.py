@@ -13,6 +13,7 @@ from xmc_ray.errors import ConfigError
 from xmc_ray.model.encoder import EncoderConfig, check_encoder, try_encoder
 from xmc_ray.model.lexical import LexicalConfig
 from xmc_ray.model.lightxml import ModelConfig
+from xmc_ray.model.linear import LinearConfig
 from xmc_ray.model.text import TextConfig, Tokenizer
 from xmc_ray.settings import difference, fixed_settings
 from xmc_ray.training.fit import FitConfig
@@ -104,6 +105,7 @@ def _words(profile: Profile, config: FitConfig, frequent: bool) -> FitConfig:
             config,
             encoder=replace(config.encoder, layers=0),
             lexical=_lexical(profile, frequent),
+            linear=LinearConfig(candidates=25),
             model=ModelConfig(dropout=0.3 if few or profile.labels > 20_000 else 0.5, lift=1.0),
             optim=_rates(optim, frequent),
             loop=replace(config.loop, batch_size=batch_size, epochs=_passes("words", profile, batch_size)),

@@ -51,7 +51,7 @@ class Tokens:
 @pytest.fixture(autouse=True)
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The documents are predicted in this process instead of by a task; `test_job_end_to_end` has one."""
-    monkeypatch.setattr(export, "_ask_a_worker", predict_held_out)
+    monkeypatch.setattr(export, "_ask_a_worker", lambda config, work, *arguments: work(*arguments))
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_calibration_is_fitted_on_the_resources_of_a_worker(config: TrainConfig,
     monkeypatch.setattr(ray, "get", lambda arguments: arguments)
     monkeypatch.setattr(export, "make_room", lambda *wanted: asked.update(room=wanted))
     config = replace(config, workers=WorkersConfig(count=2, gpu=True, cpus=3, threads=1, patience=5))
-    assert export._ask_a_worker("saved", config, "prepared") == ("saved", config, "prepared")
+    assert export._ask_a_worker(config, predict_held_out, "saved", "prepared") == ("saved", "prepared")
     assert asked == {"num_cpus": 3, "num_gpus": 1, "room": ("workers", 1, {"CPU": 3.0, "GPU": 1.0}, 5)}
     threads = torch.get_num_threads()
     assert export.settle(config.workers).type == "cuda" and torch.get_num_threads() == 1

@@ -46,10 +46,15 @@ def test_one_worker_learns_and_leaves_a_run_folder(trained: Path) -> None:
 
 
 def test_two_workers_on_object_storage(fruit: Path, tiny_encoder: Path, s3: S3, trained: Path) -> None:
-    uri = s3.uri("runs/two")
-    bundle = train(fruit, os.path.relpath(tiny_encoder), uri, "--workers.count=2")
-    (tags,) = XMCClassifier.load(bundle).predict(["a yellow grape"], k=3)
+    """With a linear ranker, half of whose labels each of them solves."""
+    ranked = "--lexical.width=8", "--lexical.columns=512", "--linear.candidates=5"
+    bundle = train(fruit, os.path.relpath(tiny_encoder), s3.uri("runs/two"), "--workers.count=2", *ranked)
+    classifier = XMCClassifier.load(bundle)
+    (tags,) = classifier.predict(["a yellow grape"], k=3)
     assert {label for label, _ in tags} == {"fruit", "yellow", "grape"}
+    linear, metrics = classifier.bundle.model.linear, classifier.bundle.metrics
+    assert linear is not None and linear.candidates == 5 and (linear.start_L1.diff() > 0).all()
+    assert metrics["P@1"] > 0.9 and classifier.bundle.calibration is not None
 
 
 def test_without_held_out_documents_there_is_no_calibration(fruit: Path, tiny_encoder: Path, tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ are predicted by a task with the resources and the settings of a training worker
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import ray
 import torch
@@ -16,10 +18,14 @@ import torch
 from xmc_ray import storage
 from xmc_ray.bundle.folder import MARKER, Bundle, save_bundle
 from xmc_ray.command import to_toml
+from xmc_ray.data.labels import IntArray
 from xmc_ray.errors import ModelError
+from xmc_ray.metrics.at_k import Metrics
 from xmc_ray.metrics.calibration import Calibration, Predictions, calibration_metrics, cross_fitted
 from xmc_ray.model.lightxml import LightXML
-from xmc_ray.model.predict import arithmetic
+from xmc_ray.model.linear import LinearRanker
+from xmc_ray.model.predict import arithmetic, predict
+from xmc_ray.model.svm import Examples, Weights, examples_of, joined, ranker_of, solved
 from xmc_ray.on_ray.session import make_room
 from xmc_ray.on_ray.train.config import TrainConfig, WorkersConfig
 from xmc_ray.on_ray.train.journal import say
@@ -27,6 +33,8 @@ from xmc_ray.on_ray.train.prepare import Prepared
 from xmc_ray.training.checkpoint import Saved, best, find, restore
 from xmc_ray.training.fit import build_model, predictions_and_hits
 from xmc_ray.training.loop import TrainState
+
+T = TypeVar("T")
 
 _MOST = 16_384  # documents for calibration
 
@@ -42,9 +50,12 @@ def keep_best(config: TrainConfig, prepared: Prepared, confirm: Callable[[], Non
     if not saved:
         raise ModelError("training has left no checkpoint", where=checkpoints)
     chosen = (best(saved) or saved)[0]
-    calibration, measured = _calibration(chosen, config, prepared)
-    model = _model_of(chosen, config, prepared).eval()
+    ranker = _linear_ranker(chosen, config, prepared) if config.linear.candidates else None
+    calibration, measured = _calibration(chosen, config, prepared, ranker)
+    model = _model_of(chosen, config, prepared, ranker).eval()
     metrics: dict[str, Any] = dict(chosen.metrics) | {"step": chosen.step, "calibration": measured}
+    if ranker is not None and prepared.counts["validation"]:  # the checkpoint's are of the model without it
+        metrics |= _ask_a_worker(config, validated, chosen, config, prepared, ranker)
     metrics["documents"] = {name: count for name, count in prepared.counts.items() if count}
     parts = prepared.tokenizer, prepared.labels, prepared.groups
     bundle = Bundle(model, *parts, metrics=metrics, run_toml=to_toml(config), calibration=calibration)
@@ -53,7 +64,7 @@ def keep_best(config: TrainConfig, prepared: Prepared, confirm: Callable[[], Non
     return save_bundle(bundle, uri, confirm)
 
 
-def _model_of(saved: Saved, config: TrainConfig, prepared: Prepared) -> LightXML:
+def _model_of(saved: Saved, config: TrainConfig, prepared: Prepared, ranker: LinearRanker | None = None) -> LightXML:
     heads = config.model
     if heads.table == "auto":  # as on the workers
         heads = replace(heads, table="bfloat16" if config.workers.gpu else "float32")
@@ -62,29 +73,73 @@ def _model_of(saved: Saved, config: TrainConfig, prepared: Prepared) -> LightXML
     state = TrainState.start(model, config.optim)
     restore(state, saved)
     state.averager.keep(model)
+    model.linear = ranker
     return model
 
 
-def _calibration(saved: Saved, config: TrainConfig, prepared: Prepared) -> tuple[Calibration | None, dict[str, Any]]:
+def _linear_ranker(saved: Saved, config: TrainConfig, prepared: Prepared) -> LinearRanker:
+    """The linear ranker of a checkpoint's model, by tasks as large as workers: some documents each, then some labels each."""
+    workers = config.workers
+    say(f"training the linear ranker on {prepared.counts['train']:,} documents")
+    make_room("workers", 1, workers.needs, workers.patience)
+    take: Any = ray.remote(take_examples).options(**workers.resources)
+    solve: Any = ray.remote(solve_labels).options(**workers.resources)
+    shared = ray.put((saved, config, prepared))
+    parts = np.array_split(np.arange(prepared.tokens.n_chunks("train")), workers.count)
+    examples = [take.remote(shared, chunks) for chunks in parts if len(chunks)]
+    cuts = np.linspace(0, len(prepared.labels), workers.count + 1).astype(int).tolist()
+    solved_parts = [solve.remote(config, range(first, end), *examples) for first, end in pairwise(cuts)]
+    return ranker_of(ray.get(solved_parts), config.linear)
+
+
+def take_examples(shared: tuple[Saved, TrainConfig, Prepared], chunks: IntArray) -> Examples:
+    """What the linear ranker learns from the documents in ``chunks`` of the training split."""
+    saved, config, prepared = shared
+    device = settle(config.workers)
+    model = _model_of(saved, config, prepared).to(device)
+    documents = prepared.tokens.chunks("train", chunks)
+    return joined([examples_of(model, chunk, config.linear, config.loop.prediction) for chunk in documents])
+
+
+def solve_labels(config: TrainConfig, labels: range, *examples: Examples) -> Weights:
+    """The linear ranker's weights of some labels."""
+    settle(config.workers)
+    return solved(joined(examples), labels, config.linear, torch.get_num_threads())
+
+
+def validated(saved: Saved, config: TrainConfig, prepared: Prepared, ranker: LinearRanker) -> dict[str, float]:
+    """The metrics in validation of a checkpoint's model with its linear ranker."""
+    model, metrics = _model_of(saved, config, prepared, ranker), Metrics(prepared.labels.counts, prepared.labels.n_documents)
+    model.to(settle(config.workers))
+    for chunk in prepared.tokens.chunks("validation"):
+        tokens, truth = (chunk[name].combine_chunks() for name in ("tokens", "labels"))
+        metrics.update(predict(model, tokens, max(metrics.ks), config.loop.prediction)[1], truth)
+    return {name: value for name, value in metrics.result()["total"].items() if isinstance(value, float)}
+
+
+def _calibration(
+    saved: Saved, config: TrainConfig, prepared: Prepared, ranker: LinearRanker | None
+) -> tuple[Calibration | None, dict[str, Any]]:
     """The calibration and its entry in `metrics.json`; no calibration without held-out documents."""
     if not len(prepared.tokens.some("calibration", _MOST)):
         return None, {"documents": 0, "predictions": 0}
-    predicted, by = _ask_a_worker(saved, config, prepared)
+    predicted, by = _ask_a_worker(config, predict_held_out, saved, config, prepared, ranker)
     calibration = Calibration.of(*predicted, prepared.labels.counts, by)
     counts = {"documents": len(predicted[0]), "predictions": len(calibration), "bands": calibration.sizes(), "arithmetic": by}
     return calibration, counts | calibration_metrics(calibration, cross_fitted(predicted, prepared.labels.counts))
 
 
-def _ask_a_worker(saved: Saved, config: TrainConfig, prepared: Prepared) -> tuple[Predictions, str]:
-    """`predict_held_out` on the resources of a worker."""
+def _ask_a_worker(config: TrainConfig, function: Callable[..., T], *arguments: Any) -> T:
+    """What ``function`` returns on the resources of a worker."""
     workers = config.workers
     make_room("workers", 1, workers.needs, workers.patience)
-    task = ray.remote(predict_held_out).options(**workers.resources)
-    answer: tuple[Predictions, str] = ray.get(task.remote(saved, config, prepared))
+    answer: T = ray.get(ray.remote(function).options(**workers.resources).remote(*arguments))
     return answer
 
 
-def predict_held_out(saved: Saved, config: TrainConfig, prepared: Prepared) -> tuple[Predictions, str]:
+def predict_held_out(
+    saved: Saved, config: TrainConfig, prepared: Prepared, ranker: LinearRanker | None = None
+) -> tuple[Predictions, str]:
     """Predictions of documents held out for calibration by the model of a checkpoint, and their arithmetic.
 
     In the precision of training, on the device of a worker.
@@ -92,7 +147,7 @@ def predict_held_out(saved: Saved, config: TrainConfig, prepared: Prepared) -> t
     device, tokens = settle(config.workers), prepared.tokens
     table = pa.concat_tables(tokens.chunks("calibration", tokens.some("calibration", _MOST)))
     documents, truth = (table[name].combine_chunks() for name in ("tokens", "labels"))
-    model, prediction = _model_of(saved, config, prepared).to(device), config.loop.prediction
+    model, prediction = _model_of(saved, config, prepared, ranker).to(device), config.loop.prediction
     predicted = predictions_and_hits(model, documents, truth, len(prepared.labels), prediction)
     return predicted, arithmetic(prediction.precision, device)
 

@@ -1,0 +1,192 @@
+"""Support vector machines: trains the linear ranker (`model.linear`) of a model that is trained, one machine for each label.
+
+    minimise over w, b:  (|w|^2 + b^2) / 2 + C sum over examples of max(0, 1 - y z)^2             z = w . x + b
+
+The examples of a label are the documents that have it (y = 1), and those that do not, but have it among the model's first
+candidates (y = -1), since it is among those that it will be ranked (the matcher-aware negatives of PECOS, Yu et al. 2022,
+section 4.3). So work grows with documents times candidates, not with documents times labels. Each problem is solved by dual
+coordinate descent with shrinking (Hsieh et al. 2008, algorithm 3), in an order of examples that depends on the label alone.
+
+Labels do not depend on each other: any of them can be solved anywhere, from the `Examples` of all documents.
+
+Letters: D documents, F columns, L labels, N candidates, E examples of all labels, W non-zero weights.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from scipy import sparse
+
+from xmc_ray.data.groups import label_incidence, tfidf
+from xmc_ray.data.terms import count_terms
+from xmc_ray.model.lightxml import LightXML
+from xmc_ray.model.linear import Floats, Ints, LinearConfig, LinearRanker, Longs
+from xmc_ray.model.predict import PredictConfig, predict
+
+_PASSES, _TOLERANCE = 20, 0.1  # as in linear trees: more of either changes next to no prediction
+_DEPTH = 4  # times the candidates are learned from: those behind show what a wrong label looks like
+_PARTS = 8  # of a thread's labels: they differ in work
+
+
+class Examples(NamedTuple):
+    """What the classifiers learn from; 8 bytes a term and 4 a candidate.
+
+    ``x_DF``: float32, the weights of terms, rows of Euclidean norm 1; ``kind_DL``: int8, 1 for a label that is among the
+    candidates of a document, and 2 or 3 for one that the document has.
+    """
+
+    x_DF: sparse.csr_array
+    kind_DL: sparse.csr_array
+
+
+class Weights(NamedTuple):
+    """Classifiers of some labels, one after the other: ``size_L`` weights of each, and `LinearRanker`'s other arrays."""
+
+    size_L: Longs
+    column_W: Ints
+    weight_W: Floats
+    bias_L: Floats
+
+
+def train_linear(model: LightXML, documents: pa.Table, config: LinearConfig, prediction: PredictConfig) -> LinearRanker:
+    """A ranker for ``model``, of training ``documents`` with columns ``tokens`` and ``labels`` (list<int32>)."""
+    n_labels = len(model.group_L)
+    examples = examples_of(model, documents, config, prediction)
+    return ranker_of([solved(examples, range(n_labels), config, torch.get_num_threads())], config)
+
+
+def examples_of(model: LightXML, documents: pa.Table, config: LinearConfig, prediction: PredictConfig) -> Examples:
+    """The examples that ``documents`` are, with the candidates that ``model`` has for them now."""
+    assert model.lexical is not None
+    tokens, truth = (documents[name].combine_chunks() for name in ("tokens", "labels"))
+    weight_F, n_labels = model.lexical.weight_F.cpu().numpy(), len(model.group_L)
+    x_DF = tfidf(count_terms(tokens, len(weight_F)), weight_F)
+    x_DF.eliminate_zeros()
+    x_DF.sort_indices()
+    _, label_DN = predict(model, tokens, min(_DEPTH * config.candidates, n_labels), prediction)
+    is_candidate_DN = label_DN >= 0
+    starts = np.concatenate([[0], np.cumsum(is_candidate_DN.sum(1))])
+    ids = label_DN[is_candidate_DN].astype(np.int32)
+    candidate_DL = sparse.csr_array((np.ones(len(ids), np.int8), ids, starts), shape=(len(tokens), n_labels))
+    return Examples(x_DF, candidate_DL + 2 * label_incidence(truth, n_labels).astype(np.int8))
+
+
+def joined(parts: Sequence[Examples]) -> Examples:
+    """The examples of documents that were taken apart."""
+    x_DF, kind_DL = (sparse.vstack(matrices, format="csr") for matrices in zip(*parts, strict=True))
+    return Examples(x_DF, kind_DL)
+
+
+def solved(examples: Examples, labels: range, config: LinearConfig, threads: int) -> Weights:
+    """The classifiers of ``labels``, on so many threads. A label that no document has gets z = 1: it keeps its score."""
+    kind_LD = examples.kind_DL[:, labels.start : labels.stop].tocsc()
+    kind_LD.sort_indices()
+    x_DF = examples.x_DF
+    square_D = 1 + np.asarray(x_DF.multiply(x_DF).sum(axis=1), np.float64)  # with the bias's 1
+    # parts of labels with the same number of examples, so that no thread waits long for another
+    cuts = [0, *np.searchsorted(kind_LD.indptr, np.linspace(0, kind_LD.nnz, threads * _PARTS + 1)[1:-1]), len(labels)]
+
+    def part(first: int, end: int) -> Weights:
+        start_L1 = kind_LD.indptr[first : end + 1].astype(np.int64)
+        terms = x_DF.indptr.astype(np.int64), x_DF.indices.astype(np.int32, copy=False), x_DF.data
+        pairs = start_L1, kind_LD.indices.astype(np.int32, copy=False), kind_LD.data
+        problem = *terms, square_D, *pairs, labels.start + first, x_DF.shape[1], config.cost, config.smallest
+        return Weights(*_solve(*problem, _PASSES, _TOLERANCE))
+
+    with ThreadPoolExecutor(threads) as pool:
+        return Weights(*map(np.concatenate, zip(*pool.map(part, cuts[:-1], cuts[1:]), strict=True)))
+
+
+def ranker_of(parts: Sequence[Weights], config: LinearConfig) -> LinearRanker:
+    """A ranker of the labels of ``parts``, in their order."""
+    size_L, column_W, weight_W, bias_L = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts, strict=True))
+    start_L1 = torch.cat([size_L.new_zeros(1), size_L.cumsum(0)])
+    return LinearRanker(start_L1, column_W, weight_W, bias_L, config.candidates)
+
+
+@numba.njit(nogil=True)
+def _solve(
+    start_D1: Longs,
+    column_N: Ints,
+    x_N: Floats,
+    square_D: npt.NDArray[np.float64],
+    start_L1: Longs,
+    document_E: Ints,
+    kind_E: npt.NDArray[np.int8],
+    first_label: int,
+    n_columns: int,
+    cost: float,
+    smallest: float,
+    passes: int,
+    tolerance: float,
+) -> tuple[Longs, Ints, Floats, Floats]:
+    """`Weights` of labels. The weights of one are built up in a dense row, which is cleared for the next."""
+    n_labels = len(start_L1) - 1
+    size_L, bias_L = np.zeros(n_labels, np.int64), np.ones(n_labels, np.float32)
+    column_W, weight_W, filled = np.empty(1024, np.int32), np.empty(1024, np.float32), 0
+    w_F, diagonal = np.zeros(n_columns), 0.5 / cost
+    for label in range(n_labels):
+        documents, kinds = document_E[start_L1[label] : start_L1[label + 1]], kind_E[start_L1[label] : start_L1[label + 1]]
+        if not np.any(kinds > 1):
+            continue
+        n = len(documents)
+        alpha, order, bias, active = np.zeros(n), np.arange(n), 0.0, n
+        highest, state = np.inf, np.uint64(first_label + label)
+        for _ in range(passes):
+            largest, least = -np.inf, np.inf
+            for place in range(active):  # shuffle
+                state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
+                other = place + np.int64((state >> np.uint64(33)) % np.uint64(active - place))
+                order[place], order[other] = order[other], order[place]
+            place = 0
+            while place < active:
+                example = order[place]
+                document, y = documents[example], 1.0 if kinds[example] > 1 else -1.0
+                z = bias
+                for term in range(start_D1[document], start_D1[document + 1]):
+                    z += w_F[column_N[term]] * x_N[term]
+                slope = y * z - 1 + alpha[example] * diagonal
+                if alpha[example] == 0 and slope > highest:  # it will hardly count again: leave it out for now
+                    active -= 1
+                    order[place], order[active] = order[active], order[place]
+                    continue
+                projected = slope if alpha[example] > 0 else min(slope, 0.0)
+                largest, least = max(largest, projected), min(least, projected)
+                if abs(projected) > 1e-12:
+                    before = alpha[example]
+                    alpha[example] = max(before - slope / (square_D[document] + diagonal), 0.0)
+                    step = (alpha[example] - before) * y
+                    bias += step
+                    for term in range(start_D1[document], start_D1[document + 1]):
+                        w_F[column_N[term]] += step * x_N[term]
+                place += 1
+            if largest - least <= tolerance:
+                if active == n:
+                    break
+                active, highest = n, np.inf  # once more with those left out
+            else:
+                highest = largest if largest > 0 else np.inf
+        bias_L[label] = bias
+        for example in range(n):
+            if alpha[example] > 0:
+                for term in range(start_D1[documents[example]], start_D1[documents[example] + 1]):
+                    column = column_N[term]
+                    if abs(w_F[column]) >= smallest and w_F[column] != 0:
+                        if filled == len(column_W):
+                            column_W = np.concatenate((column_W, np.empty_like(column_W)))
+                            weight_W = np.concatenate((weight_W, np.empty_like(weight_W)))
+                        column_W[filled], weight_W[filled] = column, w_F[column]
+                        filled += 1
+                        size_L[label] += 1
+                    w_F[column] = 0
+        for example in range(n):  # rounding leaves crumbs of those that no longer count
+            if alpha[example] == 0:
+                for term in range(start_D1[documents[example]], start_D1[documents[example] + 1]):
+                    w_F[column_N[term]] = 0
+    return size_L, column_W[:filled].copy(), weight_W[:filled].copy(), bias_L
