@@ -413,12 +413,17 @@ def rising_steps(scores: Sequence[float], hits: Sequence[bool]) -> list[tuple[fl
         steps[first : first + 2] = [(xs + other_xs, own + other_own)]
 
 
-def lowest_threshold(chances: Sequence[float], hits: Sequence[bool], precision: float) -> float:
-    """The lowest of ``chances`` from which up right / (all + 1) reaches ``precision``; infinite where none does."""
+def lowest_threshold(chances: Sequence[float], hits: Sequence[bool], precision: float, expected: int) -> float:
+    """The lowest of ``chances`` from which up right / (all + 1) reaches ``precision``; infinite where none does.
+
+    It must reach it, too, with ``expected`` more predictions that are correct as often as the mean of those chances says.
+    """
     reached = []
     for least in chances:
         kept = [hit for chance, hit in zip(chances, hits, strict=True) if chance >= least]
-        if sum(kept) >= precision * (len(kept) + 1):
+        mean = sum(chance for chance in chances if chance >= least) / len(kept)
+        by_chance = sum(kept) + expected * mean >= precision * (len(kept) + 1 + expected)
+        if sum(kept) >= precision * (len(kept) + 1) and by_chance:
             reached.append(least)
     return min(reached, default=float("inf"))
 

@@ -3,7 +3,9 @@
     chance     isotonic regression of "correct or not" on the score, over held-out predictions (Zadrozny and Elkan 2002),
                linear between the centres of its steps (Oron and Flournoy 2017) and rising a little beyond the topmost
     threshold  the lowest chance above which held-out predictions reach the precision, with one further prediction counted
-               as wrong (as in Barber and Candes 2015), so that a handful of lucky ones proves nothing
+               as wrong (as in Barber and Candes 2015), so that a handful of lucky ones proves nothing; they must also reach
+               it together with a number of predictions that are as good as the map expects, for the lowest of many
+               thresholds that reach a precision is often one that does so by luck
     ECE@k      the mean gap between predicted chance and the share of correct predictions, over 15 bins of equal width
                (Guo et al. 2017, section 2)
 
@@ -36,6 +38,7 @@ DEPTH = 10  # predictions of a document that a calibration is fitted on
 PRECISIONS = (0.5, 0.8, 0.9)  # those in metrics.json
 DEFAULT_PRECISION = 0.5  # of the thresholds in labels.parquet
 ENOUGH_OF_LABEL, ENOUGH_OF_BAND = 50, 500  # held-out predictions for a threshold of its own
+EXPECTED = 200  # further predictions, correct as often as the chances say, with which a threshold must hold as well
 BINS = 15
 SCORE_BINS = 20  # of the histogram of a night's scores, equal bins of [0, 1]
 _STRETCHES = 32  # or a few more, into which documents are divided for cross-fitting
@@ -152,20 +155,28 @@ def apply_map(knots: tuple[FloatArray, FloatArray], scores: ScoreArray) -> Score
 def lowest(owner_N: NDArray[Any], chance_N: ScoreArray, hit_N: BoolArray, n_owners: int, precision: float) -> ScoreArray:
     """float32[n_owners]: the lowest chance of each owner above which its predictions reach ``precision``, or inf.
 
-    That is: correct ones / (all + 1) >= precision. Equal chances are counted together.
+    That is: correct ones / (all + 1) >= precision, by themselves and with `EXPECTED` predictions of their mean chance added.
+    Equal chances are counted together.
     """
     order = np.lexsort((-chance_N, owner_N))
     owner_N, chance_N, hit_N = owner_N[order].astype(np.int64), chance_N[order], hit_N[order]
     size = np.bincount(owner_N, minlength=n_owners)
     before = (np.cumsum(size) - size)[owner_N]
-    total = np.concatenate([[0], np.cumsum(hit_N)])
-    right_N = total[1:] - total[before]
     all_N = np.arange(1, len(owner_N) + 1) - before
+    right_N, expected_N = _above(hit_N, before), _above(chance_N, before) / all_N
     is_last_N = np.append((np.diff(owner_N) != 0) | (np.diff(chance_N) != 0), True)[: len(owner_N)]  # of equal ones
     reached_N = is_last_N & (right_N >= precision * (all_N + 1))
+    reached_N &= right_N + EXPECTED * expected_N >= precision * (all_N + 1 + EXPECTED)
     thresholds = np.full(n_owners, np.inf, np.float32)
     np.minimum.at(thresholds, owner_N[reached_N], chance_N[reached_N])
     return thresholds
+
+
+def _above(value_N: NDArray[Any], before_N: IntArray) -> FloatArray:
+    """float64[N]: the sum of an owner's values up to each of its predictions; ``before_N``: predictions of earlier owners."""
+    total: FloatArray = np.concatenate([[0.0], np.cumsum(value_N, dtype=np.float64)])
+    above_N: FloatArray = total[1:] - total[before_N]
+    return above_N
 
 
 class Reliability:
