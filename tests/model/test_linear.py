@@ -11,7 +11,7 @@ from toys import batch_of, toy_model
 
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.model.lightxml import LightXML
-from xmc_ray.model.linear import LinearRanker, likelihood
+from xmc_ray.model.linear import LinearRanker
 
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -21,10 +21,8 @@ def ranker(rng: np.random.Generator, n_labels: int = 12, n_columns: int = 32, ca
     rows = [np.sort(rng.permutation(n_columns)[: rng.integers(0, 9)]) for _ in range(n_labels)]
     start_L1 = torch.from_numpy(np.concatenate([[0], np.cumsum([*map(len, rows)])]))
     column_W = torch.from_numpy(np.concatenate(rows).astype(np.int32))
-    weight_W = torch.from_numpy(rng.normal(size=len(column_W)).astype(np.float32))
-    return LinearRanker(
-        start_L1, column_W, weight_W, torch.from_numpy(rng.normal(size=n_labels).astype(np.float32)), candidates
-    )
+    weight_W, bias_L = (torch.from_numpy(rng.normal(size=n).astype(np.float32)) for n in (len(column_W), n_labels))
+    return LinearRanker(start_L1, column_W, weight_W, bias_L, candidates, weight=0.5)
 
 
 def z_of(part: LinearRanker, x_F: np.ndarray, label: int) -> float:
@@ -69,7 +67,7 @@ def test_candidates_are_reordered_and_the_others_stay_behind(seed: int, candidat
     z = part.margins(model.lexical.terms(batch.tokens_BT, batch.mask_BT), 32, first.label_Bk)
     for row in range(3):
         scored = [
-            (float(score) * float(likelihood(margin if place < candidates else torch.tensor(-9.0))), int(label))
+            (float(score) * float(part.likelihood(margin if place < candidates else torch.tensor(-9.0))), int(label))
             for place, (score, margin, label) in enumerate(zip(first.score_Bk[row], z[row], first.label_Bk[row], strict=True))
         ]
         expected = sorted(scored, key=lambda pair: -pair[0])[:k]

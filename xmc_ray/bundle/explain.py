@@ -33,7 +33,7 @@ from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.labels import IntArray, lists_from_rows, unique_in_rows
 from xmc_ray.data.reader import read_rows
 from xmc_ray.errors import printable
-from xmc_ray.model.predict import PredictConfig, arithmetic, features, likelihoods
+from xmc_ray.model.predict import PredictConfig, arithmetic, features, margins
 from xmc_ray.settings import PositiveInt, Settings
 
 _SHOWN, _OTHERS, _WIDTH, _BAR = 12, 5, 100, 24  # words, labels of the group, columns of text, columns of the longest bar
@@ -185,11 +185,12 @@ def explain(
         variants, variant_W = without_each_word(bundle, text, word_C, len(forms))
         features_VF = features(bundle.model, variants, config)
         on_device_VF = features_VF.to(bundle.model.recall.weight.device)
-        likelihood_L = likelihoods(bundle.model, variants[:1], np.arange(len(bundle.labels)))[0]
+        likelihood_L, likelihood_V = torch.ones(len(bundle.labels)), None
+        if (ranker := bundle.model.linear) is not None:
+            every_1L, this_V1 = np.arange(len(bundle.labels))[None], np.full((len(variants), 1), label_id)
+            likelihood_L = ranker.likelihood(margins(bundle.model, variants[:1], every_1L))[0]
+            likelihood_V = ranker.likelihood(margins(bundle.model, variants, this_V1))[:, 0].to(on_device_VF.device)
         paths.append(_path(bundle, on_device_VF[:1], label_id, likelihood_L))
-        likelihood_V = None
-        if bundle.model.linear is not None:
-            likelihood_V = likelihoods(bundle.model, variants, np.array([label_id]))[:, 0].to(on_device_VF.device)
         odds.append(bundle.model.log_odds(on_device_VF, label_id, likelihood_V).cpu()[variant_W])
         is_read.append(variant_W[1:-1] > 0)
         queries.append(features_VF[0])

@@ -293,7 +293,7 @@ def _fit_new_rows(
 
 def _extended_ranker(old: LinearRanker, model: LightXML, documents: pa.Table, prediction: PredictConfig) -> LinearRanker:
     """A ranker that also knows the labels that ``model`` has on top of ``old``'s, from these ``documents``."""
-    config = LinearConfig(candidates=old.candidates)
+    config = LinearConfig(candidates=old.candidates, weight=old.weight)
     examples = examples_of(model, documents, config, prediction)
     new = solved(examples, range(len(old.bias_L), len(model.group_L)), config, torch.get_num_threads())
     sizes = old.start_L1.diff().cpu().numpy()

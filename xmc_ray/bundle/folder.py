@@ -157,7 +157,7 @@ def _open(folder: Path, uri: str) -> Bundle:
         model = LightXML(encoder, groups, ModelConfig(**settings["model"]), lexical=lexical)
     if settings.get("linear"):  # bundles of before it was there have none
         start_L1, column_W, weight_W, bias_L = (state[f"linear.{name}"] for name in ARRAYS)
-        model.linear = LinearRanker(start_L1, column_W, weight_W, bias_L, settings["linear"]["candidates"])
+        model.linear = LinearRanker(start_L1, column_W, weight_W, bias_L, **settings["linear"])
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
@@ -291,7 +291,7 @@ def _settings(bundle: Bundle) -> dict[str, Any]:
         "max_tokens": bundle.tokenizer.max_tokens,
         "encoder": None if encoder is None else {name: getattr(encoder, name) for name in read},
         "lexical": None if lexical is None else {"columns": len(lexical.weight_F), "width": lexical.width},
-        "linear": None if linear is None else {"candidates": linear.candidates},
+        "linear": None if linear is None else {"candidates": linear.candidates, "weight": linear.weight},
         "model": dataclasses.asdict(bundle.model.config),
         CALIBRATED_BY: None if bundle.calibration is None else bundle.calibration.arithmetic,
     }

@@ -217,7 +217,8 @@ class LightXML(nn.Module):
             return self._first(batch, k, scoring)
         first = self._first(batch, max(k, self.linear.candidates), scoring)
         terms = self.lexical.terms(batch.tokens_BT, batch.mask_BT)
-        score_Bk, label_Bk = self.linear.reordered(terms, len(self.lexical.weight_F), *first)
+        z_BC = self.linear.margins(terms, len(self.lexical.weight_F), first.label_Bk[:, : self.linear.candidates])
+        score_Bk, label_Bk = self.linear.reordered(*first, z_BC)
         return Ranked(score_Bk[:, :k], label_Bk[:, :k])
 
     def _first(self, batch: Batch, k: int, scoring: Scoring) -> Ranked:

@@ -1,7 +1,7 @@
 """The linear ranker: a sparse linear classifier of words for each label, by which the model's first candidates are reordered.
 
     z     = w . x + b                            x: the weights of a document's terms, of Euclidean norm 1 (`model.lexical`)
-    score = score of the model * exp(-max(0, 1 - z)^2)         (the squared hinge as a probability: Prabhu et al. 2018)
+    score = score of the model * exp(-weight max(0, 1 - z)^2)  (the squared hinge as a probability: Prabhu et al. 2018)
 
 Its classifiers are solved for, not waited for: a label of three documents has its weights at once (`model.svm`). They know what
 words say alone, and err where the trained features do not; decision 0021 has what that gains.
@@ -38,6 +38,8 @@ class LinearConfig(Settings):
 
     candidates: NonNegativeInt = 0
     """Labels of each document, the model's first ones, that are reordered; those behind stay behind. 0 turns the ranker off."""
+    weight: NonNegativeFloat = 1.0
+    """How much the ranker says: the exponent of its factor in the score. With a good transformer less than 1 is right."""
     cost: PositiveFloat = 1.0
     """C, the cost of an error in training, against the length of the weights."""
     smallest: NonNegativeFloat = 0.1
@@ -48,7 +50,7 @@ class LinearRanker(nn.Module):
     """The weights of all labels, label by label.
 
     Those of label l are ``weight_W`` (float32) from ``start_L1[l]`` to ``start_L1[l + 1]``, of the columns ``column_W``
-    (int32); ``bias_L``: float32. ``candidates``: see `LinearConfig`.
+    (int32); ``bias_L``: float32. ``candidates`` and ``weight``: see `LinearConfig`.
     """
 
     start_L1: Tensor
@@ -56,22 +58,24 @@ class LinearRanker(nn.Module):
     weight_W: Tensor
     bias_L: Tensor
 
-    def __init__(self, start_L1: Tensor, column_W: Tensor, weight_W: Tensor, bias_L: Tensor, candidates: int) -> None:
+    def __init__(
+        self, start_L1: Tensor, column_W: Tensor, weight_W: Tensor, bias_L: Tensor, candidates: int, weight: float
+    ) -> None:
         super().__init__()
-        self.candidates = candidates
+        self.candidates, self.weight = candidates, weight
         for name, values in zip(ARRAYS, (start_L1, column_W, weight_W, bias_L), strict=True):
             self.register_buffer(name, values)
 
-    def reordered(self, terms: Terms, n_columns: int, score_Bk: Tensor, label_Bk: Tensor) -> tuple[Tensor, Tensor]:
+    def reordered(self, score_Bk: Tensor, label_Bk: Tensor, z_BC: Tensor) -> tuple[Tensor, Tensor]:
         """The model's first labels and their scores, as `lightxml.Ranked`, in the order of the scores with the ranker's part.
 
-        ``terms`` are those of the documents; ``n_columns``: F.
+        ``z_BC``: `margins` of the first of them.
         """
-        candidates = min(self.candidates, label_Bk.shape[1])
-        z_Bk = torch.full_like(score_Bk, _LEAST)
-        z_Bk[:, :candidates] = self.margins(terms, n_columns, label_Bk[:, :candidates])
+        behind_Bk = torch.full_like(score_Bk, _LEAST)
+        behind_Bk[:, : z_BC.shape[1]] = z_BC
         # a score of 0 would mean that the label is disabled
-        score_Bk = torch.where(score_Bk > 0, (score_Bk * likelihood(z_Bk)).clamp(min=torch.finfo(torch.float32).tiny), 0)
+        least = torch.finfo(torch.float32).tiny
+        score_Bk = torch.where(score_Bk > 0, (score_Bk * self.likelihood(behind_Bk)).clamp(min=least), 0)
         score_Bk, order_Bk = score_Bk.sort(dim=1, descending=True, stable=True)
         return score_Bk, label_Bk.gather(1, order_Bk)
 
@@ -83,6 +87,10 @@ class LinearRanker(nn.Module):
             if label_BC.device.type == "cpu"
             else self._on_gpu(terms, n_columns, label_BC)
         )
+
+    def likelihood(self, z: Tensor) -> Tensor:
+        """exp(-weight max(0, 1 - z)^2), the factor of the module, but not for z far below."""
+        return torch.exp(-self.weight * (1 - z.clamp(_LEAST, 1)).square())
 
     def _on_cpu(self, terms: Terms, n_columns: int, label_BC: Tensor) -> Tensor:
         row_N, column_N, weight_N = (part.numpy() for part in terms)
@@ -105,11 +113,6 @@ class LinearRanker(nn.Module):
         found_E = torch.searchsorted(key_N, key_E).clamp(max=max(0, len(key_N) - 1))
         product_E = torch.where(key_N[found_E] == key_E, weight_N[found_E].float(), 0.0) * self.weight_W[place_E]
         return self.bias_L[label_P].index_add(0, pair_E, product_E).view_as(label_BC)
-
-
-def likelihood(z: Tensor) -> Tensor:
-    """exp(-max(0, 1 - z)^2), the factor of the module, but not for z far below."""
-    return torch.exp(-(1 - z.clamp(_LEAST, 1)).square())
 
 
 @numba.njit(nogil=True)

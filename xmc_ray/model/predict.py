@@ -15,7 +15,6 @@ import torch
 
 from xmc_ray.data.labels import IntArray, list_lengths
 from xmc_ray.model.lightxml import LightXML, Scoring
-from xmc_ray.model.linear import likelihood
 from xmc_ray.model.text import budget_batches, make_batch
 from xmc_ray.settings import NonNegativeInt, Settings
 
@@ -78,17 +77,16 @@ def features(model: LightXML, tokens: pa.ListArray, config: PredictConfig) -> to
     return features_DF
 
 
-def likelihoods(model: LightXML, tokens: pa.ListArray, labels: IntArray) -> torch.Tensor:
-    """float32[D, K], on the CPU: the linear ranker's factor of ``labels`` (int64[K]) for documents; 1 without a ranker."""
-    result_DK, label_K = torch.ones(len(tokens), len(labels)), torch.from_numpy(labels)
-    if model.linear is not None and model.lexical is not None:
-        with _predicting(model, PredictConfig()) as device:
-            for rows in budget_batches(list_lengths(tokens), PredictConfig().tokens_at_once(device)):
-                batch = make_batch(tokens.take(pa.array(rows))).to(device)
-                terms, columns = model.lexical.terms(batch.tokens_BT, batch.mask_BT), len(model.lexical.weight_F)
-                z_BK = model.linear.margins(terms, columns, label_K.to(device).expand(len(rows), -1))
-                result_DK[rows] = likelihood(z_BK).cpu()
-    return result_DK
+def margins(model: LightXML, tokens: pa.ListArray, label_DC: IntArray) -> torch.Tensor:
+    """float32[D, C], on the CPU: the linear ranker's z of labels (int64[D, C]) of documents ``tokens``; see `model.linear`."""
+    z_DC = torch.zeros(label_DC.shape)
+    assert model.linear is not None and model.lexical is not None
+    with _predicting(model, PredictConfig()) as device:
+        for rows in budget_batches(list_lengths(tokens), PredictConfig().tokens_at_once(device)):
+            batch = make_batch(tokens.take(pa.array(rows))).to(device)
+            terms, columns = model.lexical.terms(batch.tokens_BT, batch.mask_BT), len(model.lexical.weight_F)
+            z_DC[rows] = model.linear.margins(terms, columns, torch.from_numpy(label_DC[rows]).to(device)).cpu()
+    return z_DC
 
 
 def uses_bfloat16(precision: Precision, device: torch.device) -> bool:

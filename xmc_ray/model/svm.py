@@ -107,7 +107,7 @@ def ranker_of(parts: Sequence[Weights], config: LinearConfig) -> LinearRanker:
     """A ranker of the labels of ``parts``, in their order."""
     size_L, column_W, weight_W, bias_L = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts, strict=True))
     start_L1 = torch.cat([size_L.new_zeros(1), size_L.cumsum(0)])
-    return LinearRanker(start_L1, column_W, weight_W, bias_L, config.candidates)
+    return LinearRanker(start_L1, column_W, weight_W, bias_L, config.candidates, config.weight)
 
 
 @numba.njit(nogil=True)

@@ -118,7 +118,8 @@ def _with_transformer(profile: Profile, words: FitConfig, depth: int) -> FitConf
     """The upper half of the encoder beside the words (decision 0017)."""
     loop = replace(words.loop, batch_size=32, epochs=_passes("transformer", profile, 32))
     encoder = _upper_half(words.encoder.name, depth)
-    return replace(words, encoder=encoder, optim=replace(words.optim, encoder_lr=1e-4, rows_lr=0.32), loop=loop)
+    optim = replace(words.optim, encoder_lr=1e-4, rows_lr=0.32)
+    return replace(words, encoder=encoder, optim=optim, loop=loop, linear=replace(words.linear, weight=0.25))
 
 
 def _lexical(profile: Profile, frequent: bool) -> LexicalConfig:
