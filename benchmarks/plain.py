@@ -68,7 +68,8 @@ class PlainModel(nn.Module):
 class PlainTrainer:
     """One AdamW over all parameters, with the schedule and the clipping of `optim.Optimizer`."""
 
-    def __init__(self, model: PlainModel, config: OptimConfig, max_tokens: int) -> None:
+    def __init__(self, model: PlainModel, config: OptimConfig, max_tokens: int | None) -> None:
+        """``max_tokens``: what batches are padded to; None is the longest document of each."""
         self.model, self.config, self.max_tokens = model, config, max_tokens
         encoder = [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]
         inside = {id(parameter) for parameter in model.encoder.parameters()}
@@ -79,7 +80,7 @@ class PlainTrainer:
 
     def step(self, documents: Sequence[Sequence[int]], truth: Sequence[Sequence[int]], progress: float) -> float:
         """Train on token lists and label lists; the loss."""
-        tokens_BT = np.zeros((len(documents), self.max_tokens), np.int64)
+        tokens_BT = np.zeros((len(documents), self.max_tokens or max(map(len, documents))), np.int64)
         mask_BT = np.zeros_like(tokens_BT, bool)
         for row, tokens in enumerate(documents):
             tokens_BT[row, : len(tokens)], mask_BT[row, : len(tokens)] = tokens, True

@@ -39,6 +39,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: order.get(item.path.relative_to(ROOT / "tests").as_posix(), len(order)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def float32() -> Iterator[None]:
+    """What computes in the process of the tests takes its CPU for one without bfloat16, so that they are alike on all CPUs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xmc_ray.model.predict.cpu_has_bfloat16", lambda: False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     """A running S3 server with an empty bucket; the ``AWS_*`` variables point to it for the whole session."""

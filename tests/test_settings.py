@@ -86,7 +86,7 @@ BOUNDS: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "batch_size": ([1, 4096], [0, 4097]),
         "accumulate": AT_LEAST_1,
         "window": AT_LEAST_1,
-        "token_budget": AT_LEAST_1,
+        "token_budget": AT_LEAST_0,
         "seed": AT_LEAST_0,
     },
     ModelConfig: {

@@ -183,7 +183,7 @@ class XMCClassifier:
         tokens, truth = bundle.tokenizer.encode(column.filter(labelled))[0], truth.filter(labelled)
         scores, ids, hits = predictions_and_hits(bundle.model, tokens, truth, len(bundle.labels), self.prediction)
         device = next(bundle.model.parameters()).device
-        by = arithmetic(self.prediction.precision, device)
+        by = arithmetic(self.prediction.precision, device, bundle.model.encoder is not None)
         bundle.calibration = Calibration.of(scores, ids, hits, bundle.labels.counts, by)
         return self
 

@@ -17,12 +17,13 @@ from benchmarks.inputs import Split
 from benchmarks.quality.variants import trained
 from xmc_ray.bundle.ensemble import Listed
 from xmc_ray.data.groups import LabelGroups, balanced_groups, group_labels, label_incidence, unit_rows
-from xmc_ray.data.labels import list_lengths, lists_from_rows
+from xmc_ray.data.labels import lists_from_rows
 from xmc_ray.metrics.at_k import propensities
 from xmc_ray.model.lightxml import LightXML, Losses
+from xmc_ray.model.predict import features
 from xmc_ray.model.recall import RecallHead
 from xmc_ray.model.sharding import with_gradient
-from xmc_ray.model.text import Batch, budget_batches, make_batch
+from xmc_ray.model.text import Batch, make_batch
 from xmc_ray.training.fit import FitConfig
 from xmc_ray.training.loop import TrainState
 
@@ -183,10 +184,7 @@ def by_learned_features(folder: Path, config: FitConfig, split: Split) -> Split:
     once = replace(config, loop=replace(config.loop, epochs=1))
     trained(folder, once, split, lambda model, split: learned.append(model))
     tokens, labels = (split.table[name].combine_chunks() for name in ("tokens", "labels"))
-    features_DF = np.zeros((len(tokens), learned[0].width), np.float32)
-    with torch.inference_mode():
-        for rows in budget_batches(list_lengths(tokens), config.loop.token_budget):
-            features_DF[rows] = learned[0].eval().features(make_batch(tokens.take(rows))).numpy()
+    features_DF = features(learned[0], tokens, config.loop.prediction).numpy()
     features_DF /= np.linalg.norm(features_DF, axis=1, keepdims=True).clip(1e-12)
     vectors_LF = unit_rows(sparse.csr_array(label_incidence(labels, len(split.index)).T @ features_DF))
     return replace(split, groups=LabelGroups(balanced_groups(vectors_LF, config.groups.max_size, config.groups.seed)))

@@ -200,7 +200,7 @@ def test_scores_calibrated_by_another_arithmetic(
             bundle.calibration = Calibration.of(np.ones((9, 1)), np.zeros((9, 1), int), np.ones((9, 1), bool), COUNTS, by)
         save_bundle(bundle, str(tmp_path / str(number)))
     members = Members.read([str(tmp_path / "0"), str(tmp_path / "1")])
-    said = members.calibration_warning("cpu float32")
+    said = members.calibration_warning(["cpu float32", "cpu float32"])
     assert said is None if warning is None else said is not None and warning in said
 
 

@@ -1,15 +1,20 @@
 """Prediction: batches change nothing, precision is the config's, and the model is left as it was."""
 
+import typing
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import torch.nn.functional as F
 from toys import documents, toy_model
 
-from xmc_ray.model.lightxml import LightXML
-from xmc_ray.model.predict import PredictConfig, arithmetic, cpu_has_bfloat16, features, predict, uses_bfloat16
+from xmc_ray.data.groups import LabelGroups
+from xmc_ray.model import predict as module
+from xmc_ray.model.lightxml import LightXML, ModelConfig
+from xmc_ray.model.predict import PredictConfig, arithmetic, computing, cpu_has_bfloat16, features, predict, settled
+from xmc_ray.training.loop import LoopConfig
 
 
 @pytest.fixture
@@ -60,20 +65,59 @@ def test_bfloat16_is_nearly_float32(model: LightXML, tokens: pa.ListArray) -> No
     np.testing.assert_allclose(scores, exact_scores, atol=0.03)
 
 
-def test_arithmetic_is_named_without_the_device() -> None:
+@pytest.mark.parametrize("has_it", [False, True])
+def test_arithmetic_is_named_without_the_device(has_it: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kind: results of one arithmetic taken for those of another. A driver has no GPU, and names that of its actors."""
+    monkeypatch.setattr(module, "cpu_has_bfloat16", lambda: has_it)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert arithmetic("auto", cpu) == arithmetic("float32", cpu) == "cpu float32"
-    assert arithmetic("auto", cuda) == arithmetic("bfloat16", cuda) == "cuda bfloat16"
-    assert [arithmetic("bfloat16", cpu), arithmetic("float32", cuda)] == ["cpu bfloat16", "cuda float32"]
+    assert settled("auto", cpu) == ("bfloat16" if has_it else "float32")
+    assert arithmetic("auto", cpu, True) == f"cpu {settled('auto', cpu)}"
+    assert arithmetic("auto", cpu, False) == arithmetic("bfloat16", cpu, False) == "cpu float32"  # words alone
+    assert arithmetic("bfloat16", cpu, True) == "cpu bfloat16"
+    for transformer in (False, True):
+        assert arithmetic("float32", cpu, transformer) == "cpu float32"
+        assert arithmetic("auto", cuda, transformer) == arithmetic("bfloat16", cuda, transformer) == "cuda bfloat16"
+        assert arithmetic("float32", cuda, transformer) == "cuda float32"
+        for precision in typing.get_args(module.Precision):  # whoever settles it first gets the same
+            for device in (cpu, cuda):
+                assert arithmetic(settled(precision, device), device, transformer) == arithmetic(precision, device, transformer)
 
 
-def test_defaults_depend_on_the_device() -> None:
+def test_auto_computes_as_it_is_named(model: LightXML, tokens: pa.ListArray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the CPU where there is a transformer; words alone are the same to the last digit."""
+    words = LightXML(None, LabelGroups(np.arange(12) % 7), ModelConfig(shortlist=2, bottleneck=8), lexical=model.lexical)
+    for has_it, expected in ((False, "float32"), (True, "bfloat16")):
+        monkeypatch.setattr(module, "cpu_has_bfloat16", lambda has_it=has_it: has_it)
+        for one, other in ((model, expected), (words, "float32")):
+            found = predict(one, tokens, 4, PredictConfig())
+            np.testing.assert_array_equal(found[0], predict(one, tokens, 4, PredictConfig(precision=other))[0])
+    halves = (predict(words, tokens, 4, PredictConfig(precision=kind))[0] for kind in ("float32", "bfloat16"))
+    np.testing.assert_array_equal(*halves)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_within_bfloat16_is_in_float32(masked: bool, model: LightXML) -> None:
+    mask = torch.rand(2, 1, 5, 5) > 0.3 if masked else None
+    inputs = [torch.randn(2, 3, 5, 8).bfloat16().requires_grad_() for _ in range(3)]
+    with computing(model, "bfloat16"):
+        found = F.scaled_dot_product_attention(*inputs, attn_mask=mask, scale=0.5)
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16  # all else
+    found.float().sum().backward()
+    gradients = [tensor.grad for tensor in inputs]
+    wide = [tensor.detach().float().requires_grad_() for tensor in inputs]
+    expected = F.scaled_dot_product_attention(*wide, attn_mask=mask, scale=0.5)
+    expected.sum().backward()
+    assert torch.equal(found, expected.bfloat16())
+    for gradient, tensor in zip(gradients, wide, strict=True):
+        assert gradient is not None and tensor.grad is not None and torch.equal(gradient, tensor.grad.bfloat16())
+
+
+def test_token_budgets_depend_on_the_device() -> None:
+    """Kind: one default, several values. Training and prediction mean the same by 0."""
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert [PredictConfig().tokens_at_once(device) for device in (cpu, gpu)] == [2048, 8192]
     assert PredictConfig(token_budget=5).tokens_at_once(gpu) == 5
-    assert [uses_bfloat16("auto", device) for device in (cpu, gpu)] == [False, True]
-    assert [uses_bfloat16("bfloat16", cpu), uses_bfloat16("float32", gpu)] == [True, False]
+    assert LoopConfig().prediction == PredictConfig()
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ def options(fruit: Path, tiny_encoder: Path, output: object, *further: str) -> l
         "loop.batch_size": 8,
         "validation.share": 0.1,
         "validation.every": 4,
+        "loop.precision": "float32",  # the same on all CPUs
         "workers.threads": 1,  # more than one is many times slower where other processes are busy
     }
     return [f"--{name}={value}" for name, value in settings.items()] + list(further)

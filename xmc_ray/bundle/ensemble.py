@@ -10,7 +10,7 @@ Letters: D documents, C labels listed for a document by all models together, k l
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ from xmc_ray.bundle.folder import (
 from xmc_ray.data.labels import IntArray, LabelIndex
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.model.lightxml import Scoring
-from xmc_ray.model.predict import PredictConfig, predict
+from xmc_ray.model.predict import Precision, PredictConfig, arithmetic, predict
 from xmc_ray.model.text import Tokenizer
 
 _ROUNDS = 3  # measurements, of which the median counts
@@ -55,6 +55,7 @@ class Members:
 
     ``fingerprint``: that of a single bundle, else 16 hex digits that depend on all ``fingerprints`` and their order.
     ``calibrated``: which of them have a calibration; ``calibrated_by``: the arithmetic of each calibration, None if not known.
+    ``transformers``: which of them have a transformer.
     """
 
     uris: list[str]
@@ -63,6 +64,7 @@ class Members:
     fingerprint: str
     calibrated: list[bool]
     calibrated_by: list[str | None]
+    transformers: list[bool]
 
     @classmethod
     def read(cls, uris: storage.Uri | Sequence[storage.Uri]) -> "Members":
@@ -78,7 +80,9 @@ class Members:
         fingerprint = fingerprints[0] if len(addresses) == 1 else joint
         calibrated = [CALIBRATION_FILE in part["files"] for part in settings]
         calibrated_by = [part.get(CALIBRATED_BY) for part in settings]
-        return cls(addresses, [part["max_tokens"] for part in settings], fingerprints, fingerprint, calibrated, calibrated_by)
+        transformers = [part["encoder"] is not None for part in settings]
+        max_tokens = [part["max_tokens"] for part in settings]
+        return cls(addresses, max_tokens, fingerprints, fingerprint, calibrated, calibrated_by, transformers)
 
     def check_precision(self) -> None:
         """Raises ConfigError if a bundle has no calibration, and so no thresholds."""
@@ -91,9 +95,13 @@ class Members:
                     way_out="train with validation.calibrate and a validation.share above 0, or give min_score",
                 )
 
-    def calibration_warning(self, arithmetic: str) -> str | None:
-        """What to say of scores computed by ``arithmetic``; None if they are calibrated by it, or not calibrated at all."""
-        return calibration_warning(self.calibrated_by, arithmetic) if all(self.calibrated) else None
+    def computed_by(self, precision: Precision, device: torch.device) -> list[str]:
+        """The arithmetic of each bundle's scores on ``device``, see `predict.arithmetic`."""
+        return [arithmetic(precision, device, transformer) for transformer in self.transformers]
+
+    def calibration_warning(self, computed_by: Sequence[str]) -> str | None:
+        """What to say of scores by these arithmetics; None if they are calibrated by the same, or not calibrated at all."""
+        return calibration_warning(self.calibrated_by, computed_by) if all(self.calibrated) else None
 
     def thresholds(self, precision: float) -> npt.NDArray[np.float32]:
         """float32[L]: `Calibration.thresholds`, for several bundles their mean. Raises ConfigError as `check_precision`."""
@@ -234,11 +242,13 @@ def average(listed: Sequence[Listed], k: int, raw: Sequence[Scores] | None = Non
     return scores_Dk.clip(min=0), np.where(scores_Dk < 0, -1, labels_Dk)
 
 
-def calibration_warning(calibrated_by: Iterable[str | None], arithmetic: str) -> str | None:
-    """What to say where scores computed by ``arithmetic`` were calibrated by another one, or by one that is not known."""
-    others = sorted({by or "an arithmetic that the bundle does not name" for by in calibrated_by} - {arithmetic})
+def calibration_warning(calibrated_by: Sequence[str | None], computed_by: Sequence[str]) -> str | None:
+    """What to say where scores of one of several models were calibrated by another arithmetic, or by one that is not known."""
+    differ = [(by, computed) for by, computed in zip(calibrated_by, computed_by, strict=True) if by != computed]
+    others = ", ".join(sorted({by or "an arithmetic that the bundle does not name" for by, _ in differ}))
+    own = ", ".join(sorted({computed for _, computed in differ}))
     promise = "their precision and ECE may differ from those that training measured"
-    return f"scores are computed by {arithmetic} and were calibrated by {', '.join(others)}: {promise}" if others else None
+    return f"scores are computed by {own} and were calibrated by {others}: {promise}" if differ else None
 
 
 def _check_labels(members: Sequence[tuple[str, str]]) -> None:

@@ -319,9 +319,11 @@ def _calibration_note(ensemble: Ensemble, config: PredictConfig) -> list[str]:
     calibrations = [bundle.calibration for bundle in ensemble.bundles if bundle.calibration is not None]
     if len(calibrations) < len(ensemble.bundles):
         return []
-    device = next(ensemble.bundles[0].model.parameters()).device
-    by = [calibration.arithmetic for calibration in calibrations]
-    return [note for note in [calibration_warning(by, arithmetic(config.precision, device))] if note]
+    models = [bundle.model for bundle in ensemble.bundles]
+    device = next(models[0].parameters()).device
+    computed_by = [arithmetic(config.precision, device, model.encoder is not None) for model in models]
+    note = calibration_warning([calibration.arithmetic for calibration in calibrations], computed_by)
+    return [note] if note else []
 
 
 def _path_lines(path: Path, n_labels: int) -> list[str]:

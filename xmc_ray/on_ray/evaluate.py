@@ -20,8 +20,8 @@ from xmc_ray.data.rejects import MAX_REJECT_SHARE, Rejects
 from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.metrics.at_k import Metrics, find_hits, table
 from xmc_ray.metrics.calibration import DEPTH, Reliability, Selection
-from xmc_ray.model.predict import arithmetic
-from xmc_ray.on_ray.predictor import PoolConfig, ScoringConfig, matrix, predictions, settle_scoring
+from xmc_ray.model.predict import settled
+from xmc_ray.on_ray.predictor import PoolConfig, ScoringConfig, made_by, matrix, predictions, settle_scoring
 from xmc_ray.on_ray.session import arrow_batches, connect, make_room, own_errors
 from xmc_ray.on_ray.stream import read_documents, tokenise
 from xmc_ray.settings import Bounds, OpenShare, Settings, Share
@@ -106,7 +106,8 @@ def evaluate_bundle(
     Raises DataError when there is no such document, and when more than ``max_reject_share`` is rejected.
     """
     model = model or ScoringConfig()
-    computed_by = arithmetic(model.precision, pool.device)
+    model = replace(model, precision=settled(model.precision, pool.device))
+    computed_by = members.computed_by(model.precision, pool.device)
     selection = None if min_precision is None else Selection(members.thresholds(min_precision))
     index, tokenizers = members.fetch()
     labels = LabelIndex.from_table(index)
@@ -135,7 +136,7 @@ def evaluate_bundle(
     calibration = {"calibrated": all(members.calibrated), "by": members.calibrated_by, "ECE@5": reliability.result()}
     if selection is not None:
         calibration |= {"min_precision": min_precision} | selection.result()
-    computed = {"bundle": members.fingerprint, "arithmetic": computed_by, "scoring": model.scoring}
+    computed = {"bundle": members.fingerprint, "arithmetic": made_by(computed_by)["arithmetic"], "scoring": model.scoring}
     return result | counts | {"calibration": calibration} | computed
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -17,7 +18,7 @@ from xmc_ray.bundle.ensemble import Ensemble, Members
 from xmc_ray.data.labels import list_lengths
 from xmc_ray.errors import ConfigError
 from xmc_ray.model.lightxml import Scoring
-from xmc_ray.model.predict import Precision, PredictConfig, arithmetic, cpu_has_bfloat16
+from xmc_ray.model.predict import Precision, PredictConfig, cpu_has_bfloat16
 from xmc_ray.on_ray.meters import PredictorMeters
 from xmc_ray.on_ray.session import is_cluster
 from xmc_ray.on_ray.stream import token_columns
@@ -94,7 +95,7 @@ class ScoringConfig(Settings):
     scoring: Literal["grouped", "exact", "auto"] = "grouped"
     """grouped ranks the labels of the best groups, exact ranks all labels; auto uses exact where it is as fast."""
     precision: Precision = "auto"
-    """Arithmetic; auto is bfloat16 on a GPU and float32 on a CPU, bfloat16 on a CPU needs hardware support to be fast."""
+    """Arithmetic; auto is bfloat16 on a GPU, and for a transformer on CPUs if the driver's has it."""
 
 
 class Predictor:
@@ -107,7 +108,7 @@ class Predictor:
         self.device = pool.device
         self.ensemble = Ensemble.load(bundles).to(self.device)
         self.k = min(k, len(self.ensemble.labels))
-        self.made_by = made_by(scoring.precision, self.device)
+        self.made_by = made_by(bundles.computed_by(scoring.precision, self.device))
         self.meters = PredictorMeters()
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -125,9 +126,9 @@ class Predictor:
         return table.replace_schema_metadata({_MADE_BY: json.dumps(self.made_by)})
 
 
-def made_by(precision: Precision, device: torch.device) -> dict[str, str]:
-    """What computes here: tags of two releases, or by two arithmetics, may differ where their documents do not."""
-    return {"release": __version__, "arithmetic": arithmetic(precision, device)}
+def made_by(computed_by: Iterable[str]) -> dict[str, str]:
+    """What computes here, with the arithmetic of each model: tags of two releases, or by two arithmetics, may differ."""
+    return {"release": __version__, "arithmetic": ", ".join(sorted(set(computed_by)))}
 
 
 def made_by_of(table: pa.Table) -> dict[str, str]:

@@ -17,7 +17,7 @@ from torch import nn
 from xmc_ray.data.epochs import CHUNK
 from xmc_ray.errors import ModelError
 from xmc_ray.model.lightxml import LightXML, Losses
-from xmc_ray.model.predict import Precision, PredictConfig, uses_bfloat16
+from xmc_ray.model.predict import Precision, PredictConfig, computing
 from xmc_ray.model.sharding import Exchange
 from xmc_ray.model.text import Batch
 from xmc_ray.settings import Bounds, NonNegativeInt, PositiveFloat, PositiveInt, Settings
@@ -39,9 +39,9 @@ class LoopConfig(Settings):
     window: PositiveInt = 4096
     """Documents of the shuffled stream that are sorted by length at a time."""
     precision: Precision = "auto"
-    """Arithmetic of the forward pass; auto is bfloat16 on a GPU and float32 on a CPU. Weights stay float32."""
-    token_budget: PositiveInt = 8192
-    """Maximum number of tokens, padding included, in a batch of prediction."""
+    """Arithmetic; auto is bfloat16 on a GPU, and for a transformer on a CPU that has it. Weights stay float32."""
+    token_budget: NonNegativeInt = 0
+    """Maximum number of tokens, padding included, in a batch of prediction; 0 is 8,192 on a GPU and 2,048 on a CPU."""
     seed: NonNegativeInt = 6088
     """Seed of the weights, dropout and the order of documents."""
 
@@ -127,7 +127,6 @@ def train(
     """
     model, exchange = state.model, state.model.exchange
     device = next(model.parameters()).device
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(config.precision, device))
     n_steps = config.epochs * steps_per_epoch
     batches, started = iter(batches_from(state.step)), None
     while state.step < n_steps:
@@ -146,7 +145,7 @@ def train(
         total = torch.zeros(2, dtype=torch.float64, device=device)
         parts = [part.to(device) for part in batch.split(config.accumulate)]
         for part in parts:
-            with autocast, _without_sync(module, part is not parts[-1]):
+            with computing(model, config.precision), _without_sync(module, part is not parts[-1]):
                 losses = module(part, documents)
                 loss = losses.recall + losses.rank
                 if loss.requires_grad:  # else only rows are trained: a frozen encoder in flat mode

@@ -55,7 +55,7 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def arguments(trained: Path, catalogue: Path) -> Callable[[object], list[str]]:
     settings = {"documents.uri": catalogue, "bundle": trained / "bundle", "date": "2026-11-23", "k": 3}
-    settings |= {"commit_rows": COMMIT_ROWS, "pool.threads": 1, "pool.max": 2, "pool.min": 2}
+    settings |= {"commit_rows": COMMIT_ROWS, "pool.threads": 1, "pool.max": 2, "pool.min": 2, "model.precision": "float32"}
     return lambda output: [*(f"--{name}={value}" for name, value in settings.items()), f"--output={output}"]
 
 

@@ -25,6 +25,7 @@ from xmc_ray.data.reader import check_columns
 from xmc_ray.data.rejects import MAX_REJECT_SHARE, Rejects
 from xmc_ray.errors import DataError
 from xmc_ray.metrics.drift import DriftConfig
+from xmc_ray.model.predict import settled
 from xmc_ray.on_ray.evaluate import GateConfig, pass_gate
 from xmc_ray.on_ray.meters import announce
 from xmc_ray.on_ray.predictor import PoolConfig, Predictor, ScoringConfig, made_by, settle_scoring
@@ -111,7 +112,7 @@ def tag(config: TagConfig, runner: Runner | None = None) -> str:
     if config.min_precision is not None:
         members.check_precision()
     identity = {"bundle": members.fingerprint, "input": [asdict(file) for file in files], "config": fixed_settings(config)}
-    identity |= made_by(config.model.precision, config.pool.device)
+    identity |= made_by(members.computed_by(config.model.precision, config.pool.device))
     if Night.open(folder, identity, config.overwrite) is None:
         if output.is_untidy(folder):
             with held(folder):
@@ -162,7 +163,9 @@ class _Tagging:
         self.columns = TagColumns(labels, self.members.fingerprint, self.config.min_score, thresholds_L)
         self.totals = Totals(labels)
         self.made_by = {name: self.night.identity[name] for name in ("release", "arithmetic")}
-        warnings = self.previous.not_reused, self.members.calibration_warning(self.made_by["arithmetic"])
+        self.model = replace(self.config.model, precision=settled(self.config.model.precision, self.config.pool.device))
+        computed_by = self.members.computed_by(self.model.precision, self.config.pool.device)
+        warnings = self.previous.not_reused, self.members.calibration_warning(computed_by)
         self.warnings = [warning for warning in warnings if warning is not None]
 
     def finish(self, plan: Plan | None, started: datetime) -> dict[str, Any]:
@@ -242,7 +245,7 @@ class _Tagging:
 
     def _model(self, plan: Plan) -> ScoringConfig:
         """Settled once a night, and as in the night whose tags are reused."""
-        uri, model = storage.join(self.night.work, _SCORING), self.config.model
+        uri, model = storage.join(self.night.work, _SCORING), self.model
         if storage.exists(uri):
             return replace(model, scoring=storage.read_json(uri))
         if self.previous.folder:

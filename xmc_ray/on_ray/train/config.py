@@ -1,6 +1,6 @@
 """The settings of the training job."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import torch
@@ -10,6 +10,7 @@ from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.rejects import MAX_REJECT_SHARE
 from xmc_ray.data.split import ValidationConfig
 from xmc_ray.errors import ConfigError
+from xmc_ray.model.predict import settled
 from xmc_ray.settings import MAY_CHANGE_ON_RESUME, Bounds, NonNegativeFloat, NonNegativeInt, PositiveInt, Settings, Share
 from xmc_ray.storage.address import Start
 from xmc_ray.training.checkpoint import CheckpointsConfig
@@ -88,3 +89,7 @@ class TrainConfig(FitConfig):
     report: ReportConfig = field(default_factory=ReportConfig, metadata=MAY_CHANGE_ON_RESUME)
     report_seconds: NonNegativeFloat = field(default=10.0, metadata=MAY_CHANGE_ON_RESUME)
     """Seconds from one line of progress to the next."""
+
+    def settled(self) -> "TrainConfig":
+        """With the precision ``auto`` replaced by what it is on this machine, so that all workers compute alike."""
+        return replace(self, loop=replace(self.loop, precision=settled(self.loop.precision, self.workers.device)))

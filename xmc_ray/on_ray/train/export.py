@@ -45,6 +45,7 @@ def keep_best(config: TrainConfig, prepared: Prepared, confirm: Callable[[], Non
     An unfinished bundle of an earlier attempt is replaced. ``confirm``: see `save_bundle`. Raises ModelError without a
     checkpoint.
     """
+    run_toml, config = to_toml(config), config.settled()
     checkpoints, uri = (storage.join(config.output, name) for name in ("checkpoints", "bundle"))
     saved = find(checkpoints, say)
     if not saved:
@@ -58,7 +59,7 @@ def keep_best(config: TrainConfig, prepared: Prepared, confirm: Callable[[], Non
         metrics |= _ask_a_worker(config, validated, chosen, config, prepared, ranker)
     metrics["documents"] = {name: count for name, count in prepared.counts.items() if count}
     parts = prepared.tokenizer, prepared.labels, prepared.groups
-    bundle = Bundle(model, *parts, metrics=metrics, run_toml=to_toml(config), calibration=calibration)
+    bundle = Bundle(model, *parts, metrics=metrics, run_toml=run_toml, calibration=calibration)
     if not storage.is_empty(uri):
         storage.remove(uri, last=MARKER)  # an unfinished bundle of this run
     return save_bundle(bundle, uri, confirm)
@@ -149,7 +150,7 @@ def predict_held_out(
     documents, truth = (table[name].combine_chunks() for name in ("tokens", "labels"))
     model, prediction = _model_of(saved, config, prepared, ranker).to(device), config.loop.prediction
     predicted = predictions_and_hits(model, documents, truth, len(prepared.labels), prediction)
-    return predicted, arithmetic(prediction.precision, device)
+    return predicted, arithmetic(prediction.precision, device, model.encoder is not None)
 
 
 def settle(workers: WorkersConfig) -> torch.device:

@@ -20,6 +20,7 @@ from xmc_ray.command import resumed, to_toml
 from xmc_ray.errors import ConfigError, ModelError, UnavailableError
 from xmc_ray.exits import keep_signals
 from xmc_ray.model.encoder import check_encoder, try_encoder
+from xmc_ray.model.predict import arithmetic
 from xmc_ray.model.text import Tokenizer
 from xmc_ray.on_ray.session import check_room, connect, find_own, make_room, own_errors
 from xmc_ray.on_ray.train.config import TrainConfig
@@ -73,6 +74,7 @@ def _make(config: TrainConfig, lease: Lease) -> tuple[str, str | None]:
     say("prepared: " + ", ".join(f"{count:,} {name}" for name, count in prepared.counts.items() if count))
     kind = "flat, one label a group" if prepared.groups.flat else f"{len(prepared.groups):,} groups"
     say(f"labels: {len(prepared.labels):,} ({kind})")
+    say(f"arithmetic: {arithmetic(config.loop.precision, workers.device, encoder is not None)}")
     _check_workers(config, prepared)
     identity = _identity(config, prepared, encoder)
     start = _check_start(config, identity)
@@ -213,7 +215,7 @@ def _train(config: TrainConfig, prepared: Prepared, identity: Identity, start: s
     filesystem, path = storage.arrow_filesystem(config.output)
     workers = config.workers
     with journal(config.output) as mailbox:
-        job = Job(config=config, prepared=ray.put(prepared), identity=identity, start=start, mailbox=mailbox)
+        job = Job(config=config.settled(), prepared=ray.put(prepared), identity=identity, start=start, mailbox=mailbox)
         trainer = TorchTrainer(
             work,
             train_loop_config={"job": job},

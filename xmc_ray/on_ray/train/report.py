@@ -68,7 +68,7 @@ def _held_out(bundle: str, config: TrainConfig, tokens: TokenCache) -> Findings 
     chunks = tokens.some("validation", config.report.documents)
     if not len(chunks):
         return None
-    findings: Findings = ray.get(_predict.options(**config.workers.resources).remote(bundle, config, tokens, chunks))
+    findings: Findings = ray.get(_predict.options(**config.workers.resources).remote(bundle, config.settled(), tokens, chunks))
     return findings
 
 
