@@ -17,11 +17,16 @@ from xmc_ray import __version__, command
 from xmc_ray.bundle.ensemble import Members
 from xmc_ray.classifier import XMCClassifier
 from xmc_ray.errors import ConfigError, DataError, ModelError, XmcError
+from xmc_ray.model.encoder import EncoderConfig
+from xmc_ray.model.lexical import LexicalConfig
 from xmc_ray.on_ray import evaluate
 from xmc_ray.on_ray.evaluate import evaluate_bundle
+from xmc_ray.on_ray.predictor import Predictor
 from xmc_ray.on_ray.tag import job
 from xmc_ray.on_ray.tag.pieces import PieceWriter
 from xmc_ray.storage.files import join
+from xmc_ray.training.fit import FitConfig
+from xmc_ray.training.loop import LoopConfig
 
 
 def test_a_night_has_every_row_once_and_is_made_once(tag: Callable[..., str], trained: Path, tmp_path: Path) -> None:
@@ -115,6 +120,43 @@ def test_a_night_says_that_its_scores_were_calibrated_by_another_arithmetic(
     assert capsys.readouterr().out.count(f"warning: {warning}") == 1
     assert warning not in Path(same, "report.html").read_text()
     assert warning in Path(other, "report.html").read_text()
+
+
+def test_the_drivers_cpu_settles_what_auto_is_for_each_bundle(
+    fruit: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kind: one setting, read anew in every process. Words alone are in float32, and calibrated so, beside a transformer."""
+    cpu = "xmc_ray.model.predict.cpu_has_bfloat16"
+    documents = pq.read_table(fruit / "train.parquet").slice(0, 64).to_pydict()
+    for name, layers, width in (("words", 0, 8), ("transformer", 1, 0)):
+        monkeypatch.setattr(cpu, lambda: True)
+        config = FitConfig(
+            encoder=EncoderConfig(name=str(tiny_encoder), layers=layers, feature_layers=1),
+            lexical=LexicalConfig(width=width, columns=512),
+            loop=LoopConfig(epochs=1),
+        )
+        classifier = XMCClassifier.fit(documents["text"], documents["labels"], config=config)
+        classifier.calibrate(documents["text"], documents["labels"]).save(tmp_path / name)
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(10)])
+    bundles = json.dumps([str(tmp_path / "words"), str(tmp_path / "transformer")])
+
+    def night(day: int) -> dict[str, Any]:
+        arguments = f"--documents.uri={catalogue}", f"--bundle={bundles}", f"--output={tmp_path}", "--previous=last"
+        return manifest_of(job.tag(command.parse(job.TagConfig, [*arguments, f"--date=2026-11-{day}"]), InProcess()))
+
+    def on_another_machine(*arguments: Any) -> Any:
+        monkeypatch.setattr(cpu, lambda: False)
+        return Predictor(*arguments)
+
+    monkeypatch.setattr(job, "Predictor", on_another_machine)
+    first = night(22)  # the actor's CPU has no bfloat16, and yet it does as the driver says
+    assert first["calibrated_by"] == ["cpu float32", "cpu bfloat16"] and first["arithmetic"] == "cpu bfloat16, cpu float32"
+    assert "warning" not in capsys.readouterr().out
+    second = night(23)
+    assert second["arithmetic"] == "cpu float32" and second["reused"] == 0
+    said = capsys.readouterr().out
+    assert "nothing is reused: the night before had another arithmetic" in said
+    assert said.count("warning: scores are computed by cpu float32 and were calibrated by cpu bfloat16: ") == 1
 
 
 def test_a_bundle_that_is_swapped_meanwhile_ends_the_night(
