@@ -1,6 +1,7 @@
 """The whole method in one process, on a problem with a simple rule."""
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from xmc_ray import (
     ModelConfig,
     ModelError,
     OptimConfig,
+    TextConfig,
     XMCClassifier,
 )
+from xmc_ray.training import tuning
 from xmc_ray.training.loop import Step
 
 COLOURS, KINDS = ["red", "green", "yellow"], ["apple", "pear", "plum", "grape"]
@@ -187,7 +190,7 @@ def test_arguments_that_cannot_be_meant(classifier: XMCClassifier, tiny_encoder:
 
 
 def test_a_loss_that_ends_above_its_start_is_warned_of(tiny_encoder: Path) -> None:
-    """Numbers: a run that learns nothing says so loudly; one that learns does not (warnings of ours are errors in tests)."""
+    """Numbers: a run that learns nothing says so loudly; one that learns and settles does not."""
     plain = config(tiny_encoder, 1)
     wild = replace(plain, optim=OptimConfig(rows_lr=120.0, warmup=0, decay=False), loop=replace(plain.loop, epochs=1))
     with pytest.warns(
@@ -196,4 +199,121 @@ def test_a_loss_that_ends_above_its_start_is_warned_of(tiny_encoder: Path) -> No
         XMCClassifier.fit(*problem(64, seed=0), config=wild)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        XMCClassifier.fit(*problem(64, seed=0), config=replace(plain, loop=replace(plain.loop, epochs=4)))
+        texts, labels = problem(64, seed=0)
+        own = [row[1:] for row in labels]  # a label that all documents have is warned of as well
+        XMCClassifier.fit(texts, own, config=replace(plain, loop=replace(plain.loop, epochs=24)))
+
+
+# --- automatic recipes
+
+
+def encoder_alone(tiny_encoder: Path, **loop: int) -> FitConfig:
+    """What a recipe leaves to decide."""
+    return FitConfig(encoder=EncoderConfig(name=str(tiny_encoder)), loop=LoopConfig(**loop))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recipes of a few steps, in trials of seconds, judged by few documents."""
+    monkeypatch.setattr(tuning, "ENOUGH", 20)
+    monkeypatch.setattr(tuning, "_SHORTEST", 0.0)
+    monkeypatch.setattr("xmc_ray.training.recipe._STEPS", {True: 200, False: 200})
+    monkeypatch.setattr("xmc_ray.training.recipe._PASSES", {"words": (4, 8), "transformer": (2, 2)})
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.filterwarnings("ignore:training has not settled")
+def test_minutes_try_recipes_train_the_best_on_everything_and_calibrate_it(tiny_encoder: Path) -> None:
+    texts, labels = problem(240, seed=0)
+    texts = [f"{text} number {number}" for number, text in enumerate(texts)]
+    fitted = XMCClassifier.fit([*texts, "?"], [*labels, []], config=encoder_alone(tiny_encoder), minutes=1, device="cpu")
+    bundle = fitted.bundle
+    trials = bundle.metrics["trials"]
+    assert {"transformer", "words"} <= set(trials) and {trial["state"] for trial in trials.values()} == {"finished"}
+    best = max(trials.values(), key=lambda trial: sum(trial["figures"].values()))
+    assert trials[bundle.metrics["recipe"]] == best and (bundle.model.config.lift or 0) == best["lift"]
+    held_out = len(bundle.calibration) // 8  # all labels of each  # type: ignore[arg-type]
+    assert 20 <= held_out < 80 and best["documents"] <= 240 - held_out
+    (tags,) = fitted.predict(["a red plum number 7"], k=3)
+    assert {label for label, _ in tags} == {"fruit", "red", "plum"}
+
+
+@pytest.mark.filterwarnings("ignore:training has not settled")
+def test_without_a_config_the_rule_decides(
+    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brief: None
+) -> None:
+    (tmp_path / EncoderConfig().name).symlink_to(tiny_encoder)
+    monkeypatch.chdir(tmp_path)
+    fitted = XMCClassifier.fit(*problem(64, seed=0), device="cpu")
+    assert fitted.bundle.metrics == {"recipe": "words", "trials": {}} and fitted.bundle.calibration is None
+
+
+def test_too_few_minutes_or_documents_are_said_and_the_rule_decides(
+    tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "run_trial", lambda *_: pytest.fail("tried"))
+    free, steps = encoder_alone(tiny_encoder), list[Step]()
+    with pytest.warns(UserWarning, match=r"No trials: 0\.02 minutes leave 0 seconds for each of \d recipes"):
+        XMCClassifier.fit(*problem(64, seed=0), config=free, minutes=0.02, on_step=steps.append, device="cpu")
+    assert steps[-1].seconds < 10
+    with pytest.warns(UserWarning, match=r"No trials: \d+ held-out documents decide nothing"):
+        XMCClassifier.fit(*problem(30, seed=0), config=free, minutes=30, device="cpu")
+
+
+def test_what_a_recipe_decides_and_minutes_that_are_none(tiny_encoder: Path) -> None:
+    documents = problem(8, seed=0)
+    with pytest.raises(ConfigError, match=r"an automatic recipe decides loop\.epochs; found 3"):
+        XMCClassifier.fit(*documents, config=encoder_alone(tiny_encoder, epochs=3), minutes=1)
+    for minutes in (0, -1, float("nan"), float("inf"), True, "5"):
+        with pytest.raises(ConfigError, match="invalid value of minutes"):
+            XMCClassifier.fit(*documents, config=encoder_alone(tiny_encoder), minutes=minutes)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"the minutes are given twice; found minutes and loop\.minutes = 2"):
+        XMCClassifier.fit(*documents, config=encoder_alone(tiny_encoder, minutes=2), minutes=1)
+
+
+def test_the_error_of_trials_that_all_fail(tiny_encoder: Path, brief: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> Iterator[None]:
+        raise ModelError("the loss is not finite")
+        yield
+
+    monkeypatch.setattr(tuning, "run_trial", fail)
+    texts, labels = problem(240, seed=0)
+    with pytest.raises(ModelError, match="the loss is not finite"):
+        XMCClassifier.fit(
+            [f"{text} {number}" for number, text in enumerate(texts)], labels, config=encoder_alone(tiny_encoder), minutes=1
+        )
+
+
+def test_documents_that_are_cut_off_or_foreign_are_warned_of(tiny_encoder: Path) -> None:
+    short = replace(config(tiny_encoder, 1), text=TextConfig(max_tokens=5))
+    with pytest.warns(UserWarning, match="are longer than 5 tokens"):
+        XMCClassifier.fit(["a red apple and a pear"] * 8, [["pear"]] * 8, config=short, device="cpu")
+    with pytest.warns(UserWarning, match="hardly knows the language of 100% of the documents"):
+        XMCClassifier.fit(["красное яблоко"] * 8, [["яблоко"]] * 8, config=config(tiny_encoder, 1), device="cpu")
+    brief = replace(config(tiny_encoder, 1), loop=LoopConfig(epochs=4, batch_size=8))
+    with pytest.warns(UserWarning, match="training has not settled"):
+        XMCClassifier.fit(*problem(64, seed=0), config=brief, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("documents", "told"),
+    [
+        ((["a red apple", "a pear"] * 20, [["x"]] * 40), "every document has x: nothing"),
+        (([f"a pear {n}" for n in range(30)], [["pear", f"{n % 3}"] for n in range(30)]), "every document has pear: nothing"),
+        ((["a red apple"], [["fruit"]]), "no better than an untrained one"),
+        (
+            ([f"a pear {n}" for n in range(30)], [[f"{n % 3}"] for n in range(30)]),
+            "No trials: . held-out documents decide nothing",
+        ),
+        ((["a pear 13"] * 300, [["pear"], ["13"]] * 150), "No trials: 0 held-out documents decide nothing"),  # held out, all
+    ],
+    ids=["one label", "a label everywhere", "one document", "thirty documents", "one text"],
+)
+def test_documents_of_which_little_can_be_learnt(
+    documents: tuple[list[str], list[list[str]]], told: str, tiny_encoder: Path, brief: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "ENOUGH", 200)
+    with pytest.warns(UserWarning, match=told):
+        fitted = XMCClassifier.fit(*documents, config=encoder_alone(tiny_encoder), minutes=1, device="cpu")
+    (((label, score),),) = fitted.predict(documents[0][:1], k=1)
+    assert label in {label for row in documents[1] for label in row} and 0 < score < 1

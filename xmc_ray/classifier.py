@@ -1,17 +1,20 @@
 """Fit, predict, evaluate, save and load in one process: the whole method without Ray.
 
-    classifier = XMCClassifier.fit(texts, labels, config=FitConfig(encoder=EncoderConfig(name="...")))
+    encoder = FitConfig(encoder=EncoderConfig(name="..."))
+    classifier = XMCClassifier.fit(texts, labels, config=encoder, minutes=10)   # the best recipe in this time
     classifier.predict(["a new text"], k=5)         # [[("a label", 0.93), ...]]
     classifier.save("my-bundle")
 
 The jobs on Ray call the same functions.
 """
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -35,8 +38,11 @@ from xmc_ray.model.lexical import term_weights
 from xmc_ray.model.predict import PredictConfig, arithmetic
 from xmc_ray.model.svm import train_linear
 from xmc_ray.model.text import Tokenizer
-from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, predictions_and_hits, rise, sample_loss, share_of_batches
+from xmc_ray.training.advice import LateLoss, cut_off, everywhere, foreign, on_training
+from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, predictions_and_hits, sample_loss, share_of_batches
 from xmc_ray.training.loop import Step, TrainState, train
+from xmc_ray.training.recipe import undecided
+from xmc_ray.training.tuning import Choice, choose
 
 Texts = Iterable[str]
 Labels = Iterable[Iterable[str | int] | None]
@@ -70,28 +76,45 @@ class XMCClassifier:
         labels: Labels,
         *,
         config: FitConfig | None = None,
+        minutes: float | None = None,
         names: Mapping[str | int, str | None] | None = None,
         device: str | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> "XMCClassifier":
         """Train on ``texts`` and their ``labels``; ``names`` maps labels to display names.
 
-        ``device`` defaults to a GPU if there is one. ``on_step`` is called after every step. Raises DataError if the two lists
-        differ in length, hold no label or something else than texts and labels, ConfigError if there are too few documents for
-        ``loop.accumulate`` or there is no such device, ModelError if the encoder is not found or does not work
-        (`encoder.try_encoder`), or if the loss is not finite. Warns if the loss ends above its start.
+        Without ``config`` the documents decide the settings, by rule. With ``minutes`` a few recipes are tried first, judged on
+        held-out documents (`training.tuning`), and the best is trained on everything in the time they leave; measuring comes on
+        top. ``config`` then gives only what no recipe decides, such as the encoder's name; ``bundle.metrics`` has the trials.
+
+        ``device`` defaults to a GPU if there is one. ``on_step`` is called after every step of that training. Raises DataError
+        if the two lists differ in length, hold no label or something else than texts and labels, ConfigError for settings that
+        a recipe decides, for ``minutes`` that are no positive number, if there are too few documents for ``loop.accumulate`` or
+        there is no such device, ModelError if the encoder is not found or does not work (`encoder.try_encoder`), or if the loss
+        is not finite. Warns of a model that is worse than it could be, with what to change (`training.advice`).
         """
+        by_rule = config is None or minutes is not None
         config = FitConfig() if config is None else config
         _check_kind(config, "config", FitConfig)
+        _check_minutes(minutes, config)
+        config = undecided(config) if by_rule else config
         device, named = _checked_device(device), name_table(names)
         column, lists = document_columns(texts, labels)
         index = LabelIndex.count([lists])
         if named is not None:
             index = index.with_names(named)
         tokenizer = Tokenizer.load(config.encoder.name, config.text.max_tokens)
-        try_encoder(config.encoder, tokenizer)
-        documents = pa.table({"tokens": tokenizer.encode(column)[0], "labels": index.encode(lists)})
-        documents = documents.filter(pa.array(list_lengths(documents["labels"].combine_chunks()) > 0))
+        if not by_rule:
+            try_encoder(config.encoder, tokenizer)
+        tokens, truncated = tokenizer.encode(column)
+        documents = pa.table({"tokens": tokens, "labels": index.encode(lists)})
+        labelled = pa.array(list_lengths(documents["labels"].combine_chunks()) > 0)
+        documents, texts = documents.filter(labelled), column.filter(labelled)
+        warn = partial(warnings.warn, stacklevel=3)
+        choice = Choice(config, "given")
+        if by_rule:
+            choice = choose(config, minutes, texts, documents, index, tokenizer, device, warn)
+            config = choice.config
         columns = [documents[name].combine_chunks() for name in ("tokens", "labels")]
         groups = group_labels(config.groups, [columns[0]], [columns[1]], len(index))
 
@@ -100,17 +123,24 @@ class XMCClassifier:
         weight_F = term_weights([columns[0]], config.lexical) if config.lexical.width else None
         model = build_model(config, tokenizer, index, groups, weight_F=weight_F, device=device)
         state = TrainState.start(model, config.optim)
-        untrained = sample_loss(model, documents, config.loop.prediction)
+        measure = partial(sample_loss, model, documents, config.loop.prediction)
+        untrained, late = measure(), LateLoss(partial(_averaged, state, measure))
         batches_from = partial(share_of_batches, documents, plan, config.loop.epochs, exchange=model.exchange)
         for step in train(state, model, batches_from, plan.steps, config.loop):
+            late.update(step.progress)
             if on_step:
                 on_step(step)
         state.averager.keep(model.eval())
         if config.linear.candidates:
             model.linear = train_linear(model, documents, config.linear, config.loop.prediction)
-        if risen := rise(untrained, sample_loss(model, documents, config.loop.prediction)):
-            warnings.warn(risen, stacklevel=2)
-        return cls(Bundle(model, tokenizer, index, groups, metrics={}), config.loop.prediction)
+        cut = cut_off(truncated.true_count, len(column), config.text.max_tokens)
+        language = foreign(tokenizer, columns[0], config.encoder.name)
+        for advice in (*on_training(untrained, late.value, measure()), cut, language, everywhere(index)):
+            if advice:
+                warnings.warn(advice, stacklevel=2)
+        metrics = {"recipe": choice.name, "trials": {name: asdict(trial) for name, trial in choice.trials.items()}}
+        bundle = Bundle(model, tokenizer, index, groups, metrics=metrics if by_rule else {}, calibration=choice.calibration)
+        return cls(bundle, config.loop.prediction)
 
     def predict(self, texts: Texts, k: int = 5) -> list[list[tuple[str, float]]]:
         """The ``k`` best (label, score) of each text, best first, scores in 0..1; all labels if there are fewer than ``k``.
@@ -204,6 +234,20 @@ class XMCClassifier:
         device = _checked_device(device)
         uris = [_address(part) for part in uri] if isinstance(uri, list | tuple) else _address(uri)
         return cls(Ensemble.load(uris).to(device))
+
+
+def _averaged(state: TrainState, measure: Callable[[], float]) -> float:
+    with state.averager.in_use(state.model):
+        return measure()
+
+
+def _check_minutes(minutes: float | None, config: FitConfig) -> None:
+    if minutes is None:
+        return
+    if isinstance(minutes, bool) or not isinstance(minutes, Real) or not 0 < float(minutes) < math.inf:
+        raise ConfigError("invalid value of minutes", found=repr(minutes), expected="a number above 0")
+    if config.loop.minutes is not None:
+        raise ConfigError("the minutes are given twice", found=f"minutes and loop.minutes = {config.loop.minutes:g}")
 
 
 def _check_known(truth: pa.ListArray) -> None:

@@ -225,7 +225,7 @@ def test_fitted_on_nothing() -> None:
 @given(predictions())
 def test_round_trip(problem: Any) -> None:
     one = Calibration.of(*problem, COUNTS)
-    again = Calibration.from_table(one.to_table(), COUNTS)
+    again = Calibration.from_table(one.to_table("0123"), COUNTS)
     np.testing.assert_array_equal(again.thresholds(0.5), one.thresholds(0.5))
     np.testing.assert_array_equal(again.calibrated(*problem[:2]), one.calibrated(*problem[:2]))
     assert sum(one.sizes().values()) == len(again) == (problem[1] >= 0).sum()

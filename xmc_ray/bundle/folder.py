@@ -272,7 +272,7 @@ def _write_parts(bundle: Bundle, folder: Path) -> None:
     calibration, thresholds = bundle.calibration, pa.nulls(len(table), pa.float32())
     if calibration is not None:
         thresholds = pa.array(calibration.thresholds(DEFAULT_PRECISION))
-        pq.write_table(calibration.to_table(), folder / CALIBRATION_FILE)
+        pq.write_table(calibration.to_table(bundle.labels.fingerprint), folder / CALIBRATION_FILE)
     table = table.append_column("threshold", thresholds)
     pq.write_table(table, folder / LABELS_FILE)
     (folder / "metrics.json").write_text(json.dumps(bundle.metrics, indent=2) + "\n")

@@ -41,6 +41,7 @@ ENOUGH_OF_LABEL, ENOUGH_OF_BAND = 50, 500  # held-out predictions for a threshol
 EXPECTED = 200  # further predictions, correct as often as the chances say, with which a threshold must hold as well
 BINS = 15
 SCORE_BINS = 20  # of the histogram of a night's scores, equal bins of [0, 1]
+_LABELS, _ARITHMETIC = "labels", "arithmetic"  # in the metadata of a table
 _STRETCHES = 32  # or a few more, into which documents are divided for cross-fitting
 
 
@@ -116,9 +117,30 @@ class Calibration:
         n_R = np.bincount(self.band_L[self.label_N], minlength=len(BANDS) + 1)
         return dict(zip(band_names(BANDS), n_R[1:].tolist(), strict=True))
 
-    def to_table(self) -> pa.Table:
-        """Columns ``label`` (id), ``score``, ``hit``: one row for each held-out prediction."""
-        return pa.table({"label": pa.array(self.label_N, pa.int32()), "score": self.score_N, "hit": self.hit_N})
+    def to_table(self, labels: str) -> pa.Table:
+        """Columns ``label`` (id), ``score``, ``hit``: one row for each held-out prediction.
+
+        ``labels`` is the fingerprint of the label index; the schema's metadata has it, and the arithmetic.
+        """
+        table = pa.table({"label": pa.array(self.label_N, pa.int32()), "score": self.score_N, "hit": self.hit_N})
+        return table.replace_schema_metadata({_LABELS: labels, _ARITHMETIC: self.arithmetic or ""})
+
+    @classmethod
+    def of_another(cls, table: pa.Table, labels: str, counts_L: IntArray, where: str) -> "Calibration":
+        """From `to_table` of another model of the same labels; ModelError if the fingerprint of its labels is another.
+
+        ``where`` is the address of the table, for the error.
+        """
+        metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        if metadata.get(_LABELS) != labels:
+            raise ModelError(
+                "the calibration is of other labels",
+                where=where,
+                found=metadata.get(_LABELS),
+                expected=labels,
+                way_out="give that of a model of the same documents, held-out ones included",
+            )
+        return cls.from_table(table, counts_L, metadata[_ARITHMETIC] or None)
 
     @classmethod
     def from_table(cls, table: pa.Table, counts_L: IntArray, arithmetic: str | None = None) -> "Calibration":

@@ -30,6 +30,7 @@ from xmc_ray.storage import folders
 
 _LFS_POINTER = b"version https://git-lfs"
 _TEXTS = ("red apples", "7 green pears: 42!", "учебник", "深度学习", "كتاب")  # to try a tokenizer and an encoder with
+_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
 _PART = 1 << 18  # bytes of text encoded at a time: the tokenizer keeps dozens for each of them, even of what it truncates
 
 
@@ -85,6 +86,26 @@ class Tokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         """A text with these tokens: the encoded one, but for normalisation such as that of case and white space."""
         return str(self._backend.decode(list(tokens), skip_special_tokens=True))
+
+    def foreign(self, tokens: pa.ListArray) -> float:
+        """The share of some documents (list<int32>[n], as `encode` returns them) whose language the vocabulary hardly has.
+
+        More than a tenth of their tokens are unknown, or their words break into more than two pieces on average; of scripts
+        without spaces, each letter counts as a word. 0 without documents.
+        """
+        special = {*self.pretrained.all_special_ids} - {self.pretrained.unk_token_id}
+        rows = [[token for token in row if token not in special] for row in tokens.to_pylist()]
+        unknown_D = np.array([row.count(self.pretrained.unk_token_id) for row in rows])
+        decoded = pa.array(self._backend.decode_batch(rows, skip_special_tokens=True), pa.string())
+        letters = pc.replace_substring_regex(decoded, r"[^\pL\pM]+", " ")
+        spaced = pc.replace_substring_regex(letters, _UNSPACED, "")
+        words_D = pc.add(
+            pc.count_substring_regex(letters, _UNSPACED), pc.count_substring_regex(spaced, r"[\pL\pM]+")
+        ).to_numpy()
+        encodings = self._backend.encode_batch_fast(letters.to_pylist(), add_special_tokens=False)
+        pieces_D = np.array([len(encoding.ids) for encoding in encodings])
+        length_D = np.array([len(row) for row in rows])
+        return float(((unknown_D > 0.1 * length_D) | (pieces_D > 2 * words_D)).mean()) if len(rows) else 0.0
 
     def samples(self, read: int | None = None) -> pa.ListArray:
         """Tokens (list<int32>) to try an encoder with: those of two to four short texts, and last of one of ``max_tokens``.

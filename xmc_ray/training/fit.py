@@ -116,17 +116,6 @@ def sample_loss(model: LightXML, documents: pa.Table, config: PredictConfig) -> 
     return mean_loss(model, sample["tokens"].combine_chunks(), sample["labels"].combine_chunks(), config)
 
 
-def rise(untrained: float, trained: float) -> str | None:
-    """What to say of a model whose `sample_loss` is not below that of the untrained one; None if it is."""
-    if trained < untrained:
-        return None
-    return (
-        f"the model is no better than an untrained one: the loss of {SAMPLE} training documents went from {untrained:.4g} to "
-        f"{trained:.4g}; lower optim.rows_lr, optim.lexical_lr, optim.head_lr and optim.encoder_lr, or raise optim.warmup; "
-        "if it has hardly moved, raise them or loop.epochs"
-    )
-
-
 def predictions_and_hits(
     model: LightXML, tokens: pa.ListArray, truth: pa.ListArray, n_labels: int, config: PredictConfig, k: int = DEPTH
 ) -> tuple[npt.NDArray[np.float32], IntArray, npt.NDArray[np.bool_]]:

@@ -13,12 +13,13 @@ import ray
 import torch
 from fruit import COLOURS, KINDS
 
+from xmc_ray import storage
 from xmc_ray.bundle.folder import load_bundle
 from xmc_ray.command import to_toml
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.data.labels import LabelIndex
-from xmc_ray.errors import ConfigError, ModelError
+from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.model.lightxml import ModelConfig
 from xmc_ray.model.predict import PredictConfig
@@ -139,6 +140,33 @@ def test_without_held_out_documents_there_is_no_calibration(prepared: Any, confi
     keep_best(config, prepared)
     bundle = load_bundle(str(tmp_path / "bundle"))
     assert bundle.calibration is None and bundle.metrics["calibration"] == {"documents": 0, "predictions": 0}
+
+
+def test_a_model_of_everything_takes_the_calibration_of_another(prepared: Any, config: TrainConfig, tmp_path: Path) -> None:
+    checkpoints(tmp_path / "checkpoints", prepared, config, [0.5])
+    keep_best(config, prepared)
+    first = load_bundle(str(tmp_path / "bundle")).calibration
+    file = tmp_path / "calibration.parquet"
+    (tmp_path / "bundle" / "calibration.parquet").rename(file)
+    (tmp_path / "bundle" / "config.json").unlink()
+    prepared.tokens = Tokens(None)
+    keep_best(replace(config, calibration=str(file)), prepared)
+    bundle = load_bundle(str(tmp_path / "bundle"))
+    assert first is not None and bundle.calibration is not None
+    np.testing.assert_array_equal(bundle.calibration.score_N, first.score_N)
+    assert bundle.calibration.arithmetic == first.arithmetic == "cpu float32"
+    measured = bundle.metrics["calibration"]
+    assert measured["taken_from"] == str(file) and measured["documents"] == 0 and measured["predictions"] == len(first)
+
+
+def test_a_calibration_of_other_labels_is_refused(prepared: Any, config: TrainConfig, tmp_path: Path) -> None:
+    checkpoints(tmp_path / "checkpoints", prepared, config, [0.5])
+    for table in (pa.table({"label": [0], "score": [0.5], "hit": [True]}), prepared.labels.to_table()):
+        storage.write_parquet(tmp_path / "other.parquet", table)
+        with pytest.raises(ModelError, match=r"the calibration is of other labels: .*other\.parquet; .*of the same documents"):
+            keep_best(replace(config, calibration=str(tmp_path / "other.parquet")), prepared)
+    with pytest.raises(DataError):
+        keep_best(replace(config, calibration=str(tmp_path / "nowhere.parquet")), prepared)
 
 
 def test_a_bundle_gets_no_marker_once_another_job_has_taken_the_run_over(

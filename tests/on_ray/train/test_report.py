@@ -36,20 +36,26 @@ def test_a_report_that_cannot_be_made_is_a_warning(tmp_path: Path, capfd: pytest
     assert not list(tmp_path.iterdir())
 
 
-def entry(step: int, sample_loss: float) -> bytes:
-    return json.dumps({"step": step, "untrained_loss": 20.0, "sample_loss": sample_loss}).encode()
+def entry(step: int, sample_loss: float, **further: float) -> bytes:
+    return json.dumps({"step": step, "untrained_loss": 20.0, "sample_loss": sample_loss} | further).encode()
 
 
 def test_a_loss_that_ends_above_its_start_is_said() -> None:
     """Numbers: the same documents before and after, at the last validation; in the log, the exit line and the report."""
-    risen = report.loss_rise(Curves.read([entry(10, 15.0), entry(20, 35.0)]))
-    assert risen is not None and "went from 20 to 35; lower optim.rows_lr" in risen
-    assert report.loss_rise(Curves.read([entry(10, 35.0), entry(20, 15.0)])) is None
-    assert report.loss_rise(Curves.read([b'{"step": 10, "loss": 1}'])) is None
+    (risen,) = report.advice_on_training(Curves.read([entry(10, 15.0), entry(20, 35.0)]))
+    assert "went from 20 to 35; lower optim.rows_lr" in risen
+    assert report.advice_on_training(Curves.read([entry(10, 35.0), entry(20, 15.0)])) == []
+    assert report.advice_on_training(Curves.read([b'{"step": 10, "loss": 1}'])) == []
+
+
+def test_a_loss_that_still_falls_is_said() -> None:
+    (still,) = report.advice_on_training(Curves.read([entry(10, 15.0), entry(20, 5.0, late_loss=8.0)]))
+    assert "not settled" in still and "still fell by 15% of what it was untrained, from 8 to 5; raise loop.epochs" in still
+    assert report.advice_on_training(Curves.read([entry(10, 15.0), entry(20, 5.0, late_loss=5.4)])) == []
 
 
 def test_a_run_says_on_the_way_what_it_has_learnt(trained: Path) -> None:
     figures = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     last = [entry for entry in figures if "sample_loss" in entry][-1]
-    assert last["sample_loss"] < last["untrained_loss"]
-    assert report.loss_rise(report.curves_of(str(trained))) is None
+    assert last["sample_loss"] <= last["late_loss"] < last["untrained_loss"]
+    assert report.advice_on_training(report.curves_of(str(trained))) == []

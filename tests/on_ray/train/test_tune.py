@@ -15,6 +15,7 @@ from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.on_ray.train import job, tune
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.tune import JUDGED_BY, TuneConfig
+from xmc_ray.training import tuning
 from xmc_ray.training.fit import FitConfig
 
 
@@ -27,13 +28,13 @@ def tuned(fruit: Path, encoder: Path, output: Path, *further: str) -> str:
 def finished(ray_session: None, fruit: Path, tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("tuned")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tune, "_ENOUGH", 20)  # of the few documents there are
+        patch.setattr(tuning, "ENOUGH", 20)  # of the few documents there are
         tuned(fruit, tiny_encoder, output, "--minutes=2", "--search=0.5", "--validation.share=0.2")
     return output
 
 
 def test_every_recipe_is_tried_on_held_out_documents_and_the_best_is_trained(finished: Path) -> None:
-    trials = {path.stem: json.loads(path.read_text()) for path in (finished / "trials").iterdir()}
+    trials = {path.stem: json.loads(path.read_text()) for path in (finished / "trials").glob("*.json")}
     table = (finished / "tune.md").read_text()
     assert {"transformer", "words"} <= set(trials)
     assert all(f"| {name.replace('-', ' ')} |" in table for name in trials)
@@ -46,7 +47,12 @@ def test_every_recipe_is_tried_on_held_out_documents_and_the_best_is_trained(fin
     began = command.parse(TrainConfig, [f"--config={finished}/run/run.toml"])
     assert {name: getattr(began, name) for name in vars(recipe)} == vars(recipe)
     assert recipe.model.lift == best["lift"]
-    assert load_bundle(f"{finished}/run/bundle").metrics["P@1"] > 0.5
+    assert began.validation.share == 0 and began.calibration == f"{finished}/calibration.parquet"
+    bundle = load_bundle(f"{finished}/run/bundle")
+    assert bundle.metrics["documents"] == {"train": 240}
+    assert bundle.metrics["calibration"]["taken_from"] == began.calibration
+    assert bundle.calibration is not None and len(bundle.calibration) == bundle.metrics["calibration"]["predictions"] > 100
+    assert str(bundle.calibration.arithmetic).startswith("cpu ")
     assert not (finished / "tokens").exists()
 
 
@@ -70,14 +76,14 @@ def test_trials_on_record_are_not_repeated(
     """A job that was killed after its trials, or during them, goes on with those that are missing."""
     (tmp_path / "trials").mkdir()
     (tmp_path / "tune.toml").write_text((finished / "tune.toml").read_text())
-    records = sorted((finished / "trials").iterdir())
+    records = sorted((finished / "trials").glob("*.json"))
     for record in records:
         trial = json.loads(record.read_text()) | {"figures": dict.fromkeys(JUDGED_BY, 0.1), "lift": 0.5}
         (tmp_path / "trials" / record.name).write_text(json.dumps(trial))
     words = tmp_path / "trials" / "words.json"
     words.write_text(json.dumps(json.loads(words.read_text()) | {"figures": dict.fromkeys(JUDGED_BY, 0.9)}))
     monkeypatch.setattr(tune.job, "run", lambda config: config)
-    monkeypatch.setattr(tune, "_ENOUGH", 20)
+    monkeypatch.setattr(tuning, "ENOUGH", 20)
     monkeypatch.setattr(tune.ray.tune, "Tuner", lambda *_, **__: pytest.fail("tried again"))
     config: Any = tuned(fruit, tiny_encoder, tmp_path, "--minutes=2", "--search=0.5", "--validation.share=0.2")
     assert config.encoder.layers == 0 and config.model.lift == 0.5
@@ -100,8 +106,8 @@ def test_trials_that_all_fail_end_the_job_and_leave_no_record(
     fruit: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether all fail at once, or the last ones after a job that was killed."""
-    monkeypatch.setattr(tune, "_ENOUGH", 20)
-    monkeypatch.setattr(tune, "_SHORTEST", 0)
+    monkeypatch.setattr(tuning, "ENOUGH", 20)
+    monkeypatch.setattr(tuning, "_SHORTEST", 0)
     made: list[Any] = []
     monkeypatch.setattr(tune.ray.tune, "Tuner", lambda *_, **given: made.append(given) or Failing(given))
     settings = "--minutes=2", "--validation.share=0.2"

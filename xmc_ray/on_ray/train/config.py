@@ -84,6 +84,9 @@ class TrainConfig(FitConfig):
     cache: storage.Address | None = field(default=None, metadata=MAY_CHANGE_ON_RESUME)
     """Folder for the documents' tokens, shared by several runs; None keeps them in the run folder until the run is finished."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    calibration: storage.Source | None = field(default=None, metadata=MAY_CHANGE_ON_RESUME)
+    """calibration.parquet of a bundle of the same recipe that was trained without held-out documents: it calibrates this model,
+    which may then be trained on everything (validation.share = 0)."""
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig, metadata=MAY_CHANGE_ON_RESUME)
     workers: WorkersConfig = field(default_factory=WorkersConfig, metadata=MAY_CHANGE_ON_RESUME)
     report: ReportConfig = field(default_factory=ReportConfig, metadata=MAY_CHANGE_ON_RESUME)

@@ -18,7 +18,7 @@ import torch
 from xmc_ray import storage
 from xmc_ray.bundle.folder import MARKER, Bundle, save_bundle
 from xmc_ray.command import to_toml
-from xmc_ray.data.labels import IntArray
+from xmc_ray.data.labels import IntArray, LabelIndex
 from xmc_ray.errors import ModelError
 from xmc_ray.metrics.at_k import Metrics
 from xmc_ray.metrics.calibration import Calibration, Predictions, calibration_metrics, cross_fitted
@@ -122,12 +122,21 @@ def _calibration(
     saved: Saved, config: TrainConfig, prepared: Prepared, ranker: LinearRanker | None
 ) -> tuple[Calibration | None, dict[str, Any]]:
     """The calibration and its entry in `metrics.json`; no calibration without held-out documents."""
+    if config.calibration is not None:
+        calibration = calibration_of_another(config.calibration, prepared.labels)
+        counts = {"documents": 0, "predictions": len(calibration), "bands": calibration.sizes()}
+        return calibration, counts | {"arithmetic": calibration.arithmetic, "taken_from": config.calibration}
     if not len(prepared.tokens.some("calibration", _MOST)):
         return None, {"documents": 0, "predictions": 0}
     predicted, by = _ask_a_worker(config, predict_held_out, saved, config, prepared, ranker)
     calibration = Calibration.of(*predicted, prepared.labels.counts, by)
     counts = {"documents": len(predicted[0]), "predictions": len(calibration), "bands": calibration.sizes(), "arithmetic": by}
     return calibration, counts | calibration_metrics(calibration, cross_fitted(predicted, prepared.labels.counts))
+
+
+def calibration_of_another(uri: str, labels: LabelIndex) -> Calibration:
+    """That of another model of the same labels. Raises DataError if it cannot be read, ModelError if it is of other labels."""
+    return Calibration.of_another(storage.read_parquet(uri), labels.fingerprint, labels.counts, uri)
 
 
 def _ask_a_worker(config: TrainConfig, function: Callable[..., T], *arguments: Any) -> T:

@@ -24,10 +24,10 @@ from xmc_ray.model.predict import arithmetic
 from xmc_ray.model.text import Tokenizer
 from xmc_ray.on_ray.session import check_room, connect, find_own, make_room, own_errors
 from xmc_ray.on_ray.train.config import TrainConfig
-from xmc_ray.on_ray.train.export import keep_best
+from xmc_ray.on_ray.train.export import calibration_of_another, keep_best
 from xmc_ray.on_ray.train.journal import journal, say
-from xmc_ray.on_ray.train.prepare import Prepared, ladder, prepare, profile
-from xmc_ray.on_ray.train.report import curves_of, loss_rise, write_report
+from xmc_ray.on_ray.train.prepare import Prepared, prepare, profile
+from xmc_ray.on_ray.train.report import advice_on_documents, advice_on_training, curves_of, write_report
 from xmc_ray.on_ray.train.worker import Job, work
 from xmc_ray.settings import difference_in_words, fixed_settings
 from xmc_ray.storage.lease import DRIVER, Lease, held, is_free
@@ -35,6 +35,7 @@ from xmc_ray.storage.places import check_apart, check_writable
 from xmc_ray.training.checkpoint import Identity, Saved, find
 from xmc_ray.training.fit import epoch_plan
 from xmc_ray.training.recipe import undecided
+from xmc_ray.training.tuning import ladder
 
 
 def run(config: TrainConfig) -> str:
@@ -43,7 +44,7 @@ def run(config: TrainConfig) -> str:
         config = _as_begun(config)
     else:
         check_encoder(config.encoder, config.text.max_tokens)
-    reads = {"documents.uri": config.documents.uri, "label_names": config.label_names}
+    reads = {"documents.uri": config.documents.uri, "label_names": config.label_names, "calibration": config.calibration}
     if config.encoder.name.startswith(("/", "s3://")):  # else a name on a hub
         reads["encoder.name"] = config.encoder.name
     check_apart({"output": config.output, "cache": config.cache}, reads)
@@ -53,17 +54,19 @@ def run(config: TrainConfig) -> str:
             check_writable(folder)
         with held(config.output) as lease, own_errors():
             if not _is_finished(config, bundle):  # once more: another job may just have finished here
-                fingerprint, risen = _make(config, lease)
-                say(f"bundle {fingerprint}: {bundle}" + (f"; WARNING: {risen}" if risen else ""))
+                fingerprint, advice = _make(config, lease)
+                say("; WARNING: ".join([f"bundle {fingerprint}: {bundle}", *advice]))
                 return bundle
     say(f"this run is finished: {bundle}")
     return bundle
 
 
-def _make(config: TrainConfig, lease: Lease) -> tuple[str, str | None]:
-    """Prepare, train, keep the best; the bundle's fingerprint, and what to say of a loss that has not fallen."""
+def _make(config: TrainConfig, lease: Lease) -> tuple[str, list[str]]:
+    """Prepare, train, keep the best; the bundle's fingerprint, and what to say of what it has learnt."""
     workers, least = config.workers, config.workers.least or config.workers.count
     _checkpoints(config)  # what is not there, or does not work, is told before the documents are read
+    if config.calibration is not None:
+        storage.read_parquet(config.calibration)
     if config.recipe == "auto" and not storage.exists(storage.join(config.output, "run.toml")):
         config = _by_rule(config)
     encoder = try_encoder(config.encoder, Tokenizer.load(config.encoder.name, config.text.max_tokens))
@@ -75,22 +78,26 @@ def _make(config: TrainConfig, lease: Lease) -> tuple[str, str | None]:
     kind = "flat, one label a group" if prepared.groups.flat else f"{len(prepared.groups):,} groups"
     say(f"labels: {len(prepared.labels):,} ({kind})")
     say(f"arithmetic: {arithmetic(config.loop.precision, workers.device, encoder is not None)}")
+    for line in advice_on_documents(config, prepared):
+        say(f"WARNING: {line}")
     _check_workers(config, prepared)
+    if config.calibration is not None:
+        calibration_of_another(config.calibration, prepared.labels)
     identity = _identity(config, prepared, encoder)
     start = _check_start(config, identity)
     storage.write_bytes(storage.join(config.output, "run.toml"), to_toml(config).encode())
     make_room("workers", least, workers.needs, workers.patience)  # only now: machines that wait for documents cost money
     _train(config, prepared, identity, start)
     lease.confirm()
-    if risen := loss_rise(curves_of(config.output)):
-        say(f"WARNING: {risen}")
+    for line in (advice := advice_on_training(curves_of(config.output))):
+        say(f"WARNING: {line}")
     fingerprint = keep_best(config, prepared, lease.confirm)
     write_report(config, prepared)
     if config.cache is None:
         storage.remove(storage.join(config.output, "tokens"))
     if not config.checkpoints.keep:
         storage.remove(storage.join(config.output, "checkpoints"))
-    return fingerprint, risen
+    return fingerprint, advice
 
 
 def _as_begun(config: TrainConfig) -> TrainConfig:
@@ -110,7 +117,7 @@ def _by_rule(config: TrainConfig) -> TrainConfig:
     config = replace(config, **vars(undecided(config)))
     say(f"reading {config.documents.uri}")
     prepared = prepare(config)
-    chosen = ladder(config, profile(prepared), prepared.tokenizer)[0]
+    chosen = ladder(config, profile(prepared), prepared.tokenizer, say)[0]
     say(f"recipe: {chosen.name}, since {chosen.why}")
     return replace(config, **vars(chosen.config))
 

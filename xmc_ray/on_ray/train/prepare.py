@@ -20,7 +20,6 @@ from xmc_ray.data.labels import LabelIndex, list_lengths, read_label_names
 from xmc_ray.data.profile import Profile
 from xmc_ray.data.rejects import Rejects
 from xmc_ray.data.token_cache import FORMAT, MARKER, Split, TokenCache, write_tokens
-from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.model.lexical import LexicalConfig, term_weights
 from xmc_ray.model.text import Tokenizer
 from xmc_ray.on_ray.session import arrow_batches
@@ -28,8 +27,6 @@ from xmc_ray.on_ray.stream import read_documents, tokenise
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.journal import say
 from xmc_ray.storage.files import FileInfo
-from xmc_ray.training.fit import FitConfig
-from xmc_ray.training.recipe import Candidate, candidates, pretrained_layers
 
 _REJECTED, _LOST = "rejected: ", "unread bytes"  # names of counts
 
@@ -73,16 +70,6 @@ def prepare(config: TrainConfig) -> Prepared:
     if names is not None and labels.names.null_count == len(labels):
         say(f"warning: none of the labels has a name in {config.label_names}, such as {labels.labels[0]}")
     return Prepared(tokens, tokenizer, labels, _groups(tokens, config.groups), _term_weights(tokens, config.lexical))
-
-
-def ladder(config: FitConfig, data: Profile, tokenizer: Tokenizer) -> list[Candidate]:
-    """Recipes for such ``data``, the best by rule first; ``config`` as `recipe.undecided` returns it."""
-    depth = 0
-    try:
-        depth = pretrained_layers(config.encoder.name, tokenizer)
-    except (ConfigError, ModelError) as error:
-        say(f"words alone, because the encoder is of no use: {error}")
-    return candidates(data, config, depth)
 
 
 def profile(prepared: Prepared) -> Profile:

@@ -19,7 +19,7 @@ from xmc_ray.on_ray.train.journal import say
 from xmc_ray.on_ray.train.prepare import Prepared
 from xmc_ray.reports.curves import Curves
 from xmc_ray.reports.training import TrainingRun, training_report
-from xmc_ray.training.fit import rise
+from xmc_ray.training.advice import cut_off, everywhere, foreign, on_training
 
 
 def write_report(config: TrainConfig, prepared: Prepared) -> None:
@@ -40,22 +40,32 @@ def curves_of(output: str) -> Curves:
     return Curves.read(storage.read_bytes(journal).splitlines() if storage.exists(journal) else [])
 
 
-def loss_rise(curves: Curves) -> str | None:
-    """What to say of a run whose model ends no better than an untrained one; None if it is, or if that is unknown."""
-    untrained, trained = curves.last("untrained_loss"), curves.last("sample_loss")
-    return None if untrained is None or trained is None else rise(untrained, trained)
+def advice_on_documents(config: TrainConfig, prepared: Prepared) -> list[str]:
+    """What to say of documents that this model will read badly, or learn nothing from."""
+    tokens, counts = prepared.tokens, prepared.counts
+    documents = sum(counts.get(name, 0) for name in ("train", "validation", "calibration", "unlabelled"))
+    (first,) = tokens.chunks("train", tokens.some("train", 1), ["tokens"])
+    cut = cut_off(counts["truncated"], documents, config.text.max_tokens)
+    language = foreign(prepared.tokenizer, first["tokens"].combine_chunks(), config.encoder.name)
+    return [line for line in (cut, language, everywhere(prepared.labels)) if line]
+
+
+def advice_on_training(curves: Curves) -> list[str]:
+    """What to say of a run that has learnt nothing, or not all it could; nothing where its losses are unknown."""
+    untrained, late, trained = map(curves.last, ("untrained_loss", "late_loss", "sample_loss"))
+    return [] if untrained is None or trained is None else on_training(untrained, late, trained)
 
 
 def _collect(config: TrainConfig, prepared: Prepared) -> TrainingRun:
     bundle, curves = storage.join(config.output, "bundle"), curves_of(config.output)
-    risen = loss_rise(curves)
+    advice = [*advice_on_training(curves), *advice_on_documents(config, prepared)]
     return TrainingRun(
         title=config.output.rstrip("/").rpartition("/")[2],
         bundle=storage.read_json(storage.join(bundle, "config.json"))["fingerprint"],
         step=storage.read_json(storage.join(bundle, "metrics.json"))["step"],
         documents=prepared.counts,
         curves=curves,
-        warnings=[f"{risen[0].upper()}{risen[1:]}."] if risen else [],
+        warnings=[f"{line[0].upper()}{line[1:]}." for line in advice],
         findings=_held_out(bundle, config, prepared.tokens),
         labels=prepared.labels,
         groups=len(prepared.groups),

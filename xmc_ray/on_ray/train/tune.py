@@ -6,21 +6,19 @@ the training split decide. Ray Tune runs the trials side by side and stops those
 
     <output>/tune.toml                settings; the same command goes on where it stopped
             trials/<recipe>.json      what a trial reached
+            trials/<recipe>.parquet   its held-out predictions
             tune.md, recipe.toml      what was tried; the settings that won, which jobs/train.py takes with --config
+            calibration.parquet       the held-out predictions of the trial that won
             run/                      the run folder of the final training, with its bundle
 """
 
 import os
 import tempfile
-from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from io import StringIO
-from operator import itemgetter
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray.tune
 import torch
@@ -29,22 +27,19 @@ from ray.tune.schedulers import ASHAScheduler
 from xmc_ray import storage
 from xmc_ray.command import resumed, to_toml
 from xmc_ray.data.documents import DocumentsConfig
-from xmc_ray.data.labels import LabelIndex
 from xmc_ray.data.profile import Profile
 from xmc_ray.data.rejects import MAX_REJECT_SHARE
 from xmc_ray.data.split import ValidationConfig
 from xmc_ray.data.token_cache import Split
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.exits import keep_signals
-from xmc_ray.metrics.at_k import Metrics
 from xmc_ray.model.encoder import EncoderConfig
-from xmc_ray.model.predict import predict
 from xmc_ray.model.text import Tokenizer
 from xmc_ray.on_ray.session import check_room, connect, find_own, is_cluster, own_errors
 from xmc_ray.on_ray.train import job
 from xmc_ray.on_ray.train.config import TrainConfig, WorkersConfig
 from xmc_ray.on_ray.train.journal import say
-from xmc_ray.on_ray.train.prepare import Prepared, ladder, prepare, profile
+from xmc_ray.on_ray.train.prepare import Prepared, prepare, profile
 from xmc_ray.settings import (
     MAY_CHANGE_ON_RESUME,
     NonNegativeInt,
@@ -57,16 +52,25 @@ from xmc_ray.settings import (
 )
 from xmc_ray.storage.lease import held, is_free
 from xmc_ray.storage.places import check_apart, check_writable
-from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, share_of_batches
-from xmc_ray.training.loop import LoopConfig, TrainState, train
+from xmc_ray.training.fit import FitConfig
+from xmc_ray.training.loop import LoopConfig
 from xmc_ray.training.recipe import LENGTH, Candidate, undecided
+from xmc_ray.training.tuning import (
+    FINISHED,
+    HELD_OUT,
+    JUDGED_BY,
+    QUARTERS,
+    SEARCH,
+    Budget,
+    Trial,
+    held_out_for_trials,
+    ladder,
+    run_trial,
+    timed,
+    too_few,
+)
 
-JUDGED_BY = ("P@1", "P@3", "P@5", "PSP@5")  # by their mean
-LIFTS = (0.0, 0.5, 1.0)  # they change predictions only, so that all are tried at the end of a trial
-_QUARTERS = 4  # of a trial, each with a measurement; after the second one it may be stopped
-_HELD_OUT, _ENOUGH = 4_000, 200  # documents: more tell little more, and fewer nothing
-_IN_MEMORY = 400_000  # documents of a trial at most
-_SHORTEST = 0.25  # minutes of a trial
+_CALIBRATION = "calibration.parquet"
 _REPORTED = ("figures", "lift", "documents", "passes", "rate")
 
 
@@ -82,7 +86,7 @@ class TuneConfig(Settings):
     """Hub name or folder of a pretrained encoder; if it has no weights, its tokenizer is used."""
     minutes: PositiveFloat = 20.0
     """Time for trials and training; reading, validation and export come on top."""
-    search: OpenShare = 0.4
+    search: OpenShare = SEARCH
     """Share of the time that is spent on trials."""
     label_names: storage.Source | None = None
     """Parquet file with columns label and name, if labels have names."""
@@ -92,27 +96,6 @@ class TuneConfig(Settings):
     workers: WorkersConfig = field(default_factory=WorkersConfig, metadata=MAY_CHANGE_ON_RESUME)
     seed: NonNegativeInt = 6088
     """Seed of weights, dropout and the order of documents."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What a recipe reached on held-out documents: ``figures`` are those of `JUDGED_BY`, with ``lift``.
-
-    ``state`` is finished, stopped (it fell behind), or failed with a reason. ``documents`` were trained on in so many
-    ``passes``, ``rate`` of them a second.
-    """
-
-    state: str
-    figures: dict[str, float] = field(default_factory=dict)
-    lift: float = 0.0
-    documents: int = 0
-    passes: float = 0.0
-    rate: float = 0.0
-
-    @property
-    def score(self) -> float:
-        """The mean of the figures; -1 without any."""
-        return float(np.mean([*self.figures.values()])) if self.figures else -1.0
 
 
 def run(config: TuneConfig) -> str:
@@ -136,7 +119,12 @@ def run(config: TuneConfig) -> str:
             recipe = choose(config)
             lease.confirm()
             storage.write_bytes(chosen, to_toml(recipe).encode())
-        bundle = job.run(_training(config, resumed(FitConfig(), storage.read_bytes(chosen).decode())))
+        calibration = storage.join(config.output, _CALIBRATION)
+        calibrated = storage.exists(calibration)
+        training = _training(
+            _on_everything(config) if calibrated else config, resumed(FitConfig(), storage.read_bytes(chosen).decode())
+        )
+        bundle = job.run(replace(training, calibration=calibration if calibrated else None))
         storage.remove(storage.join(config.output, "tokens"))
     return bundle
 
@@ -155,30 +143,32 @@ def _begin(config: TuneConfig) -> None:
 
 
 def choose(config: TuneConfig) -> FitConfig:
-    """The settings of the best recipe, after trials if there are time and held-out documents for them; writes ``tune.md``."""
-    loop = LoopConfig(minutes=config.minutes * (1 - config.search), seed=config.seed)
-    basis = undecided(FitConfig(encoder=EncoderConfig(name=config.encoder), loop=loop))
+    """The settings of the best recipe, after trials if there are time and held-out documents for them.
+
+    Writes ``tune.md`` and, after trials, ``calibration.parquet``.
+    """
+    basis = undecided(FitConfig(encoder=EncoderConfig(name=config.encoder), loop=LoopConfig(seed=config.seed)))
     say(f"reading {config.documents.uri}")
-    prepared = prepare(_training(config, basis))
+    prepared = prepare(_training(_on_everything(config), basis))
     data, trials = profile(prepared), []
-    recipes = ladder(basis, data, prepared.tokenizer)
-    slots = min(_slots(config.workers), len(recipes))
-    minutes = config.minutes * config.search * slots / len(recipes)
-    judged = replace(config, validation=_held_out(config.validation, prepared.counts))
-    if minutes < _SHORTEST:
-        note = f"No trials: {config.minutes:g} minutes leave {60 * minutes:.0f} seconds for each of {len(recipes)} recipes."
-    elif (parted := prepare(_training(judged, basis))).counts["validation"] < _ENOUGH:
-        note = f"No trials: {parted.counts['validation']} held-out documents decide nothing."
-    else:
-        n_train, n_held_out = parted.counts["train"], min(parted.counts["validation"], _HELD_OUT)
-        part = min(n_train, _IN_MEMORY, round(n_train * minutes / (config.minutes * (1 - config.search) * slots)))
-        note = f"Trials of {minutes:.1f} minutes of one core on {part:,} documents, judged by {n_held_out:,} held-out ones."
-        say(f"trying {len(recipes)} recipes, {slots} at a time. {note}")
-        trials = _tried(judged, recipes, part, minutes)
+    recipes = ladder(basis, data, prepared.tokenizer, say)
+    budget = Budget(config.minutes, len(recipes), min(_slots(config.workers), len(recipes)), config.search)
+    judged = replace(config, validation=held_out_for_trials(config.validation, data.documents))
+    note = budget.too_short()
+    if note is None:
+        counts = prepare(_training(judged, basis)).counts
+        note = too_few(counts["validation"])
+    if note is None:
+        note = budget.plan(counts["train"], counts["validation"])
+        say(f"trying {len(recipes)} recipes, {budget.slots} at a time. {note}")
+        trials = _tried(judged, recipes, budget.part(counts["train"]), budget.of_trial)
     best = max(range(len(trials)), key=lambda number: trials[number].score, default=0)  # the first of equal ones
-    chosen = recipes[best].config
+    chosen = timed(recipes[best].config, budget.of_training if trials else config.minutes)
     if trials:
         chosen = replace(chosen, model=replace(chosen.model, lift=trials[best].lift))
+        predictions = _predictions(_record(config, recipes[best]))
+        if storage.exists(predictions):  # else the trial was stopped, and failed or fell behind as all others did
+            storage.write_bytes(storage.join(config.output, _CALIBRATION), storage.read_bytes(predictions))
     say(f"recipe: {recipes[best].name}. {'' if trials else note}")
     table = summary(data, recipes, trials, best, note)
     storage.write_bytes(storage.join(config.output, "tune.md"), table.encode())
@@ -217,11 +207,9 @@ def _training(config: TuneConfig, recipe: FitConfig) -> TrainConfig:
     )
 
 
-def _held_out(validation: ValidationConfig, counts: dict[str, int]) -> ValidationConfig:
-    """What is held out for the trials: as many documents as it takes to tell recipes apart, a fifth at most."""
-    documents = sum(counts[name] for name in ("train", "validation", "calibration"))
-    share = min(0.2, _HELD_OUT / documents)
-    return validation if counts["validation"] >= _HELD_OUT else replace(validation, share=share, calibrate=False)
+def _on_everything(config: TuneConfig) -> TuneConfig:
+    """Nothing is held out."""
+    return replace(config, validation=replace(config.validation, share=0.0))
 
 
 def _slots(workers: WorkersConfig) -> int:
@@ -234,11 +222,11 @@ def _slots(workers: WorkersConfig) -> int:
 
 def _tried(config: TuneConfig, recipes: list[Candidate], documents: int, minutes: float) -> list[Trial]:
     """The trials of all recipes; those that are on record are not repeated. Raises the first error if all have failed."""
-    records = [storage.join(config.output, "trials", f"{candidate.name.replace(' ', '-')}.json") for candidate in recipes]
+    records = [_record(config, recipe) for recipe in recipes]
     missing = [number for number, uri in enumerate(records) if not storage.exists(uri)]
     if missing:
         parts = {number: prepare(_training(config, recipes[number].config)) for number in missing}
-        limited = [replace(entry.config, loop=replace(entry.config.loop, minutes=minutes)) for entry in recipes]
+        limited = [timed(recipe.config, minutes) for recipe in recipes]
         needs = config.workers.needs if config.workers.gpu else {"CPU": 1.0}
         device = config.workers.device.type
         shared = {"configs": limited, "parts": parts, "documents": documents, "records": records, "device": device}
@@ -251,7 +239,7 @@ def _tried(config: TuneConfig, recipes: list[Candidate], documents: int, minutes
                 tune_config=ray.tune.TuneConfig(
                     metric="score",
                     mode="max",
-                    scheduler=ASHAScheduler(max_t=_QUARTERS, grace_period=_QUARTERS // 2, reduction_factor=2),
+                    scheduler=ASHAScheduler(max_t=QUARTERS, grace_period=QUARTERS // 2, reduction_factor=2),
                     max_concurrent_trials=_slots(config.workers),
                 ),
                 run_config=ray.tune.RunConfig(name="trials", storage_path=folder, verbose=0),
@@ -275,6 +263,16 @@ def _unfinished(result: ray.tune.Result) -> Trial:
     return Trial(f"failed: {find_own(error) or str(error).strip().splitlines()[-1]}")
 
 
+def _record(config: TuneConfig, recipe: Candidate) -> str:
+    """The address of what the trial of a recipe reached."""
+    return storage.join(config.output, "trials", f"{recipe.name.replace(' ', '-')}.json")
+
+
+def _predictions(record: str) -> str:
+    """The address of the held-out predictions of a finished trial."""
+    return f"{record.removesuffix('.json')}.parquet"
+
+
 def _trial(
     space: dict[str, Any],
     *,
@@ -284,54 +282,23 @@ def _trial(
     records: list[str],
     device: str,
 ) -> None:
-    """Train recipe ``space["number"]`` on ``documents`` random documents, reporting to Ray Tune after each quarter.
+    """Try recipe ``space["number"]`` on ``documents`` random documents, reporting to Ray Tune after each quarter.
 
     A trial that finishes leaves its record itself, for a job that is killed before the others have finished.
     """
-    recipe, prepared = configs[space["number"]], parts[space["number"]]
+    recipe, prepared, record = configs[space["number"]], parts[space["number"]], records[space["number"]]
     torch.set_num_threads(1)
-    train_documents, held_out = _some(prepared, "train", documents), _some(prepared, "validation", _HELD_OUT)
-    shape = prepared.tokenizer, prepared.labels, prepared.groups
-    model = build_model(recipe, *shape, device=device, weight_F=prepared.term_weights)
-    state, plan = TrainState.start(model, recipe.optim), epoch_plan(recipe.loop, len(train_documents))
-    batches_from = partial(share_of_batches, train_documents, plan, recipe.loop.epochs, exchange=model.exchange)
-    measure = partial(_measured, state, recipe, prepared.labels, len(train_documents), held_out)
-    quarter = 1
-    for step in train(state, model, batches_from, plan.steps, recipe.loop):
-        if quarter < _QUARTERS and step.progress >= quarter / _QUARTERS:
-            quarter += 1
-            ray.tune.report(measure([recipe.model.lift]))
-    reached = measure(LIFTS)
-    trial = Trial("finished", **{name: reached[name] for name in _REPORTED})
-    storage.patiently(storage.write_json, records[space["number"]], asdict(trial))
-    ray.tune.report(reached)
+    tables = _some(prepared, "train", documents), _some(prepared, "validation", HELD_OUT)
+    parts_of_model = prepared.tokenizer, prepared.labels, prepared.groups, prepared.term_weights
+    for trial, calibration in run_trial(recipe, *parts_of_model, *tables, device):
+        if trial.state == FINISHED:
+            table = calibration.to_table(prepared.labels.fingerprint)
+            storage.patiently(storage.write_parquet, _predictions(record), table)
+            storage.patiently(storage.write_json, record, asdict(trial))
+        ray.tune.report({"score": trial.score} | asdict(trial))
 
 
 def _some(prepared: Prepared, split: Split, documents: int) -> pa.Table:
     """Random documents of a split: ``tokens`` and ``labels``, list<int32> each."""
     tokens = prepared.tokens
     return pa.concat_tables(tokens.chunks(split, tokens.some(split, documents))).slice(0, documents).combine_chunks()
-
-
-def _measured(
-    state: TrainState, recipe: FitConfig, labels: LabelIndex, documents: int, held_out: pa.Table, lifts: Sequence[float]
-) -> dict[str, Any]:
-    """What a trial reports: ``score`` and figures of the best of some lifts, and what it took."""
-    tokens, truth = (held_out[name].combine_chunks() for name in ("tokens", "labels"))
-    lift_G = state.model.recall.lift
-    assert lift_G is not None
-    whole_G = lift_G.clone()  # of the recipe's own lift
-    best: dict[str, Any] = {"score": -1.0}
-    with state.averager.in_use(state.model):
-        for lift in lifts:
-            lift_G.copy_(whole_G * (lift / recipe.model.lift))
-            metrics = Metrics(labels.counts, labels.n_documents)
-            metrics.update(predict(state.model, tokens, max(metrics.ks), recipe.loop.prediction)[1], truth)
-            total = metrics.result()["total"]
-            figures = {name: float(total[name]) for name in JUDGED_BY}
-            best = max(
-                best, {"score": float(np.mean([*figures.values()])), "lift": lift, "figures": figures}, key=itemgetter("score")
-            )
-    lift_G.copy_(whole_G)
-    passes, rate = state.documents / documents, state.documents / max(state.seconds, 1e-9)
-    return best | {"documents": documents, "passes": passes, "rate": rate}

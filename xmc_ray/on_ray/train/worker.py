@@ -35,6 +35,7 @@ from xmc_ray.model.text import Batch, make_batch
 from xmc_ray.on_ray.session import arrow_batches, set_up_streams
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.prepare import Prepared
+from xmc_ray.training.advice import LateLoss
 from xmc_ray.training.checkpoint import Checkpoints, Identity, find, restore
 from xmc_ray.training.fit import build_model, check_encoders, epoch_plan, sample_loss
 from xmc_ray.training.loop import Step, TrainState, data_parallel, train
@@ -74,6 +75,7 @@ class _Worker:
         folder = storage.join(self.config.output, "checkpoints")
         self.checkpoints = Checkpoints(folder, self.config.checkpoints, job.identity)
         self.validated_step = 0
+        self.late = LateLoss(self._averaged_sample_loss)
         self._resume()
 
     def train(self) -> None:
@@ -90,6 +92,7 @@ class _Worker:
         reported, recent = -config.report_seconds, deque[tuple[float, float]](maxlen=_RECENT)
         for step in train(state, data_parallel(state.model), batches_from, plan.steps, config.loop):
             recent.append((step.recall_loss, step.rank_loss))
+            self.late.update(step.progress)
             # once in a while: report progress
             if time.monotonic() - reported > config.report_seconds:
                 reported = time.monotonic()
@@ -109,8 +112,9 @@ class _Worker:
         if saved is None and start is not None:
             (saved,) = find(start)
             restore(self.state, saved)
-        if saved is not None and saved.metrics:
-            self.validated_step = saved.step
+        if saved is not None:
+            self.late = LateLoss(self._averaged_sample_loss, resumed=True)
+            self.validated_step = saved.step if saved.metrics else 0
         origin = "from the start" if saved is None else f"after step {saved.step:,}, saved by {saved.workers}: {saved.uri}"
         self._report({"line": f"training with {self.exchange.world} workers {origin}"})
 
@@ -123,8 +127,9 @@ class _Worker:
         ray.train.report(figures | {"step": step, "epoch": step / steps_per_epoch})
         shown = ", ".join(f"{name} {100 * figures[name]:.2f}" for name in ("P@1", "P@3", "P@5", "nDCG@5") if name in figures)
         line = f"step {step:,}: validation {shown or 'skipped, no documents are held out'}"
-        with self.state.averager.in_use(self.state.model):
-            losses = {"untrained_loss": self.state.untrained_loss, "sample_loss": self._sample_loss()}
+        losses: dict[str, Any] = {"untrained_loss": self.state.untrained_loss, "sample_loss": self._averaged_sample_loss()}
+        if self.late.value is not None:
+            losses["late_loss"] = self.late.value
         line += f"; loss of some training documents {losses['sample_loss']:.3f}, untrained {losses['untrained_loss']:.3f}"
         validation = {f"validation/{name}": value for name, value in figures.items()}
         self._report(validation | losses | self._cost() | {"line": line, "step": step})
@@ -132,6 +137,10 @@ class _Worker:
     def _sample_loss(self) -> float:
         (documents,) = self.tokens.chunks("train", self.tokens.some("train", 1))
         return sample_loss(self.state.model, documents, self.config.loop.prediction)
+
+    def _averaged_sample_loss(self) -> float:
+        with self.state.averager.in_use(self.state.model):
+            return self._sample_loss()
 
     def _cost(self) -> dict[str, float]:
         """What training has taken so far on all workers, and this worker's peak memory (its GPU's, if it has one)."""

@@ -1,0 +1,83 @@
+"""Trials of recipes without Ray: what they get, what they are judged by, and what calibrates the model that is trained then."""
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from fruit import COLOURS, KINDS
+
+from xmc_ray.data.groups import LabelGroups
+from xmc_ray.data.labels import LabelIndex
+from xmc_ray.data.split import ValidationConfig
+from xmc_ray.model.encoder import EncoderConfig
+from xmc_ray.model.lexical import LexicalConfig, term_weights
+from xmc_ray.model.lightxml import ModelConfig
+from xmc_ray.model.text import Tokenizer
+from xmc_ray.training.fit import FitConfig
+from xmc_ray.training.loop import LoopConfig
+from xmc_ray.training.tuning import FINISHED, JUDGED_BY, LIFTS, Budget, Trial, held_out_for_trials, run_trial, timed, too_few
+
+
+def tried(tiny_encoder: Path, lift: float) -> list[Trial]:
+    """The trials of words alone on documents of fruit, the calibration's hits checked on the way."""
+    rows = [["fruit", colour, kind] for colour in COLOURS for kind in KINDS] * 8
+    tokenizer, lists = Tokenizer.load(tiny_encoder, 16), pa.array(rows)
+    index = LabelIndex.count([lists])
+    tokens = tokenizer.encode(pa.array([f"a {colour} {kind}" for _, colour, kind in rows]))[0]
+    table = pa.table({"tokens": tokens, "labels": index.encode(lists)})
+    config = FitConfig(
+        encoder=EncoderConfig(name=str(tiny_encoder), layers=0),
+        lexical=LexicalConfig(width=8, columns=64, rarest=1),
+        model=ModelConfig(lift=lift, dropout=0.1),
+        loop=LoopConfig(epochs=4, batch_size=8),
+    )
+    groups = LabelGroups(np.arange(len(index)))
+    weight_F = term_weights([tokens], config.lexical)
+    trials = []
+    for trial, calibration in run_trial(
+        config, tokenizer, index, groups, weight_F, table.slice(24).combine_chunks(), table.slice(0, 24).combine_chunks(), "cpu"
+    ):
+        trials.append(trial)
+        first = calibration.hit_N.reshape(24, -1)[:, 0]  # all labels of each held-out document, best first
+        assert first.mean() == trial.figures["P@1"] and calibration.arithmetic == "cpu float32"
+    return trials
+
+
+@pytest.mark.parametrize("lift", [0.0, 1.0])
+def test_a_trial_reports_its_quarters_and_ends_with_the_best_lift(lift: float, tiny_encoder: Path) -> None:
+    trials = tried(tiny_encoder, lift)
+    assert [trial.state for trial in trials] == ["unfinished"] * 3 + [FINISHED]
+    assert all(set(trial.figures) == set(JUDGED_BY) for trial in trials)
+    assert {trial.lift for trial in trials[:-1]} == {lift}
+    assert trials[-1].lift in (LIFTS if lift else [0.0])
+    assert all(one.passes < other.passes for one, other in pairwise(trials)) and trials[-1].passes == 4.0
+    assert trials[-1].documents == 72 and trials[-1].figures["P@1"] > 0.9
+
+
+def test_a_trial_makes_as_many_passes_over_its_part_as_the_training_over_everything() -> None:
+    budget = Budget(minutes=20, recipes=4, slots=2)
+    assert budget.of_training == 12 and budget.of_trial == pytest.approx(4)
+    passes = budget.of_trial / budget.part(60_000)  # of one core
+    assert budget.of_training * budget.slots / 60_000 == pytest.approx(passes)
+    assert Budget(minutes=20, recipes=1, search=0.9).part(100) == 100 and Budget(minutes=1, recipes=4).part(3) == 1
+
+
+def test_why_nothing_is_tried() -> None:
+    assert Budget(20, 4).too_short() is None
+    assert Budget(0.1, 4).too_short() == "No trials: 0.1 minutes leave 1 seconds for each of 4 recipes."
+    assert too_few(200) is None and too_few(6) == "No trials: 6 held-out documents decide nothing."
+
+
+def test_what_is_held_out_for_trials() -> None:
+    validation = ValidationConfig(series="seller")
+    assert held_out_for_trials(validation, 1_000) == replace(validation, share=0.2, calibrate=False)
+    assert held_out_for_trials(validation, 1_000_000).share == 0.02
+    assert held_out_for_trials(validation, 100_000).share == 0.04
+
+
+def test_a_trial_without_any_figures_loses() -> None:
+    assert Trial("failed: out of memory").score < Trial("finished", dict.fromkeys(JUDGED_BY, 0.0)).score
+    assert timed(FitConfig(), 3.0) == FitConfig(loop=LoopConfig(minutes=3.0))

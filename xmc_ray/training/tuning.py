@@ -1,0 +1,251 @@
+"""Which recipe suits documents: short trials on a part of them, judged on documents held out from training; without Ray.
+
+Trials get equal time, and a part of the documents on which they make as many passes in it as the final training will make over
+all of them. The held-out predictions of the best one also calibrate the model that is then trained on everything
+(docs/decisions/0023-calibrated-by-its-trial.md).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from xmc_ray.data.groups import LabelGroups, group_labels
+from xmc_ray.data.labels import LabelIndex
+from xmc_ray.data.profile import Profile
+from xmc_ray.data.split import ValidationConfig, held_out_use
+from xmc_ray.errors import ConfigError, ModelError
+from xmc_ray.metrics.at_k import Metrics
+from xmc_ray.metrics.calibration import Calibration
+from xmc_ray.model.lexical import term_weights
+from xmc_ray.model.predict import arithmetic
+from xmc_ray.model.svm import train_linear
+from xmc_ray.model.text import Tokenizer
+from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, predictions_and_hits, share_of_batches
+from xmc_ray.training.loop import TrainState, train
+from xmc_ray.training.recipe import Candidate, candidates, pretrained_layers
+
+JUDGED_BY = ("P@1", "P@3", "P@5", "PSP@5")  # by their mean
+SEARCH = 0.4  # share of the minutes that trials get, unless told
+LIFTS = (0.0, 0.5, 1.0)  # they change predictions only, so that all are tried at the end of a trial
+QUARTERS = 4  # of a trial, each with a measurement
+FINISHED = "finished"
+HELD_OUT, ENOUGH = 4_000, 200  # documents: more tell little more, and fewer nothing
+_IN_MEMORY = 400_000  # documents of a trial at most
+_SHORTEST = 0.25  # minutes of a trial
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a recipe reached on held-out documents: ``figures`` are those of `JUDGED_BY`, with ``lift``.
+
+    ``state`` is finished, unfinished, stopped (it fell behind), or failed with a reason. ``documents`` were trained on in so
+    many ``passes``, ``rate`` of them a second.
+    """
+
+    state: str
+    figures: dict[str, float] = field(default_factory=dict)
+    lift: float = 0.0
+    documents: int = 0
+    passes: float = 0.0
+    rate: float = 0.0
+
+    @property
+    def score(self) -> float:
+        """The mean of the figures; -1 without any."""
+        return float(np.mean([*self.figures.values()])) if self.figures else -1.0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How ``minutes`` are divided among the trials of so many ``recipes``, ``slots`` of them side by side, and the training."""
+
+    minutes: float
+    recipes: int
+    slots: int = 1
+    search: float = SEARCH
+
+    @property
+    def of_training(self) -> float:
+        """Minutes of the final training."""
+        return self.minutes * (1 - self.search)
+
+    @property
+    def of_trial(self) -> float:
+        """Minutes of each trial."""
+        return self.minutes * self.search * self.slots / self.recipes
+
+    def part(self, documents: int) -> int:
+        """Of so many training documents, those of a trial: it makes the passes that the final training makes over all."""
+        return max(1, min(documents, _IN_MEMORY, round(documents * self.of_trial / (self.of_training * self.slots))))
+
+    def too_short(self) -> str | None:
+        """Why there is no time for trials; None if there is."""
+        if self.of_trial >= _SHORTEST:
+            return None
+        return f"No trials: {self.minutes:g} minutes leave {60 * self.of_trial:.0f} seconds for each of {self.recipes} recipes."
+
+    def plan(self, train: int, held_out: int) -> str:
+        """The trials, in words."""
+        part, judges = self.part(train), min(held_out, HELD_OUT)
+        return f"Trials of {self.of_trial:.1f} minutes on {part:,} documents, judged by {judges:,} held-out ones."
+
+
+def too_few(held_out: int) -> str | None:
+    """Why so few held-out documents decide nothing; None if they are enough."""
+    return None if held_out >= ENOUGH else f"No trials: {held_out:,} held-out documents decide nothing."
+
+
+def held_out_for_trials(validation: ValidationConfig, documents: int) -> ValidationConfig:
+    """What of so many documents is held out for trials: as many as it takes to tell recipes apart, a fifth at most."""
+    return replace(validation, share=max(validation.share, min(0.2, HELD_OUT / max(1, documents))), calibrate=False)
+
+
+def timed(config: FitConfig, minutes: float) -> FitConfig:
+    """The same settings for so many minutes of training."""
+    return replace(config, loop=replace(config.loop, minutes=minutes))
+
+
+def ladder(config: FitConfig, data: Profile, tokenizer: Tokenizer, say: Callable[[str], None]) -> list[Candidate]:
+    """Recipes for such ``data``, the best by rule first; ``config`` as `recipe.undecided` returns it."""
+    depth = 0
+    try:
+        depth = pretrained_layers(config.encoder.name, tokenizer)
+    except (ConfigError, ModelError) as error:
+        say(f"words alone, because the encoder is of no use: {error}")
+    return candidates(data, config, depth)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The settings that were chosen, the recipe's name, what its trial calibrates and what each trial reached, if any."""
+
+    config: FitConfig
+    name: str
+    calibration: Calibration | None = None
+    trials: dict[str, Trial] = field(default_factory=dict)
+
+
+def choose(
+    config: FitConfig,
+    minutes: float | None,
+    texts: pa.StringArray,
+    documents: pa.Table,
+    labels: LabelIndex,
+    tokenizer: Tokenizer,
+    device: str,
+    say: Callable[[str], None],
+) -> Choice:
+    """The recipe for documents in memory: the best of trials one after the other, or the best by rule without ``minutes``.
+
+    ``config`` as `recipe.undecided` returns it; ``documents`` has ``tokens`` and ``labels``, list<int32> each. The settings
+    have the minutes that trials leave. Raises the first trial's error if all fail.
+    """
+    tokens, truth = (documents[name].combine_chunks() for name in ("tokens", "labels"))
+    recipes = ladder(config, Profile.of([tokens], [truth], labels), tokenizer, say)
+    if minutes is None:
+        return Choice(recipes[0].config, recipes[0].name)
+    budget = Budget(minutes, len(recipes))
+    use_D = held_out_use(texts, pa.nulls(len(texts), pa.string()), held_out_for_trials(ValidationConfig(), len(texts)))
+    held_out = _some(documents, use_D > 0, HELD_OUT, config.loop.seed)
+    n_train = int((use_D == 0).sum())
+    note = budget.too_short() or too_few(min(len(held_out), n_train))  # all are held out where all have the same words
+    if note is not None:
+        say(note)
+        return Choice(timed(recipes[0].config, minutes), recipes[0].name)
+    part = _some(documents, use_D == 0, budget.part(n_train), config.loop.seed)
+    reached: list[tuple[Trial, Calibration | None]] = []
+    errors: list[ModelError] = []
+    for recipe in recipes:
+        limited = timed(recipe.config, budget.of_trial)
+        columns = [[part[name].combine_chunks()] for name in ("tokens", "labels")]
+        groups = group_labels(limited.groups, columns[0], columns[1], len(labels))
+        weight_F = term_weights(columns[0], limited.lexical) if limited.lexical.width else None
+        try:
+            *_, last = run_trial(limited, tokenizer, labels, groups, weight_F, part, held_out, device)
+            reached.append(last)
+        except ModelError as error:
+            errors.append(error)
+            reached.append((Trial(f"failed: {error}"), None))
+    if len(errors) == len(recipes):
+        raise errors[0]
+    best = max(range(len(recipes)), key=lambda number: reached[number][0].score)  # the first of equal ones
+    trial, calibration = reached[best]
+    chosen = timed(recipes[best].config, budget.of_training)
+    chosen = replace(chosen, model=replace(chosen.model, lift=trial.lift))
+    trials = {recipe.name: trial for recipe, (trial, _) in zip(recipes, reached, strict=True)}
+    return Choice(chosen, recipes[best].name, calibration, trials)
+
+
+def _some(documents: pa.Table, wanted_D: npt.NDArray[np.bool_], most: int, seed: int) -> pa.Table:
+    """At most so many random ones of the wanted documents."""
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(wanted_D))[:most]
+    return documents.take(pa.array(rows)).combine_chunks()
+
+
+def run_trial(
+    recipe: FitConfig,
+    tokenizer: Tokenizer,
+    labels: LabelIndex,
+    groups: LabelGroups,
+    weight_F: npt.NDArray[np.float32] | None,
+    documents: pa.Table,
+    held_out: pa.Table,
+    device: str,
+) -> Iterator[tuple[Trial, Calibration]]:
+    """Train on ``documents`` for ``recipe.loop.minutes``; after each quarter: what it reached on ``held_out`` documents.
+
+    Tables have columns ``tokens`` and ``labels``, list<int32> each. The last trial is finished: it has the linear ranker, if
+    the recipe has one, and the best of `LIFTS`. The calibration is of its held-out predictions.
+    """
+    model = build_model(recipe, tokenizer, labels, groups, device=device, weight_F=weight_F)
+    state, plan = TrainState.start(model, recipe.optim), epoch_plan(recipe.loop, len(documents))
+    plan.check(recipe.loop.accumulate)
+    batches_from = partial(share_of_batches, documents, plan, recipe.loop.epochs, exchange=model.exchange)
+    measure = partial(_measured, state, recipe, labels, len(documents), held_out)
+    quarter = 1
+    for step in train(state, model, batches_from, plan.steps, recipe.loop):
+        if quarter < QUARTERS and step.progress >= quarter / QUARTERS:
+            quarter += 1
+            yield measure("unfinished", [recipe.model.lift])
+    if recipe.linear.candidates:
+        with state.averager.in_use(model):
+            model.linear = train_linear(model, documents, recipe.linear, recipe.loop.prediction)
+    yield measure(FINISHED, LIFTS)
+
+
+def _measured(
+    state: TrainState,
+    recipe: FitConfig,
+    labels: LabelIndex,
+    documents: int,
+    held_out: pa.Table,
+    how: str,
+    lifts: Sequence[float],
+) -> tuple[Trial, Calibration]:
+    """With the best of some lifts."""
+    tokens, truth = (held_out[name].combine_chunks() for name in ("tokens", "labels"))
+    device = next(state.model.parameters()).device
+    by = arithmetic(recipe.loop.prediction.precision, device, state.model.encoder is not None)
+    cost: dict[str, Any] = {"documents": documents, "passes": state.documents / documents}
+    cost["rate"] = state.documents / max(state.seconds, 1e-9)
+    lift_G = state.model.recall.lift
+    whole_G = None if lift_G is None else lift_G.clone()  # of the recipe's own lift
+    reached = []
+    with state.averager.in_use(state.model):
+        for lift in lifts if whole_G is not None else [0.0]:
+            if lift_G is not None and whole_G is not None:
+                lift_G.copy_(whole_G * (lift / recipe.model.lift))
+            predicted = predictions_and_hits(state.model, tokens, truth, len(labels), recipe.loop.prediction)
+            metrics = Metrics(labels.counts, labels.n_documents)
+            metrics.update(predicted[1], truth)
+            total = metrics.result()["total"]
+            trial = Trial(how, {name: float(total[name]) for name in JUDGED_BY}, lift, **cost)
+            reached.append((trial, Calibration.of(*predicted, labels.counts, by)))
+    if lift_G is not None and whole_G is not None:
+        lift_G.copy_(whole_G)
+    return max(reached, key=lambda each: each[0].score)
