@@ -7,16 +7,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from xmc_ray import command
 from xmc_ray.bundle.folder import load_bundle
-from xmc_ray.errors import ConfigError, ModelError
+from xmc_ray.data.documents import DocumentsConfig
+from xmc_ray.data.labels import LabelIndex
+from xmc_ray.data.profile import Profile
+from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.on_ray.train import job, tune
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.tune import JUDGED_BY, TuneConfig
 from xmc_ray.training import tuning
 from xmc_ray.training.fit import FitConfig
+from xmc_ray.training.loop import LoopConfig
 
 
 def tuned(fruit: Path, encoder: Path, output: Path, *further: str) -> str:
@@ -99,6 +104,29 @@ def test_without_time_or_held_out_documents_the_rule_decides_and_says_so(
     tuned(fruit, tiny_encoder, tmp_path / "few", "--minutes=9", "--validation.share=0.01")
     assert "held-out documents decide nothing" in capsys.readouterr().out
     assert "not tried" in (tmp_path / "few" / "tune.md").read_text()
+
+
+def test_where_all_documents_would_be_held_out_nothing_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all have the same words."""
+
+    def prepare(config: TrainConfig) -> Any:
+        if config.validation.share:
+            raise DataError("no document is left to train on")
+        return SimpleNamespace(tokenizer=None)
+
+    data = Profile.of([pa.array([[1, 2]])], [pa.array([[0]])], LabelIndex.count([pa.array([["a"]])]))
+    recipes = [tune.Candidate("words", "", FitConfig()), tune.Candidate("others", "", FitConfig())]
+    for name, value in {
+        "prepare": prepare,
+        "profile": lambda _: data,
+        "ladder": lambda *_: recipes,
+        "_slots": lambda _: 2,
+    }.items():
+        monkeypatch.setattr(tune, name, value)
+    monkeypatch.setattr(tune, "_tried", lambda *_: pytest.fail("tried"))
+    config = TuneConfig(documents=DocumentsConfig(uri="x"), output=str(tmp_path), minutes=20.0)
+    assert tune.choose(config) == FitConfig(loop=LoopConfig(minutes=20.0))
+    assert "No trials: no document is left to train on." in (tmp_path / "tune.md").read_text()
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -31,7 +31,7 @@ from xmc_ray.data.profile import Profile
 from xmc_ray.data.rejects import MAX_REJECT_SHARE
 from xmc_ray.data.split import ValidationConfig
 from xmc_ray.data.token_cache import Split
-from xmc_ray.errors import ConfigError, ModelError
+from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.exits import keep_signals
 from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.model.text import Tokenizer
@@ -156,8 +156,11 @@ def choose(config: TuneConfig) -> FitConfig:
     judged = replace(config, validation=held_out_for_trials(config.validation, data.documents))
     note = budget.too_short()
     if note is None:
-        counts = prepare(_training(judged, basis)).counts
-        note = too_few(counts["validation"])
+        try:
+            counts = prepare(_training(judged, basis)).counts
+            note = too_few(counts["validation"])
+        except DataError as error:  # where all documents have the same words, all are held out
+            note = f"No trials: {error.what}."
     if note is None:
         note = budget.plan(counts["train"], counts["validation"])
         say(f"trying {len(recipes)} recipes, {budget.slots} at a time. {note}")
