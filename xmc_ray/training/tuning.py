@@ -13,25 +13,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 
 from xmc_ray.data.groups import LabelGroups, group_labels
-from xmc_ray.data.labels import LabelIndex
+from xmc_ray.data.labels import IntArray, LabelIndex
 from xmc_ray.data.profile import Profile
 from xmc_ray.data.split import ValidationConfig, held_out_use
 from xmc_ray.errors import ConfigError, ModelError
-from xmc_ray.metrics.at_k import Metrics
-from xmc_ray.metrics.calibration import Calibration
+from xmc_ray.metrics.at_k import Metrics, find_hits
+from xmc_ray.metrics.calibration import DEPTH, Calibration
 from xmc_ray.model.lexical import term_weights
-from xmc_ray.model.predict import arithmetic
+from xmc_ray.model.lightxml import LightXML
+from xmc_ray.model.linear import LinearConfig
+from xmc_ray.model.predict import arithmetic, margins, predict
 from xmc_ray.model.svm import train_linear
 from xmc_ray.model.text import Tokenizer
-from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, predictions_and_hits, share_of_batches
+from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, share_of_batches
 from xmc_ray.training.loop import TrainState, train
 from xmc_ray.training.recipe import Candidate, candidates, pretrained_layers
 
 JUDGED_BY = ("P@1", "P@3", "P@5", "PSP@5")  # by their mean
 SEARCH = 0.4  # share of the minutes that trials get, unless told
 LIFTS = (0.0, 0.5, 1.0)  # they change predictions only, so that all are tried at the end of a trial
+WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # of the linear ranker; the same holds for them
 QUARTERS = 4  # of a trial, each with a measurement
 FINISHED = "finished"
 HELD_OUT, ENOUGH = 4_000, 200  # documents: more tell little more, and fewer nothing
@@ -41,7 +45,9 @@ _SHORTEST = 0.25  # minutes of a trial
 
 @dataclass(frozen=True)
 class Trial:
-    """What a recipe reached on held-out documents: ``figures`` are those of `JUDGED_BY`, with ``lift``.
+    """What a recipe reached on held-out documents: ``figures`` are those of `JUDGED_BY`.
+
+    ``lift`` and ``weight``, that of the linear ranker, are those with which it reached them.
 
     ``state`` is finished, unfinished, stopped (it fell behind), or failed with a reason. ``documents`` were trained on in so
     many ``passes``, ``rate`` of them a second.
@@ -50,6 +56,7 @@ class Trial:
     state: str
     figures: dict[str, float] = field(default_factory=dict)
     lift: float = 0.0
+    weight: float = 0.0
     documents: int = 0
     passes: float = 0.0
     rate: float = 0.0
@@ -58,6 +65,11 @@ class Trial:
     def score(self) -> float:
         """The mean of the figures; -1 without any."""
         return float(np.mean([*self.figures.values()])) if self.figures else -1.0
+
+    def settled(self, recipe: FitConfig) -> FitConfig:
+        """The recipe with what was chosen when it was tried."""
+        linear = replace(recipe.linear, weight=self.weight) if self.weight else LinearConfig()
+        return replace(recipe, model=replace(recipe.model, lift=self.lift), linear=linear)
 
 
 @dataclass(frozen=True)
@@ -175,8 +187,7 @@ def choose(
         raise errors[0]
     best = max(range(len(recipes)), key=lambda number: reached[number][0].score)  # the first of equal ones
     trial, calibration = reached[best]
-    chosen = timed(recipes[best].config, budget.of_training)
-    chosen = replace(chosen, model=replace(chosen.model, lift=trial.lift))
+    chosen = trial.settled(timed(recipes[best].config, budget.of_training))
     trials = {recipe.name: trial for recipe, (trial, _) in zip(recipes, reached, strict=True)}
     return Choice(chosen, recipes[best].name, calibration, trials)
 
@@ -200,7 +211,7 @@ def run_trial(
     """Train on ``documents`` for ``recipe.loop.minutes``; after each quarter: what it reached on ``held_out`` documents.
 
     Tables have columns ``tokens`` and ``labels``, list<int32> each. The last trial is finished: it has the linear ranker, if
-    the recipe has one, and the best of `LIFTS`. The calibration is of its held-out predictions.
+    the recipe has one, and the best of `LIFTS` and `WEIGHTS`. The calibration is of its held-out predictions.
     """
     model = build_model(recipe, tokenizer, labels, groups, device=device, weight_F=weight_F)
     state, plan = TrainState.start(model, recipe.optim), epoch_plan(recipe.loop, len(documents))
@@ -227,25 +238,46 @@ def _measured(
     how: str,
     lifts: Sequence[float],
 ) -> tuple[Trial, Calibration]:
-    """With the best of some lifts."""
+    """With the best of some lifts and, if the model has a linear ranker, of `WEIGHTS`."""
+    model, prediction, n_labels = state.model, recipe.loop.prediction, len(labels)
     tokens, truth = (held_out[name].combine_chunks() for name in ("tokens", "labels"))
-    device = next(state.model.parameters()).device
-    by = arithmetic(recipe.loop.prediction.precision, device, state.model.encoder is not None)
+    by = arithmetic(prediction.precision, next(model.parameters()).device, model.encoder is not None)
     cost: dict[str, Any] = {"documents": documents, "passes": state.documents / documents}
     cost["rate"] = state.documents / max(state.seconds, 1e-9)
-    lift_G = state.model.recall.lift
+    lift_G = model.recall.lift
     whole_G = None if lift_G is None else lift_G.clone()  # of the recipe's own lift
     reached = []
-    with state.averager.in_use(state.model):
+    with state.averager.in_use(model):
         for lift in lifts if whole_G is not None else [0.0]:
             if lift_G is not None and whole_G is not None:
                 lift_G.copy_(whole_G * (lift / recipe.model.lift))
-            predicted = predictions_and_hits(state.model, tokens, truth, len(labels), recipe.loop.prediction)
-            metrics = Metrics(labels.counts, labels.n_documents)
-            metrics.update(predicted[1], truth)
-            total = metrics.result()["total"]
-            trial = Trial(how, {name: float(total[name]) for name in JUDGED_BY}, lift, **cost)
-            reached.append((trial, Calibration.of(*predicted, labels.counts, by)))
+            for weight, scores, ids in _by_weight(model, tokens, recipe):
+                metrics = Metrics(labels.counts, labels.n_documents)
+                metrics.update(ids, truth)
+                total = metrics.result()["total"]
+                trial = Trial(how, {name: float(total[name]) for name in JUDGED_BY}, lift, weight, **cost)
+                reached.append((trial, (scores, ids)))
     if lift_G is not None and whole_G is not None:
         lift_G.copy_(whole_G)
-    return max(reached, key=lambda each: each[0].score)
+    best, (scores, ids) = max(reached, key=lambda each: each[0].score)
+    return best, Calibration.of(scores, ids, find_hits(ids, truth, n_labels), labels.counts, by)
+
+
+def _by_weight(
+    model: LightXML, tokens: pa.ListArray, recipe: FitConfig
+) -> Iterator[tuple[float, npt.NDArray[np.float32], IntArray]]:
+    """Scores and label ids (float32 and int64 [D, DEPTH]) with each of `WEIGHTS`; with 0 where there is no linear ranker.
+
+    A transformer reads the documents once for all weights.
+    """
+    ranker, model.linear = model.linear, None
+    scores, ids = predict(model, tokens, max(DEPTH, recipe.linear.candidates), recipe.loop.prediction)
+    model.linear = ranker
+    if ranker is None:
+        yield 0.0, scores[:, :DEPTH], ids[:, :DEPTH]
+        return
+    z_DC = margins(model, tokens, ids[:, : ranker.candidates])
+    for weight in WEIGHTS:
+        ranker.weight = weight
+        with_words, in_order = ranker.reordered(torch.from_numpy(scores), torch.from_numpy(ids), z_DC)
+        yield weight, with_words[:, :DEPTH].numpy(), in_order[:, :DEPTH].numpy()

@@ -71,7 +71,7 @@ from xmc_ray.training.tuning import (
 )
 
 _CALIBRATION = "calibration.parquet"
-_REPORTED = ("figures", "lift", "documents", "passes", "rate")
+_REPORTED = ("figures", "lift", "weight", "documents", "passes", "rate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,7 @@ def choose(config: TuneConfig) -> FitConfig:
     best = max(range(len(trials)), key=lambda number: trials[number].score, default=0)  # the first of equal ones
     chosen = timed(recipes[best].config, budget.of_training if trials else config.minutes)
     if trials:
-        chosen = replace(chosen, model=replace(chosen.model, lift=trials[best].lift))
+        chosen = trials[best].settled(chosen)
         predictions = _predictions(_record(config, recipes[best]))
         if storage.exists(predictions):  # else the trial was stopped, and failed or fell behind as all others did
             storage.write_bytes(storage.join(config.output, _CALIBRATION), storage.read_bytes(predictions))
@@ -185,13 +185,13 @@ def summary(data: Profile, recipes: list[Candidate], trials: list[Trial], best: 
     lines += [
         *figures_of_data,
         "",
-        f"| recipe | why | {' | '.join(JUDGED_BY)} | lift | documents | passes | documents/s | state |",
-        "| --- " * (len(JUDGED_BY) + 7) + "|",
+        f"| recipe | why | {' | '.join(JUDGED_BY)} | lift | weight of words | documents | passes | documents/s | state |",
+        "| --- " * (len(JUDGED_BY) + 8) + "|",
     ]
     for number, candidate in enumerate(recipes):
         trial = trials[number] if trials else Trial("not tried")
         figures = [f"{100 * trial.figures[name]:.2f}" if trial.figures else "" for name in JUDGED_BY]
-        cost = [f"{trial.lift:g}", f"{trial.documents:,}", f"{trial.passes:.1f}", f"{trial.rate:,.0f}"]
+        cost = [f"{trial.lift:g}", f"{trial.weight:g}", f"{trial.documents:,}", f"{trial.passes:.1f}", f"{trial.rate:,.0f}"]
         lines.append(f"| {' | '.join([candidate.name, candidate.why, *figures, *cost, trial.state])} |")
     return "\n".join([*lines, ""])
 
