@@ -8,20 +8,37 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from fruit import COLOURS, KINDS
+from toys import documents, toy_model
 
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.data.labels import LabelIndex
 from xmc_ray.data.split import ValidationConfig
+from xmc_ray.metrics.calibration import DEPTH
 from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.model.lexical import LexicalConfig, term_weights
 from xmc_ray.model.lightxml import ModelConfig
+from xmc_ray.model.linear import LinearConfig
+from xmc_ray.model.predict import PredictConfig, predict
+from xmc_ray.model.svm import train_linear
 from xmc_ray.model.text import Tokenizer
+from xmc_ray.training import tuning
 from xmc_ray.training.fit import FitConfig
 from xmc_ray.training.loop import LoopConfig
-from xmc_ray.training.tuning import FINISHED, JUDGED_BY, LIFTS, Budget, Trial, held_out_for_trials, run_trial, timed, too_few
+from xmc_ray.training.tuning import (
+    FINISHED,
+    JUDGED_BY,
+    LIFTS,
+    WEIGHTS,
+    Budget,
+    Trial,
+    held_out_for_trials,
+    run_trial,
+    timed,
+    too_few,
+)
 
 
-def tried(tiny_encoder: Path, lift: float) -> list[Trial]:
+def tried(tiny_encoder: Path, lift: float, candidates: int = 0) -> list[Trial]:
     """The trials of words alone on documents of fruit, the calibration's hits checked on the way."""
     rows = [["fruit", colour, kind] for colour in COLOURS for kind in KINDS] * 8
     tokenizer, lists = Tokenizer.load(tiny_encoder, 16), pa.array(rows)
@@ -32,6 +49,7 @@ def tried(tiny_encoder: Path, lift: float) -> list[Trial]:
         encoder=EncoderConfig(name=str(tiny_encoder), layers=0),
         lexical=LexicalConfig(width=8, columns=64, rarest=1),
         model=ModelConfig(lift=lift, dropout=0.1),
+        linear=LinearConfig(candidates=candidates),
         loop=LoopConfig(epochs=4, batch_size=8),
     )
     groups = LabelGroups(np.arange(len(index)))
@@ -46,15 +64,34 @@ def tried(tiny_encoder: Path, lift: float) -> list[Trial]:
     return trials
 
 
-@pytest.mark.parametrize("lift", [0.0, 1.0])
-def test_a_trial_reports_its_quarters_and_ends_with_the_best_lift(lift: float, tiny_encoder: Path) -> None:
-    trials = tried(tiny_encoder, lift)
+@pytest.mark.parametrize(("lift", "candidates"), [(0.0, 0), (1.0, 0), (1.0, 5)])
+def test_a_trial_reports_its_quarters_and_ends_with_the_best_lift(lift: float, candidates: int, tiny_encoder: Path) -> None:
+    trials = tried(tiny_encoder, lift, candidates)
     assert [trial.state for trial in trials] == ["unfinished"] * 3 + [FINISHED]
     assert all(set(trial.figures) == set(JUDGED_BY) for trial in trials)
     assert {trial.lift for trial in trials[:-1]} == {lift}
-    assert trials[-1].lift in (LIFTS if lift else [0.0])
+    assert trials[-1].lift in (LIFTS if lift else [0.0]) and trials[-1].weight in (WEIGHTS if candidates else [0.0])
     assert all(one.passes < other.passes for one, other in pairwise(trials)) and trials[-1].passes == 4.0
     assert trials[-1].documents == 72 and trials[-1].figures["P@1"] > 0.9
+
+
+def test_scores_of_each_weight_are_those_of_a_model_with_it() -> None:
+    model, table, recipe = toy_model(lexical=True).eval(), documents(), FitConfig(linear=LinearConfig(candidates=4))
+    tokens = table["tokens"].combine_chunks()
+    model.linear = train_linear(model, table, recipe.linear, PredictConfig())
+    for weight, scores, ids in tuning._by_weight(model, tokens, recipe):
+        assert model.linear is not None
+        model.linear.weight = weight
+        expected, expected_ids = predict(model, tokens, DEPTH, PredictConfig())
+        np.testing.assert_array_equal(ids, expected_ids)
+        np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+
+def test_a_recipe_is_settled_by_its_trial() -> None:
+    recipe = FitConfig(model=ModelConfig(lift=1.0), linear=LinearConfig(candidates=25))
+    assert Trial(FINISHED, lift=0.5, weight=2.0).settled(recipe).linear == LinearConfig(candidates=25, weight=2.0)
+    without = Trial(FINISHED, lift=0.5).settled(recipe)
+    assert without.linear.candidates == 0 and without.model.lift == 0.5
 
 
 def test_a_trial_makes_as_many_passes_over_its_part_as_the_training_over_everything() -> None:
