@@ -77,26 +77,35 @@ def training_split(folder: Path, config: FitConfig, documents: int | None = None
     With ``names``, the name of each label is a document of its own, left out of the counts.
     """
     rows = pq.read_table(require(folder) / "train.parquet", columns=["text", "labels"]).slice(0, documents)
+    called = folder / "labels.parquet"
+    return split_of(rows, config, pq.read_table(called, columns=["label", "name"]) if called.exists() else None, names)
+
+
+def split_of(rows: pa.Table, config: FitConfig, called: pa.Table | None = None, names: bool = False) -> Split:
+    """Documents ``rows`` (``text``, ``labels``) and the groups of their labels, whose names are in ``called``."""
     lists, tokenizer = rows["labels"].combine_chunks(), Tokenizer.load(config.encoder.name, config.text.max_tokens)
     index = LabelIndex.count([lists])
-    if (folder / "labels.parquet").exists():
-        index = index.with_names(pq.read_table(folder / "labels.parquet", columns=["label", "name"]))
-    table = pa.table({"tokens": tokenizer.encode(rows["text"].combine_chunks())[0], "labels": index.encode(lists)})
-    table = table.filter(pa.array(list_lengths(table["labels"].combine_chunks()) > 0)).combine_chunks()
+    if called is not None:
+        index = index.with_names(called)
+    table = encoded(rows, tokenizer, index)
     columns = [table[name].combine_chunks() for name in ("tokens", "labels")]
     if names:
-        called = index.names
         own = pa.ListArray.from_arrays(pa.array(range(len(index) + 1), pa.int32()), pa.array(range(len(index)), pa.int32()))
-        own = pa.table({"tokens": tokenizer.encode(called.fill_null(""))[0], "labels": own})
-        table = pa.concat_tables([table, own.filter(called.is_valid())]).combine_chunks()
+        own = pa.table({"tokens": tokenizer.encode(index.names.fill_null(""))[0], "labels": own})
+        table = pa.concat_tables([table, own.filter(index.names.is_valid())]).combine_chunks()
     return Split(table, index, group_labels(config.groups, columns[:1], columns[1:], len(index)), tokenizer)
 
 
 def held_out(folder: Path, train: Split, documents: int | None = None) -> pa.Table:
     """``tokens`` and ``labels`` of the first ``documents`` test documents that have a label seen in training."""
     rows = pq.read_table(require(folder) / "test.parquet", columns=["text", "labels"]).slice(0, documents)
-    tokens = train.tokenizer.encode(rows["text"].combine_chunks())[0]
-    table = pa.table({"tokens": tokens, "labels": train.index.encode(rows["labels"].combine_chunks())})
+    return encoded(rows, train.tokenizer, train.index)
+
+
+def encoded(rows: pa.Table, tokenizer: Tokenizer, index: LabelIndex) -> pa.Table:
+    """``tokens`` and ``labels`` of those documents ``rows`` (``text``, ``labels``) that have a label in ``index``."""
+    tokens = tokenizer.encode(rows["text"].combine_chunks())[0]
+    table = pa.table({"tokens": tokens, "labels": index.encode(rows["labels"].combine_chunks())})
     return table.filter(pa.array(list_lengths(table["labels"].combine_chunks()) > 0)).combine_chunks()
 
 
