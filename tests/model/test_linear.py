@@ -54,6 +54,14 @@ def test_margins_equal_the_slow_twin(seed: int, documents: int) -> None:
         torch.testing.assert_close(z_BC.double(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_documents_without_terms_have_the_labels_biases() -> None:
+    part, nothing = ranker(np.random.default_rng(0)), torch.zeros(0, dtype=torch.long)
+    label_BC = torch.tensor([[0, 3], [11, 5]])
+    terms = nothing, nothing, torch.zeros(0)
+    for score in (part.margins, part._on_gpu):
+        assert torch.equal(score(terms, 32, label_BC), part.bias_L[label_BC])
+
+
 @QUICK
 @given(seed=st.integers(0, 10_000), candidates=st.integers(1, 12), k=st.integers(1, 14), flat=st.booleans())
 def test_candidates_are_reordered_and_the_others_stay_behind(seed: int, candidates: int, k: int, flat: bool) -> None:

@@ -82,11 +82,8 @@ class LinearRanker(nn.Module):
     def margins(self, terms: Terms, n_columns: int, label_BC: Tensor) -> Tensor:
         """float32[B, C]: z of the labels ``label_BC`` (int64); any number where it is -1."""
         label_BC = label_BC.clamp(min=0)
-        return (
-            self._on_cpu(terms, n_columns, label_BC)
-            if label_BC.device.type == "cpu"
-            else self._on_gpu(terms, n_columns, label_BC)
-        )
+        score = self._on_cpu if label_BC.device.type == "cpu" else self._on_gpu
+        return score(terms, n_columns, label_BC)
 
     def likelihood(self, z: Tensor) -> Tensor:
         """exp(-weight max(0, 1 - z)^2), the factor of the module, but not for z far below."""
@@ -103,6 +100,8 @@ class LinearRanker(nn.Module):
     def _on_gpu(self, terms: Terms, n_columns: int, label_BC: Tensor) -> Tensor:
         """By looking each weight of a candidate up among the document's terms, all of them at once."""
         row_N, column_N, weight_N = terms
+        if not len(row_N):
+            return self.bias_L[label_BC]
         label_P = label_BC.flatten()
         start_P = self.start_L1[label_P]
         size_P = self.start_L1[label_P + 1] - start_P
@@ -110,7 +109,7 @@ class LinearRanker(nn.Module):
         place_E = torch.arange(len(pair_E), device=label_P.device) - (size_P.cumsum(0) - size_P - start_P)[pair_E]
         key_E = pair_E // label_BC.shape[1] * n_columns + self.column_W[place_E]
         key_N = row_N * n_columns + column_N
-        found_E = torch.searchsorted(key_N, key_E).clamp(max=max(0, len(key_N) - 1))
+        found_E = torch.searchsorted(key_N, key_E).clamp(max=len(key_N) - 1)
         product_E = torch.where(key_N[found_E] == key_E, weight_N[found_E].float(), 0.0) * self.weight_W[place_E]
         return self.bias_L[label_P].index_add(0, pair_E, product_E).view_as(label_BC)
 
