@@ -26,7 +26,7 @@ class ValidationConfig(Settings):
     """Column of the series that a document belongs to, such as a collection or a seller, strings or integers: all documents of
     a series are held out, or none, by a hash of its name. If it is null or blank, the words decide."""
     every: PositiveFloat = 1.0
-    """Epochs from one validation (and checkpoint) to the next; there is always one at the end of training."""
+    """Epochs from one validation (and checkpoint) to the next; always one at the end, the only one if nothing is held out."""
     metric: str = "nDCG@5"
     """Metric that selects the best checkpoint."""
     calibrate: bool = True

@@ -58,8 +58,11 @@ def test_two_workers_on_object_storage(fruit: Path, tiny_encoder: Path, s3: S3, 
 
 
 def test_without_held_out_documents_there_is_no_calibration(fruit: Path, tiny_encoder: Path, tmp_path: Path) -> None:
-    bundle = train(fruit, tiny_encoder, tmp_path / "run", "--validation.share=0", "--loop.epochs=1")
+    few = "--validation.share=0", "--loop.epochs=3", "--validation.every=1"
+    bundle = train(fruit, tiny_encoder, tmp_path / "run", *few)
     opened = XMCClassifier.load(bundle).bundle
+    entries = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert [entry["step"] for entry in entries if "sample_loss" in entry] == [90]  # one, though there are three passes
     assert opened.calibration is None and opened.metrics["calibration"] == {"documents": 0, "predictions": 0}
 
 

@@ -81,7 +81,8 @@ class _Worker:
     def train(self) -> None:
         config, state = self.config, self.state
         plan = epoch_plan(config.loop, self.tokens.counts["train"])
-        checks = max(1, round(config.validation.every * plan.steps))
+        every = config.validation.every if self.tokens.counts["validation"] else config.loop.epochs
+        checks = max(1, round(every * plan.steps))
 
         def batches_from(step: int) -> Any:
             return batches(self.tokens, plan, config.loop.epochs, step, self.exchange)
