@@ -229,8 +229,11 @@ def test_minutes_try_recipes_train_the_best_on_everything_and_calibrate_it(tiny_
     fitted = XMCClassifier.fit([*texts, "?"], [*labels, []], config=encoder_alone(tiny_encoder), minutes=1, device="cpu")
     bundle = fitted.bundle
     trials = bundle.metrics["trials"]
-    assert {"transformer", "words"} <= set(trials) and {trial["state"] for trial in trials.values()} == {"finished"}
-    best = max(trials.values(), key=lambda trial: sum(trial["figures"].values()))
+    assert {"transformer", "words", "words, again"} <= set(trials) and {trial["state"] for trial in trials.values()} == {
+        "finished"
+    }
+    second = {name: trial for name, trial in trials.items() if name.endswith(("again", "twice the passes"))}
+    best = max(second.values(), key=lambda trial: sum(trial["figures"].values()))
     assert trials[bundle.metrics["recipe"]] == best and (bundle.model.config.lift or 0) == best["lift"]
     held_out = len(bundle.calibration) // 8  # all labels of each  # type: ignore[arg-type]
     assert 20 <= held_out < 80 and best["documents"] <= 240 - held_out

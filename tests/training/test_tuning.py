@@ -24,6 +24,7 @@ from xmc_ray.model.text import Tokenizer
 from xmc_ray.training import tuning
 from xmc_ray.training.fit import FitConfig
 from xmc_ray.training.loop import LoopConfig
+from xmc_ray.training.recipe import Candidate
 from xmc_ray.training.tuning import (
     FINISHED,
     JUDGED_BY,
@@ -100,6 +101,27 @@ def test_a_trial_makes_as_many_passes_over_its_part_as_the_training_over_everyth
     passes = budget.of_trial / budget.part(60_000)  # of one core
     assert budget.of_training * budget.slots / 60_000 == pytest.approx(passes)
     assert Budget(minutes=20, recipes=1, search=0.9).part(100) == 100 and Budget(minutes=1, recipes=4).part(3) == 1
+
+
+def test_what_the_first_round_has_left_is_a_second_one() -> None:
+    recipes = [
+        Candidate(name, "", FitConfig(loop=LoopConfig(epochs=epochs))) for name, epochs in [("a", 4), ("b", 8), ("c", 4)]
+    ]
+    trials = [
+        Trial(FINISHED, {"P@1": score}, documents=1_000, passes=float(recipe.config.loop.epochs), rate=rate)
+        for recipe, score, rate in zip(recipes, [0.5, 0.6, 0.4], [100.0, 200.0, 100.0], strict=True)
+    ]
+    budget = Budget(minutes=20, recipes=3, slots=2)
+    assert budget.of_trial == 4  # two of them one after the other
+    second = budget.second_round(recipes, trials, 13_000)
+    assert second is not None and [recipe.name for recipe in second.recipes] == ["b, again", "a, again", "b, twice the passes"]
+    assert [recipe.config.loop.epochs for recipe in second.recipes] == [8, 4, 16]
+    assert second.minutes == pytest.approx((8 - 1) / 2)  # three trials took 40 seconds each, two at a time
+    assert second.documents == 60 * 3.5 * 200 / 16  # what twice the passes leave
+    assert budget.second_round(recipes, trials, 1_500).documents == 1_500  # type: ignore[union-attr]
+    assert budget.second_round(recipes, trials, 1_000) is None, "it would be the first round again"
+    assert Budget(4, 3, 2).second_round(recipes, trials, 13_000) is None, "no more documents than in the first round"
+    assert budget.second_round(recipes, [Trial("failed: memory")] * 3, 13_000) is None
 
 
 def test_why_nothing_is_tried() -> None:

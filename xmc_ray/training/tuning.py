@@ -1,10 +1,11 @@
 """Which recipe suits documents: short trials on a part of them, judged on documents held out from training; without Ray.
 
 Trials get equal time, and a part of the documents on which they make as many passes in it as the final training will make over
-all of them. The held-out predictions of the best one also calibrate the model that is then trained on everything
-(docs/decisions/0023-calibrated-by-its-trial.md).
+all of them. A trial ends with its recipe's last pass; on small sets that leaves time for a second round, on more documents. The
+held-out predictions of the best one also calibrate the model that is then trained on everything (decision 0023).
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -89,11 +90,33 @@ class Budget:
     @property
     def of_trial(self) -> float:
         """Minutes of each trial."""
-        return self.minutes * self.search * self.slots / self.recipes
+        return self.minutes * self.search / math.ceil(self.recipes / self.slots)
 
     def part(self, documents: int) -> int:
         """Of so many training documents, those of a trial: it makes the passes that the final training makes over all."""
         return max(1, min(documents, _IN_MEMORY, round(documents * self.of_trial / (self.of_training * self.slots))))
+
+    def second_round(self, recipes: list[Candidate], trials: list[Trial], documents: int) -> "Round | None":
+        """The best two again, and the best with twice the passes, on as many of the documents as there is time left for.
+
+        The rates of the first round's ``trials`` say how many; None if they are no more than it had.
+        """
+        ranked = sorted((number for number, trial in enumerate(trials) if trial.rate), key=lambda number: -trials[number].score)
+        spent = sum(trial.documents * trial.passes / trial.rate for trial in trials if trial.rate) / 60 / self.slots
+        if not ranked:
+            return None
+        again = [(number, 1, "again", "among the best of the first round") for number in ranked[:2]]
+        again.append((ranked[0], 2, "twice the passes", "the best of the first round may want more than the rule gives"))
+        minutes = (self.minutes * self.search - spent) / math.ceil(len(again) / self.slots)
+        chosen, most = [], min(documents, _IN_MEMORY)
+        for number, times, how, why in again:
+            loop = recipes[number].config.loop
+            config = replace(recipes[number].config, loop=replace(loop, epochs=times * loop.epochs))
+            chosen.append(Candidate(f"{recipes[number].name}, {how}", why, config))
+            most = min(most, int(60 * minutes * trials[number].rate / config.loop.epochs))
+        if minutes < _SHORTEST or most <= trials[ranked[0]].documents:
+            return None
+        return Round(chosen, most, minutes)
 
     def too_short(self) -> str | None:
         """Why there is no time for trials; None if there is."""
@@ -105,6 +128,18 @@ class Budget:
         """The trials, in words."""
         part, judges = self.part(train), min(held_out, HELD_OUT)
         return f"Trials of {self.of_trial:.1f} minutes on {part:,} documents, judged by {judges:,} held-out ones."
+
+
+@dataclass(frozen=True)
+class Round:
+    """Trials of ``recipes`` on so many ``documents``, each for at most so many ``minutes``."""
+
+    recipes: list[Candidate]
+    documents: int
+    minutes: float
+
+    def __str__(self) -> str:
+        return f"A second round of {self.minutes:.1f} minutes on {self.documents:,} documents."
 
 
 def too_few(held_out: int) -> str | None:
@@ -169,26 +204,36 @@ def choose(
     if note is not None:
         say(note)
         return Choice(timed(recipes[0].config, minutes), recipes[0].name)
-    part = _some(documents, use_D == 0, budget.part(n_train), config.loop.seed)
-    reached: list[tuple[Trial, Calibration | None]] = []
-    errors: list[ModelError] = []
-    for recipe in recipes:
-        limited = timed(recipe.config, budget.of_trial)
+
+    def tried(round_: Round) -> list[tuple[Trial, Calibration | None]]:
+        part = _some(documents, use_D == 0, round_.documents, config.loop.seed)
         columns = [[part[name].combine_chunks()] for name in ("tokens", "labels")]
-        groups = group_labels(limited.groups, columns[0], columns[1], len(labels))
-        weight_F = term_weights(columns[0], limited.lexical) if limited.lexical.width else None
-        try:
-            *_, last = run_trial(limited, tokenizer, labels, groups, weight_F, part, held_out, device)
-            reached.append(last)
-        except ModelError as error:
-            errors.append(error)
-            reached.append((Trial(f"failed: {error}"), None))
-    if len(errors) == len(recipes):
-        raise errors[0]
+        reached: list[tuple[Trial, Calibration | None]] = []
+        errors: list[ModelError] = []
+        for recipe in round_.recipes:
+            limited = timed(recipe.config, round_.minutes)
+            groups = group_labels(limited.groups, columns[0], columns[1], len(labels))
+            weight_F = term_weights(columns[0], limited.lexical) if limited.lexical.width else None
+            try:
+                *_, last = run_trial(limited, tokenizer, labels, groups, weight_F, part, held_out, device)
+                reached.append(last)
+            except ModelError as error:
+                errors.append(error)
+                reached.append((Trial(f"failed: {error}"), None))
+        if len(errors) == len(reached):
+            raise errors[0]
+        return reached
+
+    first = Round(recipes, budget.part(n_train), budget.of_trial)
+    reached = tried(first)
+    trials = {recipe.name: trial for recipe, (trial, _) in zip(recipes, reached, strict=True)}
+    second = budget.second_round(recipes, [trial for trial, _ in reached], n_train)
+    if second is not None:
+        recipes, reached = second.recipes, tried(second)
+        trials |= {recipe.name: trial for recipe, (trial, _) in zip(recipes, reached, strict=True)}
     best = max(range(len(recipes)), key=lambda number: reached[number][0].score)  # the first of equal ones
     trial, calibration = reached[best]
     chosen = trial.settled(timed(recipes[best].config, budget.of_training))
-    trials = {recipe.name: trial for recipe, (trial, _) in zip(recipes, reached, strict=True)}
     return Choice(chosen, recipes[best].name, calibration, trials)
 
 

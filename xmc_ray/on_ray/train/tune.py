@@ -62,6 +62,7 @@ from xmc_ray.training.tuning import (
     QUARTERS,
     SEARCH,
     Budget,
+    Round,
     Trial,
     held_out_for_trials,
     ladder,
@@ -150,7 +151,7 @@ def choose(config: TuneConfig) -> FitConfig:
     basis = undecided(FitConfig(encoder=EncoderConfig(name=config.encoder), loop=LoopConfig(seed=config.seed)))
     say(f"reading {config.documents.uri}")
     prepared = prepare(_training(_on_everything(config), basis))
-    data, trials = profile(prepared), []
+    data, trials, judges = profile(prepared), [], None
     recipes = ladder(basis, data, prepared.tokenizer, say)
     budget = Budget(config.minutes, len(recipes), min(_slots(config.workers), len(recipes)), config.search)
     judged = replace(config, validation=held_out_for_trials(config.validation, data.documents))
@@ -164,8 +165,14 @@ def choose(config: TuneConfig) -> FitConfig:
     if note is None:
         note = budget.plan(counts["train"], counts["validation"])
         say(f"trying {len(recipes)} recipes, {budget.slots} at a time. {note}")
-        trials = _tried(judged, recipes, budget.part(counts["train"]), budget.of_trial)
-    best = max(range(len(trials)), key=lambda number: trials[number].score, default=0)  # the first of equal ones
+        trials = _tried(judged, Round(recipes, budget.part(counts["train"]), budget.of_trial))
+        second = budget.second_round(recipes, trials, counts["train"])
+        if second is not None:
+            say(str(second))
+            note += f" {second}"
+            recipes, trials = [*second.recipes, *recipes], [*_tried(judged, second), *trials]
+            judges = len(second.recipes)  # the first round had fewer documents
+    best = max(range(len(trials[:judges])), key=lambda number: trials[number].score, default=0)  # the first of equal ones
     chosen = timed(recipes[best].config, budget.of_training if trials else config.minutes)
     if trials:
         chosen = trials[best].settled(chosen)
@@ -223,16 +230,17 @@ def _slots(workers: WorkersConfig) -> int:
     return max(1, int(total.get("CPU", 1)) if is_cluster() else len(os.sched_getaffinity(0)))
 
 
-def _tried(config: TuneConfig, recipes: list[Candidate], documents: int, minutes: float) -> list[Trial]:
-    """The trials of all recipes; those that are on record are not repeated. Raises the first error if all have failed."""
+def _tried(config: TuneConfig, round_: Round) -> list[Trial]:
+    """The trials of a round; those that are on record are not repeated. Raises the first error if all have failed."""
+    recipes = round_.recipes
     records = [_record(config, recipe) for recipe in recipes]
     missing = [number for number, uri in enumerate(records) if not storage.exists(uri)]
     if missing:
         parts = {number: prepare(_training(config, recipes[number].config)) for number in missing}
-        limited = [timed(recipe.config, minutes) for recipe in recipes]
+        limited = [timed(recipe.config, round_.minutes) for recipe in recipes]
         needs = config.workers.needs if config.workers.gpu else {"CPU": 1.0}
         device = config.workers.device.type
-        shared = {"configs": limited, "parts": parts, "documents": documents, "records": records, "device": device}
+        shared = {"configs": limited, "parts": parts, "documents": round_.documents, "records": records, "device": device}
         trainable = ray.tune.with_parameters(_trial, **shared)
         # Ray Tune takes Ctrl-C for the end of all trials, and prints a table and the address of a folder that will not stay.
         with tempfile.TemporaryDirectory() as folder, keep_signals(), redirect_stdout(StringIO()):
