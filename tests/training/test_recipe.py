@@ -22,12 +22,12 @@ FREQUENT = Profile(
     longest=200,
     labels_per_document=6.0,
     rare=0.01,
-    typical=1_200.0,
+    typical=32.0,
     single=0.0,
     everywhere=0,
     repeated=0.0,
 )
-RARE = replace(FREQUENT, documents=45_000, labels=35_000, rare=0.5, typical=12.0, single=0.5)
+RARE = replace(FREQUENT, documents=45_000, labels=35_000, rare=0.5, typical=1.0, single=0.5)
 FEW = replace(RARE, documents=2_400, labels=6_000)
 HUGE = replace(RARE, documents=750_000, labels=167_000)
 

@@ -30,7 +30,7 @@ class Profile:
     rare: float
     """Share of all (document, label) pairs whose label has fewer than `RARE` documents."""
     typical: float
-    """Documents of the label of a typical pair (the median over pairs)."""
+    """Documents of the median label."""
     single: float
     """Share of the labels that have one document."""
     everywhere: int
@@ -48,7 +48,6 @@ class Profile:
         length_D, digest_D = np.concatenate(lengths), np.concatenate(digests)
         count_L = sum((_counts(chunk, len(index)) for chunk in labels), np.zeros(len(index), np.int64))
         pairs, n_documents = int(count_L.sum()), len(length_D)
-        by_count = np.sort(count_L)
         _, copies = np.unique(digest_D, return_counts=True)
         return cls(
             documents=n_documents,
@@ -57,7 +56,7 @@ class Profile:
             longest=int(np.quantile(length_D, 0.95)),
             labels_per_document=pairs / n_documents,
             rare=float(count_L[count_L < RARE].sum()) / pairs,
-            typical=float(by_count[np.searchsorted(np.cumsum(by_count), pairs / 2)]),
+            typical=float(np.median(count_L)),
             single=float((count_L == 1).mean()),
             everywhere=int((count_L == n_documents).sum()),
             repeated=float(copies[copies > 1].sum()) / n_documents,

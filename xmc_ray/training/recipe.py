@@ -23,7 +23,7 @@ from xmc_ray.training.optim import OptimConfig
 LENGTH = 2048  # tokens: reading whole documents costs the lexical branch little, and cutting long ones costs quality
 
 _FREE = ("minutes", "accumulate", "precision", "token_budget", "seed")  # settings of the loop that no recipe decides
-_FREQUENT = 30  # documents of the typical label, from which on labels count as frequent
+_FREQUENT = 10  # documents of the median label, from which on labels count as frequent
 _FEW, _MANY = 10_000, 300_000  # documents
 _STEPS = {True: 2_000, False: 4_000}  # at least, by whether labels are frequent: few documents want dozens of passes
 _PASSES = {"words": (4, 64), "transformer": (2, 16)}  # at least and at most
@@ -83,7 +83,7 @@ def candidates(profile: Profile, config: FitConfig, depth: int) -> list[Candidat
     frequent = profile.typical >= _FREQUENT
     kind, other = ("frequent", "rare") if frequent else ("rare", "frequent")
     words = _words(profile, config, frequent)
-    ladder = [Candidate("words", f"labels are {kind}: a typical one has {profile.typical:,.0f} documents", words)]
+    ladder = [Candidate("words", f"labels are {kind}: the median one has {profile.typical:,.0f} documents", words)]
     if depth:
         why = "a pretrained encoder knows words that are too rare to learn here"
         ladder.insert(0 if frequent else 1, Candidate("transformer", why, _with_transformer(profile, words, depth)))
