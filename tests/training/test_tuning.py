@@ -114,13 +114,15 @@ def test_what_the_first_round_has_left_is_a_second_one() -> None:
     budget = Budget(minutes=20, recipes=3, slots=2)
     assert budget.of_trial == 4  # two of them one after the other
     second = budget.second_round(recipes, trials, 13_000)
-    assert second is not None and [recipe.name for recipe in second.recipes] == ["b, again", "a, again", "b, twice the passes"]
-    assert [recipe.config.loop.epochs for recipe in second.recipes] == [8, 4, 16]
-    assert second.minutes == pytest.approx((8 - 1) / 2)  # three trials took 40 seconds each, two at a time
-    assert second.documents == 60 * 3.5 * 200 / 16  # what twice the passes leave
-    assert budget.second_round(recipes, trials, 1_500).documents == 1_500  # type: ignore[union-attr]
+    assert second is not None and [recipe.name for recipe in second.recipes] == ["b, again", "a, again"]
+    assert [recipe.config.loop.epochs for recipe in second.recipes] == [8, 4]
+    assert second.minutes == pytest.approx(8 - 1)  # three trials took 40 seconds each, two at a time
+    assert second.documents == 60 * 7 * 200 / 8
+    three = budget.second_round(recipes, trials, 2_000)  # and there is time for more passes over all of them
+    assert three is not None and three.recipes[2].name == "b, twice the passes" and three.documents == 2_000
+    assert three.recipes[2].config.loop.epochs == 16 and three.minutes == pytest.approx(7 / 2)
     assert budget.second_round(recipes, trials, 1_000) is None, "it would be the first round again"
-    assert Budget(4, 3, 2).second_round(recipes, trials, 13_000) is None, "no more documents than in the first round"
+    assert Budget(2, 3, 2).second_round(recipes, trials, 13_000) is None, "no time is left"
     assert budget.second_round(recipes, [Trial("failed: memory")] * 3, 13_000) is None
 
 

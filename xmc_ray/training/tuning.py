@@ -36,7 +36,7 @@ from xmc_ray.training.recipe import Candidate, candidates, pretrained_layers
 JUDGED_BY = ("P@1", "P@3", "P@5", "PSP@5")  # by their mean
 SEARCH = 0.4  # share of the minutes that trials get, unless told
 LIFTS = (0.0, 0.5, 1.0)  # they change predictions only, so that all are tried at the end of a trial
-WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)  # of the linear ranker; the same holds for them
+WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0)  # of the linear ranker; the same holds for them
 QUARTERS = 4  # of a trial, each with a measurement
 FINISHED = "finished"
 HELD_OUT, ENOUGH = 4_000, 200  # documents: more tell little more, and fewer nothing
@@ -99,24 +99,29 @@ class Budget:
     def second_round(self, recipes: list[Candidate], trials: list[Trial], documents: int) -> "Round | None":
         """The best two again, and the best with twice the passes, on as many of the documents as there is time left for.
 
-        The rates of the first round's ``trials`` say how many; None if they are no more than it had.
+        The rates of the first round's ``trials`` say how many; None if they are no more than it had. Twice the passes are left
+        out if they would cost two thirds of these documents.
         """
         ranked = sorted((number for number, trial in enumerate(trials) if trial.rate), key=lambda number: -trials[number].score)
-        spent = sum(trial.documents * trial.passes / trial.rate for trial in trials if trial.rate) / 60 / self.slots
         if not ranked:
             return None
+        spent = sum(trial.documents * trial.passes / trial.rate for trial in trials if trial.rate) / 60 / self.slots
         again = [(number, 1, "again", "among the best of the first round") for number in ranked[:2]]
-        again.append((ranked[0], 2, "twice the passes", "the best of the first round may want more than the rule gives"))
-        minutes = (self.minutes * self.search - spent) / math.ceil(len(again) / self.slots)
-        chosen, most = [], min(documents, _IN_MEMORY)
-        for number, times, how, why in again:
-            loop = recipes[number].config.loop
-            config = replace(recipes[number].config, loop=replace(loop, epochs=times * loop.epochs))
-            chosen.append(Candidate(f"{recipes[number].name}, {how}", why, config))
-            most = min(most, int(60 * minutes * trials[number].rate / config.loop.epochs))
-        if minutes < _SHORTEST or most <= trials[ranked[0]].documents:
-            return None
-        return Round(chosen, most, minutes)
+        twice = (ranked[0], 2, "twice the passes", "the best of the first round may want more than the rule gives")
+
+        def round_of(entries: list[tuple[int, int, str, str]]) -> Round:
+            minutes = (self.minutes * self.search - spent) / math.ceil(len(entries) / self.slots)
+            chosen, most = [], min(documents, _IN_MEMORY)
+            for number, times, how, why in entries:
+                recipe = recipes[number]
+                loop = replace(recipe.config.loop, epochs=times * recipe.config.loop.epochs)
+                chosen.append(Candidate(f"{recipe.name}, {how}", why, replace(recipe.config, loop=loop)))
+                most = min(most, int(60 * minutes * trials[number].rate / loop.epochs))
+            return Round(chosen, most, minutes)
+
+        two, three = round_of(again), round_of([*again, twice])
+        second = three if 3 * three.documents >= two.documents else two
+        return second if second.minutes >= _SHORTEST and second.documents > trials[ranked[0]].documents else None
 
     def too_short(self) -> str | None:
         """Why there is no time for trials; None if there is."""
