@@ -117,7 +117,7 @@ class Budget:
                 loop = replace(recipe.config.loop, epochs=times * recipe.config.loop.epochs)
                 chosen.append(Candidate(f"{recipe.name}, {how}", why, replace(recipe.config, loop=loop)))
                 most = min(most, int(60 * minutes * trials[number].rate / loop.epochs))
-            return Round(chosen, most, minutes)
+            return Round(chosen, most, minutes, stops=False)
 
         two, three = round_of(again), round_of([*again, twice])
         second = three if 3 * three.documents >= two.documents else two
@@ -137,11 +137,15 @@ class Budget:
 
 @dataclass(frozen=True)
 class Round:
-    """Trials of ``recipes`` on so many ``documents``, each for at most so many ``minutes``."""
+    """Trials of ``recipes`` on so many ``documents``, each for at most so many ``minutes``.
+
+    ``stops``: those that are behind half-way may be stopped. A linear ranker is there at the end only, so the best go on to it.
+    """
 
     recipes: list[Candidate]
     documents: int
     minutes: float
+    stops: bool = True
 
     def __str__(self) -> str:
         return f"A second round of {self.minutes:.1f} minutes on {self.documents:,} documents."

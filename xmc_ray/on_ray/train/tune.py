@@ -242,6 +242,7 @@ def _tried(config: TuneConfig, round_: Round) -> list[Trial]:
         device = config.workers.device.type
         shared = {"configs": limited, "parts": parts, "documents": round_.documents, "records": records, "device": device}
         trainable = ray.tune.with_parameters(_trial, **shared)
+        stopping = ASHAScheduler(max_t=QUARTERS, grace_period=QUARTERS // 2, reduction_factor=2) if round_.stops else None
         # Ray Tune takes Ctrl-C for the end of all trials, and prints a table and the address of a folder that will not stay.
         with tempfile.TemporaryDirectory() as folder, keep_signals(), redirect_stdout(StringIO()):
             results = ray.tune.Tuner(
@@ -250,7 +251,7 @@ def _tried(config: TuneConfig, round_: Round) -> list[Trial]:
                 tune_config=ray.tune.TuneConfig(
                     metric="score",
                     mode="max",
-                    scheduler=ASHAScheduler(max_t=QUARTERS, grace_period=QUARTERS // 2, reduction_factor=2),
+                    scheduler=stopping,
                     max_concurrent_trials=_slots(config.workers),
                 ),
                 run_config=ray.tune.RunConfig(name="trials", storage_path=folder, verbose=0),
