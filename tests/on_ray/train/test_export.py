@@ -130,7 +130,7 @@ def test_calibration_is_fitted_on_the_resources_of_a_worker(config: TrainConfig,
     assert export._ask_a_worker(config, predict_held_out, "saved", "prepared") == ("saved", "prepared")
     assert asked == {"num_cpus": 3, "num_gpus": 1, "room": ("workers", 1, {"CPU": 3.0, "GPU": 1.0}, 5)}
     threads = torch.get_num_threads()
-    assert export.settle(config.workers).type == "cuda" and torch.get_num_threads() == 1
+    assert export.settle(config).type == "cuda" and torch.get_num_threads() == 1
     torch.set_num_threads(threads)
 
 

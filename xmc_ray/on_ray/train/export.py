@@ -27,7 +27,7 @@ from xmc_ray.model.linear import LinearRanker
 from xmc_ray.model.predict import arithmetic, predict
 from xmc_ray.model.svm import Examples, Weights, examples_of, joined, ranker_of, solved
 from xmc_ray.on_ray.session import make_room
-from xmc_ray.on_ray.train.config import TrainConfig, WorkersConfig
+from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.journal import say
 from xmc_ray.on_ray.train.prepare import Prepared
 from xmc_ray.training.checkpoint import Saved, best, find, restore
@@ -96,7 +96,7 @@ def _linear_ranker(saved: Saved, config: TrainConfig, prepared: Prepared) -> Lin
 def take_examples(shared: tuple[Saved, TrainConfig, Prepared], chunks: IntArray) -> Examples:
     """What the linear ranker learns from the documents in ``chunks`` of the training split."""
     saved, config, prepared = shared
-    device = settle(config.workers)
+    device = settle(config)
     model = _model_of(saved, config, prepared).to(device)
     documents = prepared.tokens.chunks("train", chunks)
     return joined([examples_of(model, chunk, config.linear, config.loop.prediction) for chunk in documents])
@@ -104,14 +104,14 @@ def take_examples(shared: tuple[Saved, TrainConfig, Prepared], chunks: IntArray)
 
 def solve_labels(config: TrainConfig, labels: range, *examples: Examples) -> Weights:
     """The linear ranker's weights of some labels."""
-    settle(config.workers)
-    return solved(joined(examples), labels, config.linear, torch.get_num_threads())
+    threads = config.workers.threads or len(os.sched_getaffinity(0))  # which do not wait for each other
+    return solved(joined(examples), labels, config.linear, threads)
 
 
 def validated(saved: Saved, config: TrainConfig, prepared: Prepared, ranker: LinearRanker) -> dict[str, float]:
     """The metrics in validation of a checkpoint's model with its linear ranker."""
     model, metrics = _model_of(saved, config, prepared, ranker), Metrics(prepared.labels.counts, prepared.labels.n_documents)
-    model.to(settle(config.workers))
+    model.to(settle(config))
     for chunk in prepared.tokens.chunks("validation"):
         tokens, truth = (chunk[name].combine_chunks() for name in ("tokens", "labels"))
         metrics.update(predict(model, tokens, max(metrics.ks), config.loop.prediction)[1], truth)
@@ -154,7 +154,7 @@ def predict_held_out(
 
     In the precision of training, on the device of a worker.
     """
-    device, tokens = settle(config.workers), prepared.tokens
+    device, tokens = settle(config), prepared.tokens
     table = pa.concat_tables(tokens.chunks("calibration", tokens.some("calibration", _MOST)))
     documents, truth = (table[name].combine_chunks() for name in ("tokens", "labels"))
     model, prediction = _model_of(saved, config, prepared, ranker).to(device), config.loop.prediction
@@ -162,7 +162,7 @@ def predict_held_out(
     return predicted, arithmetic(prediction.precision, device, model.encoder is not None)
 
 
-def settle(workers: WorkersConfig) -> torch.device:
+def settle(config: TrainConfig) -> torch.device:
     """Use the threads of a worker that is alone on its machine; its device."""
-    torch.set_num_threads(workers.threads or len(os.sched_getaffinity(0)))
-    return workers.device
+    torch.set_num_threads(config.threads())
+    return config.workers.device

@@ -85,7 +85,7 @@ def _held_out(bundle: str, config: TrainConfig, tokens: TokenCache) -> Findings 
 @ray.remote
 def _predict(bundle: str, config: TrainConfig, tokens: TokenCache, chunks: IntArray) -> Findings:
     """Predict some chunks of the held-out documents, one at a time, with the model of a bundle."""
-    device, opened = settle(config.workers), load_bundle(bundle)
+    device, opened = settle(config), load_bundle(bundle)
     model = opened.model.to(device)
     findings = Findings(opened.labels, config.loop.seed)
     for chunk in tokens.chunks("validation", chunks):

@@ -4,7 +4,6 @@ Ray Data reads ahead of it. A task reads the chunks of one pool, cuts the pool i
 share of the worker that asked. The order is that of the plan, from any step on, for any number of workers.
 """
 
-import os
 import resource
 import time
 from collections import deque
@@ -62,8 +61,7 @@ def work(settings: dict[str, Any]) -> None:
 class _Worker:
     def __init__(self, job: Job) -> None:
         self.job, self.config = job, job.config
-        local_workers = ray.train.get_context().get_local_world_size()
-        torch.set_num_threads(self.config.workers.threads or max(1, len(os.sched_getaffinity(0)) // local_workers))
+        torch.set_num_threads(self.config.threads(ray.train.get_context().get_local_world_size()))
         self.exchange = Exchange.of_process_group()
         prepared = ray.get(job.prepared)
         self.tokens, self.labels = prepared.tokens, prepared.labels
