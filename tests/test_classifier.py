@@ -248,7 +248,7 @@ def test_without_a_config_the_rule_decides(
     (tmp_path / EncoderConfig().name).symlink_to(tiny_encoder)
     monkeypatch.chdir(tmp_path)
     fitted = XMCClassifier.fit(*problem(64, seed=0), device="cpu")
-    assert fitted.bundle.metrics == {"recipe": "words", "trials": {}} and fitted.bundle.calibration is None
+    assert fitted.bundle.metrics == {"recipe": "transformer", "trials": {}} and fitted.bundle.calibration is None
 
 
 def test_too_few_minutes_or_documents_are_said_and_the_rule_decides(
