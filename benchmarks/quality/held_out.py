@@ -36,6 +36,16 @@ SHARES = {"everything": 0.0, "without 2 %": 0.02, "without a tenth": 0.1, "a qua
 FIGURES = ("P@1", "P@3", "P@5", "PSP@5")
 
 
+def parted(data: Path, documents: int) -> tuple[pa.Table, pa.Table]:
+    """Random training documents of a data set in two parts: a quarter that judge, and the others; twins are never divided."""
+    rows = pq.read_table(require(data) / "train.parquet", columns=["text", "labels"]).combine_chunks()
+    rows = rows.take(np.random.default_rng(0).permutation(len(rows))[:documents]).combine_chunks()
+    words = [" ".join(re.findall(r"\w+", text.lower())) for text in rows["text"].to_pylist()]
+    twins_D = np.unique(words, return_inverse=True)[1]
+    judge_D = (np.random.default_rng(1).random(twins_D.max() + 1) < 0.25)[twins_D]
+    return rows.filter(pa.array(judge_D)), rows.filter(pa.array(~judge_D))
+
+
 def recipe(rows: pa.Table) -> FitConfig:
     """The recipe for words by rule."""
     basis = undecided(FitConfig(encoder=EncoderConfig(name=minilm())))
@@ -58,12 +68,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=11_000, help="random training documents, judging ones included")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each")
     arguments = parser.parse_args()
-    rows = pq.read_table(require(arguments.data) / "train.parquet", columns=["text", "labels"]).combine_chunks()
-    rows = rows.take(np.random.default_rng(0).permutation(len(rows))[: arguments.documents]).combine_chunks()
-    words = [" ".join(re.findall(r"\w+", text.lower())) for text in rows["text"].to_pylist()]
-    twins_D = np.unique(words, return_inverse=True)[1]
-    judge_D = (np.random.default_rng(1).random(twins_D.max() + 1) < 0.25)[twins_D]
-    judges, rest = rows.filter(pa.array(judge_D)), rows.filter(pa.array(~judge_D))
+    judges, rest = parted(arguments.data, arguments.documents)
     config, texts = recipe(rest), rest["text"].combine_chunks()
     series = pa.nulls(len(rest), pa.string())
     print(

@@ -9,18 +9,16 @@ Bar: with weight 1, no figure falls by more than 0.2 points, and P@1 or P@5 gain
 """
 
 import argparse
-import re
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from benchmarks.frame import verdict
-from benchmarks.inputs import DATA, require
-from benchmarks.quality.held_out import FIGURES, recipe
+from benchmarks.inputs import DATA
+from benchmarks.quality.held_out import FIGURES, parted, recipe
 from xmc_ray.classifier import XMCClassifier
 from xmc_ray.model.linear import LinearConfig
 from xmc_ray.model.svm import train_linear
@@ -34,12 +32,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=12_000, help="random training documents, judging ones included")
     parser.add_argument("--group-size", type=int, help="labels of a group; by default what the rule says")
     given = parser.parse_args()
-    rows = pq.read_table(require(given.data) / "train.parquet", columns=["text", "labels"]).combine_chunks()
-    rows = rows.take(np.random.default_rng(0).permutation(len(rows))[: given.documents]).combine_chunks()
-    words = [" ".join(re.findall(r"\w+", text.lower())) for text in rows["text"].to_pylist()]
-    twins_D = np.unique(words, return_inverse=True)[1]
-    judge_D = (np.random.default_rng(1).random(twins_D.max() + 1) < 0.25)[twins_D]
-    judges, rest = rows.filter(pa.array(judge_D)), rows.filter(pa.array(~judge_D))
+    judges, rest = parted(given.data, given.documents)
     config = replace(recipe(rest), linear=LinearConfig())
     if given.group_size is not None:
         config = replace(config, groups=replace(config.groups, max_size=given.group_size))
