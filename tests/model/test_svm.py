@@ -1,11 +1,11 @@
 """Training the linear ranker: each label's problem against a general solver, and labels that are solved together or apart."""
 
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, sparse
@@ -118,9 +118,15 @@ def test_it_learns_what_words_say() -> None:
 
 
 def test_threads_share_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert torch.get_num_threads() >= 1
-    counted: list[int] = []
-    whole = svm._solve
-    monkeypatch.setattr(svm, "_solve", lambda *arguments: counted.append(len(arguments[4])) or whole(*arguments))
-    solved(random_examples(0), range(9), CONFIG, threads=2)
-    assert len(counted) > 2
+    """Each label is solved once, in one of several parts."""
+    parts: list[tuple[int, int]] = []
+    solve = svm._solve
+
+    def counted(*arguments: Any) -> Any:
+        parts.append((arguments[7], len(arguments[4]) - 1))
+        return solve(*arguments)
+
+    monkeypatch.setattr(svm, "_solve", counted)
+    solved(random_examples(0), range(2, 9), CONFIG, threads=2)
+    assert len(parts) > 2
+    assert sorted(label for first, size in parts for label in range(first, first + size)) == [*range(2, 9)]

@@ -3,8 +3,8 @@
     minimise over w, b:  (|w|^2 + b^2) / 2 + C sum over examples of max(0, 1 - y z)^2             z = w . x + b
 
 The examples of a label are the documents that have it (y = 1), and those that do not, but have it among the model's first
-candidates (y = -1), since it is among those that it will be ranked (the matcher-aware negatives of PECOS, Yu et al. 2022,
-section 4.3). So work grows with documents times candidates, not with documents times labels. Each problem is solved by dual
+candidates (y = -1), since it is among those that it will be ranked (the matcher-aware negatives of PECOS, Yu et al. 2022).
+So work grows with documents times candidates, not with documents times labels. Each problem is solved by dual
 coordinate descent with shrinking (Hsieh et al. 2008, algorithm 3), in an order of examples that depends on the label alone.
 
 Labels do not depend on each other: any of them can be solved anywhere, from the `Examples` of all documents.
@@ -35,7 +35,7 @@ _PARTS = 8  # of a thread's labels: they differ in work
 
 
 class Examples(NamedTuple):
-    """What the classifiers learn from; 8 bytes a term and 4 a candidate.
+    """What the classifiers learn from; 8 bytes a term and 5 a candidate.
 
     ``x_DF``: float32, the weights of terms, rows of Euclidean norm 1; ``kind_DL``: int8, 1 for a label that is among the
     candidates of a document, and 2 or 3 for one that the document has.
@@ -91,10 +91,10 @@ def solved(examples: Examples, labels: range, config: LinearConfig, threads: int
     square_D = 1 + np.asarray(x_DF.multiply(x_DF).sum(axis=1), np.float64)  # with the bias's 1
     # parts of labels with the same number of examples, so that no thread waits long for another
     cuts = [0, *np.searchsorted(kind_LD.indptr, np.linspace(0, kind_LD.nnz, threads * _PARTS + 1)[1:-1]), len(labels)]
+    terms = x_DF.indptr.astype(np.int64), x_DF.indices.astype(np.int32, copy=False), x_DF.data
 
     def part(first: int, end: int) -> Weights:
         start_L1 = kind_LD.indptr[first : end + 1].astype(np.int64)
-        terms = x_DF.indptr.astype(np.int64), x_DF.indices.astype(np.int32, copy=False), x_DF.data
         pairs = start_L1, kind_LD.indices.astype(np.int32, copy=False), kind_LD.data
         problem = *terms, square_D, *pairs, labels.start + first, x_DF.shape[1], config.cost, config.smallest
         return Weights(*_solve(*problem, _PASSES, _TOLERANCE))
