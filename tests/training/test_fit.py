@@ -9,14 +9,18 @@ import pytest
 import torch
 from toys import documents, toy_model
 
+from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.data.labels import LabelIndex
+from xmc_ray.errors import ConfigError
 from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.model.lexical import LexicalConfig, term_weights
 from xmc_ray.model.lightxml import ModelConfig
+from xmc_ray.model.linear import LinearConfig
 from xmc_ray.model.predict import PredictConfig, predict
 from xmc_ray.model.sharding import Exchange
 from xmc_ray.model.text import Tokenizer, make_batch
+from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, predictions_and_hits, sample_loss, share_of_batches
 from xmc_ray.training.loop import LoopConfig
 
@@ -103,3 +107,10 @@ def test_the_sample_loss_is_that_of_the_loop_without_dropout() -> None:
         expected = sum(model.eval()(make_batch(tokens, labels))).item()
     assert sample_loss(model.train(), table, PredictConfig(token_budget=16)) == pytest.approx(expected, rel=1e-4)
     assert model.training and next(model.recall.gradients(), None) is None
+
+
+def test_a_linear_ranker_without_a_lexical_branch_is_told_before_anything_is_read() -> None:
+    with pytest.raises(ConfigError, match=r"reads the terms of the lexical branch; found linear\.candidates = 25"):
+        FitConfig(linear=LinearConfig(candidates=25))
+    with pytest.raises(ConfigError, match=r"lexical\.width = 0"):
+        TrainConfig(documents=DocumentsConfig(uri="x"), output="y", linear=LinearConfig(candidates=25))

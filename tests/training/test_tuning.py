@@ -77,7 +77,11 @@ def test_a_trial_reports_its_quarters_and_ends_with_the_best_lift(lift: float, c
 
 
 def test_scores_of_each_weight_are_those_of_a_model_with_it() -> None:
-    model, table, recipe = toy_model(lexical=True).eval(), documents(), FitConfig(linear=LinearConfig(candidates=4))
+    model, table, recipe = (
+        toy_model(lexical=True).eval(),
+        documents(),
+        FitConfig(lexical=LexicalConfig(width=8), linear=LinearConfig(candidates=4)),
+    )
     tokens = table["tokens"].combine_chunks()
     model.linear = train_linear(model, table, recipe.linear, PredictConfig())
     for weight, scores, ids in tuning._by_weight(model, tokens, recipe):
@@ -89,7 +93,8 @@ def test_scores_of_each_weight_are_those_of_a_model_with_it() -> None:
 
 
 def test_a_recipe_is_settled_by_its_trial() -> None:
-    recipe = FitConfig(model=ModelConfig(lift=1.0), linear=LinearConfig(candidates=25))
+    linear = LinearConfig(candidates=25)
+    recipe = FitConfig(lexical=LexicalConfig(width=8), model=ModelConfig(lift=1.0), linear=linear)
     assert Trial(FINISHED, lift=0.5, weight=2.0).settled(recipe).linear == LinearConfig(candidates=25, weight=2.0)
     without = Trial(FINISHED, lift=0.5).settled(recipe)
     assert without.linear.candidates == 0 and without.model.lift == 0.5

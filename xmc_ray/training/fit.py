@@ -41,6 +41,15 @@ class FitConfig(Settings):
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
+    def check(self) -> None:
+        """Raises ConfigError for a linear ranker without a lexical branch, whose terms it reads."""
+        if self.linear.candidates and not self.lexical.width:
+            raise ConfigError(
+                "the linear ranker reads the terms of the lexical branch",
+                found=f"linear.candidates = {self.linear.candidates}, lexical.width = 0",
+                way_out="give lexical.width a number above 0, or set linear.candidates to 0",
+            )
+
 
 def build_model(
     config: FitConfig,
@@ -54,11 +63,8 @@ def build_model(
     """An untrained model on ``device``: pretrained encoder, random heads with biases from the label counts.
 
     ``weight_F`` are the `lexical.term_weights` of the training documents, for a model with a lexical branch. Weights depend on
-    the seed and are the same in every process. Raises ConfigError for a linear ranker without a lexical branch.
+    the seed and are the same in every process.
     """
-    if config.linear.candidates and not config.lexical.width:
-        what, found = "the linear ranker reads the terms of the lexical branch", "lexical.width = 0"
-        raise ConfigError(what, found=found, way_out="give lexical.width a number above 0, or set linear.candidates to 0")
     torch.manual_seed(config.loop.seed)
     heads = config.model
     if heads.table == "auto":
