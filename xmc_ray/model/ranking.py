@@ -180,7 +180,7 @@ class LabelTable(OwnedRows):
             peak_Bg[:, first : first + step] = self._peaks_of_all(vectors_BH, slice(first, first + step))
         return peak_Bg
 
-    def input_power(self) -> Tensor:
+    def input_power(self) -> tuple[Tensor, int]:
         """See `OwnedRows.input_power`: of the document vectors, whichever groups they are scored against."""
         return mean_square([part.vectors_BH for part in self._pending])
 

@@ -96,7 +96,7 @@ class RecallHead(OwnedRows):
     def _chunk(self) -> int:
         return _GROUPS if self.weight.device.type == "cpu" else 8 * _GROUPS
 
-    def input_power(self) -> Tensor:
+    def input_power(self) -> tuple[Tensor, int]:
         """See `OwnedRows.input_power`: of the features."""
         return mean_square([features_BF for _, features_BF in self._pending])
 

@@ -197,8 +197,8 @@ class OwnedRows(nn.Module):
         """bool: which of the groups this worker owns."""
         return (group >= self.own.start) & (group < self.own.stop)
 
-    def input_power(self) -> Tensor:
-        """float32 scalar: the mean squared length of all workers' inputs since the last call of `gradients`; 0 without any."""
+    def input_power(self) -> tuple[Tensor, int]:
+        """The mean squared length (float32 scalar) and the number of all workers' inputs since the last call of `gradients`."""
         raise NotImplementedError
 
     def gradients(self) -> "Iterator[RowGradients | FactoredGradients]":
@@ -206,12 +206,13 @@ class OwnedRows(nn.Module):
         raise NotImplementedError
 
 
-def mean_square(parts_BH: Sequence[Tensor]) -> Tensor:
-    """float32 scalar: the mean squared length of the rows of all parts; 0 without any."""
+def mean_square(parts_BH: Sequence[Tensor]) -> tuple[Tensor, int]:
+    """The mean squared length (float32 scalar) and the number of the rows of all parts; zeros without any."""
     if not parts_BH:
-        return torch.zeros(())
+        return torch.zeros(()), 0
     total = torch.stack([part_BH.float().square().sum() for part_BH in parts_BH]).sum()
-    return total / max(1, sum(len(part_BH) for part_BH in parts_BH))
+    n = sum(len(part_BH) for part_BH in parts_BH)
+    return total / max(1, n), n
 
 
 def seeded_normal(rows: range, shape: tuple[int, ...], std: float, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -20,7 +20,7 @@ from xmc_ray.model.sharding import Exchange, OwnedRows
 from xmc_ray.settings import Bounds, NonNegativeFloat, PositiveInt, Settings, Share
 
 _ROWS = 4096  # of a parameter that are averaged at a time: no second copy of a whole table
-_INPUTS = 625  # of a row whose weights learn at `rows_lr` itself, so that a logit's first step is 25 times that
+_INPUTS = 625  # of a row whose weights learn at `rows_lr` itself, so that a logit's longest step is 25 times that
 _TINY = 1e-10  # keeps a row without any gradient from dividing by zero
 
 
@@ -33,7 +33,7 @@ class OptimConfig(Settings):
     head_lr: NonNegativeFloat = 1e-3
     """Peak learning rate of the bottleneck and of the lexical branch's layer."""
     rows_lr: NonNegativeFloat = 0.08
-    """Peak learning rate of recall head and label table; a label's first step moves its logit by about 25 times as much."""
+    """Peak learning rate of recall head and label table; a label's first document moves its logit by about 18 times as much."""
     lexical_lr: NonNegativeFloat = 0.2
     """Peak learning rate of the lexical branch's vectors."""
     lexical_power: Annotated[float, Bounds(ge=0, le=0.5)] = 0.25
@@ -147,14 +147,17 @@ class RowAdagrad:
 
     A row w, b has the logit w x + b: its input is (x, 1). With x of mean squared length r² in the first step, the row moves as
     Adagrad would on inputs divided by c = sqrt(r² + 1), that is of mean squared length 1. With the gradients g and g_b, and the
-    accumulator s, the sum of |g|² + g_b² so far:
+    accumulator s, which starts at (c / n)² for a first step of n documents and to which |g|² + g_b² of each step is added:
 
         w <- w - 25 lr / (c sqrt(s)) g        b <- b - 25 lr / (c sqrt(s)) g_b
 
-    A row's first step has |(g, g_b)| = sqrt(s): it moves the logit of a typical document by about 25 lr, whatever the number of
-    features and their scale. (25: a row of 625 inputs of mean squared length 1 learns as by Adagrad at the rate lr.) Where
-    features are shorter than a tenth, the bias is an input of ten times their length instead of 1, so that they still count.
-    (Dividing by the power of the input is the normalised LMS filter of Nagumo and Noda, 1967.)
+    (c / n)² is the square of the gradient of one true document, for which g is x / n: every row starts as if it had seen one.
+    So its first true document moves the logit of a typical one by 25 lr / sqrt(2), whatever the number of features and their
+    scale, and the many documents without the label, whose gradients are tiny, hardly move it. From 0 they would, by a whole
+    step: a rare label would be pushed down as far as it is pulled up. (25: a row of 625 inputs of mean squared length 1 learns
+    as by Adagrad at the rate lr.) Where features are shorter than a tenth, the bias is an input of ten times their length
+    instead of 1, so that they still count. (Dividing by the power of the input is the normalised LMS filter of Nagumo and Noda,
+    1967; a constant to start with is in Duchi, Hazan and Singer 2011.)
 
     c is that of the untrained model, and stays: the features of a transformer are layer-normalised and keep their length; those
     of words grow a hundredfold, and with them the steps of the logits, which is what they learn by (decision 0020).
@@ -174,8 +177,10 @@ class RowAdagrad:
         """Update the rows that have gradients, a chunk of groups at a time."""
         for name, head in self.heads.items():
             if name not in self.power:
-                self.power[name] = head.input_power().item()
-            bias_power = min(1.0, 100 * self.power[name])  # the square of the input that the bias is the weight of
+                power, documents = head.input_power()
+                self.power[name] = power.item()
+                self.square[name] += (self.power[name] + self._bias_power(name)) / max(1, documents) ** 2
+            bias_power = self._bias_power(name)
             reach = lr * math.sqrt(_INPUTS) / max(math.sqrt(self.power[name] + bias_power), _TINY)
             kept = 1 - lr * self.decay
             for part in head.gradients():
@@ -185,6 +190,10 @@ class RowAdagrad:
                 rate = reach / square.sqrt_().add_(_TINY)
                 part.descend(head.weight, kept, rate)
                 head.bias[part.groups] -= bias * rate * bias_power
+
+    def _bias_power(self, name: str) -> float:
+        """The square of the input that the bias is the weight of."""
+        return min(1.0, 100 * self.power[name])
 
 
 class VectorAdagrad:

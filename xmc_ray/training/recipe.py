@@ -26,7 +26,8 @@ _FREE = ("minutes", "accumulate", "precision", "token_budget", "seed")  # settin
 _FREQUENT = 10  # documents of the median label, from which on labels count as frequent
 _FEW, _MANY = 10_000, 300_000  # documents
 _STEPS = {True: 2_000, False: 4_000}  # at least, by whether labels are frequent: few documents want dozens of passes
-_PASSES = {"words": (4, 64), "transformer": (2, 16)}  # at least and at most
+_PASSES = {"words": (4, 64), "transformer": (2, 16)}  # at least, but for many documents, and at most
+_PASSES_OF_MANY = 2
 _FLAT = 50_000  # labels up to which every label is scored for every document
 _READ = 64  # tokens that the transformer reads
 
@@ -139,4 +140,5 @@ def _heads(config: FitConfig, max_size: int) -> FitConfig:
 
 def _passes(kind: str, profile: Profile, batch_size: int) -> int:
     least, most = _PASSES[kind]
+    least = _PASSES_OF_MANY if profile.documents > _MANY else least
     return min(most, max(least, math.ceil(_STEPS[profile.typical >= _FREQUENT] * batch_size / profile.documents)))
