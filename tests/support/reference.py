@@ -191,14 +191,25 @@ def row_adagrad(
     lr: float,
     decay: float,
     power: float,
+    by: list[float],
 ) -> tuple[list[float], float, float]:
-    """One step of a touched row, its bias and its accumulator; ``power``: mean squared length of the first step's inputs."""
+    """One step of a touched row, its bias and its accumulator.
+
+    ``power``: mean squared length of the first step's inputs, each of them multiplied ``by`` a number.
+    """
     bias_power = min(1.0, 100 * power)
     reach = 25 * lr / (power + bias_power) ** 0.5
+    gradient = [value * scale for value, scale in zip(gradient, by, strict=True)]
     square += sum(value * value for value in gradient) + bias_power * bias_gradient * bias_gradient
-    scale, kept = reach / (square**0.5 + 1e-10), 1 - lr * decay
-    moved = [value * kept - scale * towards for value, towards in zip(row, gradient, strict=True)]
-    return moved, bias - scale * bias_power * bias_gradient, square
+    rate, kept = reach / (square**0.5 + 1e-10), 1 - lr * decay
+    moved = [value * kept - rate * towards * scale for value, towards, scale in zip(row, gradient, by, strict=True)]
+    return moved, bias - rate * bias_power * bias_gradient, square
+
+
+def input_scale(squares: list[float], steady: int) -> list[float]:
+    """What each input is multiplied by, from mean squares: the first ``steady`` ones become about equally long, others stay."""
+    mean = sum(squares[:steady]) / max(1, steady)
+    return [(1.1 * mean / (square + 0.1 * mean)) ** 0.5 if place < steady else 1.0 for place, square in enumerate(squares)]
 
 
 def vector_adagrad(

@@ -232,7 +232,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "another label set": (lambda marker: marker["identity"].update(labels="xyz"), "other labels.*xyz.*abc"),
     "an earlier format": (
         lambda marker: marker.update(xmc_ray_checkpoint=1),
-        "earlier format.*found 1; expected 2; resume with",
+        "earlier format.*found 1; expected 3; resume with",
     ),
     "a newer format": (lambda marker: marker.update(xmc_ray_checkpoint=99), "newer format.*99.*upgrade"),
 }

@@ -36,13 +36,13 @@ class ScriptedRows(OwnedRows):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__(len(weight), Exchange())
-        self.power, self.documents = 1.0, 8
+        self.squares_H, self.documents = torch.full((weight.shape[-1],), 1 / weight.shape[-1]), 8
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = nn.Parameter(torch.zeros(weight.shape[:-1]), requires_grad=False)
         self.due: list[RowGradients] = []
 
-    def input_power(self) -> tuple[Tensor, int]:
-        return torch.tensor(self.power), self.documents
+    def input_squares(self) -> tuple[Tensor, int]:
+        return self.squares_H, self.documents
 
     def gradients(self) -> Iterator[RowGradients]:
         yield from self.due
@@ -220,17 +220,19 @@ def scripts(draw: Any) -> tuple[tuple[int, ...], list[list[int]], int]:
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(scripts(), st.sampled_from([0.0, 0.1]), st.sampled_from([0.01, 1.0, 50.0]))
+@given(scripts(), st.sampled_from([0.0, 0.1]), st.sampled_from([0.01, 1.0, 50.0]), st.integers(0, 3))
 def test_rows_move_as_in_the_slow_twin_and_only_where_touched(
-    script: tuple[tuple[int, ...], list[list[int]], int], decay: float, power: float
+    script: tuple[tuple[int, ...], list[list[int]], int], decay: float, power: float, steady: int
 ) -> None:
     shape, touched, seed = script
     torch.manual_seed(seed)
     head = ScriptedRows(torch.randn(shape))
-    head.power = power
+    head.squares_H, head.steady = torch.tensor([0.9, 0.02, 0.08]) * power, steady
+    by = reference.input_scale(head.squares_H.tolist(), steady)
     adagrad = RowAdagrad({"head": head}, decay)
     adagrad.step(0.3)  # without gradients, but with the inputs that give every row its start
-    start = torch.full(shape[:-1], (power + min(1.0, 100 * power)) / head.documents**2)
+    length = sum(square * scale**2 for square, scale in zip(head.squares_H.tolist(), by, strict=True))
+    start = torch.full(shape[:-1], (length + min(1.0, 100 * length)) / head.documents**2)
     torch.testing.assert_close(adagrad.square["head"], start)
     for groups in touched:
         weight, bias = torch.randn(len(groups), *shape[1:]), torch.randn(len(groups), *shape[1:-1])
@@ -250,7 +252,7 @@ def test_rows_move_as_in_the_slow_twin_and_only_where_touched(
             of_group = [*(tensor[group] for tensor in before), weight[place], bias[place]]
             shapes = ((-1, 3), (-1,), (-1,), (-1, 3), (-1,))  # a group may be one row
             each = [tensor.reshape(shape).tolist() for tensor, shape in zip(of_group, shapes, strict=True)]
-            slow = [reference.row_adagrad(*row, 0.3, decay, power) for row in zip(*each, strict=True)]
+            slow = [reference.row_adagrad(*row, 0.3, decay, length, by) for row in zip(*each, strict=True)]
             for one, values in zip(after, zip(*slow, strict=True), strict=True):
                 torch.testing.assert_close(one, torch.tensor(values).view_as(one), rtol=1e-4, atol=1e-5)
 
@@ -305,6 +307,23 @@ def test_documents_without_a_label_hardly_move_its_row() -> None:
         rows.step(0.08)
     fell = -9 - recall.logits(features_BF)[:, 2:].mean()
     assert 0 < fell < 0.01
+
+
+def test_features_that_all_documents_share_do_not_drown_the_others() -> None:
+    """BERT's last layers have a few features that are longer than all others together, and say nothing."""
+    generator = torch.Generator().manual_seed(0)
+    features_BF, moved = torch.randn(8, 64, generator=generator), {}
+    features_BF[:, 0] = 100.0
+    for steady in (0, 64):
+        recall = RecallHead(64, 1000, Exchange(), 0)
+        recall.weight.data.zero_()
+        recall.bias.data.fill_(-9)
+        recall.steady = steady
+        recall.loss(features_BF, torch.tensor([0]), torch.tensor([1]), 1, 8)
+        RowAdagrad({"recall": recall}, 0.0).step(0.08)
+        moved[steady] = recall.logits(features_BF)[:, 1] + 9
+    assert moved[0][1:].min() > 0.9 * moved[0][0]  # the label is as likely everywhere
+    assert moved[64][0] > 1 and moved[64][1:].max() < 0.8 * moved[64][0]
 
 
 def test_untouched_groups_stay_and_the_state_is_four_bytes_a_row() -> None:

@@ -128,6 +128,7 @@ class LightXML(nn.Module):
             )
         self.dropout = nn.Dropout(config.dropout)
         self.recall = RecallHead(self.width, len(groups), self.exchange, 2 * seed)
+        self.recall.steady = 0 if encoder is None else encoder.width
         if config.lift:
             self.recall.lift = torch.zeros_like(self.recall.bias)
         self.bottleneck = None if groups.flat else nn.Linear(self.width, config.bottleneck)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xmc_ray.data.groups import LabelGroups
-from xmc_ray.model.sharding import Exchange, OwnedRows, RowGradients, mean_square, with_gradient
+from xmc_ray.model.sharding import Exchange, OwnedRows, RowGradients, mean_squares, with_gradient
 
 ALIGNMENT = 8  # grouped_mm needs rows of a multiple of 16 bytes: 8 numbers of two bytes
 MOST_GROUPS = 1023  # of a call: the bfloat16 kernels of GPUs of compute capability 9 and 10 refuse more
@@ -180,9 +180,9 @@ class LabelTable(OwnedRows):
             peak_Bg[:, first : first + step] = self._peaks_of_all(vectors_BH, slice(first, first + step))
         return peak_Bg
 
-    def input_power(self) -> tuple[Tensor, int]:
-        """See `OwnedRows.input_power`: of the document vectors, whichever groups they are scored against."""
-        return mean_square([part.vectors_BH for part in self._pending])
+    def input_squares(self) -> tuple[Tensor, int]:
+        """See `OwnedRows.input_squares`: of the document vectors, whichever groups they are scored against."""
+        return mean_squares([part.vectors_BH for part in self._pending], self.weight.shape[-1])
 
     def gradients(self) -> Iterator[RowGradients]:
         """Those of the groups that were used since the last call, a chunk of groups at a time."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from xmc_ray.model.sharding import Exchange, FactoredGradients, OwnedRows, RowGradients, mean_square, with_gradient
+from xmc_ray.model.sharding import Exchange, FactoredGradients, OwnedRows, RowGradients, mean_squares, with_gradient
 
 _GROUPS = 1024  # groups that are computed at a time on a CPU, and eight times as many on a GPU
 
@@ -96,9 +96,9 @@ class RecallHead(OwnedRows):
     def _chunk(self) -> int:
         return _GROUPS if self.weight.device.type == "cpu" else 8 * _GROUPS
 
-    def input_power(self) -> tuple[Tensor, int]:
-        """See `OwnedRows.input_power`: of the features."""
-        return mean_square([features_BF for _, features_BF in self._pending])
+    def input_squares(self) -> tuple[Tensor, int]:
+        """See `OwnedRows.input_squares`: of the features."""
+        return mean_squares([features_BF for _, features_BF in self._pending], self.weight.shape[-1])
 
     def gradients(self) -> Iterator[RowGradients | FactoredGradients]:
         """Those of all own groups, a chunk at a time: every document has a gradient for every group."""

@@ -138,6 +138,10 @@ class RowGradients(NamedTuple):
         """float32[U, ...]: the squared norm of each row's gradient, without its bias."""
         return self.weight.square().sum(-1)
 
+    def scaled(self, by_H: Tensor) -> "RowGradients":
+        """Those of inputs that are ``by_H`` times as long."""
+        return self._replace(weight=self.weight * by_H)
+
     def descend(self, rows: Tensor, kept: float, rate: Tensor) -> None:
         """Set ``rows`` of the groups to kept * rows - rate * gradient; ``rate`` is float32[U, ...]."""
         left = rows[self.groups].float().mul_(kept)
@@ -165,6 +169,10 @@ class FactoredGradients(NamedTuple):
         """float32[U]: |g X|^2 = g (X X') g'."""
         return (self.factor_UB @ (self.inputs_BH @ self.inputs_BH.T)).mul_(self.factor_UB).sum(1).clamp_(min=0)
 
+    def scaled(self, by_H: Tensor) -> "FactoredGradients":
+        """See `RowGradients.scaled`."""
+        return self._replace(inputs_BH=self.inputs_BH * by_H)
+
     def descend(self, rows: Tensor, kept: float, rate: Tensor) -> None:
         """See `RowGradients.descend`; ``rows``, which are float32, are read and written once."""
         rows[self.groups].addmm_(self.factor_UB * rate[:, None], self.inputs_BH, beta=kept, alpha=-1)
@@ -174,10 +182,12 @@ class OwnedRows(nn.Module):
     """A weight row and a bias for every output of this worker's groups.
 
     ``weight``: [g, ..., H], ``bias``: [g, ...]. They take no part in autograd; the optimiser asks for their `gradients`.
+    ``steady``: so many of the inputs, the first ones, keep their scale in training, as a transformer's normalised features do.
     """
 
     weight: nn.Parameter
     bias: nn.Parameter
+    steady = 0
 
     def __init__(self, n_groups: int, exchange: Exchange) -> None:
         super().__init__()
@@ -197,8 +207,10 @@ class OwnedRows(nn.Module):
         """bool: which of the groups this worker owns."""
         return (group >= self.own.start) & (group < self.own.stop)
 
-    def input_power(self) -> tuple[Tensor, int]:
-        """The mean squared length (float32 scalar) and the number of all workers' inputs since the last call of `gradients`."""
+    def input_squares(self) -> tuple[Tensor, int]:
+        """The mean square of each input, float32[H], over the documents of all workers since the last call of `gradients`; and
+        their number.
+        """
         raise NotImplementedError
 
     def gradients(self) -> "Iterator[RowGradients | FactoredGradients]":
@@ -206,13 +218,13 @@ class OwnedRows(nn.Module):
         raise NotImplementedError
 
 
-def mean_square(parts_BH: Sequence[Tensor]) -> tuple[Tensor, int]:
-    """The mean squared length (float32 scalar) and the number of the rows of all parts; zeros without any."""
+def mean_squares(parts_BH: Sequence[Tensor], width: int) -> tuple[Tensor, int]:
+    """The mean square of each column, float32[H], over the rows of all parts, and their number; zeros without any."""
     if not parts_BH:
-        return torch.zeros(()), 0
-    total = torch.stack([part_BH.float().square().sum() for part_BH in parts_BH]).sum()
+        return torch.zeros(width), 0
+    total_H = torch.stack([part_BH.float().square().sum(0) for part_BH in parts_BH]).sum(0)
     n = sum(len(part_BH) for part_BH in parts_BH)
-    return total / max(1, n), n
+    return total_H / max(1, n), n
 
 
 def seeded_normal(rows: range, shape: tuple[int, ...], std: float, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:

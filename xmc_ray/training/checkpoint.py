@@ -34,7 +34,7 @@ from xmc_ray.storage import folders
 from xmc_ray.storage.files import PATIENCE
 from xmc_ray.training.loop import TrainState
 
-FORMAT = 2  # 1 had the rows' accumulators in other units
+FORMAT = 3  # 1 had the rows' accumulators in other units, 2 began them at 0 and had no scales
 
 MARKER = "checkpoint.json"
 DENSE = "dense.safetensors"

@@ -106,6 +106,7 @@ class Optimizer:
     def dense_state(self) -> dict[str, Tensor]:
         """The state of replicated parameters, by ``optimizer.<parameter>.<quantity>``; the same on all workers."""
         powers = {f"optimizer.{name}.power": torch.tensor(power) for name, power in self.rows.power.items()}
+        powers |= {f"optimizer.{name}.scale": scale_H for name, scale_H in self.rows.scale.items()}
         squares = {f"optimizer.{name}.square": square_V for name, square_V in self.terms.square.items()}
         return (
             powers
@@ -123,8 +124,10 @@ class Optimizer:
         """The inverse of `dense_state`."""
         for key, tensor in tensors.items():
             name, _, quantity = key.removeprefix("optimizer.").rpartition(".")
-            if name in self.rows.heads:
+            if name in self.rows.heads and quantity == "power":
                 self.rows.power[name] = tensor.item()
+            elif name in self.rows.heads:
+                self.rows.scale[name] = tensor.to(self.rows.heads[name].weight.device)
             elif name in self.terms.square:
                 self.terms.square[name].copy_(tensor)
             elif name in self.words:
@@ -162,8 +165,13 @@ class RowAdagrad:
     c is that of the untrained model, and stays: the features of a transformer are layer-normalised and keep their length; those
     of words grow a hundredfold, and with them the steps of the logits, which is what they learn by (decision 0020).
 
-    ``square``: s, float32 of the rows' shape, by head; four bytes per row. ``power``: r² by head, the same on all workers.
-    Weight decay is decoupled and lazy: a row decays when it is updated.
+    Of those features a few are far longer than all others together, and the same for all documents: one learning rate for them
+    and for the rest would be right for them alone. So inputs that keep their scale are divided by their root mean square in the
+    first step, to which a tenth of the mean one is added, and have the mean length they had (decision 0024).
+
+    ``square``: s, float32 of the rows' shape, by head; four bytes per row. ``power``: r² by head. ``scale``: float32[H], what
+    inputs are multiplied by, of heads with steady ones. Both are the same on all workers. Weight decay is decoupled and lazy: a
+    row decays when it is updated.
     """
 
     def __init__(self, heads: Mapping[str, OwnedRows], decay: float) -> None:
@@ -171,25 +179,38 @@ class RowAdagrad:
         self.decay = decay
         self.square = {name: torch.zeros_like(head.bias, dtype=torch.float32) for name, head in heads.items()}
         self.power: dict[str, float] = {}
+        self.scale: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """Update the rows that have gradients, a chunk of groups at a time."""
         for name, head in self.heads.items():
             if name not in self.power:
-                power, documents = head.input_power()
-                self.power[name] = power.item()
-                self.square[name] += (self.power[name] + self._bias_power(name)) / max(1, documents) ** 2
+                self._start(name, head)
             bias_power = self._bias_power(name)
             reach = lr * math.sqrt(_INPUTS) / max(math.sqrt(self.power[name] + bias_power), _TINY)
             kept = 1 - lr * self.decay
+            scale_H = self.scale.get(name)
             for part in head.gradients():
-                bias = part.bias
+                bias, part = part.bias, part if scale_H is None else part.scaled(scale_H)
                 square = part.square().add_(bias.square(), alpha=bias_power).add_(self.square[name][part.groups])
                 self.square[name][part.groups] = square
                 rate = reach / square.sqrt_().add_(_TINY)
+                part = part if scale_H is None else part.scaled(scale_H)  # of the weights themselves: w x = (w / by) (by x)
                 part.descend(head.weight, kept, rate)
                 head.bias[part.groups] -= bias * rate * bias_power
+
+    def _start(self, name: str, head: OwnedRows) -> None:
+        """What stays as it is in the first step: lengths, scales, and what accumulators begin with."""
+        square_H, documents = head.input_squares()
+        if head.steady:
+            own_H, scale_H = square_H[: head.steady], torch.ones_like(square_H)
+            mean = own_H.mean()
+            scale_H[: head.steady] = ((1.1 * mean + _TINY) / (own_H + 0.1 * mean + _TINY)).sqrt()
+            self.scale[name] = scale_H
+            square_H = square_H * scale_H.square()
+        self.power[name] = square_H.sum().item()
+        self.square[name] += (self.power[name] + self._bias_power(name)) / max(1, documents) ** 2
 
     def _bias_power(self, name: str) -> float:
         """The square of the input that the bias is the weight of."""
