@@ -1,0 +1,40 @@
+"""What `make bench NAME=scale` says of costs, on rows made up."""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality.scale import draw, finished, front, methods, pareto
+
+
+def row(seconds: float, *figures: float) -> dict[str, Any]:
+    return {"total": dict(zip(("P@1", "P@5", "PSP@5"), figures, strict=True)), "costs": {"cpu_seconds": seconds}}
+
+
+RUNS = {
+    "worse-and-dearer": row(30, 0.5, 0.3, 0.3),
+    "xmc_ray-one": row(20, 0.6, 0.4, 0.3),
+    "tail": row(40, 0.5, 0.3, 0.4),
+    "cheapest": row(10, 0.1, 0.1, 0.1),
+    "same-and-dearer": row(50, 0.6, 0.4, 0.3),
+    "xmc_ray-ensemble-x2": row(90, 0.9, 0.9, 0.9),
+    "slow": {"failure": "stopped after 9 minutes"},
+}
+
+
+def test_what_is_dearer_and_no_better_is_not_in_front() -> None:
+    assert list(finished(RUNS)) == ["cheapest", "xmc_ray-one", "worse-and-dearer", "tail", "same-and-dearer"]
+    assert front(RUNS) == ["cheapest", "xmc_ray-one", "tail"]
+    assert front({}) == []
+
+
+def test_the_table_has_a_row_a_method_and_the_picture_is_drawn(tmp_path: Path) -> None:
+    page = pareto({"set": RUNS})
+    assert "| **xmc_ray-one** | 20 | 60.00 | 40.00 | 30.00 | * |" in page
+    assert "| worse-and-dearer | 30 | 50.00 | 30.00 | 30.00 |  |" in page and "slow" not in page
+    draw({"set": RUNS, "peers": {"cheapest": RUNS["cheapest"]}}, tmp_path / "a.svg")
+    assert (tmp_path / "a.svg").read_text().count("</svg>") == 1
+
+
+def test_every_method_has_its_script() -> None:
+    assert [one.name for one in methods([])][:2] == ["omikuji-tree", "xmc_ray-git-paths"]
+    assert all(one.script.exists() for one in methods([]))
