@@ -6,15 +6,18 @@ from pathlib import Path
 import pytest
 from families import SHAPE, save_family, save_model
 
+from xmc_ray.command import parse
 from xmc_ray.data.profile import Profile
 from xmc_ray.errors import ConfigError
 from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.model.lexical import LexicalConfig
 from xmc_ray.model.text import Tokenizer
+from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.training.fit import FitConfig
 from xmc_ray.training.loop import LoopConfig
 from xmc_ray.training.recipe import LENGTH, candidates, pretrained_layers, undecided
 
+GIT_PATHS = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "git-paths.toml"
 FREQUENT = Profile(
     documents=16_000,
     labels=629,
@@ -78,6 +81,12 @@ def test_few_documents_get_steps_and_many_get_passes() -> None:
 def test_hundreds_of_thousands_of_labels_are_grouped() -> None:
     assert ladder(HUGE)["words"].groups.max_size > 1 == ladder(RARE)["words"].groups.max_size
     assert ladder(HUGE)["words, flat"].groups.max_size == 1 < ladder(RARE)["words, in groups"].groups.max_size
+
+
+def test_the_config_of_git_paths_is_what_the_rule_gives() -> None:
+    config = parse(TrainConfig, [f"--config={GIT_PATHS}", "--documents.uri=x", "--output=y"])
+    rule = ladder(HUGE)["words"]
+    assert FitConfig(**{name: getattr(config, name) for name in vars(rule)}) == rule
 
 
 def test_half_of_the_encoder_is_trained_and_words_are_read_to_the_end() -> None:
