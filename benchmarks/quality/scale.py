@@ -4,9 +4,9 @@
     make bench NAME=scale ARGS="--sets git-paths --methods xmc_ray omikuji-tree"
 
 On git-paths (754,566 commit messages, 167,307 labels, its test split the newest twentieth of each project) peers are omikuji
-with a single tree, with three as Parabel builds them, and as Bonsai does. On smaller sets they are those of `quality`, whose rows
-count here. Ours is what `recipe = "auto"` trains by rule, without any search. All run on two cores, one after the other; rows
-are kept as those of `quality`.
+with a single tree, with three as Parabel builds them, and as Bonsai does. On smaller sets they are those of `quality`, and so
+are their rows. Ours is what `recipe = "auto"` trains by rule, without any search. All run on two cores, one after the other;
+rows are kept as those of `quality`.
 
 What is cheap for what it reaches is a table of its own, results/pareto.md, with a picture: the rows of this record and of those
 of `auto` and `quality`, by CPU seconds of training and prediction. A method has no asterisk if another one is cheaper and as
