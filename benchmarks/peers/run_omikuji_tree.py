@@ -1,4 +1,8 @@
-"""omikuji with a single tree, as Parabel builds it: the cheapest of all peers; otherwise as run_omikuji.py."""
+"""omikuji with a single tree, as Parabel builds it: the cheapest of all peers; otherwise as run_omikuji.py.
+
+It is a script of its own because rows are valid for one state of their script: with one more option in run_omikuji.py, omikuji
+would have to be run again on every data set.
+"""
 
 from typing import Any
 

@@ -1,9 +1,13 @@
 """What `make bench NAME=scale` says of costs, on rows made up."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.scale import draw, finished, front, methods, pareto
+import pytest
+
+from benchmarks.quality._tables import TOTAL
+from benchmarks.quality.scale import Scale, draw, finished, front, methods, pareto
 
 
 def row(seconds: float, *figures: float) -> dict[str, Any]:
@@ -33,6 +37,21 @@ def test_the_table_has_a_row_a_method_and_the_picture_is_drawn(tmp_path: Path) -
     assert "| worse-and-dearer | 30 | 50.00 | 30.00 | 30.00 |  |" in page and "slow" not in page
     draw({"set": RUNS, "peers": {"cheapest": RUNS["cheapest"]}}, tmp_path / "a.svg")
     assert (tmp_path / "a.svg").read_text().count("</svg>") == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "left_out", "told"),
+    [(20, "", "holds"), (21, "", "falls short"), (20, "omikuji-bonsai", "falls short"), (20, "omikuji-parabel", "falls short")],
+)
+def test_it_holds_if_no_run_is_missing_and_ours_costs_at_most_twice(
+    seconds: float, left_out: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [one.name for one in methods("git-paths", []) if one.name != left_out]
+    runs = {name: {"total": dict.fromkeys(TOTAL, 0.1), "costs": {"cpu_seconds": 10.0, "train_seconds": 1}} for name in names}
+    runs["xmc_ray-rule"] = {"total": dict.fromkeys(TOTAL, 0.2), "costs": {"cpu_seconds": seconds, "train_seconds": 1}}
+    Scale(name="scale", given=argparse.Namespace(), minutes=1.0).judge({"git-paths": runs}, {})
+    printed = capsys.readouterr().out
+    assert printed.rstrip().endswith(told) and (left_out in printed)
 
 
 def test_every_method_has_its_script() -> None:
