@@ -21,7 +21,8 @@ export TOKENIZERS_PARALLELISM  ?= false
 # in the home folder, which a later `ray start` there demands. A cluster that others can reach wants `token`, set on purpose.
 demo test test-slow test-all test-cluster bench bench-quality: export RAY_AUTH_MODE ?= disabled
 
-.PHONY: help demo test test-slow test-all test-cluster cluster check house audit bench bench-name bench-quality format clean
+.PHONY: help demo test test-slow test-all test-cluster cluster check docs figures pictures house audit bench bench-name bench-quality \
+	format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -50,6 +51,12 @@ check: $(READY)  ## format, lint, types, package imports
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
+docs: $(READY)  ## the API reference in build/docs, from the docstrings; a warning is an error
+	@$(BIN)/python docs/reference.py build/docs
+
+figures: $(READY)  ## the figures of the docs, from kept results; ARGS="--report FILE" takes a picture of a report
+	@$(BIN)/python -m benchmarks.figures $(ARGS)
+
 house: $(READY)  ## lines, modules, the longest chain of imports; ARGS="--rev v0.1.0" for a commit
 	@$(BIN)/python -m benchmarks.house $(ARGS)
 
@@ -65,6 +72,9 @@ bench-quality: $(READY)  ## our recipes against every peer; ARGS="--sets tate --
 bench-name:
 	@$(if $(filter $(BENCHMARKS),$(subst -,_,$(NAME))),:,$(error $(if $(NAME),no benchmark is called $(NAME),NAME is missing); \
 		run: make bench NAME=... with one of: $(subst _,-,$(BENCHMARKS))))
+
+pictures: $(READY)  ## figures and screenshots for the docs; ARGS="--folder runs/hpo"; needs Chromium
+	@$(BIN)/python examples/pictures.py $(ARGS)
 
 format: $(READY)  ## format the code
 	@$(BIN)/ruff check --fix .

@@ -7,6 +7,7 @@ make demo DATA=tate     a folder of ../shared/data, or the path of any folder wi
 import argparse
 import importlib.util
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -51,7 +52,6 @@ def main() -> None:
     folder = tag(data, run)
     second = tag_again(data, run, folder)
     show(data, run, result, folder)
-
     manifest, after = (json.loads((night / "manifest.json").read_text()) for night in (folder, second))
     figures = " ".join(f"{name}={100 * result['total'][name]:.2f}" for name in SHOWN)
     print(
@@ -59,6 +59,7 @@ def main() -> None:
         f"tagged={manifest['tagged']} rejected={manifest['rejected']} "
         f"second_night_tagged={after['tagged']} second_night_reused={after['reused']} output={folder}"
     )
+    next_step(data, run, folder)
 
 
 def find_data(name: str) -> Path:
@@ -78,7 +79,7 @@ def find_data(name: str) -> Path:
 
 def train(data: Path, output: Path, settings: list[str]) -> float:
     """Seconds that the training job took; a finished run with the same settings is reused."""
-    config = HPO / "config.toml" if data == HPO / "data" else ROOT / "jobs" / "configs" / "small-cpu.toml"
+    config = HPO / "config.toml" if data == HPO / "data" else ROOT / "xmc_ray" / "recipes" / "small-cpu.toml"
     paths = {"config": config, "documents.uri": data / "train.parquet", "output": output, "encoder.name": encoder()}
     if (data / "labels.parquet").exists():
         paths["label_names"] = data / "labels.parquet"
@@ -118,12 +119,17 @@ def evaluate(data: Path, run: Path) -> dict[str, Any]:
 
 
 def tag(data: Path, run: Path) -> Path:
-    """The folder of today's tags for the test split, used as a catalogue."""
+    """Today's night for the test split, used as a catalogue."""
     step("tag", f"{data / 'test.parquet'} as the catalogue")
     today = str(datetime.now(timezone.utc).date())
-    options = ["--documents.uri", data / "test.parquet", "--bundle", run / "train" / "bundle", "--output", run / "tags"]
+    options = ["--documents.uri", data / "test.parquet", "--bundle", run / "train" / "bundle", "--output", run / "catalogue"]
     call(ROOT / "jobs" / "tag.py", *options, "--k", "10", "--date", today)
-    return run / "tags" / f"dt={today}"
+    return run / "catalogue" / "_nights" / f"dt={today}"
+
+
+def tags_of(folder: Path) -> Path:
+    """Where the tags of a night lie."""
+    return folder.parent.parent / "tags" / folder.name
 
 
 def tag_again(data: Path, run: Path, folder: Path) -> Path:
@@ -134,17 +140,17 @@ def tag_again(data: Path, run: Path, folder: Path) -> Path:
         texts = [text[::2] if row % 33 == 0 else text for row, text in enumerate(table["text"].to_pylist())]
         changed.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table.set_column(table.column_names.index("text"), "text", pa.array(texts)), changed)
-    step("tag again", f"{changed}, of which 3 % has changed; the rest is reused from {folder}")
+    step("tag again", f"{changed}, of which 3 % has changed; the rest is reused from {tags_of(folder)}")
     today = folder.name.removeprefix("dt=")
-    options = ["--documents.uri", changed, "--bundle", run / "train" / "bundle", "--output", run / "tags-of-the-next-night"]
+    options = ["--documents.uri", changed, "--bundle", run / "train" / "bundle", "--output", run / "next-night"]
     call(ROOT / "jobs" / "tag.py", *options, "--k", "10", "--date", today, "--previous", folder)
-    return run / "tags-of-the-next-night" / folder.name
+    return run / "next-night" / "_nights" / folder.name
 
 
 def show(data: Path, run: Path, result: dict[str, Any], folder: Path) -> None:
     step("five of the tagged documents", "")
     texts = dict(zip(*(pq.read_table(data / "test.parquet")[name].to_pylist() for name in ("id", "text")), strict=True))
-    for row in pq.read_table(sorted(folder.glob("part-*.parquet"))[0], partitioning=None).slice(0, 5).to_pylist():
+    for row in pq.read_table(sorted(tags_of(folder).iterdir())[0], partitioning=None).slice(0, 5).to_pylist():
         print(f"{row['id']}: {texts[row['id']][:100]}")
         called = row.get("names") or row["labels"]
         for label, name, score in list(zip(row["labels"], called, row["scores"], strict=True))[:5]:
@@ -161,12 +167,22 @@ def show(data: Path, run: Path, result: dict[str, Any], folder: Path) -> None:
 
     step("results", "")
     print(f"model (bundle)   {run / 'train' / 'bundle'}\ntraining report  {run / 'train' / 'report.html'}")
-    print(f"metrics          {run / 'evaluation' / 'metrics.json'}\ntags             {folder}")
+    print(f"metrics          {run / 'evaluation' / 'metrics.json'}\ntags             {tags_of(folder)}")
     print(f"report           {folder / 'report.html'}")
-    step("what to try next", "")
-    print("your own data    README.md, 'Your own data'")
-    print("another set      make demo DATA=<folder with train.parquet and test.parquet>")
-    print("longer training  edit loop.epochs in examples/hpo/config.toml, then make demo")
+
+
+def next_step(data: Path, run: Path, folder: Path) -> None:
+    """The last lines: where to look, and a command to paste."""
+    first = pq.read_table(sorted(tags_of(folder).iterdir())[0], partitioning=None).slice(0, 1).to_pylist()[0]
+    (text,) = pq.read_table(data / "test.parquet", filters=[("id", "=", first["id"])])["text"].to_pylist()
+    print(f"report: {shown(folder / 'report.html')}")
+    print(f"try:    {shown(Path(sys.executable).parent)}/xmc-ray explain --bundle {shown(run / 'train' / 'bundle')} \\")
+    print(f"            --label {shlex.quote(first['labels'][0])} --text {shlex.quote(text[:50])}")
+
+
+def shown(place: Path) -> Path:
+    """As short as it can be typed in this checkout."""
+    return place.relative_to(ROOT) if place.is_relative_to(ROOT) else place
 
 
 def popular(data: Path) -> dict[str, float]:

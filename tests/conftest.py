@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 from checkout import ROOT
 from fruit import options, write_catalogue
-from seaweed import S3, free_ports, weed_command
+from seaweed import S3, ports_of, weed_command
 
 # Set before anything imports ray or torch, and inherited by every process that a test starts.
 os.environ |= {
     "RAY_AUTH_MODE": "disabled",  # otherwise ray.init() leaves a token behind that changes how later clusters start
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_OFFLINE": "1",
+    "RAY_worker_niceness": "0",  # not starved by whatever else runs here
     "OMP_NUM_THREADS": "1",  # many processes share few cores
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # 2 by default: as long as each validation and the end of a run wait for it
-    "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "tests" / "support"), os.environ.get("PYTHONPATH")])),
 }
 
 # The files that take longest, first: whichever worker is free takes the next one, and none is left with a long one at the end.
@@ -30,6 +31,9 @@ LONGEST_FIRST = [
     "cluster/test_policies.py",
     "cluster/test_autoscaling.py",
     "test_readme.py",
+    "on_ray/tag/test_tables.py",
+    "on_ray/tag/test_stage.py",
+    "model/test_device.py",
 ]
 
 
@@ -52,7 +56,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     """A running S3 server with an empty bucket; the ``AWS_*`` variables point to it for the whole session."""
     folder = tmp_path_factory.mktemp("s3")
     parts = ("master", "volume", "filer", "s3")
-    ports = free_ports(*(f"{part}.{port}" for part in parts for port in ("port", "port.grpc")))
+    ports = ports_of(*(f"{part}.{port}" for part in parts for port in ("port", "port.grpc")))
     server = S3(endpoint=f"http://127.0.0.1:{ports['s3.port']}", folder=folder)
     server.command = weed_command(folder, server, ports)
     with pytest.MonkeyPatch.context() as patch:
@@ -74,8 +78,12 @@ def ray_session(s3: S3) -> Iterator[None]:
     """A local Ray; it starts after the S3 server, because its workers inherit the environment of that moment."""
     import ray
 
+    from xmc_ray.on_ray.session import set_up_streams
+
+    ray.shutdown()  # of one that a night without this fixture has started, in whatever order tests are run
     # Ray Data needs more slots than a small machine has cores, else its stages wait for each other.
     ray.init("local", num_cpus=6, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    set_up_streams()  # as a job does: by itself Ray Data keeps an error of ours as text alone
     yield
     ray.shutdown()
 

@@ -1,19 +1,26 @@
 """The whole method in one process, on a problem with a simple rule."""
 
+import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 
 from xmc_ray import (
     ConfigError,
     DataError,
     EncoderConfig,
+    FeedbackConfig,
     FitConfig,
     GroupsConfig,
+    HierarchyConfig,
+    LexicalConfig,
     LoopConfig,
     ModelConfig,
     ModelError,
@@ -21,6 +28,8 @@ from xmc_ray import (
     TextConfig,
     XMCClassifier,
 )
+from xmc_ray.data.feedback import Feedback
+from xmc_ray.model.linear import LinearConfig
 from xmc_ray.training import tuning
 from xmc_ray.training.loop import Step
 
@@ -145,6 +154,45 @@ def test_k_that_is_no_positive_integer(k: object, classifier: XMCClassifier) -> 
 def test_k_is_bounded_by_the_labels(classifier: XMCClassifier) -> None:
     """Kind of fault: memory goes by a setting instead of by the data."""
     assert classifier.predict(["a red plum"], k=10**12) == classifier.predict(["a red plum"], k=np.int64(8))
+
+
+def test_labels_are_chosen_among_allowed_ones(classifier: XMCClassifier) -> None:
+    texts = ["a red apple", "a green plum"]
+    every = classifier.predict(texts, k=100)
+    for given, kept in (
+        ({"allow": [*KINDS, " red "]}, {*KINDS, "red"}),
+        ({"deny": ["fruit", "red"]}, {*COLOURS, *KINDS} - {"red"}),
+        ({"allow": COLOURS, "deny": ["red"]}, {*COLOURS} - {"red"}),
+    ):
+        for all_tags, tags in zip(every, classifier.predict(texts, k=100, **given), strict=True):
+            assert {label for label, _ in tags} <= kept
+            scores = dict(all_tags)
+            assert all(score == pytest.approx(scores.get(label, score), rel=1e-5) for label, score in tags)
+    assert classifier.predict(texts, k=1, allow=["pear"])[0][0][0] == "pear"
+    with pytest.raises(ConfigError, match=r"filters\.allow has labels .*; found 1 of 1, such as .rde."):
+        classifier.predict(texts, allow=["rde"])
+    with pytest.raises(ConfigError, match="a filter leaves no label at all"):
+        classifier.predict(texts, allow=[])
+    with pytest.raises(DataError, match="deny are no list"):
+        classifier.predict(texts, deny="red")
+
+
+def test_a_hierarchy_is_of_the_classifier_s_labels(classifier: XMCClassifier, tiny_encoder: Path, tmp_path: Path) -> None:
+    table = tmp_path / "h.parquet"
+    pq.write_table(pa.table({"label": [*COLOURS, *KINDS], "parent": ["colour"] * 3 + ["fruit"] * 4}), table)
+    closing = HierarchyConfig(table=str(table), close=True)
+    hierarchy, texts = classifier.hierarchy(closing), ["a red plum", "", "a green pear"]
+    for plain, tags in zip(classifier.predict(texts, k=3), classifier.predict(texts, k=3, hierarchy=hierarchy), strict=True):
+        expected = dict(plain)
+        for above, below in (("colour", COLOURS), ("fruit", KINDS)):
+            scores = [score for label, score in plain if label == above or label in below]
+            expected |= {above: max(scores)} if scores else {}
+        assert dict(tags) == expected and [score for _, score in tags] == sorted(expected.values(), reverse=True)
+    few = XMCClassifier.fit(["a plum"] * 8, [["plum"]] * 8, config=replace(config(tiny_encoder, 1), loop=LoopConfig(epochs=1)))
+    with pytest.raises(ConfigError, match="the hierarchy is of other labels; take that of this classifier's"):
+        few.predict(["a plum"], hierarchy=hierarchy)
+    with pytest.raises(ConfigError, match="invalid hierarchy; found HierarchyConfig; expected TagHierarchy"):
+        few.predict(["a plum"], hierarchy=closing)  # type: ignore[arg-type]
 
 
 def test_arguments_that_cannot_be_meant(classifier: XMCClassifier, tiny_encoder: Path, tmp_path: Path) -> None:
@@ -320,3 +368,81 @@ def test_documents_of_which_little_can_be_learnt(
         fitted = XMCClassifier.fit(*documents, config=encoder_alone(tiny_encoder), minutes=1, device="cpu")
     (((label, score),),) = fitted.predict(documents[0][:1], k=1)
     assert label in {label for row in documents[1] for label in row} and 0 < score < 1
+
+
+def words_alone(tiny_encoder: Path, max_size: int, candidates: int = 0) -> FitConfig:
+    """A model of words, so that a training takes a second."""
+    plain = config(tiny_encoder, max_size)
+    lexical, linear = LexicalConfig(width=16, columns=4096), LinearConfig(candidates=candidates)
+    encoder = replace(plain.encoder, layers=0)
+    return replace(plain, encoder=encoder, lexical=lexical, linear=linear, loop=LoopConfig(epochs=4, batch_size=8))
+
+
+def scores_of(classifier: XMCClassifier, text: str) -> dict[str, float]:
+    return dict(classifier.predict([text], k=8)[0])
+
+
+@pytest.mark.parametrize(("max_size", "candidates"), [(1, 0), (3, 0), (1, 4), (3, 4)])
+def test_what_editors_reject_falls_and_what_they_accept_rises(
+    tiny_encoder: Path, tmp_path: Path, max_size: int, candidates: int
+) -> None:
+    """Green pears are labelled as red ones; editors know better of a third of them, and count the more, the more they weigh."""
+    texts, right = problem(150, seed=0)
+    wrong = [["red" if label == "green" else label for label in labels] for labels in right]
+    index = [row for row, labels in enumerate(right) if "green" in labels]
+    verdicts = [(row, label, word) for row in index[::3] for label, word in (("red", "rejected"), ("green", "accepted"))]
+    ids, labels, words = zip(*verdicts, (999, "red", "accepted"), (0, "fruit", None), strict=True)
+    pq.write_table(pa.table({"id": ids, "label": labels, "verdict": words}), tmp_path / "feedback.parquet")
+    wrong[0] = [*wrong[0], "green"]  # else the label would be unknown
+    settings, scores = words_alone(tiny_encoder, max_size, candidates), {}
+    for weight in (None, 1.0, 8.0):
+        judging = settings
+        if weight is not None:
+            judging = replace(settings, feedback=FeedbackConfig(uri=str(tmp_path / "feedback.parquet"), weight=weight))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            classifier = XMCClassifier.fit(texts, wrong, config=judging, ids=range(150))
+        scores[weight] = scores_of(classifier, "a green pear")
+        said = "left out: 1 incomplete rows, 1 of unknown documents"
+        assert sum(said in str(warning.message) for warning in caught) == (weight is not None)
+    assert scores[None]["red"] > scores[1.0]["red"] > scores[8.0]["red"]
+    assert scores[None].get("green", 0) < scores[1.0]["green"] < scores[8.0]["green"]
+    classifier.save(str(tmp_path / "bundle"))
+    settings_of_bundle = json.loads((tmp_path / "bundle" / "config.json").read_text())
+    assert settings_of_bundle["feedback"] == Feedback.read(str(tmp_path / "feedback.parquet")).fingerprint
+
+
+@pytest.mark.parametrize("max_size", [1, 3])
+def test_feedback_on_other_documents_changes_no_bit(tiny_encoder: Path, tmp_path: Path, max_size: int) -> None:
+    texts, labels = problem(60, seed=0)
+    pq.write_table(pa.table({"id": ["other"], "label": ["red"], "verdict": ["rejected"]}), tmp_path / "feedback.parquet")
+    plain = words_alone(tiny_encoder, max_size, candidates=3)
+    judging = replace(plain, feedback=FeedbackConfig(uri=str(tmp_path / "feedback.parquet"), weight=9))
+    first = XMCClassifier.fit(texts, labels, config=plain).bundle
+    with pytest.warns(UserWarning, match="0 accepted and 0 rejected labels of documents; left out: 1 of unknown documents"):
+        second = XMCClassifier.fit(texts, labels, config=judging, ids=map(str, range(60))).bundle
+    states = [bundle.model.state_dict() for bundle in (first, second)]
+    assert states[0].keys() == states[1].keys() and all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_document_may_have_nothing_but_wrong_labels(tiny_encoder: Path, tmp_path: Path) -> None:
+    texts, labels = problem(60, seed=0)
+    labels[0] = ["red"]
+    verdicts = {"id": [0, 0], "label": ["red", "red"], "verdict": ["accepted", "rejected"]}
+    pq.write_table(pa.table(verdicts), tmp_path / "feedback.parquet")
+    judging = replace(words_alone(tiny_encoder, 3), feedback=FeedbackConfig(uri=str(tmp_path / "feedback.parquet")))
+    with pytest.warns(UserWarning, match="1 overruled by later ones"):
+        bundle = XMCClassifier.fit(texts, labels, config=judging, ids=range(60)).bundle
+    before = sum("red" in own for own in labels)
+    assert bundle.labels.counts[bundle.labels.find("red")] == before - 1
+
+
+def test_feedback_needs_an_id_for_each_text(tiny_encoder: Path, tmp_path: Path) -> None:
+    texts, labels = problem(10, seed=0)
+    pq.write_table(pa.table({"id": [0], "label": ["red"], "verdict": ["accepted"]}), tmp_path / "feedback.parquet")
+    judging = replace(words_alone(tiny_encoder, 1), feedback=FeedbackConfig(uri=str(tmp_path / "feedback.parquet")))
+    with pytest.raises(ConfigError, match="feedback needs the ids of the documents; give ids, one for each text"):
+        XMCClassifier.fit(texts, labels, config=judging)
+    for ids in (["1"], [None] * 10, [0.5] * 10):
+        with pytest.raises(DataError, match=r"ids are not one for each text.*10 texts"):
+            XMCClassifier.fit(texts, labels, config=judging, ids=ids)

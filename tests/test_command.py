@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from xmc_ray import command
+from xmc_ray import cli, command
+from xmc_ray.cli import JOBS
 from xmc_ray.data.split import ValidationConfig
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.model.encoder import EncoderConfig
@@ -137,9 +138,27 @@ def test_every_setting_has_its_help(job: type, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         command.parse(job, ["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "Maximum length of a text in bytes of UTF-8" in text and "Annotated[int, at least 1], default: 1048576" in text
+    assert "Maximum length of a text in bytes of UTF-8" in text and "[at least 1; default 1048576]" in text
     assert "Column of the ids" in text
     assert "--output" in text
+
+
+@pytest.mark.parametrize("job", [name for name, job in JOBS.items() if cli.named(job.config).essentials])
+def test_what_matters_first_is_of_the_job_s_settings(job: str) -> None:
+    """Ten of them, and each that is required is among them."""
+    config = cli.named(JOBS[job].config)
+    names = {option.name: option.is_required for option in command.options(config)}
+    assert len(config.essentials) == 10 and set(config.essentials) <= set(names)
+    assert {name for name, is_required in names.items() if is_required} <= set(config.essentials)
+
+
+def test_options_are_those_that_the_parser_takes() -> None:
+    """Of parts that may be None as well, which the parser keeps as one."""
+    names = {option.name: option for option in command.options(TagConfig)}
+    assert {"k", "documents.uri", "hierarchy.table", "rerank.function", "gate.documents.uri"} <= set(names)
+    assert not names["hierarchy.table"].is_required and names["documents.uri"].is_required
+    arguments = ["--documents.uri=x", "--bundle=b", "--output=y", "--hierarchy.table=h.parquet", "--hierarchy.close=true"]
+    assert command.parse(TagConfig, arguments).hierarchy.table.endswith("h.parquet")
 
 
 def test_an_unknown_metric() -> None:
@@ -156,8 +175,22 @@ def test_a_byte_order_mark_is_no_setting(toml: Path) -> None:
         command.parse(Config, ["--config", str(toml)])
 
 
+@pytest.mark.parametrize("spelling", [["--config", "small-cpu"], ["--config=small-cpu"]])
+def test_a_recipe_that_comes_along_is_found_by_its_name(
+    spelling: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a file of that name here goes first."""
+    monkeypatch.chdir(tmp_path)
+    options = ["--documents.uri=x", "--output=y", *spelling]
+    assert command.parse(TrainConfig, options).lexical.width == 512
+    (tmp_path / "small-cpu").write_text("[lexical]\nwidth = 8\n")
+    assert command.parse(TrainConfig, options).lexical.width == 8
+
+
 @pytest.mark.parametrize("spelling", [["--config", "{file}"], ["--config={file}"]])
 def test_a_file_of_settings_that_is_not_there_is_named(spelling: list[str], tmp_path: Path) -> None:
     for file in (tmp_path, tmp_path / "nowhere.toml"):
-        with pytest.raises(ConfigError, match=f"not a file of settings; found {file}; give"):
+        with pytest.raises(
+            ConfigError, match=f"not a file of settings; found {file}; give --config a TOML file, or one of .*small-cpu"
+        ):
             command.parse(TrainConfig, [part.format(file=file) for part in spelling])

@@ -12,8 +12,7 @@ from xmc_ray.data.convert import ConvertConfig
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.training.optim import OptimConfig
 
-FOLDER = ROOT / "jobs" / "configs"
-CONFIGS = sorted(FOLDER.glob("*.toml"))
+CONFIGS = sorted([*(ROOT / "xmc_ray" / "recipes").glob("*.toml"), *(ROOT / "jobs" / "configs").glob("*.toml")])
 PAPER = [path for path in CONFIGS if "LightXML paper" in path.read_text()]
 
 
@@ -44,7 +43,7 @@ def test_its_header_has_data_command_metric_and_source(path: Path) -> None:
     if program == "make":
         assert f"\n{script}:" in (ROOT / "Makefile").read_text()
     else:
-        assert (program, script, arguments[1]) == ("python", "jobs/train.py", f"jobs/configs/{path.name}")
+        assert (program, script, arguments[1]) == ("python", "jobs/train.py", str(path.relative_to(ROOT)))
         command.parse(TrainConfig, ["--config", str(path), *arguments[2:]])
 
 

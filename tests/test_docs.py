@@ -1,6 +1,8 @@
 """The documents match the code: the figure and table of packages in design.md, the tests that operations.md names, links."""
 
 import re
+import subprocess
+import sys
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -69,6 +71,15 @@ def test_operations_names_tests_that_exist() -> None:
     for file, name in named:
         inside = "".join(path.read_text() for path in (ROOT / "tests").rglob(file)) if file else tests
         assert f"def {name}(" in inside, f"{file} {name}"
+
+
+@pytest.mark.slow
+def test_the_api_reference_has_no_warnings(tmp_path: Path) -> None:
+    """By the command of `make docs`."""
+    assert "python docs/reference.py build/docs\n" in (ROOT / "Makefile").read_text()
+    built = subprocess.run([sys.executable, "docs/reference.py", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert "XMCClassifier" in (tmp_path / "xmc_ray.html").read_text()
 
 
 def anchors(path: Path) -> set[str]:

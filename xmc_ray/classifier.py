@@ -5,6 +5,7 @@
     classifier.predict(["a new text"], k=5)         # [[("a label", 0.93), ...]]
     classifier.save("my-bundle")
 
+Texts of a model with fields (`TextConfig.fields`) are mappings such as {"title": "...", "body": "..."}, or a table of columns.
 The jobs on Ray call the same functions.
 """
 
@@ -27,9 +28,13 @@ from xmc_ray.bundle.explain import Explanation, explain
 from xmc_ray.bundle.extend import extend
 from xmc_ray.bundle.folder import Bundle, save_bundle
 from xmc_ray.bundle.regression import RowsConfig
-from xmc_ray.data.columns import document_columns, label_column, listed, name_table, text_column
+from xmc_ray.data.columns import Texts, document_columns, label_column, listed, name_table, text_column
+from xmc_ray.data.feedback import Feedback
+from xmc_ray.data.filters import DocumentFilters, FiltersConfig, resolve
 from xmc_ray.data.groups import group_labels
 from xmc_ray.data.labels import LabelIndex, list_lengths
+from xmc_ray.data.strings import as_strings
+from xmc_ray.data.tag_hierarchy import HierarchyConfig, TagHierarchy
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.metrics.at_k import Metrics
 from xmc_ray.metrics.calibration import Calibration
@@ -44,7 +49,6 @@ from xmc_ray.training.loop import Step, TrainState, train
 from xmc_ray.training.recipe import undecided
 from xmc_ray.training.tuning import Choice, choose
 
-Texts = Iterable[str]
 Labels = Iterable[Iterable[str | int] | None]
 
 
@@ -78,6 +82,7 @@ class XMCClassifier:
         config: FitConfig | None = None,
         minutes: float | None = None,
         names: Mapping[str | int, str | None] | None = None,
+        ids: Iterable[str | int] | None = None,
         device: str | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> "XMCClassifier":
@@ -86,6 +91,8 @@ class XMCClassifier:
         Without ``config`` the documents decide the settings, by rule. With ``minutes`` a few recipes are tried first, judged on
         held-out documents (`training.tuning`), and the best is trained on everything in the time they leave; measuring comes on
         top. ``config`` then gives only what no recipe decides, such as the encoder's name; ``bundle.metrics`` has the trials.
+
+        With ``config.feedback`` editors' verdicts correct the labels (`data.feedback`); ``ids`` are those of the documents.
 
         ``device`` defaults to a GPU if there is one. ``on_step`` is called after every step of that training. Raises DataError
         if the two lists differ in length, hold no label or something else than texts and labels, ConfigError for settings that
@@ -99,16 +106,22 @@ class XMCClassifier:
         _check_minutes(minutes, config)
         config = undecided(config) if by_rule else config
         device, named = _checked_device(device), name_table(names)
-        column, lists = document_columns(texts, labels)
+        column, lists = document_columns(texts, labels, [*(config.text.fields or {})])
         index = LabelIndex.count([lists])
+        judged = feedback = None
+        if config.feedback.uri is not None:
+            feedback, document_ids = Feedback.read(config.feedback.uri), _ids(ids, len(lists))
+            index, truth, judged = _corrected(feedback, index, lists, document_ids)
+        else:
+            truth = index.encode(lists)
         if named is not None:
             index = index.with_names(named)
-        tokenizer = Tokenizer.load(config.encoder.name, config.text.max_tokens)
+        tokenizer = Tokenizer.load(config.encoder.name, config.text.max_tokens, config.text.described())
         if not by_rule:
             try_encoder(config.encoder, tokenizer)
         tokens, truncated = tokenizer.encode(column)
-        documents = pa.table({"tokens": tokens, "labels": index.encode(lists)})
-        labelled = pa.array(list_lengths(documents["labels"].combine_chunks()) > 0)
+        documents = pa.table({"tokens": tokens, "labels": truth} | ({} if judged is None else {"judged": judged}))
+        labelled = pa.array(list_lengths(truth) + (0 if judged is None else list_lengths(judged)) > 0)
         documents, texts = documents.filter(labelled), column.filter(labelled)
         warn = partial(warnings.warn, stacklevel=3)
         choice = Choice(config, "given")
@@ -138,32 +151,74 @@ class XMCClassifier:
         for advice in (*on_training(untrained, late.value, measure()), cut, language, everywhere(index)):
             if advice:
                 warnings.warn(advice, stacklevel=2)
-        metrics = {"recipe": choice.name, "trials": {name: asdict(trial) for name, trial in choice.trials.items()}}
-        bundle = Bundle(model, tokenizer, index, groups, metrics=metrics if by_rule else {}, calibration=choice.calibration)
+        metrics: dict[str, Any] = {} if feedback is None else {"feedback": feedback.fingerprint}
+        if by_rule:
+            metrics |= {"recipe": choice.name, "trials": {name: asdict(trial) for name, trial in choice.trials.items()}}
+        bundle = Bundle(model, tokenizer, index, groups, metrics=metrics, calibration=choice.calibration)
         return cls(bundle, config.loop.prediction)
 
-    def predict(self, texts: Texts, k: int = 5) -> list[list[tuple[str, float]]]:
+    def hierarchy(self, config: HierarchyConfig) -> TagHierarchy:
+        """Broader and narrower labels of this model's, for `predict`; raises DataError for a bad or another table."""
+        _check_kind(config, "config", HierarchyConfig)
+        return TagHierarchy(config.read(), self.ensemble.labels.to_table(), config)
+
+    def predict(
+        self,
+        texts: Texts,
+        k: int = 5,
+        *,
+        allow: Iterable[str | int] | None = None,
+        deny: Iterable[str | int] = (),
+        hierarchy: TagHierarchy | None = None,
+    ) -> list[list[tuple[str, float]]]:
         """The ``k`` best (label, score) of each text, best first, scores in 0..1; all labels if there are fewer than ``k``.
 
-        Raises DataError for anything but a list of strings, ConfigError for a ``k`` below 1.
+        They are chosen among the labels ``allow``, by default all, without those in ``deny``. A ``hierarchy``, as `hierarchy`
+        returns it, then adds, drops or moves labels; it adds none that the model knows and the filter leaves out.
+
+        Raises DataError for anything but a list of strings, or of mappings for a model with fields; ConfigError for a ``k``
+        below 1, for labels that the model does not know, if none is left, and for a hierarchy of other labels.
         """
         labels, k = self.ensemble.labels.labels, _checked_k(k, len(self.ensemble.labels))
-        scores_Dk, ids_Dk = self.ensemble.predict(self.ensemble.encode(text_column(texts)), k, self.prediction)
+        column = text_column(texts, fields=self.ensemble.fields)
+        filters = self._filters(len(column), allow, deny)
+        scores_Dk, ids_Dk = self.ensemble.predict(self.ensemble.encode(column), k, self.prediction, filters=filters)
         listed_Dk = ids_Dk >= 0
-        tags = list(zip(labels.take(pa.array(ids_Dk[listed_Dk])).to_pylist(), scores_Dk[listed_Dk].tolist(), strict=True))
-        ends_D = np.cumsum(listed_Dk.sum(1)).tolist()
+        rows, ids, scores = np.nonzero(listed_Dk)[0], ids_Dk[listed_Dk], scores_Dk[listed_Dk]
+        if hierarchy is not None:
+            _check_kind(hierarchy, "hierarchy", TagHierarchy)
+            own, labels = labels, hierarchy.labels["label"].combine_chunks()
+            if labels.slice(0, len(own)) != own:
+                raise ConfigError("the hierarchy is of other labels", way_out="take that of this classifier's method hierarchy")
+            rows, ids, scores = hierarchy(rows, ids, scores)
+            may = np.ones(len(ids), bool) if filters is None else filters.admit(rows, ids)
+            rows, ids, scores = rows[may], ids[may], scores[may]
+        tags = list(zip(labels.take(pa.array(ids)).to_pylist(), scores.tolist(), strict=True))
+        ends_D = np.cumsum(np.bincount(rows, minlength=len(ids_Dk))).tolist()
         return [tags[first:end] for first, end in zip([0, *ends_D], ends_D, strict=False)]
 
-    def explain(self, text: str, label: str, documents: tuple[Texts, Labels] | None = None) -> Explanation:
+    def _filters(
+        self, n_documents: int, allow: Iterable[str | int] | None, deny: Iterable[str | int]
+    ) -> DocumentFilters | None:
+        """One filter for all documents; None if it allows all labels."""
+        allowed = None if allow is None else _label_list(allow, "allow")
+        config = FiltersConfig(allow=allowed, deny=_label_list(deny, "deny"))
+        return resolve(config, self.ensemble.labels.labels).of_documents(None, n_documents) if config.is_set else None
+
+    def explain(
+        self, text: str | Mapping[str, str | None], label: str, documents: tuple[Texts, Labels] | None = None
+    ) -> Explanation:
         """Why ``text`` gets its score for ``label``; of ``documents``, texts and their labels, the nearest are shown.
 
         Raises ConfigError for an unknown label, DataError for documents that are none; see `bundle.explain`.
         """
-        (text,), (label,) = text_column([text], "text").to_pylist(), text_column([str(label)], "label").to_pylist()
+        fields = self.ensemble.fields
+        (one,) = text_column([text], "text", fields).to_pylist()  # type: ignore[arg-type]
+        (label,) = text_column([str(label)], "label").to_pylist()
         if documents is not None and not (isinstance(documents, tuple | list) and len(documents) == 2):
             raise DataError("documents are no pair", found=type(documents).__name__, expected="(texts, labels)")
-        chunks = None if documents is None else [document_columns(*documents)]
-        return explain(self.ensemble, text, label, self.prediction, chunks)
+        chunks = None if documents is None else [document_columns(*documents, fields)]
+        return explain(self.ensemble, one, label, self.prediction, chunks)
 
     def extend(
         self,
@@ -181,8 +236,8 @@ class XMCClassifier:
         """
         if rows is not None:
             _check_kind(rows, "rows", RowsConfig)
-        (old,) = label_column([listed(deprecate, "deprecate", "a list of labels")], "deprecate").to_pylist()
-        columns, named = document_columns(texts, labels), name_table(names)
+        old = _label_list(deprecate, "deprecate")
+        columns, named = document_columns(texts, labels, self.ensemble.fields), name_table(names)
         bundle = extend(self.bundle, *columns, named, old, rows, self.prediction)
         return XMCClassifier(bundle, self.prediction)
 
@@ -191,7 +246,7 @@ class XMCClassifier:
 
         Raises DataError if the two lists differ in length or hold something else, or if no document has a known label.
         """
-        index, (column, lists) = self.ensemble.labels, document_columns(texts, labels)
+        index, (column, lists) = self.ensemble.labels, document_columns(texts, labels, self.ensemble.fields)
         truth = index.encode(lists)
         _check_known(truth)
         metrics = Metrics(index.counts, index.n_documents)
@@ -206,7 +261,7 @@ class XMCClassifier:
         Documents without a label that the model knows are left out, as in evaluation. Raises ConfigError for an ensemble; its
         bundles are calibrated one by one. Raises DataError as `evaluate`.
         """
-        bundle, (column, lists) = self.bundle, document_columns(texts, labels)
+        bundle, (column, lists) = self.bundle, document_columns(texts, labels, self.ensemble.fields)
         truth = bundle.labels.encode(lists)
         _check_known(truth)
         labelled = pa.array(list_lengths(truth) > 0)
@@ -236,6 +291,31 @@ class XMCClassifier:
         return cls(Ensemble.load(uris).to(device))
 
 
+def _ids(ids: Iterable[str | int] | None, n_documents: int) -> pa.StringArray:
+    """The ids of documents as text; ConfigError without any, DataError for others than one string or integer each."""
+    if ids is None:
+        raise ConfigError("feedback needs the ids of the documents", way_out="give ids, one for each text")
+    values, is_wrong = as_strings(pa.array(listed(ids, "ids", "strings or integers")), integers=True)
+    if len(values) != n_documents or values.null_count or is_wrong.true_count:
+        found = f"{len(values) - values.null_count:,} ids, {n_documents:,} texts"
+        raise DataError("ids are not one for each text", found=found, expected="strings or integers")
+    return values
+
+
+def _corrected(
+    feedback: Feedback, index: LabelIndex, lists: pa.ListArray, ids: pa.StringArray
+) -> tuple[LabelIndex, pa.ListArray, pa.ListArray]:
+    """The index, the truth and the judged labels (list<int32>[D]) as editors have them; warns of what does not count."""
+    verdicts, found_V = feedback.of_documents(ids), np.zeros(len(feedback), bool)
+    found_V[verdicts.flatten().to_numpy()] = True
+    tally = feedback.tally(found_V, index.labels)
+    if tally.left_out:
+        warnings.warn(str(tally), stacklevel=3)
+    truth, _ = feedback.corrected(index.encode(lists), verdicts, index.labels)
+    index = index.recounted(np.bincount(truth.flatten().to_numpy(), minlength=len(index)))
+    return index, *feedback.corrected(index.encode(lists), verdicts, index.labels)
+
+
 def _averaged(state: TrainState, measure: Callable[[], float]) -> float:
     with state.averager.in_use(state.model):
         return measure()
@@ -253,6 +333,11 @@ def _check_minutes(minutes: float | None, config: FitConfig) -> None:
 def _check_known(truth: pa.ListArray) -> None:
     if not list_lengths(truth).any():
         raise DataError("no document has a label that the model knows", found=f"{len(truth):,} documents")
+
+
+def _label_list(labels: Iterable[str | int], name: str) -> list[str]:
+    (checked,) = label_column([listed(labels, name, "a list of labels")], name).to_pylist()
+    return list(checked)
 
 
 def _check_kind(value: object, name: str, *kinds: type) -> None:

@@ -1,26 +1,32 @@
 """Runs a job from the command line: settings from a TOML file and dotted options.
 
     python jobs/train.py --config my.toml --optim.head_lr 2e-3
+    python jobs/train.py --config small-cpu          a recipe that comes along
 
 The job's frozen dataclass is the whole interface: its fields are the options, the strings under them the help.
 """
 
+import inspect
 import os
 import re
 import sys
-from argparse import ArgumentError
+from argparse import SUPPRESS, ArgumentError, HelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import cache
-from typing import TypeVar
+from pathlib import Path
+from typing import TypeVar, get_args, get_origin
 
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 
 from xmc_ray.errors import ConfigError
 from xmc_ray.exits import exit_code
 from xmc_ray.settings import Settings, changeable, check_bounds, nested
+from xmc_ray.usage import Option, page
 
 Config = TypeVar("Config", bound=Settings)
+
+_RECIPES = Path(__file__).with_name("recipes")  # settings of training that come along, each by its name
 
 
 def run(job: Callable[[Config], object], config_type: type[Config], argv: Sequence[str] | None = None) -> int:
@@ -33,15 +39,18 @@ def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Confi
 
     Raises ConfigError for unknown settings, wrong types, values out of bounds and unreadable files.
     """
-    arguments = sys.argv[1:] if argv is None else argv
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    first = {field.name for field in fields(config_type)} & {"action", "folder"}
+    if first and arguments and not arguments[0].startswith("-"):
+        arguments[0] = f"--{first.pop()}={arguments[0]}"  # as in: nights.py list --output FOLDER
     for argument in arguments:
         if re.search("[\ud800-\udfff]", argument):  # how Python spells other bytes; neither TOML nor Parquet can hold them
             raise ConfigError("an argument is not UTF-8", found=argument, way_out="rename the file or folder that it names")
-    for option, argument in zip(["", *arguments], [*arguments, ""], strict=True):
-        file = argument.removeprefix("--config=") if argument.startswith("--config=") else argument * (option == "--config")
-        path = os.path.expanduser(file)
-        if file and (not os.path.exists(path) or os.path.isdir(path)):  # else the parser takes its name for TOML
-            raise ConfigError("not a file of settings", found=file, way_out="give --config an existing TOML file")
+    for place, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            arguments[place] = f"--config={_settings_file(argument.removeprefix('--config='))}"
+        elif place and arguments[place - 1] == "--config":
+            arguments[place] = _settings_file(argument)
     parser = _parser(config_type)
     options = [argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")]
     dashed = [f"write --{name.replace('-', '_')}" for name in options if "-" in name]
@@ -72,6 +81,18 @@ def resumed(config: Config, toml: str) -> Config:
     return _config(type(config), parser, read, "perhaps another version wrote them")
 
 
+def _settings_file(name: str) -> str:
+    """A file as it is, or the package's own recipe of that name. ConfigError for what is neither."""
+    path = Path(os.path.expanduser(name))  # one that does not exist the parser would take for TOML
+    own = _RECIPES / f"{name}.toml"
+    if path.is_dir() or not path.exists():
+        if os.path.basename(name) != name or not own.exists():
+            names = ", ".join(sorted(file.stem for file in _RECIPES.glob("*.toml")))
+            raise ConfigError("not a file of settings", found=name, way_out=f"give --config a TOML file, or one of {names}")
+        path = own
+    return str(path)
+
+
 @cache
 def _take_marks() -> None:
     """Let files of settings begin with a byte order mark, which some editors put there and no TOML parser takes."""
@@ -82,13 +103,45 @@ def _take_marks() -> None:
 def _parser(config_type: type[Settings]) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     _take_marks()
-    parser = ArgumentParser(parser_mode="toml", exit_on_error=False, description=config_type.__doc__)
+    parser = _Parser(parser_mode="toml", exit_on_error=False, description=config_type.__doc__)
+    parser.config_type = config_type
     parser.add_argument("--config", action="config", help="TOML file with any of the settings below")
     parser.add_class_arguments(config_type, None)
     for action in parser._actions:
         if getattr(action, "_typehint", None) is bool:
             action.nargs, action.const = "?", "true"  # a switch: --overwrite alone
     return parser
+
+
+class _Parser(ArgumentParser):
+    """With a ``--help`` of our own; parsers of parts, which jsonargparse makes itself, keep theirs."""
+
+    config_type: type[Settings] | None = None
+
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+        if self.config_type is None:
+            return str(super().format_help(formatter))
+        about = inspect.cleandoc(self.config_type.__doc__ or "").partition("\n\n")[0]
+        return page(self.prog, " ".join(about.split()), options(self.config_type), self.config_type.essentials)
+
+
+def options(config_type: type[Settings], prefix: str = "") -> list[Option]:
+    """All settings of a job as options, in order, those of parts that may be None included."""
+    found: list[Option] = []
+    parser = _parser(config_type)
+    titles = {action.dest: str(group.title) for group in parser._action_groups for action in group._group_actions}
+    for action in parser._actions:
+        if action.default == SUPPRESS or not hasattr(action, "_typehint"):  # one of jsonargparse's own
+            continue
+        name, kind = f"{prefix}{action.dest}", action._typehint
+        inside = () if get_origin(kind) is dict else get_args(kind)
+        part = next((part for part in inside if isinstance(part, type) and issubclass(part, Settings)), None)
+        if part is not None:
+            found += options(part, f"{name}.")
+        else:
+            told = name.rpartition(".")[0], titles.get(action.dest, ""), str(action.help or "")
+            found.append(Option(name, *told, kind, action.default, action.required and not prefix))
+    return found if prefix else sorted(found, key=lambda option: "." in option.name)
 
 
 def _config(kind: type[Config], parser: ArgumentParser, read: Callable[[], Namespace], way_out: str) -> Config:
@@ -111,6 +164,8 @@ def _check_bounds(kind: type[Settings], settings: Namespace, prefix: str = "") -
 
 def _namespace(value: object) -> object:
     """A config as the parser's own nested namespaces."""
+    if isinstance(value, dict):
+        return {name: part if not isinstance(part, Settings) else vars(_namespace(part)) for name, part in value.items()}
     if not isinstance(value, Settings):
         return value
     parts = {field: _namespace(getattr(value, field.name)) for field in fields(value)}

@@ -24,6 +24,7 @@ _AGAIN = "the same command resumes, or starts over"
 _IMPATIENT = 3  # signals: the last of them ends the process without cleaning up
 _SOON = 0.1  # seconds until a signal whose exception was dropped is raised again
 _FULL = 16 << 20  # bytes that are left in a folder without room, at most
+_ends: list[Callable[[], object]] | None = None  # of what the job has started, the latest last; None: no job is running
 _NO_ROOM = re.compile("no space left|os error 28|quota exceeded|disk is full", re.IGNORECASE)  # where no errno is given
 
 
@@ -45,6 +46,34 @@ def exit_code(job: Callable[[], object]) -> int:
         if threading.current_thread() is threading.main_thread():
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def end_with(end: Callable[[], object]) -> None:
+    """Have ``end`` called when the job is over, before its last line: what a library has yet to say comes ahead of it.
+
+    Nothing is noted where no job is running: what a program has started by itself is not for its next job to end.
+    """
+    if _ends is not None:
+        _ends.append(end)
+
+
+def in_job() -> bool:
+    """Whether a job is at work, at whose end `end_with` keeps its word."""
+    return _ends is not None
+
+
+@contextmanager
+def _ended() -> Iterator[None]:
+    """What is started within is ended with it."""
+    global _ends
+    before, _ends = _ends, []
+    try:
+        yield
+    finally:
+        while _ends:
+            with suppress(Exception):  # the job's own end is what counts
+                _ends.pop()()
+        _ends = before
 
 
 @contextmanager
@@ -113,10 +142,12 @@ def _run(job: Callable[[], object], signals: "_Signals") -> int:
         sys.stdout = cast(TextIO, output)
     try:
         signals.install()
-        job()
-        signals.is_over = True
+        with _ended():
+            try:
+                job()
+            finally:
+                signals.is_over = True
     except BaseException as error:
-        signals.is_over = True
         number = signals.received or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else 0)
         reason = XmcError(f"ended by {signal.Signals(number).name}", way_out=_AGAIN) if number else own(error)
         if reason is None:

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import GroupedMetadata, Interval, MinLen, MultipleOf, Not, Predicate
 from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
@@ -24,7 +24,7 @@ from xmc_ray.errors import ConfigError
 
 MAY_CHANGE_ON_RESUME = {"may_change_on_resume": True}  # metadata of a field that does not decide what a job produces
 
-_OFF = (None, False, 0, "", "auto")
+_OFF: tuple[object, ...] = (None, False, 0, "", "auto", [])
 _WORDS = {
     "ge": "at least {}",
     "gt": "above {}",
@@ -94,6 +94,9 @@ OpenShare = Annotated[float, Bounds(gt=0, lt=1)]
 class Settings:
     """Normalises its values, where their types say so (`Normalised`); raises ConfigError for one that is out of bounds."""
 
+    essentials: ClassVar[tuple[str, ...]] = ()
+    """The dotted names of a job's settings that matter first, which its ``--help`` lists before all others."""
+
     def __post_init__(self) -> None:
         for name, value in check_bounds(type(self), vars(self), f"{type(self).__name__}.").items():
             object.__setattr__(self, name, value)
@@ -106,12 +109,12 @@ class Settings:
 def check_bounds(kind: type, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """The values that have another form, by name; raises ConfigError for the first that is out of its field's bounds."""
     changed = {}
-    for name, (adapter, expected) in _bounded(kind).items():
+    for name, (adapter, words) in _bounded(kind).items():
         try:
             value = adapter.validate_python(values[name])
         except ValidationError as error:
             found = error.errors()[0]["input"]
-            raise ConfigError(f"invalid value of {prefix}{name}", found=repr(found), expected=expected) from None
+            raise ConfigError(f"invalid value of {prefix}{name}", found=repr(found), expected=words) from None
         except ConfigError as error:
             what = f"invalid value of {prefix}{name}: {error.what}"
             hints: dict[str, Any] = {"where": error.where, "found": error.found, "expected": error.expected}
@@ -137,17 +140,24 @@ def fixed_settings(config: Settings) -> dict[str, Any]:
     """The settings that decide what a job produces, as JSON holds them: without those that may change on resume."""
     names = [field.name for field in fields(config) if field.name not in changeable(config)]
     values = {name: getattr(config, name) for name in names}
-    return {name: fixed_settings(value) if isinstance(value, Settings) else value for name, value in values.items()}
+    return {name: _as_json(value) for name, value in values.items()}
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _as_json(part) for name, part in value.items()}
+    return fixed_settings(value) if isinstance(value, Settings) else value
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> tuple[str, object, object] | None:
     """(dotted name, old value, new value) of the first setting that differs, or None; a missing one has the value None.
 
-    A setting that only one release has differs unless it is off or "auto", which is what the other release does.
+    A setting that only one release has differs unless it is off or "auto", which is what the other release does; a section
+    unless all of it is.
     """
     for name in {**now, **before}:
         old, value = before.get(name), now.get(name)
-        if (name not in now and old in _OFF) or (name not in before and value in _OFF):
+        if (name not in now and _is_off(old)) or (name not in before and _is_off(value)):
             continue
         if isinstance(value, Mapping) and isinstance(old, Mapping):
             inner = difference(old, value, f"{prefix}{name}.")
@@ -156,6 +166,10 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = 
         elif old != value:
             return f"{prefix}{name}", old, value
     return None
+
+
+def _is_off(value: object) -> bool:
+    return all(map(_is_off, value.values())) if isinstance(value, Mapping) else value in _OFF
 
 
 def difference_in_words(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -169,20 +183,20 @@ def _bounded(kind: type) -> dict[str, tuple[TypeAdapter[Any], str]]:
     """For each field with bounds, choices or one form of its values: what checks them, and the words for it."""
     bounded = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
-        expected = _expected(hint)
-        if expected:
+        words = expected(hint)
+        if words:
             optional = " or None" if type(None) in get_args(hint) else ""
-            bounded[name] = TypeAdapter[Any](hint, config=ConfigDict(strict=True)), expected + optional
+            bounded[name] = TypeAdapter[Any](hint, config=ConfigDict(strict=True)), words + optional
     return bounded
 
 
-def _expected(hint: Any) -> str:
+def expected(hint: Any) -> str:
     """The bounds or choices of a type in words; empty if it has none."""
     if get_origin(hint) is Literal:
         return " or ".join(map(repr, get_args(hint)))
     if get_origin(hint) is Annotated:
         own = [repr(part) for part in hint.__metadata__ if isinstance(part, Bounds | Normalised)]
-        inner = [_expected(hint.__origin__)]
+        inner = [expected(hint.__origin__)]
         return ", ".join(filter(None, own + inner))
-    inside = " or ".join(filter(None, map(_expected, get_args(hint))))
+    inside = " or ".join(filter(None, map(expected, get_args(hint))))
     return f"each {inside}" if inside and get_origin(hint) in (list, dict) else inside

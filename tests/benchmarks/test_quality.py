@@ -347,7 +347,7 @@ def test_every_peer_has_a_script_and_pinned_requirements() -> None:
 def test_a_recipe_is_a_row_a_seed_and_several_make_an_ensemble() -> None:
     (one,) = recipes("unheard-of", [1], ["--loop.epochs=3"])
     assert one.name == "xmc_ray-small-cpu-1"
-    assert one.options == ("--config=jobs/configs/small-cpu.toml", "--seed=1", "--loop.epochs=3")
+    assert one.options == ("--config=xmc_ray/recipes/small-cpu.toml", "--seed=1", "--loop.epochs=3")
     *single, together = recipes("debian-deps", [1, 2], [])
     assert [method.name for method in single] == [f"xmc_ray-{name}-{seed}" for name in ("recipe", "joint") for seed in (1, 2)]
     assert together.members == tuple(method.name for method in single) and together.options == ("--members", *together.members)

@@ -61,7 +61,7 @@ def test_a_night_grows_the_cluster_and_survives_the_loss_of_a_node(
     settings |= {"date": DAY, "k": 3, "commit_rows": COMMIT_ROWS, "pool.max": 2, "pool.threads": 1}
     settings |= {"pool.token_budget": 32}  # slow enough for nodes to come in the middle
     job = submit(cluster, "python", "jobs/tag.py", *(f"--{name}={value}" for name, value in settings.items()))
-    work = tmp_path / "tags" / f"dt={DAY}" / "_work" / "pieces"
+    work = tmp_path / "tags" / "_nights" / f"dt={DAY}" / "_work" / "pieces"
 
     def done() -> int:
         return len(list(work.glob("[!.]*")))
@@ -78,7 +78,7 @@ def test_a_night_grows_the_cluster_and_survives_the_loss_of_a_node(
     assert kill([taken])  # as a spot machine goes
     output = job.communicate(timeout=SECONDS)[0]
     assert job.returncode == 0, output
-    tags, rejects = read_night(tmp_path / "tags" / f"dt={DAY}")
+    tags, rejects = read_night(tmp_path / "tags" / "_nights" / f"dt={DAY}")
     assert sorted(tags["id"].to_pylist()) == sorted(document(number)["id"] for number in range(ROWS)) and not len(rejects)
 
     wait_for(lambda: cluster.living() == 1, every=1)  # nobody needs them any more

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 from checkout import ROOT
-from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler._private.util import hash_launch_conf, prepare_config, validate_config
 from schemas import Document
 
 FOLDER = ROOT / "cluster"
@@ -71,14 +72,68 @@ def test_a_cluster_on_aws_is_private_bounded_and_asks_for_the_token(name: str, i
         assert node["SubnetIds"] and node["SecurityGroupIds"] and node["IamInstanceProfile"]["Arn"]
         assert node["MetadataOptions"]["HttpTokens"] == "required"
     assert {kind["node_config"]["IamInstanceProfile"]["Arn"].endswith("-worker") for kind in workers} == {True}
-    assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     (environment,) = (line for line in config["setup_commands"] if "printf" in line)
     only_the_image = {"PYTHONUNBUFFERED=1", "HF_HUB_OFFLINE=1", "HF_HOME=/tmp/huggingface"}
-    assert set(dict(image.steps())["ENV"].split()) - only_the_image == set(re.findall(r"\b[A-Z_]{5,}=\w+", environment))
+    set_here = set(re.findall(r"\b\w{5,}=[\w:/.]+", environment))
+    exported = {variable for variable in set_here if "event" in variable.lower()}  # a pod's are in its manifest
+    assert set(dict(image.steps())["ENV"].split()) - only_the_image == set_here - exported and len(exported) == 3
     (start,) = (line for line in config["head_start_ray_commands"] if "--head" in line)
     assert "--dashboard-host=127.0.0.1" in start and "--num-cpus=0" in start
     for line in (start, config["worker_start_ray_commands"][-1]):
         assert "--metrics-export-port=8080" in line
+
+
+@pytest.mark.parametrize("name", AWS)
+def test_the_head_is_the_same_machine_for_every_engineer(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Ray's own rule: where its hash differs, ``ray up`` ends the running head."""
+    config = prepared(AWS[name])
+    head = config["available_node_types"]["head"]["node_config"]
+    hashes = []
+    for engineer, key in (("one", "key"), ("two", "key"), ("three", "a key of one's own")):
+        (tmp_path / engineer / ".ssh").mkdir(parents=True)
+        (tmp_path / engineer / ".ssh" / "xmc-ray.pem").write_text(key)
+        monkeypatch.setenv("HOME", str(tmp_path / engineer))
+        hashes.append(hash_launch_conf(head, config["auth"]))
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert {kind["node_config"]["KeyName"] for kind in config["available_node_types"].values()} == {"xmc-ray"}
+    readme = (FOLDER / "README.md").read_text()
+    assert config["auth"]["ssh_private_key"] in readme and config["file_mounts"]["~/.ray/cluster_token"] in readme
+    runbook = (ROOT / "docs/operations.md").read_text()
+    assert not re.search(r"^ray up.*(--yes|-y\b)", readme + runbook, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", AWS)
+def test_a_running_head_keeps_its_token(name: str, tmp_path: Path) -> None:
+    (command,) = (line for line in AWS[name]["setup_commands"] if "auth_token" in line)
+    own, sent = tmp_path / ".ray" / "auth_token", tmp_path / ".ray" / "cluster_token"
+    own.parent.mkdir()
+    for token, code in (("first", 0), ("first", 0), ("another", 1), ("first", 0)):
+        sent.write_text(token)
+        done = subprocess.run(
+            ["bash", "-c", command], env={**os.environ, "HOME": str(tmp_path)}, capture_output=True, text=True
+        )
+        assert done.returncode == code and ("error: this cluster has another token" in done.stderr) == bool(code)
+        assert own.read_text() == sent.read_text() == "first" and own.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("name", AWS)
+def test_a_new_machine_that_updates_itself_is_waited_for(name: str, tmp_path: Path) -> None:
+    """Apt's locks are held at first; an update fails then, and an installation waits."""
+    (command,) = (line for line in AWS[name]["setup_commands"] if "apt-get" in line)
+    tools = {
+        "python3": "[ -e installed ] && echo made > made",
+        "sleep": "echo . >> slept",
+        "seq": "echo 1 2 3 4 5",
+        "apt-get": '[ "$1" = update ] && { [ -e slept ] && [ $(wc -l < slept) = 2 ]; exit; }; '
+        '[ "$*" = "-o DPkg::Lock::Timeout=600 install -y python3-venv" ] && touch installed',
+        "sudo": '"$@"',
+    }
+    for tool, script in tools.items():
+        (tmp_path / tool).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / tool).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    subprocess.run(["bash", "-euc", command], cwd=tmp_path, env=environment, check=True, timeout=30)
+    assert (tmp_path / "made").exists() and len((tmp_path / "slept").read_text().splitlines()) == 2
 
 
 def test_the_nodes_of_aws_are_set_up_from_what_the_image_has() -> None:
@@ -97,6 +152,7 @@ def test_without_gpus_it_is_the_same_cluster() -> None:
     for config in (with_gpus, without):
         del config["cluster_name"], config["max_workers"]
         config["setup_commands"] = [line.partition(" --extra-index-url")[0] for line in config["setup_commands"]]
+        config["worker_start_ray_commands"] = [line for line in config["worker_start_ray_commands"] if "spot.sh" not in line]
     assert with_gpus == without
 
 

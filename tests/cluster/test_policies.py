@@ -1,18 +1,22 @@
 """The bucket policies of cluster/policies, enforced by a real server: enough for the jobs, and nothing more."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.fs
 import pytest
+import ray.autoscaler
+import yaml
 from checkout import ROOT
 from faults import SECONDS, submit
 from fruit import options
-from seaweed import S3, free_ports, weed_command
+from seaweed import S3, ports_of, weed_command
 
-POLICIES = sorted((ROOT / "cluster" / "policies").glob("*.json"))
-BUCKETS = ("my-catalogue", "my-models", "my-tags")
+HEAD = ROOT / "cluster" / "policies" / "head.json"  # of machines; the others are of buckets
+POLICIES = sorted(set(HEAD.parent.glob("*.json")) - {HEAD})
+BUCKETS = ("my-catalogue", "my-models", "my-tags", "my-logs")
 RIGHTS = {
     ("tag", "my-catalogue"): "list read",
     ("tag", "my-models"): "list read",
@@ -20,14 +24,15 @@ RIGHTS = {
     ("train", "my-catalogue"): "list read",
     ("train", "my-models"): "list read write delete",
     ("read-tags", "my-tags"): "list read",
+    ("keep", "my-logs"): "write",
 }
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    """A server that knows a user for each policy, and the three buckets with a file in each."""
+    """A server that knows a user for each policy, and the buckets with a file in each."""
     folder = tmp_path_factory.mktemp("policies")
-    ports = free_ports(*(f"{part}.{port}" for part in ("master", "volume", "filer", "s3") for port in ("port", "port.grpc")))
+    ports = ports_of(*(f"{part}.{port}" for part in ("master", "volume", "filer", "s3") for port in ("port", "port.grpc")))
     server = S3(endpoint=f"http://127.0.0.1:{ports['s3.port']}", folder=folder, bucket="unused")
     server.command = weed_command(folder, server, ports)
     users = [
@@ -113,6 +118,27 @@ def test_jobs_get_along_with_them(server: S3, fruit: Path, tiny_encoder: Path) -
         output = process.communicate(timeout=SECONDS)[0]
         assert process.returncode == 0, output
     reader = filesystem(server, *keys("read-tags").values())
-    night = "my-tags/dt=2026-11-23"
+    night = "my-tags/_nights/dt=2026-11-23"
     marker = json.loads(reader.open_input_file(f"{night}/_SUCCESS").read())
-    assert marker["files"] and all(reader.open_input_file(f"{night}/{name}").size() for name in marker["files"])
+    assert marker["files"] and all(
+        reader.open_input_file(f"my-tags/tags/dt=2026-11-23/{name}").size() for name in marker["files"]
+    )
+
+
+def test_the_head_may_do_what_its_node_provider_asks_of_ec2_and_only_to_its_clusters() -> None:
+    """The calls are read from Ray's own code; those that stop and start machines are for clusters that keep them."""
+    source = Path(ray.autoscaler.__file__).with_name("_private").joinpath("aws/node_provider.py").read_text()  # needs boto3
+    called = set(re.findall(r"meta\.client\.(\w+)|ec2(?:_fail_fast)?\.(create_instances|instances)\b", source))
+    asked = {"".join(part.title() for part in "".join(pair).split("_")) for pair in called}
+    unused = {"StartInstances", "StopInstances", "DescribeImages"}  # of kept machines, and of CloudWatch's agent
+    names = {"Instances": "DescribeInstances", "CreateInstances": "RunInstances"}
+    policy = json.loads(HEAD.read_text())["Statement"]
+    allowed = {action for part in policy for action in part["Action"]}
+    assert allowed == {f"ec2:{names.get(name, name)}" for name in asked - unused} | {"iam:PassRole"}
+    clusters = sorted(
+        yaml.safe_load((ROOT / "cluster" / name).read_text())["cluster_name"] for name in ("aws.yaml", "aws-cpu.yaml")
+    )
+    for part in policy:
+        if set(part["Action"]) & {"ec2:TerminateInstances"} or part["Sid"] == "StartMachinesOfTheseClusters":
+            ((_, only),) = part["Condition"]["StringEquals"].items()
+            assert sorted(only) == clusters

@@ -51,6 +51,43 @@ def test_what_is_no_list_of_texts_is_an_error_of_one_line(texts: Any, told: str)
         text_column(texts)
 
 
+FIELDS = ["title", "body"]
+TABLE = {"title": ["a", None], "body": ["b\x1fc", float("nan")]}
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        *(TABLE, pd.DataFrame(TABLE), pa.table({"body": ["b\x1fc", None], "title": ["a", None]})),
+        [{"title": "a", "body": "b\x1fc"}, {}],
+        iter([{"body": "b\x1fc", "title": "a"}, {"title": None}]),
+    ],
+    ids=lambda texts: type(texts).__name__,
+)
+def test_texts_with_fields_of_all_containers(texts: Any) -> None:
+    assert text_column(texts, fields=FIELDS).to_pylist() == ["a\x1fb c", "\x1f"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "told"),
+    [
+        (["a"], r"a text without fields: texts\[0\]; found str 'a'; expected a mapping of the fields title, body"),
+        ("a", "texts are no list; found str 'a'; expected a list of mappings, or a table, of the fields title, body"),
+        ([{"title": "a", "end": "b"}], r"unknown field: texts\[0\]; found 'end'; expected title, body"),
+        ({"title": ["a"], "body": ["b"], "end": ["c"]}, "unknown field: texts; found 'end'; expected title, body"),
+        ({"title": ["a"]}, "texts lack a field; found title; expected title, body"),
+        ({"title": ["a"], "body": []}, "the fields of texts differ in length; found 0, 1"),
+        ({"title": ["a"], "body": "b"}, r"texts\['body'\] are no list"),
+        ([{"title": "a"}, {"title": 3}], r"not a string: texts\[1\], title; found int 3"),
+        ([{"title": "\ud800"}], r"not UTF-8: texts\[0\], title"),
+    ],
+)
+def test_texts_with_wrong_fields_are_an_error_of_one_line(texts: Any, told: str) -> None:
+    with pytest.raises(DataError, match=told) as caught:
+        text_column(texts, fields=FIELDS)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "make",
     [

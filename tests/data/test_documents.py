@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xmc_ray.data import documents
-from xmc_ray.data.documents import DocumentsConfig, Reject, Rules, text_digest
+from xmc_ray.data.documents import DocumentsConfig, FilterColumn, Rules, text_digest
+from xmc_ray.data.rejects import Reject
+from xmc_ray.errors import ConfigError
 
 COLUMNS = Rules.of(DocumentsConfig(uri="x"), labelled=True).columns
 
@@ -122,6 +124,27 @@ def test_series_are_strings_and_read_only_if_asked_for() -> None:
     assert "series" not in Rules.of(config, labelled=True).from_json(b'{"id": "1", "text": "t"}', "/f", 0).column_names
 
 
+@pytest.mark.parametrize("is_optional", [True, False])
+def test_filters_are_known_names(is_optional: bool) -> None:
+    filters = FilterColumn("tenant", ("7", "acme"), is_optional)
+    rules = Rules.of(DocumentsConfig(uri="/f"), labelled=False, filters=filters)
+    latin = pa.array([b"acme", b"\xe4", None, b"o" * 200, b"7"]).view(pa.string())
+    table = pa.table({"id": range(5), "text": ["t", "t", "t", "t", None], "tenant": latin})
+    null = None if is_optional else "filter is null"
+    expected = [None, "filter is not UTF-8", null, "filter is unknown", "text is null"]
+    found = rules.from_parquet(table, "/f", 0).to_pylist()
+    assert [row["reason"] for row in found] == expected
+    assert [row["filter"] for row in found] == ["acme", None, None, "o" * 200, "7"]
+    assert [row["detail"] for row in found] == [None, None, None, "o" * 100, None]
+    lines = [{"id": n, "text": "t"} | part for n, part in enumerate([{"tenant": 7}, {"tenant": "8"}, {}, {"tenant": ["7"]}])]
+    reasons = [None, "filter is unknown", null, "filter is not a string or an integer"]
+    for some in (lines[:1], lines[1:3], lines):  # at once, and one by one
+        found = rules.from_json("\n".join(map(json.dumps, some)).encode(), "/f", 0).to_pylist()
+        assert [row["reason"] for row in found] == [reasons[int(row["id"])] for row in found] and len(found) == len(some)
+    (problem,) = rules.problems("/f", [("id", pa.string()), ("text", pa.string())]).values()
+    assert "no column 'tenant'" in str(problem) and str(problem).endswith("set filters.column to the right column")
+
+
 @pytest.mark.parametrize("name", ["text", "labels", "id"])
 @pytest.mark.parametrize("row", [{"id": 1, "text": "t"}, {"id": "1", "text": 7}, {"id": "1", "text": "t", "labels": ["x"]}])
 def test_a_column_named_twice_is_read_alike_in_good_and_in_odd_company(name: str, row: dict[str, Any]) -> None:
@@ -159,6 +182,34 @@ def test_fast_parser_agrees_with_the_slow_one(lines: list[str]) -> None:
     slow = [column.to_pylist() for column in documents._parse_one_by_one(data, COLUMNS)]
     fast = documents._parse_at_once(data, COLUMNS)
     assert fast is None or [column.to_pylist() for column in fast] == slow
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(*[PARTS | st.just("a\x1fb")] * 3), min_size=1, max_size=5))
+def test_fields_keep_their_places_and_are_rejected_as_joined_texts_are(rows: list[tuple[str | None, ...]]) -> None:
+    """Kind: a text that spells the mark, or a column that is null, shifts what follows into another field."""
+    config = DocumentsConfig(uri="/folder", text=["x", "y", "z"])
+    table = pa.table({"id": [f"{n}" for n in range(len(rows))]} | {c: pa.array(v) for c, v in columns_of(rows).items()})
+    joined = Rules.of(config, labelled=False).from_parquet(table, "/f", 0)
+    fields = Rules.of(config.with_fields(["x", "y", "z"]), labelled=False).from_parquet(table, "/f", 0)
+    lines = "\n".join(json.dumps({"id": f"{n}", **dict(zip("xyz", row, strict=True))}) for n, row in enumerate(rows))
+    assert Rules.of(config.with_fields(["x", "y", "z"]), labelled=False).from_json(lines.encode(), "/f", 0) == fields
+    assert fields["reason"] == joined["reason"]
+    for row, text in zip(rows, fields["text"].to_pylist(), strict=True):
+        parts = [(part or "").replace("\x1f", " ") if (part or "").strip() else "" for part in row]
+        assert text == ("\x1f".join(parts) if any(parts) else None)
+
+
+def columns_of(rows: list[tuple[str | None, ...]]) -> dict[str, list[str | None]]:
+    return {name: [row[number] for row in rows] for number, name in enumerate("xyz")}
+
+
+def test_columns_that_are_not_the_fields() -> None:
+    config = DocumentsConfig(uri="/f", text=["title", "body"])
+    assert config.with_fields([]) is config
+    for text in (["body", "title"], ["title"], ["title", "title"], ["title", "body", "end"]):
+        with pytest.raises(ConfigError, match=r"documents\.text does not list the model's fields: /f; found"):
+            DocumentsConfig(uri="/f", text=text).with_fields(["title", "body"])
 
 
 def test_text_digest() -> None:

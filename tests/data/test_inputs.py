@@ -69,9 +69,9 @@ def test_what_is_left_out_of_a_folder_is_counted_by_ending_with_an_example(tmp_p
 
 
 def test_a_folder_without_input_says_what_it_has(tmp_path: Path) -> None:
-    for name in ("b.csv", "c.csv", "d.tsv", "_x.csv"):
+    for name in ("b.doc", "c.doc", "d.odt", "_x.csv"):
         (tmp_path / name).write_bytes(LINE)
-    found = r"found 2 \*\.csv, such as .*b\.csv; 1 \*\.tsv, such as .*d\.tsv; expected"
+    found = r"found 2 \*\.doc, such as .*b\.doc; 1 \*\.odt, such as .*d\.odt; expected"
     with pytest.raises(DataError, match=rf"no input: {tmp_path}; {found}"):
         list_inputs(DocumentsConfig(uri=str(tmp_path)))
 
@@ -128,6 +128,6 @@ def test_an_array_of_documents_is_a_file_that_cannot_be_read_and_not_one_row(tmp
 
 
 def test_format_of_asks_the_name_first(tmp_path: Path) -> None:
-    assert format_of(str(tmp_path / "nowhere.jsonl.gz")) == (False, "gzip")
+    assert format_of(str(tmp_path / "nowhere.jsonl.gz")) == ("json", "gzip")
     with pytest.raises(FileNotFoundError):
         format_of(str(tmp_path / "nowhere"))

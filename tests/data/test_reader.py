@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from seaweed import S3
 
 from xmc_ray import storage
-from xmc_ray.data import reader
-from xmc_ray.data.documents import DocumentsConfig, Reject, Rules
+from xmc_ray.data import line_ranges, reader
+from xmc_ray.data.documents import DocumentsConfig, Rules
 from xmc_ray.data.inputs import list_inputs
 from xmc_ray.data.reader import Segment, check_columns, read_file, read_rows
+from xmc_ray.data.rejects import Reject
 from xmc_ray.errors import DataError, UnavailableError
 from xmc_ray.on_ray import stream
 
@@ -60,8 +61,8 @@ def test_every_chunk_can_be_the_beginning(
 def test_no_line_is_lost_between_reads(lines: list[bytes], size: int, count: int) -> None:
     data = b"\n".join(lines)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reader, "_BYTES", size)
-        parts = list(reader.whole_lines(io.BytesIO(data), 7, count))
+        patch.setattr(line_ranges, "_BYTES", size)
+        parts = list(line_ranges.whole_lines(io.BytesIO(data), 7, count))
     assert b"".join(part for _, part in parts) == data
     assert [start for start, _ in parts] == [7 + sum(len(part) for _, part in parts[:n]) for n in range(len(parts))]
     assert all(part.endswith(b"\n") for _, part in parts[:-1]) and all(part.count(b"\n") <= count for _, part in parts)
@@ -85,8 +86,8 @@ def test_what_a_file_has_lost_since_is_told_row_by_row(tmp_path: Path) -> None:
 
 
 def test_a_line_without_an_end_is_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "_BYTES", 10)
-    monkeypatch.setattr(reader, "_LINE", 1 << 20)
+    monkeypatch.setattr(line_ranges, "_BYTES", 10)
+    monkeypatch.setattr(line_ranges, "_LINE", 1 << 20)
     (tmp_path / "x.jsonl").write_bytes(b'{"id": "0", "text": "a"}\n' + bytes(2 << 20))
     found = rows_of(tmp_path / "x.jsonl")
     assert [row["id"] for row in found] == ["0", None] and found[1]["reason"] == "a line of more than 1 MiB"
@@ -130,7 +131,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(
     after: int, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kind: check, then use. Its rows may be of two versions, whenever it changes; before the first row they are rejects."""
-    monkeypatch.setattr(reader, "_BYTES", 64)
+    monkeypatch.setattr(line_ranges, "_BYTES", 64)
     path = tmp_path / f"x.{kind}"
     rewrite(path, kind, "old")
     chunks, given = read_file(Segment(storage.stat(path)), RULES, chunk=5), []
@@ -206,7 +207,7 @@ def test_all_who_read_documents_hold_a_file_to_what_was_listed(tmp_path: Path) -
     config = DocumentsConfig(uri=str(path))
     for read in (
         lambda: reader.read_rows(config, labelled=False),
-        lambda: stream._read(reader.file_segments(list_inputs(config).files), RULES),
+        lambda: stream._read(reader.file_parts(list_inputs(config).files), RULES),
     ):
         path.write_text("".join(json.dumps({"id": f"{n}", "text": "old"}) + "\n" for n in range(3000)))
         tables = read()

@@ -1,5 +1,6 @@
 """The lexical branch: the terms of documents, their weights, and vectors that learn."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xmc_ray import ConfigError, EncoderConfig, FitConfig, GroupsConfig, LexicalConfig, LoopConfig, XMCClassifier
-from xmc_ray.data.groups import LabelGroups
+from xmc_ray.data import terms
+from xmc_ray.data.groups import LabelGroups, tfidf, unit_rows
 from xmc_ray.model.lexical import LexicalBranch, count_terms, term_weights
 from xmc_ray.model.lightxml import LightXML, ModelConfig
 from xmc_ray.model.sharding import Exchange
@@ -51,6 +53,46 @@ def test_features_are_weighted_sums_of_vectors_and_a_layer(rows: list[list[int]]
         vectors_FH[kept_F] = branch.vectors.weight[: int(kept_F.sum())]
         expected = reference.lexical_features(rows, weight_F, vectors_FH, branch.mix.weight, branch.mix.bias)
         torch.testing.assert_close(branch(batch.tokens_BT, batch.mask_BT), expected, rtol=1e-4, atol=1e-6)
+
+
+FIELD_TOKENS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9)), max_size=8).map(sorted)
+
+
+@given(rows=st.lists(FIELD_TOKENS, min_size=1, max_size=5), weights=st.lists(st.floats(0.1, 8), min_size=3, max_size=3))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_terms_of_a_field_have_its_weight(rows: list[list[tuple[int, int]]], weights: list[float]) -> None:
+    """Of the branch, and of what trains the linear ranker: both against one term at a time."""
+    tokens = tokens_of([[token + (field << 24) for field, token in row] for row in rows])
+    idf_F = np.random.default_rng(0).random(COLUMNS).astype(np.float32).clip(0.2)
+    expected: dict[tuple[int, int], float] = {}
+    for (row, column), count in reference.weighted_terms(rows, weights, COLUMNS).items():
+        expected[row, column] = (count if count < 1 else 1 + math.log(count)) * float(idf_F[column])
+    length = [math.sqrt(sum(w**2 for (row, _), w in expected.items() if row == n)) for n in range(len(rows))]
+    expected = {place: weight / length[place[0]] for place, weight in expected.items()}
+    batch = make_batch(tokens)
+    row_N, column_N, weight_N = LexicalBranch(torch.from_numpy(idf_F), 4, weights).terms(batch.tokens_BT, batch.mask_BT)
+    places = list(zip(row_N.tolist(), column_N.tolist(), strict=True))
+    assert places == sorted(expected)
+    assert dict(zip(places, weight_N.tolist(), strict=True)) == pytest.approx(expected, rel=1e-4)
+    cells = tfidf(terms.count_terms(tokens, COLUMNS, weights), idf_F).tocoo()
+    in_training = dict(zip(zip(*(place.tolist() for place in cells.coords), strict=True), cells.data.tolist(), strict=True))
+    assert in_training == pytest.approx(expected, rel=1e-4)
+
+
+@given(rows=documents)
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_without_fields_weights_are_those_of_before_to_the_last_bit(rows: list[list[int]]) -> None:
+    """And so they are with a single field of weight 1."""
+    batch, idf_F = make_batch(tokens_of(rows)), torch.rand(COLUMNS, generator=torch.Generator().manual_seed(0))
+    row_N, column_N, count_N = count_terms(batch.tokens_BT, batch.mask_BT, COLUMNS)
+    before_N = (1 + count_N.float().log()) * idf_F[column_N]
+    before_N = before_N * torch.zeros(len(rows)).index_add_(0, row_N, before_N.square()).clamp(min=1e-12).rsqrt()[row_N]
+    for weights in ((), (1.0,)):
+        assert torch.equal(LexicalBranch(idf_F, 4, weights).terms(batch.tokens_BT, batch.mask_BT)[2], before_N)
+    sparse = tfidf(terms.count_terms(tokens_of(rows), COLUMNS), idf_F.double().numpy())
+    counts = terms.count_terms(tokens_of(rows), COLUMNS)
+    counts.data = ((1 + np.log(counts.data)) * idf_F.double().numpy()[counts.indices]).astype(np.float32)
+    assert (sparse.data == unit_rows(counts).data).all()
 
 
 def test_columns_spread_over_the_whole_width() -> None:

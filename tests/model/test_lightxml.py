@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from toys import batch_of, dense, documents, on_workers, toy_model
+from toys import batch_of, dense, documents, on_workers, pairs_of, toy_model
 
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.metrics.at_k import propensities
@@ -41,11 +41,18 @@ def problems(draw: Any) -> Problem:
 
 
 @QUICK
-@given(problems())
-def test_loss_and_gradients_equal_the_slow_twin(problem: Problem) -> None:
+@given(problems(), st.sampled_from([None, 0.5, 1.0, 7.0]), st.integers(0, 99))
+def test_loss_and_gradients_equal_the_slow_twin(problem: Problem, judged_weight: float | None, seed: int) -> None:
+    """With and without labels that an editor has judged."""
     model, batch, truth = problem
+    judged: list[list[int]] = [[] for _ in truth]
+    if judged_weight is not None:
+        model.judged_weight, rng = judged_weight, np.random.default_rng(seed)
+        judged = [rng.permutation(len(model.group_L))[: rng.integers(0, 5)].tolist() for _ in truth]
+        judged = [sorted({*said, *labels[: rng.integers(0, 3)]}) for said, labels in zip(judged, truth, strict=True)]
+        batch = Batch(batch.tokens_BT, batch.mask_BT, batch.row_P, batch.label_P, *pairs_of(judged))
     rows, losses = reference.rows_of(model), model(batch)
-    expected = reference.losses(model, rows, batch, truth)
+    expected = reference.losses(model, rows, batch, truth, judged)
     for fast, slow in zip(losses, expected, strict=True):
         torch.testing.assert_close(fast.double(), slow, rtol=1e-4, atol=1e-4)
 

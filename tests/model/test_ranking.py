@@ -4,15 +4,13 @@ import numpy as np
 import pytest
 import reference
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from toys import dense, pairs_of
 
 from xmc_ray.data.groups import LabelGroups
-from xmc_ray.model import ranking
-from xmc_ray.model.ranking import LabelTable, candidate_pairs
+from xmc_ray.model.ranking import LabelTable
 from xmc_ray.model.sharding import Exchange
 
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
@@ -47,22 +45,6 @@ class Problem:
 
 
 problems = st.integers(0, 100_000).map(Problem)
-
-
-@QUICK
-@given(problems)
-def test_candidates_are_the_shortlist_and_every_true_group_once(problem: Problem) -> None:
-    row_P, label_P = pairs_of(problem.truth)
-    group_P = torch.from_numpy(problem.groups.group_L)[label_P]
-    expected = [(group, row) for row, groups in enumerate(problem.chosen) for group in groups]
-    for own in (None, range(0, len(problem.groups)), range(1, 3), range(2, 2)):
-        pairs = candidate_pairs(problem.shortlist_BK, row_P, group_P, own)
-        wanted = sorted((group, row) for group, row in expected if own is None or group in own)
-        assert list(zip(pairs.group_N.tolist(), pairs.row_N.tolist(), strict=True)) == wanted
-        assert pairs.key_N.tolist() == [group * problem.rows + row for group, row in wanted]
-        group_U, ends_U = pairs.in_use
-        assert group_U.tolist() == sorted({group for group, _ in wanted})
-        assert ends_U.tolist() == [sum(group <= last for group, _ in wanted) for last in group_U.tolist()]
 
 
 @QUICK
@@ -126,11 +108,6 @@ def test_the_owners_parts_make_up_the_whole(seed: int, world: int) -> None:
     torch.testing.assert_close(torch.stack(probabilities_by).amax(0), probabilities, rtol=1e-5, atol=1e-6)
 
 
-def test_more_true_groups_than_the_shortlist_lose_no_positive() -> None:
-    pairs = candidate_pairs(torch.tensor([[3], [0]]), torch.tensor([0, 0, 0, 1]), torch.tensor([0, 1, 2, 0]))
-    assert list(zip(pairs.row_N.tolist(), pairs.group_N.tolist(), strict=True)) == [(0, 0), (1, 0), (0, 1), (0, 2), (0, 3)]
-
-
 def test_many_groups_come_in_chunks_each_once() -> None:
     """Groups of both micro-batches, more than fit a chunk, as one dense product has them."""
     n_groups, rng = 200, np.random.default_rng(0)
@@ -168,21 +145,3 @@ def test_vectors_in_bfloat16_stay_close_to_float32(dtype: torch.dtype) -> None:
     )
     for one, other in zip(exact, near, strict=True):
         torch.testing.assert_close(one, other.float(), rtol=0.03, atol=0.01)
-
-
-@pytest.mark.parametrize("n_groups", [0, 1, 1023, 1024, 2500])
-def test_a_call_of_the_kernel_has_at_most_1023_groups(n_groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = torch.Generator().manual_seed(n_groups)
-    rows_U = torch.randint(1, 4, (n_groups,), generator=rng)
-    left, right = torch.randn(int(rows_U.sum()), 8, generator=rng), torch.randn(n_groups, 8, 16, generator=rng)
-    grouped_mm, called = F.grouped_mm, []
-
-    def count(*matrices: Tensor, offs: Tensor) -> Tensor:
-        called.append(len(offs))
-        return grouped_mm(*matrices, offs=offs)
-
-    monkeypatch.setattr(F, "grouped_mm", count)
-    product = ranking.grouped_product(left, right, rows_U.cumsum(0).to(torch.int32))
-    expected = torch.einsum("na,nab->nb", left, right.repeat_interleave(rows_U, 0))
-    torch.testing.assert_close(product, expected, rtol=1e-5, atol=1e-5)
-    assert sum(called) == n_groups and max(called, default=0) <= 1023

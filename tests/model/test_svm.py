@@ -26,7 +26,8 @@ def random_examples(seed: int, n_documents: int = 30, n_labels: int = 9, n_colum
     rng = np.random.default_rng(seed)
     x_DF = sparse.random_array((n_documents, n_columns), density=0.2, rng=rng, dtype=np.float32, format="csr")
     kind_DL = rng.choice(np.array([0, 0, 1, 1, 2, 3], np.int8), (n_documents, n_labels))
-    kind_DL[:, -1] %= 2  # a label that no document has
+    kind_DL += 4 * (rng.random(kind_DL.shape) < 0.1).astype(np.int8)  # judged pairs
+    kind_DL[:, -1] &= 1  # a label that no document has
     return Examples(x_DF, sparse.csr_array(kind_DL))
 
 
@@ -47,17 +48,18 @@ def test_a_solution_is_as_good_as_that_of_a_general_solver(seed: int, cost: floa
     examples = random_examples(seed)
     limits = {"_PASSES": 10_000, "_TOLERANCE": 1e-6} if to_the_end else {"_PASSES": svm._PASSES}
     with mock.patch.multiple(svm, **limits):
-        found = solved(examples, range(9), LinearConfig(candidates=3, cost=cost, smallest=0), threads=1)
+        found = solved(examples, range(9), LinearConfig(candidates=3, cost=cost, smallest=0), 1, judged_weight=5)
     x_DI = np.hstack([examples.x_DF.toarray(), np.ones((30, 1))])
     kind_DL = examples.kind_DL.toarray()
     for label in range(8):
         rows = kind_DL[:, label] > 0
-        x_EI, y_E = x_DI[rows].astype(float), np.where(kind_DL[rows, label] > 1, 1.0, -1.0)
+        x_EI, y_E = x_DI[rows].astype(float), np.where(kind_DL[rows, label] & 2, 1.0, -1.0)
+        cost_E = np.where(kind_DL[rows, label] & 4, 5 * cost, cost)
         if not (y_E > 0).any():
             continue
 
-        def loss(w_I: np.ndarray, x_EI: np.ndarray = x_EI, y_E: np.ndarray = y_E) -> float:
-            return float(w_I @ w_I / 2 + cost * np.square(np.maximum(0, 1 - y_E * (x_EI @ w_I))).sum())
+        def loss(w_I: np.ndarray, x_EI: np.ndarray = x_EI, y_E: np.ndarray = y_E, cost_E: np.ndarray = cost_E) -> float:
+            return float(w_I @ w_I / 2 + cost_E @ np.square(np.maximum(0, 1 - y_E * (x_EI @ w_I))))
 
         best = optimize.minimize(loss, np.zeros(x_EI.shape[1]), method="BFGS").fun
         assert best - 1e-6 <= loss(weights_of(found, label)) <= (1.0001 if to_the_end else 1.1) * best

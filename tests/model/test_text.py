@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from xmc_ray.data.fields import Field, ids_of, join, numbers_of
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.model import text as text_module
-from xmc_ray.model.text import Tokenizer, budget_batches, make_batch
+from xmc_ray.model.text import TextConfig, Tokenizer, budget_batches, make_batch
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True)
 INTS = pa.list_(pa.int32())
@@ -55,9 +57,9 @@ def test_long_texts_are_encoded_a_few_at_a_time(tiny_encoder: Path) -> None:
     backend = tokenizer._backend
 
     class Watched:
-        def encode_batch_fast(self, texts: list[str]) -> object:
+        def encode_batch_fast(self, texts: list[str], **options: bool) -> object:
             sizes.append(sum(map(len, texts)))
-            return backend.encode_batch_fast(texts)
+            return backend.encode_batch_fast(texts, **options)
 
         encode_batch = encode_batch_fast
 
@@ -86,6 +88,80 @@ def test_the_fingerprint_is_that_of_what_encoding_gives(tiny_encoder: Path, othe
     one, same, shorter = (Tokenizer.load(tiny_encoder, length).fingerprint for length in (8, 8, 7))
     assert one == same
     assert len({one, shorter, Tokenizer.load(other_encoder, 8).fingerprint}) == 3
+
+
+FIELD_TEXTS = st.lists(
+    st.lists(st.sampled_from(["red", "Apple,", "xyz", "plums"]), max_size=6).map(" ".join), min_size=3, max_size=3
+)
+
+
+@pytest.mark.parametrize("template", ["[CLS] $A [SEP]", "$A [SEP] [CLS]", "$A"])
+@QUICK
+@given(rows=st.lists(FIELD_TEXTS, min_size=1, max_size=4), first=st.integers(1, 20), max_tokens=st.integers(4, 16))
+def test_fields_are_encoded_one_by_one_and_each_cut_at_its_own_limit(
+    template: str, rows: list[list[str]], first: int, max_tokens: int, tiny_encoder: Path
+) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    pretrained = AutoTokenizer.from_pretrained(tiny_encoder)
+    special = [(name, pretrained.convert_tokens_to_ids(name)) for name in ("[CLS]", "[SEP]")]
+    pretrained.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=special)
+    plain = AutoTokenizer.from_pretrained(tiny_encoder)
+    tokenizer = Tokenizer(pretrained, max_tokens, (Field("title"), Field("body", 2.0, first), Field("end")))
+    before, behind = ([dict(special)[name] for name in part.split()] for part in template.split("$A"))
+    texts = join([pa.array([row[number] for row in rows]) for number in range(3)])
+    tokens, truncated = tokenizer.encode(texts)
+    for text, row, found, cut in zip(texts.to_pylist(), rows, tokens.to_pylist(), truncated.to_pylist(), strict=True):
+        parts = [plain(part, add_special_tokens=False)["input_ids"] for part in row]
+        body = parts[1][:first] if first <= max_tokens else parts[1]
+        content = [(0, token) for token in parts[0]] + [(1, token) for token in body] + [(2, token) for token in parts[2]]
+        room = max_tokens - len(before) - len(behind)
+        expected = [*((0, token) for token in before), *content[:room], *((2, token) for token in behind)]
+        assert [(numbers_of(token), ids_of(token)) for token in found] == expected
+        assert cut == (len(content) > room)
+        offsets = tokenizer.offsets(text)
+        assert len(offsets) == len(found)
+        starts = [0, len(row[0]) + 1, len(row[0]) + len(row[1]) + 2]
+        for (start, end), (number, token) in zip(offsets.tolist(), expected, strict=True):
+            piece = text[start:end].lower()
+            assert (
+                token in dict(special).values()
+                or plain.convert_tokens_to_ids(piece) == token
+                or "##" in str(plain.convert_ids_to_tokens(token))
+            )
+            assert token in dict(special).values() or starts[number] <= start < end <= starts[number] + len(row[number])
+
+
+def test_a_tokenizer_with_fields(tiny_encoder: Path) -> None:
+    """Tokens become text again; a text without marks is the first field; a weight changes no token, a limit does."""
+    names = Field("title"), Field("body", 2.0, 3)
+    tokenizer = Tokenizer.load(tiny_encoder, 16, names)
+    tokens, _ = tokenizer.encode(join([pa.array(["a red apple"]), pa.array(["the pear, the plum"])]))
+    assert tokenizer.decode(tokens[0].as_py()) == "a red apple the pear ,"
+    assert tokenizer.foreign(tokens) == 0
+    plain = Tokenizer.load(tiny_encoder, 16)
+    texts = pa.array(["a red apple", "", "grape " * 40])
+    (found, cut), (expected, expected_cut) = (each.encode(texts) for each in (tokenizer, plain))
+    assert [[ids_of(token) for token in row] for row in found.to_pylist()] == expected.to_pylist() and cut == expected_cut
+    assert len(tokenizer.encode(texts.slice(0, 0))[0]) == 0
+    heavier = Tokenizer.load(tiny_encoder, 16, (Field("title", 3.0), names[1]))
+    longer = Tokenizer.load(tiny_encoder, 16, (names[0], Field("body")))
+    assert tokenizer.fingerprint == heavier.fingerprint
+    assert len({each.fingerprint for each in (plain, tokenizer, longer)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"fields": {}}, "invalid number of text.fields; found 0; expected 1 to 127, or None"),
+        ({"fields": {str(n): 1.0 for n in range(128)}}, "invalid number of text.fields; found 128"),
+        ({"fields": {"title": 1.0}, "first": {"body": 3}}, "text.first names an unknown field; found body; expected title"),
+        ({"first": {"body": 3}}, "text.first names an unknown field; found body; expected text.fields"),
+    ],
+)
+def test_fields_that_make_no_sense(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        TextConfig(**settings)
 
 
 @pytest.mark.parametrize("max_tokens", [0, 2])

@@ -1,11 +1,10 @@
-"""Metrics that a night reports to Prometheus."""
+"""Metrics that an actor reports to Prometheus."""
 
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from ray.util import metrics
 
 from xmc_ray.on_ray import meters
 
@@ -27,8 +26,7 @@ def values(monkeypatch: pytest.MonkeyPatch) -> Values:
 
         observe = inc
 
-    for module in (metrics, meters):
-        monkeypatch.setattr(module, "Counter", Recorder)
+    monkeypatch.setattr(meters, "Counter", Recorder)
     monkeypatch.setattr(meters, "Histogram", Recorder)
     return found
 
@@ -42,24 +40,3 @@ def test_an_actor_counts_tokens_and_padding(values: Values) -> None:
     with predictor.measured([np.array([], np.int64)], token_budget=100):
         pass
     assert values["xmc_ray_tokens", ""] == 9
-
-
-def test_a_piece_is_counted_by_outcome_reason_and_score(values: Values) -> None:
-    scores = [0] * 20
-    scores[0], scores[19] = 2, 5
-    outcomes = {"tagged": 4, "reused": 0, "rejected": 3}
-    meters.count_piece(outcomes | {"reasons": {"id is null": 1, "invalid JSON": 2}, "scores": scores})
-    assert values == {
-        ("xmc_ray_documents", "tagged"): 4,
-        ("xmc_ray_documents", "rejected"): 3,
-        ("xmc_ray_rejects", "id is null"): 1,
-        ("xmc_ray_rejects", "invalid JSON"): 2,
-        ("xmc_ray_tags", "0.00"): 2,
-        ("xmc_ray_tags", "0.95"): 5,
-    }
-
-
-def test_a_finished_night_announces_its_drift(values: Values) -> None:
-    meters.announce({"training": 0.0, "previous": None})
-    assert 0 < values["xmc_ray_drift", "training"] < 1e-6, "no drift is reported, too"
-    assert ("xmc_ray_drift", "previous") not in values and values["xmc_ray_finished_seconds", ""] > 1e9

@@ -11,7 +11,7 @@ from xmc_ray.bundle.ensemble import Ensemble, Members
 from xmc_ray.errors import ConfigError
 from xmc_ray.model.predict import PredictConfig
 from xmc_ray.on_ray import predictor
-from xmc_ray.on_ray.predictor import PoolConfig, Predictor, ScoringConfig, made_by_of, matrix, settle_scoring
+from xmc_ray.on_ray.predictor import NothingToPredict, PoolConfig, Predictor, ScoringConfig, made_by_of, matrix, settle_scoring
 from xmc_ray.on_ray.stream import token_columns
 
 TEXTS = ["a red apple", "a green pear", "", "a yellow plum and a grape"]
@@ -39,6 +39,19 @@ def test_an_actor_predicts_the_rows_that_have_tokens(ray_session: None, bundles:
     assert matrix(nothing, "ids").shape == (0, 5)
     absurd = Predictor(Members.read(bundles), 10**9, POOL, scoring)(table)
     assert matrix(absurd, "ids").shape == (4, len(ensemble.labels)), "memory goes by the labels, not by k"
+
+
+def test_rejects_need_no_model() -> None:
+    """They come out as a model would hand them on; a document without a model is a bug."""
+    tokens = pa.array([[]] * 2, pa.list_(pa.int32()))
+    table = pa.table({"id": ["a", None], "reason": ["text is null", "id is null"], "tokens": tokens, "tokens_1": tokens})
+    nothing = NothingToPredict(2, 3, {"release": "1", "arithmetic": "cuda bfloat16"})
+    predicted = nothing(table)
+    assert predicted.column_names == ["id", "reason", "ids", "probabilities"]
+    assert made_by_of(predicted) == {"release": "1", "arithmetic": "cuda bfloat16"}
+    assert matrix(predicted, "ids").tolist() == [[-1] * 3] * 2 and not matrix(predicted, "probabilities").any()
+    with pytest.raises(ValueError, match="a document to tag, and no model"):
+        nothing(table.set_column(1, "reason", pa.array(["text is null", None])))
 
 
 def test_scoring_is_settled_once_and_bfloat16_without_instructions_is_a_warning(

@@ -290,6 +290,8 @@ def test_a_cluster_is_waited_for_and_then_given_up(
     ):
         session.make_room("workers", 2, {"CPU": 64}, minutes=0.03)
     assert "waiting for 2 workers of 64 CPU; found 1 nodes, " in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"expected 1 actors of 6 CPU and 1 CPU for the tasks beside them; "):
+        session.make_room("actors", 1, {"CPU": 6}, minutes=0, beside=1)  # the Ray of the session has six
 
 
 def test_an_error_of_ours_is_told_and_not_what_has_caused_it() -> None:
@@ -303,3 +305,11 @@ def test_an_error_of_ours_is_told_and_not_what_has_caused_it() -> None:
 
     with pytest.raises(ModelError, match=r"^encoder not found: bert$"), session.own_errors():
         load()
+
+
+def test_a_submitted_job_knows_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert session.submission_id() is None
+    for content, expected in (('{"metadata": {"job_submission_id": "a"}}', "a"), ("{}", None), ("[]", None), ("no JSON", None)):
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", content)
+        assert session.submission_id() == expected

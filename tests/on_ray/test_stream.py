@@ -59,13 +59,13 @@ def test_files_that_cannot_be_used_are_named_before_anything_runs(case: str, tmp
 
 def test_further_files_that_cannot_be_used(tmp_path: Path) -> None:
     documents = DocumentsConfig(uri=str(tmp_path))
-    with pytest.raises(DataError, match=r"no input.*found nothing; expected either \*\.parquet or \*\.jsonl"):
+    with pytest.raises(DataError, match=r"no input.*found nothing; expected one of \*\.parquet, \*\.jsonl"):
         list_inputs(documents)
     (tmp_path / "a.parquet").write_text("no Parquet")
     with pytest.raises(DataError, match=r"cannot be read.*a\.parquet.*Parquet magic bytes"):
         read_documents(documents, labelled=False)
     (tmp_path / "b.json").write_text("{}")
-    with pytest.raises(DataError, match=r"different kinds.*\*\.json and \*\.parquet.*either \*\.parquet or \*\.jsonl"):
+    with pytest.raises(DataError, match=r"different kinds.*\*\.json and \*\.parquet.*one of \*\.parquet, \*\.jsonl"):
         list_inputs(documents)
     with pytest.raises(DataError, match=r"nowhere; found nothing"):
         list_inputs(DocumentsConfig(uri=str(tmp_path / "nowhere")))

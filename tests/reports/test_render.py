@@ -49,7 +49,7 @@ def test_an_excerpt_is_cut_after_600_characters() -> None:
 
 @pytest.mark.parametrize("text", NASTY.values(), ids=NASTY)
 def test_every_expression_is_escaped(text: str) -> None:
-    template = render._environment().from_string('<p title="{{ text }}">{{ text }}</p>')
+    template = render.environment().from_string('<p title="{{ text }}">{{ text }}</p>')
     assert [tag for tag, _ in Page(template.render(text=text)).tags] == ["p"]
 
 

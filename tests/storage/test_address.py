@@ -12,8 +12,9 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
 from hypothesis import given
 from hypothesis import strategies as st
-from seaweed import S3, free_ports
+from seaweed import S3
 
+from cluster.local import free_ports
 from xmc_ray import storage
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.errors import ConfigError, DataError, UnavailableError, XmcError
@@ -232,7 +233,7 @@ def test_missing_bucket(attempt: str, kind: type[XmcError], s3: S3) -> None:
 
 @pytest.mark.parametrize("attempt", ["exists", "write", "arrow"])
 def test_an_endpoint_that_does_not_answer(attempt: str, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_ports('nobody')['nobody']}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{free_ports(1)[0]}")
     start = time.monotonic()
     with pytest.raises(UnavailableError, match=r"s3://test/file; found .*(?i:could not connect)"):
         ATTEMPTS[attempt](s3.uri("file"))

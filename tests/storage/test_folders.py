@@ -108,3 +108,28 @@ def test_an_encoder_that_may_not_be_read_is_not_taken_for_a_name_on_a_hub(
         monkeypatch.setattr(folders, "open", refuse, raising=False)
     with pytest.raises(ConfigError, match=r"/encoder; found .*Permission denied.*give this user the right"):
         folders.loadable(f"{tmp_path}/encoder")
+
+
+def test_a_folder_takes_the_place_of_another(place: str, tmp_path: Path) -> None:
+    """Where there is none, where there is one, and after a kill on the way."""
+    source, target, aside = (storage.join(place, name) for name in ("work/new", "public/tags", "work/old"))
+
+    def names(folder: str) -> list[str]:
+        return [file.uri.removeprefix(f"{folder}/") for file in storage.all_files(folder)]
+
+    for number, parts in enumerate((["a", "b"], ["b", "c", "d"], ["a"])):
+        for name in parts:
+            storage.write_bytes(storage.join(source, name), b"%d" % number)
+        storage.write_bytes(storage.join(aside, "x"), b"left by a kill")
+        folders.take_place(source, target, aside)
+        assert names(target) == parts and names(source) == []
+        assert {storage.read_bytes(storage.join(target, name)) for name in parts} == {b"%d" % number}
+
+
+def test_what_is_empty_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("a/b/c", "a/d"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "a" / "d" / "file").write_text("")
+    storage.remove_empty(tmp_path / "a")
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["a", "a/d", "a/d/file"]
+    storage.remove_empty(tmp_path / "nowhere")

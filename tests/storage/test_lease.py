@@ -72,6 +72,16 @@ def test_one_at_a_time(folder: str) -> None:
         assert mark(folder)["process"] == process.pid, "it is left alone"
 
 
+def test_who_is_refused_is_told_the_job_to_stop(folder: str) -> None:
+    """By the name that `ray job stop` takes."""
+    with held(folder, BEAT, job="raysubmit_7"):
+        with pytest.raises(ConfigError, match=r"found job raysubmit_7, process \d+ on .*end it by `ray job stop raysubmit_7`"):
+            lease.Lease(folder, BEAT).take()
+        assert mark(folder)["job"] == "raysubmit_7"
+    with held(folder, BEAT), pytest.raises(ConfigError, match=r"found process \d+ on .* or end it and run"):
+        lease.Lease(folder, BEAT).take()
+
+
 def test_nothing_is_left_of_a_job_that_ends(folder: str) -> None:
     with held(folder, BEAT) as taken:
         taken.check()

@@ -13,7 +13,7 @@ from typing import Any
 
 from checkout import ROOT
 
-SECONDS = 240  # the longest wait for anything that has to happen
+SECONDS = 400  # the longest wait for anything that has to happen
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xmc_ray import storage
+from xmc_ray.on_ray.tag.nights import files_named
 
 _TAGS = pa.schema([("id", pa.string()), ("labels", pa.list_(pa.string())), ("scores", pa.list_(pa.float32()))])
 _REJECTS = pa.schema(
@@ -65,9 +66,10 @@ def document(number: int) -> dict[str, str]:
 def read_night(folder: object) -> tuple[pa.Table, pa.Table]:
     """Tags and rejects of a finished night: of the files that its marker names, in their order."""
     marker = storage.read_json(storage.join(str(folder), "_SUCCESS"))
+    named = files_named(str(folder), marker)
     tables = []
     for names, empty in ((marker["files"], _TAGS), (marker["rejects"], _REJECTS)):
-        places = [storage.arrow_filesystem(storage.join(str(folder), name)) for name in names]
+        places = [storage.arrow_filesystem(named[name]) for name in names]
         files = [pq.read_table(path, filesystem=filesystem, partitioning=None) for filesystem, path in places]
         tables.append(pa.concat_tables(files) if files else empty.empty_table())
     return tables[0], tables[1]

@@ -5,7 +5,7 @@ Metrics
 """
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import pairwise
 from math import log, log2, sqrt
 from typing import Any, NamedTuple
@@ -64,12 +64,23 @@ def candidate_groups(recall: list[list[float]], k: int, group_of: list[int], tru
     return chosen
 
 
-def recall_loss(features_BF: Tensor, weight_GF: Tensor, bias_G: Tensor, truth: list[list[int]], documents: int) -> Tensor:
-    """One binary cross-entropy for each document and group, by autograd; ``truth``: the true groups of each document."""
+def recall_loss(
+    features_BF: Tensor,
+    weight_GF: Tensor,
+    bias_G: Tensor,
+    truth: list[list[int]],
+    documents: int,
+    counts: Sequence[Mapping[int, float]] | None = None,
+) -> Tensor:
+    """One binary cross-entropy for each document and group, by autograd; ``truth``: the true groups of each document.
+
+    ``counts``: how much each group of a document counts, by default 1.
+    """
+    counts = counts or [{}] * len(truth)
     loss = torch.zeros((), dtype=torch.double)
-    for features, groups in zip(features_BF, truth, strict=True):
+    for features, groups, count in zip(features_BF, truth, counts, strict=True):
         for group, (weight, bias) in enumerate(zip(weight_GF, bias_G, strict=True)):
-            loss = loss + _cross_entropy(features @ weight + bias, group in groups)
+            loss = loss + count.get(group, 1) * _cross_entropy(features @ weight + bias, group in groups)
     return loss / documents
 
 
@@ -81,14 +92,33 @@ def rank_loss(
     chosen: Sequence[Collection[int]],
     truth: list[list[int]],
     documents: int,
+    counts: Sequence[Mapping[int, float]] | None = None,
 ) -> Tensor:
-    """One binary cross-entropy for each document and label of its ``chosen`` groups; ``places``: a label's group and slot."""
+    """One binary cross-entropy for each document and label of its ``chosen`` groups; ``places``: a label's group and slot.
+
+    ``counts``: how much each label of a document counts, by default 1.
+    """
+    counts = counts or [{}] * len(truth)
     loss = torch.zeros((), dtype=torch.double)
-    for vector, groups, labels in zip(vectors_BH, chosen, truth, strict=True):
+    for vector, groups, labels, count in zip(vectors_BH, chosen, truth, counts, strict=True):
         for label, place in enumerate(places):
             if place[0] in groups:
-                loss = loss + _cross_entropy(vector @ weight_GMH[place] + bias_GM[place], label in labels)
+                logit = vector @ weight_GMH[place] + bias_GM[place]
+                loss = loss + count.get(label, 1) * _cross_entropy(logit, label in labels)
     return loss / documents
+
+
+def products(
+    vectors_BA: Tensor, block_GAC: Tensor, other_nC: Tensor, rows: list[int], groups: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Each pair's vector times the block of its group [n, C]; and for each group the sum of its pairs' outer products
+    [G, A, C], of vectors and ``other_nC``.
+    """
+    product_nC, outer_GAC = torch.zeros_like(other_nC), torch.zeros_like(block_GAC)
+    for pair, (row, group) in enumerate(zip(rows, groups, strict=True)):
+        product_nC[pair] = vectors_BA[row] @ block_GAC[group]
+        outer_GAC[group] += torch.outer(vectors_BA[row], other_nC[pair])
+    return product_nC, outer_GAC
 
 
 def rows_of(model: Any) -> dict[str, Tensor]:
@@ -97,35 +127,53 @@ def rows_of(model: Any) -> dict[str, Tensor]:
     return {name: copy.requires_grad_() for name, copy in copies.items() if name.startswith(("recall.", "table."))}
 
 
-def losses(model: Any, rows: dict[str, Tensor], batch: Any, truth: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Recall and ranking loss of a model whose output ``rows`` are plain tensors; averaged over documents."""
+def losses(
+    model: Any, rows: dict[str, Tensor], batch: Any, truth: list[list[int]], judged: Sequence[list[int]] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Recall and ranking loss of a model whose output ``rows`` are plain tensors; averaged over documents.
+
+    Labels that an editor has ``judged`` count ``model.judged_weight`` times, and so do their groups: those of accepted ones,
+    and those of rejected ones that have no true label.
+    """
+    judged, weight = judged or [[]] * len(truth), model.judged_weight
     features_BF = model.encoder(batch.tokens_BT, batch.mask_BT)
     places, group_of = _places(model), model.group_L.tolist()
     true_groups = [[group_of[label] for label in labels] for labels in truth]
-    recall = recall_loss(features_BF, rows["recall.weight"], rows["recall.bias"], true_groups, len(truth))
+    label_counts = [dict.fromkeys(labels, weight) for labels in judged]
+    group_counts = [
+        {group_of[label]: weight for label in said if label in labels or group_of[label] not in groups}
+        for said, labels, groups in zip(judged, truth, true_groups, strict=True)
+    ]
+    recall = recall_loss(features_BF, rows["recall.weight"], rows["recall.bias"], true_groups, len(truth), group_counts)
     if model.table is None:
         return recall, torch.zeros((), dtype=torch.double)
     scores = (features_BF @ rows["recall.weight"].T + rows["recall.bias"]).tolist()
-    chosen = candidate_groups(scores, model.shortlist, group_of, truth)
-    vectors_BH = model.bottleneck(features_BF)
-    return recall, rank_loss(vectors_BH, rows["table.weight"], rows["table.bias"], places, chosen, truth, len(truth))
+    needed = [labels + said for labels, said in zip(truth, judged, strict=True)]
+    chosen = candidate_groups(scores, model.shortlist, group_of, needed)
+    table = model.bottleneck(features_BF), rows["table.weight"], rows["table.bias"]
+    return recall, rank_loss(*table, places, chosen, truth, len(truth), label_counts)
 
 
-def predictions(model: Any, batch: Any, k: int, scoring: str = "grouped") -> list[tuple[list[float], list[int]]]:
+def predictions(
+    model: Any, batch: Any, k: int, scoring: str = "grouped", allowed: Sequence[set[int]] | None = None
+) -> list[tuple[list[float], list[int]]]:
     """For each document the ``k`` best (scores, labels) by sigmoid(rank) * sigmoid(recall of the group), 0 and -1 as pads.
 
-    Out of the labels in the groups with the best recall, or out of all; recall is lifted if the model's is.
+    Out of the labels in the groups with the best recall, or out of all; recall is lifted if the model's is. ``allowed``: the
+    labels that each document may get; other groups are as if they were not there.
     """
     features = model.encoder(batch.tokens_BT, batch.mask_BT)
     lift = 0 if model.recall.lift is None else model.recall.lift
     recall = (features @ model.recall.weight.T + model.recall.bias + lift).sigmoid()
     results = []
     for row in range(len(features)):
-        best = sorted(range(recall.shape[1]), key=lambda group: -recall[row, group].item())
+        may_have = range(len(model.group_L)) if allowed is None else allowed[row]
+        open_groups = {int(model.group_L[label]) for label in may_have}
+        best = sorted(open_groups, key=lambda group: -recall[row, group].item())
         groups = set(best if model.table is None or scoring == "exact" else best[: model.shortlist])
         scored = []
         for label, (group, slot) in enumerate(_places(model)):
-            if group in groups:
+            if group in groups and label in may_have:
                 rank = 1.0
                 if model.table is not None:
                     logit = model.bottleneck(features[row]) @ model.table.weight[group, slot] + model.table.bias[group, slot]
@@ -273,6 +321,11 @@ def documents_of_json(lines: str, names: Sequence[str] | None) -> list[dict[str,
     return rows
 
 
+def rows_of_lines(text: bytes) -> list[bytes]:
+    """The rows of a file of JSON lines: its lines that are not blank."""
+    return [line for line in text.split(b"\n") if line.strip()]
+
+
 def _labels_of_line(line: str, separator: str | None) -> list[str]:
     labels = [label.strip() for label in line.split(separator)]
     return list(dict.fromkeys(label for label in labels if label))
@@ -310,6 +363,17 @@ def terms(rows: list[list[int]], columns: int) -> dict[tuple[int, int], int]:
         for term in [*singles, *(one * 0x14057B7EF767814F + other for one, other in pairwise(singles))]:
             place = row, (term * 0x5851F42D4C957F2D >> 32 & 0xFFFFFFFF) % columns
             counts[place] = counts.get(place, 0) + 1
+    return counts
+
+
+def weighted_terms(rows: list[list[tuple[int, int]]], weights: Sequence[float], columns: int) -> dict[tuple[int, int], float]:
+    """`terms` of documents of (field, id) tokens: each field by itself, an occurrence as heavy as its field."""
+    counts: dict[tuple[int, int], float] = {}
+    for row, tokens in enumerate(rows):
+        for field, weight in enumerate(weights):
+            own = [token for number, token in tokens if number == field]
+            for (_, column), count in terms([own], columns).items():
+                counts[row, column] = counts.get((row, column), 0.0) + weight * count
     return counts
 
 
@@ -452,3 +516,28 @@ def expected_calibration_error(chances: Sequence[float], hits: Sequence[bool], n
             told, right = (sum(pair[side] for pair in inside) / len(inside) for side in (0, 1))
             error += abs(told - right) * len(inside) / len(chances)
     return error
+
+
+def verdicts(rows: Sequence[tuple[Any, ...]]) -> tuple[dict[tuple[str, str], bool], dict[str, int]]:
+    """The latest verdict of each (id, label) among rows of (id, label, verdict, time or None); how many rows do not count."""
+    dated: dict[tuple[str, str], list[tuple[float, int, bool]]] = {}
+    left_out = dict.fromkeys(("incomplete rows", "rows with another verdict", "overruled by later ones"), 0)
+    for number, (identity, label, word, at) in enumerate(rows):
+        label, word = (label or "").strip(), (word or "").strip().lower()
+        if not (identity and label and word):
+            left_out["incomplete rows"] += 1
+        elif word not in ("accepted", "rejected"):
+            left_out["rows with another verdict"] += 1
+        else:
+            time = float("-inf") if at is None else at.timestamp()
+            dated.setdefault((identity, label), []).append((time, number, word == "accepted"))
+    left_out["overruled by later ones"] = sum(len(said) - 1 for said in dated.values())
+    return {pair: max(said)[2] for pair, said in dated.items()}, left_out
+
+
+def corrected(latest: dict[tuple[str, str], bool], identity: str | None, labels: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The true labels among a, b, c of a document after the verdicts, and all its judged labels; sorted."""
+    said = {label: right for (whose, label), right in latest.items() if whose == identity}
+    accepted = {label for label, is_right in said.items() if is_right}
+    right = (set(labels) | accepted) - (said.keys() - accepted)
+    return sorted(right & {*"abc"}), sorted(said)

@@ -1,58 +1,60 @@
-"""What Kubernetes and KubeRay accept, as far as it can be told without them; for test_cluster_files.py."""
+"""What Kubernetes and KubeRay accept, as far as it can be told without them; for cluster/test_files.py."""
 
 import copy
 import json
-import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
-import pytest
 import yaml
 from checkout import ROOT
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
-CRDS = Path(os.environ.get("XMC_RAY_CRDS", ROOT.parent / "shared" / "kuberay-crds"))
+EXCERPTS = ROOT / "tests" / "cluster" / "kuberay"  # made by crds.py
+VERSIONS = sorted(path.stem for path in EXCERPTS.glob("v*.json"))  # of KubeRay
+MANIFESTS = sorted((ROOT / "cluster" / "kuberay").glob("*.yaml"))
 KUBERNETES = "1.32"
+
+OPERATORS = {"ray.io/v1", "monitoring.coreos.com/v1"}  # whose kinds are not Kubernetes' own
 
 Document = dict[str, Any]
 
 
-def documents(path: Path) -> list[Document]:
-    """The manifests of a file, and those inside its ConfigMaps."""
-    found = [document for document in yaml.safe_load_all(path.read_text()) if document]
+def documents(file: Path | str) -> list[Document]:
+    """The manifests of a file, or of its text, and those inside its ConfigMaps."""
+    text = file.read_text() if isinstance(file, Path) else file
+    found = [document for document in yaml.safe_load_all(text) if document]
     inner = [text for document in found if document["kind"] == "ConfigMap" for text in document["data"].values()]
     return found + [document for text in inner for document in yaml.safe_load_all(text)]
 
 
-def check(manifest: Document) -> None:
+def check(manifest: Document, kuberay: str = VERSIONS[-1]) -> None:
     """Raise a ValidationError where the API server would turn the manifest away, or drop a key that it does not know."""
-    if manifest["apiVersion"] != "ray.io/v1":
+    if manifest["apiVersion"] in OPERATORS:
+        error = best_match(_validator(manifest["kind"], kuberay).iter_errors(manifest))
+        if error is not None:
+            raise error
+    else:
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
-        return
-    error = best_match(_validator(manifest["kind"]).iter_errors(manifest))
-    if error is not None:
-        raise error
 
 
-def accepts(manifest: Document) -> bool:
+def accepts(manifest: Document, kuberay: str = VERSIONS[-1]) -> bool:
     """Whether `check` has nothing to say."""
     try:
-        check(manifest)
+        check(manifest, kuberay)
     except (ValidationError, kubernetes_validate.ValidationError):
         return False
     return True
 
 
 @cache
-def _validator(kind: str) -> Draft202012Validator:
-    path = CRDS / f"{kind.lower()}s.json"
-    if not path.exists():
-        pytest.skip(f"{path} is missing; XMC_RAY_CRDS names a folder with KubeRay's schemas")
-    return Draft202012Validator(_closed(json.loads(path.read_text())["openAPIV3Schema"]))
+def _validator(kind: str, kuberay: str) -> Draft202012Validator:
+    """A kind that the version does not have accepts nothing."""
+    name = "prometheus-operator" if kind == "PodMonitor" else kuberay
+    return Draft202012Validator(_closed(json.loads((EXCERPTS / f"{name}.json").read_text()).get(kind, {"enum": []})))
 
 
 def _closed(schema: Any) -> Any:

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import pyarrow.fs
 import pytest
+
+from cluster.local import free_ports
 
 
 @dataclass(kw_only=True)
@@ -63,13 +64,9 @@ class S3:
         ]
 
 
-def free_ports(*names: str) -> dict[str, int]:
-    """A free port for each name; all are held until the last is found, so that none comes twice."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in names]
-    ports = {name: held.getsockname()[1] for name, held in zip(names, sockets, strict=True)}
-    for held in sockets:
-        held.close()
-    return ports
+def ports_of(*names: str) -> dict[str, int]:
+    """A free port for each name."""
+    return dict(zip(names, free_ports(len(names)), strict=True))
 
 
 def weed_command(folder: Path, server: S3, ports: dict[str, int]) -> list[str]:
@@ -81,7 +78,7 @@ def weed_command(folder: Path, server: S3, ports: dict[str, int]) -> list[str]:
     (folder / "identities.json").write_text(json.dumps({"identities": server.identities}))
     return [
         *[weed, "server", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"],
-        *["-volume.max=20", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"],
+        *["-volume.max=40", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"],
         *["-s3", f"-s3.config={folder / 'identities.json'}", "-s3.autoCreateBucket=false"],
         *["-s3.port.iceberg=0", "-s3.port.lance=0"],
         *[f"-s3.localSocket={folder / 's3.sock'}", f"-filer.localSocket={folder / 'filer.sock'}"],

@@ -4,16 +4,12 @@ PYTHONPATH=. python tests/support/surface.py > tests/surface.txt      after a ch
 """
 
 import inspect
-import runpy
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from unittest.mock import patch
 
-from checkout import ROOT
 from jsonargparse import ArgumentParser
 
 import xmc_ray
-from xmc_ray import command
+from xmc_ray import cli, command
 
 
 def surface() -> list[str]:
@@ -24,7 +20,7 @@ def names() -> Iterator[str]:
     """Each exported name with its signature, the classifier's methods and attributes after it."""
     for name in sorted(xmc_ray.__all__):
         exported = getattr(xmc_ray, name)
-        is_error = issubclass(exported, Exception)
+        is_error = isinstance(exported, type) and issubclass(exported, Exception)
         yield f"{name}{'' if is_error else _parameters(exported)}"
         if name == "XMCClassifier":
             members = [(member, value) for member, value in inspect.getmembers(exported) if not member.startswith("_")]
@@ -32,13 +28,10 @@ def names() -> Iterator[str]:
 
 
 def options() -> Iterator[str]:
-    """Each option of each job, such as ``jobs/train.py --loop.epochs``."""
-    for script in sorted((ROOT / "jobs").glob("*.py")):
-        with patch.object(command, "parse", side_effect=InterruptedError) as parse, suppress(InterruptedError):
-            runpy.run_path(str(script), run_name="surface")["main"]()
-        (config,) = parse.call_args.args
-        for option in sorted(_options(command._parser(config))):
-            yield f"jobs/{script.name} {option}"
+    """Each option of each job, such as ``train --loop.epochs``."""
+    for name in sorted(cli.JOBS):
+        config = cli.named(cli.JOBS[name].config)
+        yield from (f"{name} {option}" for option in sorted(_options(command._parser(config))))
 
 
 def _parameters(exported: Callable[..., object]) -> inspect.Signature:

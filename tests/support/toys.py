@@ -60,14 +60,17 @@ def documents(n_rows: int = 64, n_labels: int = 12) -> pa.Table:
     return pa.table({name: pa.array(rows, pa.list_(pa.int32())) for name in ("tokens", "labels")})
 
 
-def batch_of(rng: np.random.Generator, truth: list[list[int]]) -> Batch:
-    """Random documents of up to five tokens with the true labels ``truth``, in that order, repeated ones included."""
+def batch_of(rng: np.random.Generator, truth: list[list[int]], judged: Sequence[list[int]] = ()) -> Batch:
+    """Random documents of up to five tokens with the true labels ``truth``, in that order, repeated ones included.
+
+    ``judged``: labels that an editor has judged.
+    """
     tokens_BT = torch.from_numpy(rng.integers(0, TOKENS, (len(truth), 5)))
     mask_BT = torch.arange(5) < torch.from_numpy(rng.integers(1, 6, (len(truth), 1)))
-    return Batch(tokens_BT, mask_BT, *pairs_of(truth))
+    return Batch(tokens_BT, mask_BT, *pairs_of(truth), *pairs_of(judged))
 
 
-def pairs_of(truth: list[list[int]]) -> tuple[Tensor, Tensor]:
+def pairs_of(truth: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
     """The (document, label) pairs of ``truth``, int64[P] each."""
     pairs = [(row, label) for row, labels in enumerate(truth) for label in labels]
     row_P, label_P = (torch.tensor([pair[side] for pair in pairs], dtype=torch.long) for side in (0, 1))

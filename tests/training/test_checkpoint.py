@@ -167,6 +167,9 @@ def test_due_by_steps_and_by_the_shared_clock() -> None:
     by_time.saved_at = 60.0
     for state.step, state.seconds, expected in ((3, 0.0, [False, False]), (4, 179.9, [True, False]), (5, 180.0, [False, True])):
         assert [checkpoints.due(state) for checkpoints in (by_step, by_time)] == expected
+    often = Checkpoints("unused", CheckpointsConfig(minutes=0.1), IDENTITY)
+    for state.seconds, expected in ((5.9, [False, False]), (14.9, [False, True]), (60.0 + 15, [True, True])):
+        assert [checkpoints.due(state, hurry=True) for checkpoints in (by_time, often)] == expected
 
 
 def test_training_goes_on_while_the_copy_is_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def test_clipping_takes_dense_and_sparse_gradients_together(norm: float, factor:
     parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(4, 2)), nn.Parameter(torch.zeros(3))]
     parameters[0].grad = torch.tensor([3.0, 4.0])
     parameters[1].grad = torch.sparse_coo_tensor([[3]], [[0.0, 12.0]], (4, 2), check_invariants=True).coalesce()
-    clip(parameters, norm)
+    clip(parameters, 13.0, norm)
     assert parameters[0].grad.tolist() == pytest.approx([3 * factor, 4 * factor])
     assert parameters[1].grad.to_dense()[3].tolist() == pytest.approx([0, 12 * factor])
     assert parameters[2].grad is None

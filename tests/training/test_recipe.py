@@ -17,7 +17,7 @@ from xmc_ray.training.fit import FitConfig
 from xmc_ray.training.loop import LoopConfig
 from xmc_ray.training.recipe import LENGTH, candidates, pretrained_layers, undecided
 
-GIT_PATHS = Path(__file__).resolve().parents[2] / "jobs" / "configs" / "git-paths.toml"
+GIT_PATHS = Path(__file__).resolve().parents[2] / "xmc_ray" / "recipes" / "git-paths.toml"
 FREQUENT = Profile(
     documents=16_000,
     labels=629,

@@ -28,11 +28,15 @@ from xmc_ray.bundle.folder import (
     CALIBRATION_FILE,
     LABELS_FILE,
     Bundle,
+    fields_of,
     load_bundle,
     local_bundle,
     read_calibration,
     read_settings,
 )
+from xmc_ray.data.documents import DocumentsConfig
+from xmc_ray.data.fields import Fields, names_of
+from xmc_ray.data.filters import DocumentFilters
 from xmc_ray.data.labels import IntArray, LabelIndex
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.model.lightxml import Scoring
@@ -55,7 +59,7 @@ class Members:
 
     ``fingerprint``: that of a single bundle, else 16 hex digits that depend on all ``fingerprints`` and their order.
     ``calibrated``: which of them have a calibration; ``calibrated_by``: the arithmetic of each calibration, None if not known.
-    ``transformers``: which of them have a transformer.
+    ``transformers``: which of them have a transformer. ``fields``: what each reads, by the same names.
     """
 
     uris: list[str]
@@ -65,16 +69,19 @@ class Members:
     calibrated: list[bool]
     calibrated_by: list[str | None]
     transformers: list[bool]
+    fields: list[Fields]
 
     @classmethod
     def read(cls, uris: storage.Uri | Sequence[storage.Uri]) -> "Members":
         """Read the settings of one bundle or several.
 
-        Raises ConfigError for an empty list; ModelError when one is not a bundle, or has other labels than the first.
+        Raises ConfigError for an empty list; ModelError when one is not a bundle, or has other labels or fields than the first.
         """
         addresses = [storage.normalise(uri) for uri in ([uris] if isinstance(uris, (str, os.PathLike)) else uris)]
         settings = [read_settings(uri) for uri in addresses]
         _check_labels([(uri, part["label_fingerprint"]) for uri, part in zip(addresses, settings, strict=True)])
+        fields = [fields_of(part) for part in settings]
+        _check_fields(list(zip(addresses, fields, strict=True)))
         fingerprints = [part["fingerprint"] for part in settings]
         joint = hashlib.sha256("".join(fingerprints).encode()).hexdigest()[:16]
         fingerprint = fingerprints[0] if len(addresses) == 1 else joint
@@ -82,7 +89,11 @@ class Members:
         calibrated_by = [part.get(CALIBRATED_BY) for part in settings]
         transformers = [part["encoder"] is not None for part in settings]
         max_tokens = [part["max_tokens"] for part in settings]
-        return cls(addresses, max_tokens, fingerprints, fingerprint, calibrated, calibrated_by, transformers)
+        return cls(addresses, max_tokens, fingerprints, fingerprint, calibrated, calibrated_by, transformers, fields)
+
+    def reading(self, documents: DocumentsConfig) -> DocumentsConfig:
+        """How the bundles read ``documents``; raises ConfigError if these have other columns than the bundles' fields."""
+        return documents.with_fields(names_of(self.fields[0]))
 
     def check_precision(self) -> None:
         """Raises ConfigError if a bundle has no calibration, and so no thresholds."""
@@ -112,10 +123,15 @@ class Members:
         thresholds = [part.thresholds(precision) for part in parts if part is not None]
         return np.asarray(np.mean(thresholds, axis=0, dtype=np.float64), np.float32)  # rounded once, as scores are
 
+    def labels(self) -> pa.StringArray:
+        """string[L]: the labels, which are those of all bundles."""
+        with local_bundle(self.uris[0], self.fingerprints[0]) as folder:
+            return pq.read_table(folder / LABELS_FILE, columns=["label"])["label"].combine_chunks()
+
     def fetch(self) -> tuple[pa.Table, list[Tokenizer]]:
         """The content of the first bundle's ``labels.parquet``, and the distinct tokenizers; see `Ensemble.tokenizers`."""
         with self._local_copies() as copies:
-            tokenizers = [Tokenizer.load(*member) for member in zip(copies, self.max_tokens, strict=True)]
+            tokenizers = [Tokenizer.load(*member) for member in zip(copies, self.max_tokens, self.fields, strict=True)]
             return pq.read_table(copies[0] / LABELS_FILE), _distinct(tokenizers)[0]
 
     @contextmanager
@@ -132,10 +148,11 @@ class Ensemble:
     """
 
     def __init__(self, bundles: Sequence[Bundle]) -> None:
-        """Raises ConfigError without a bundle, ModelError when the bundles' labels or their order differ."""
+        """Raises ConfigError without a bundle, ModelError when the bundles' labels, their order or the fields differ."""
         if len(bundles) != 1:
             names = [bundle.fingerprint or f"bundle {number}" for number, bundle in enumerate(bundles, 1)]
             _check_labels([(name, bundle.labels.fingerprint) for name, bundle in zip(names, bundles, strict=True)])
+            _check_fields([(name, bundle.tokenizer.fields) for name, bundle in zip(names, bundles, strict=True)])
         self.bundles = list(bundles)
         self.tokenizers, self._reads = _distinct([bundle.tokenizer for bundle in bundles])
 
@@ -159,13 +176,26 @@ class Ensemble:
         """The label index; names and counts are those of the first bundle."""
         return self.bundles[0].labels
 
+    @property
+    def fields(self) -> list[str]:
+        """The names of the fields that the models read; none if they read plain texts."""
+        return names_of(self.bundles[0].tokenizer.fields)
+
     def encode(self, texts: pa.Array) -> list[pa.ListArray]:
         """Tokens (list<int32>[D]) of ``texts`` (string[D]) by each of ``tokenizers``."""
         return [tokenizer.encode(texts)[0] for tokenizer in self.tokenizers]
 
-    def predict(self, tokens: Sequence[pa.ListArray], k: int, config: PredictConfig, scoring: Scoring = "grouped") -> Listed:
+    def predict(
+        self,
+        tokens: Sequence[pa.ListArray],
+        k: int,
+        config: PredictConfig,
+        scoring: Scoring = "grouped",
+        filters: DocumentFilters | None = None,
+    ) -> Listed:
         """The ``k`` labels with the highest mean score, of documents as `encode` gives them, one model after the other.
 
+        Of the labels that a document's filter allows, if there are ``filters``.
         Scores are calibrated before the mean where all models have a calibration, else none is: calibrated probabilities and
         raw scores must not be mixed. Where calibration makes scores equal, they stay in the order of the raw ones. With several
         models, a label that one does not list among its best (`n_listed`) has a score of 0 there. Raises ModelError for scores
@@ -173,7 +203,7 @@ class Ensemble:
         """
         n_listed_here = k if len(self.bundles) == 1 else n_listed(k, len(self.labels))
         listed = [
-            predict(bundle.model, tokens[tokenizer], n_listed_here, config, scoring)
+            predict(bundle.model, tokens[tokenizer], n_listed_here, config, scoring, filters)
             for bundle, tokenizer in zip(self.bundles, self._reads, strict=True)
         ]
         for bundle, (scores, _) in zip(self.bundles, listed, strict=True):
@@ -267,10 +297,24 @@ def _check_labels(members: Sequence[tuple[str, str]]) -> None:
             )
 
 
+def _check_fields(members: Sequence[tuple[str, Fields]]) -> None:
+    """Raises ModelError unless all ``members``, (bundle, fields) each, read fields of the same names."""
+    (first, own), *others = members
+    for name, fields in others:
+        if names_of(fields) != names_of(own):
+            raise ModelError(
+                "the bundles of an ensemble read different fields",
+                where=name,
+                found=", ".join(names_of(fields)) or "no fields",
+                expected=f"{', '.join(names_of(own)) or 'no fields'} as in {first}",
+                way_out="train all of them with the same names in text.fields",
+            )
+
+
 def _distinct(tokenizers: Sequence[Tokenizer]) -> tuple[list[Tokenizer], list[int]]:
-    """The distinct ``tokenizers``, by content and length, and for each of ``tokenizers`` its index among them."""
+    """The distinct ``tokenizers``, by content, length and fields, and for each of ``tokenizers`` its index among them."""
     kept: dict[str, Tokenizer] = {}
-    contents = [tokenizer.pretrained.backend_tokenizer.to_str() for tokenizer in tokenizers]  # max_tokens is part of it
+    contents = [tokenizer.fingerprint for tokenizer in tokenizers]
     for content, tokenizer in zip(contents, tokenizers, strict=True):
         kept.setdefault(content, tokenizer)
     return list(kept.values()), [list(kept).index(content) for content in contents]

@@ -7,7 +7,8 @@ A word's contribution, in nats, is found by leaving it out everywhere in the tex
 This is the weight of evidence of Robnik-Sikonja and Kononenko (2008), by erasure as in Li et al. (2016, arXiv 1612.08220). It
 needs only scores, so it also sees the lexical branch's pairs of words, unlike gradient x input. Its limit: of two words with
 the same meaning, neither is missed. A word is a run of characters without white space, without the punctuation around it, in
-any case. Its tokens are taken out of the token list, so what truncation has cut off stays cut off.
+any case. Its tokens are taken out of the token list, so what truncation has cut off stays cut off. With fields, a word of
+the title and the same word of the body are two.
 
 Letters: B documents, C characters, F features, G groups, M places in a group, T tokens, V variants of the text, W words and
 two rows besides.
@@ -16,7 +17,7 @@ two rows besides.
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -30,9 +31,10 @@ from xmc_ray import storage
 from xmc_ray.bundle.ensemble import Ensemble, calibration_warning
 from xmc_ray.bundle.folder import Bundle
 from xmc_ray.data.documents import DocumentsConfig
+from xmc_ray.data.fields import MARK, join, readable
 from xmc_ray.data.labels import IntArray, lists_from_rows, unique_in_rows
 from xmc_ray.data.reader import read_rows
-from xmc_ray.errors import printable
+from xmc_ray.errors import ConfigError, printable
 from xmc_ray.model.predict import PredictConfig, arithmetic, features, margins
 from xmc_ray.settings import PositiveInt, Settings
 
@@ -49,8 +51,10 @@ class ExplainConfig(Settings):
 
     bundle: storage.Address | list[storage.Address]
     """Bundle folder, local or s3://, or a list of them whose scores are averaged."""
-    text: str
+    text: str | None = None
     """The text to explain."""
+    fields: dict[str, str] | None = None
+    """The text to explain, field by field, for a bundle that reads fields."""
     label: str
     """The label that the text gets, or might have got."""
     documents: DocumentsConfig | None = None
@@ -58,13 +62,25 @@ class ExplainConfig(Settings):
     nearest: PositiveInt = 3
     """How many of them are shown."""
 
+    def check(self) -> None:
+        """Raises ConfigError unless there is a text, in one way."""
+        if (self.text is None) == (self.fields is None):
+            found = "neither" if self.text is None else "both"
+            raise ConfigError(
+                "nothing to explain, or two texts", found=found, expected="text, or fields for a bundle with fields"
+            )
+
 
 class Word(NamedTuple):
-    """A word, how often it occurs in the text, and its contribution; None where the model has not read that far."""
+    """A word, how often it occurs in the text, and its contribution; None where the model has not read that far.
+
+    ``field``: the one that the word is in; None in a text without fields, and the times are those in this field.
+    """
 
     word: str
     times: int
     contribution: float | None
+    field: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,10 +115,10 @@ class Neighbour(NamedTuple):
 class Explanation:
     """An explanation of one label for one text; ``str()`` formats it for a terminal.
 
-    ``words`` are in the order of the text. ``log_odds`` are those of the score, the mean over the models; ``without_words``
-    those of a text without any word. ``score`` is uncalibrated; ``chance`` is the calibrated score, if all models have a
-    calibration. ``notes`` say why the label is not predicted, why words have no contribution, or that ``chance`` was
-    calibrated by another arithmetic.
+    ``words`` are in the order of the text, ``fields`` its fields by name, if the models read any. ``log_odds`` are those of
+    the score, the mean over the models; ``without_words`` those of a text without any word. ``score`` is uncalibrated;
+    ``chance`` is the calibrated score, if all models have a calibration. ``notes`` say why the label is not predicted, why
+    words have no contribution, or that ``chance`` was calibrated by another arithmetic.
     """
 
     text: str
@@ -117,6 +133,7 @@ class Explanation:
     paths: tuple[Path, ...]
     notes: tuple[str, ...]
     neighbours: tuple[Neighbour, ...] = ()
+    fields: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         title = self.label if self.name in (None, self.label) else f"{self.label} ({self.name})"
@@ -137,12 +154,16 @@ class Explanation:
         lines = ["loss of log-odds when a word is left out:"]
         for word, contribution in sorted(shown, key=lambda pair: -pair[1]):
             bar = ("█" if contribution > 0 else "░") * max(1, round(_BAR * abs(contribution) / longest))
-            lines.append(f"{contribution:+8.2f} {bar:{_BAR}} {word.word}" + (f" ×{word.times}" if word.times > 1 else ""))
+            lines.append(f"{contribution:+8.2f} {bar:{_BAR}} {_named(word)}" + (f" ×{word.times}" if word.times > 1 else ""))
         if rest:
             lines.append(f"{sum(contribution for _, contribution in rest):+8.2f} sum of {len(rest)} further words")
-        signs = {word.word.casefold(): f"{contribution:+.1f}"[0] for word, contribution in shown}
-        marked = [f"[{signs[key]}{form}]" if (key := bare(form).casefold()) in signs else form for form in self.text.split()]
-        return [*lines, "", *textwrap.wrap(" ".join(marked), _WIDTH)]
+        lines.append("")
+        signs = {(word.field, word.word.casefold()): f"{contribution:+.1f}"[0] for word, contribution in shown}
+        for name, text in self.fields.items() or [(None, self.text)]:
+            forms = [(form, signs.get((name, bare(form).casefold()))) for form in text.split()]
+            marked = [form if sign is None else f"[{sign}{form}]" for form, sign in forms]
+            lines += textwrap.wrap(" ".join(marked if name is None else [f"{name}:", *marked]), _WIDTH)
+        return lines
 
     def _neighbour_lines(self) -> list[str]:
         if not self.neighbours:
@@ -152,18 +173,31 @@ class Explanation:
 
 
 def print_explanation(config: ExplainConfig) -> Explanation:
-    """Explain, print and return. Raises ConfigError for an unknown label, with suggestions.
+    """Explain, print and return. Raises ConfigError for an unknown label, with suggestions, and for fields that do not fit.
 
     ``documents`` are streamed; rows that cannot be read are left out.
     """
-    documents = None
+    documents, ensemble = None, Ensemble.load(config.bundle)
+    text = _text_of(config, ensemble.fields)
     if config.documents is not None:
-        rows = read_rows(config.documents, labelled=True, max_reject_share=1)
+        rows = read_rows(config.documents.with_fields(ensemble.fields), labelled=True, max_reject_share=1)
         documents = ((table["text"].combine_chunks(), table["labels"].combine_chunks()) for table in rows)
-    ensemble = Ensemble.load(config.bundle)
-    explanation = explain(ensemble, config.text, config.label, PredictConfig(), documents, config.nearest)
+    explanation = explain(ensemble, text, config.label, PredictConfig(), documents, config.nearest)
     print(explanation)
     return explanation
+
+
+def _text_of(config: ExplainConfig, names: Sequence[str]) -> str:
+    """The text as a bundle with fields of these ``names``, or with none, reads it."""
+    given = config.fields or {}
+    if bool(names) != bool(given) or not set(given) <= set(names):
+        found = ", ".join(given) or "text"
+        raise ConfigError(
+            "the bundle does not read this", found=found, expected=f"fields: {', '.join(names)}" if names else "text"
+        )
+    if not names:
+        return str(config.text)
+    return str(join([pa.array([given.get(name)], pa.string()) for name in names])[0])
 
 
 def explain(
@@ -176,10 +210,13 @@ def explain(
 ) -> Explanation:
     """Why ``text`` gets its score for ``label``, with the ``nearest`` of those ``documents`` that have the label.
 
+    Texts of an ensemble with fields are as `fields.join` makes them.
     Raises ConfigError for an unknown label, with suggestions.
     """
     label_id = ensemble.labels.find(label)
-    forms, times, word_C = words_of(text)
+    texts = text.split(MARK, len(ensemble.fields) - 1) if ensemble.fields else [text]
+    forms, times, word_C, field_W = words_of(texts)
+    names: Sequence[str | None] = ensemble.fields or [None]
     paths, odds, is_read, queries = [], [], [], []
     for bundle in ensemble.bundles:
         variants, variant_W = without_each_word(bundle, text, word_C, len(forms))
@@ -196,11 +233,15 @@ def explain(
         queries.append(features_VF[0])
     odds_W = torch.stack(odds).mean(0)
     disabled = bool(odds_W[0].isneginf())
-    columns = forms, times, (odds_W[0] - odds_W[1:-1]).tolist(), np.any(is_read, axis=0)
-    words = tuple(Word(form, count, value if read else None) for form, count, value, read in zip(*columns, strict=True))
+    columns = forms, times, (odds_W[0] - odds_W[1:-1]).tolist(), np.any(is_read, axis=0), field_W
+    words = tuple(
+        Word(form, count, value if read else None, names[number])
+        for form, count, value, read, number in zip(*columns, strict=True)
+    )
     query_F = _joint_features(queries)
     return Explanation(
-        text=text,
+        text="\n".join(texts),
+        fields=dict(zip(ensemble.fields, texts, strict=False)),
         label=label,
         name=ensemble.labels.names[label_id].as_py(),
         score=float(np.mean([path.score for path in paths])),
@@ -218,18 +259,29 @@ def explain(
 # -- words ---------------------------------------------------------------------------------------------------------------
 
 
-def words_of(text: str) -> tuple[list[str], list[int], IntArray]:
-    """The distinct words as they occur first, how often each occurs, and the word of each character (int64[C]), -1 between."""
-    word_C, numbers, forms, times = np.full(len(text), -1, np.int64), dict[str, int](), list[str](), list[int]()
-    for match in re.finditer(r"\S+", text):
-        form = bare(match.group())
-        number = numbers.setdefault(form.casefold(), len(numbers))
-        if number == len(forms):
-            forms.append(form)
-            times.append(0)
-        times[number] += 1
-        word_C[slice(*match.span())] = number
-    return forms, times, word_C
+def words_of(texts: Sequence[str]) -> tuple[list[str], list[int], IntArray, list[int]]:
+    """The distinct words of each of some ``texts``, one or those of fields, as they occur first, and how often each occurs.
+
+    Also the word of each character (int64[C]) of the texts with a character between any two, -1 between words, and the text
+    that each word is in.
+    """
+    word_C, numbers = np.full(sum(map(len, texts)) + len(texts) - 1, -1, np.int64), dict[tuple[int, str], int]()
+    forms, times, start = list[str](), list[int](), 0
+    for place, text in enumerate(texts):
+        for match in re.finditer(r"\S+", text):
+            form = bare(match.group())
+            number = numbers.setdefault((place, form.casefold()), len(numbers))
+            if number == len(forms):
+                forms.append(form)
+                times.append(0)
+            times[number] += 1
+            word_C[start + match.start() : start + match.end()] = number
+        start += len(text) + 1
+    return forms, times, word_C, [place for place, _ in numbers]
+
+
+def _named(word: Word) -> str:
+    return word.word if word.field is None else f"{word.field}: {word.word}"
 
 
 def bare(form: str) -> str:
@@ -364,6 +416,6 @@ def _nearest(
         if len(texts):
             parts = [features(bundle.model, bundle.tokenizer.encode(texts)[0], config) for bundle in ensemble.bundles]
             similarity_D = _joint_features(parts) @ query_F
-            nearest += map(Neighbour, texts.to_pylist(), similarity_D.tolist())
+            nearest += map(Neighbour, (readable(texts) if ensemble.fields else texts).to_pylist(), similarity_D.tolist())
             nearest = sorted(nearest, key=lambda near: -near.similarity)[:count]
     return tuple(nearest)

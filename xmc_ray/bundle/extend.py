@@ -29,6 +29,7 @@ from xmc_ray import storage
 from xmc_ray.bundle.folder import Bundle, changes, check_place, load_bundle, save_bundle
 from xmc_ray.bundle.regression import Known, RowsConfig, Shortlisted, new_rows
 from xmc_ray.data.documents import DocumentsConfig
+from xmc_ray.data.fields import names_of
 from xmc_ray.data.groups import LabelGroups, balanced_groups, label_incidence, unit_rows
 from xmc_ray.data.labels import IntArray, LabelIndex, label_names, read_label_names, unique_in_rows
 from xmc_ray.data.reader import read_rows
@@ -92,7 +93,8 @@ def extend_bundle(config: ExtendConfig) -> str:
     bundle = load_bundle(config.bundle)
     texts, lists = pa.array([], pa.string()), pa.array([], pa.list_(pa.string()))
     if config.documents is not None:
-        rows = read_rows(config.documents, labelled=True, max_reject_share=config.max_reject_share)
+        read = config.documents.with_fields(names_of(bundle.tokenizer.fields))
+        rows = read_rows(read, labelled=True, max_reject_share=config.max_reject_share)
         table = pa.concat_tables(part.select(["text", "labels"]) for part in rows)
         texts, lists = (table[name].combine_chunks() for name in ("text", "labels"))
     extended = extend(bundle, texts, lists, names, config.deprecate, config.rows, PredictConfig())

@@ -32,6 +32,7 @@ import torch
 from jinja2 import Environment, PackageLoader
 
 from xmc_ray import storage
+from xmc_ray.data.fields import Field, Fields
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.data.labels import LabelIndex
 from xmc_ray.errors import ConfigError, ModelError
@@ -44,6 +45,7 @@ from xmc_ray.model.text import Tokenizer
 from xmc_ray.storage import folders
 
 FORMAT = 4  # 1 to 3 were never released
+_WITH_FIELDS = 5  # of a bundle with fields, which earlier releases would read as plain texts
 _NO_MATCH = "a content that does not match its digest"
 
 MARKER = "config.json"
@@ -152,8 +154,12 @@ def _open(folder: Path, uri: str) -> Bundle:
     groups = LabelGroups(table["group"].to_numpy().astype(np.int64))
     encoder = load_empty_encoder(folder / "encoder", **settings["encoder"]) if settings["encoder"] else None
     state = safetensors.torch.load_file(weights)
+    fields = fields_of(settings)
+    lexical = None
     with torch.device("meta"):  # shapes without memory
-        lexical = LexicalBranch(state["lexical.weight_F"], settings["lexical"]["width"]) if settings["lexical"] else None
+        if settings["lexical"]:
+            field_weights = [field.weight for field in fields]
+            lexical = LexicalBranch(state["lexical.weight_F"], settings["lexical"]["width"], field_weights)
         model = LightXML(encoder, groups, ModelConfig(**settings["model"]), lexical=lexical)
     if settings.get("linear"):  # bundles of before it was there have none
         start_L1, column_W, weight_W, bias_L = (state[f"linear.{name}"] for name in ARRAYS)
@@ -166,7 +172,7 @@ def _open(folder: Path, uri: str) -> Bundle:
     labels = LabelIndex.from_table(table)
     return Bundle(
         model=model.eval(),
-        tokenizer=Tokenizer.load(folder, settings["max_tokens"]),
+        tokenizer=Tokenizer.load(folder, settings["max_tokens"], fields),
         labels=labels,
         groups=groups,
         metrics=json.loads((folder / "metrics.json").read_text()),
@@ -217,19 +223,25 @@ def read_settings(uri: str) -> dict[str, Any]:
         version = int(settings["xmc_ray_format"])
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError("not a bundle of xmc_ray", where=where, found=repr(error), expected="xmc_ray_format") from error
-    if version != FORMAT:
+    expected = _WITH_FIELDS if settings.get("fields") else FORMAT
+    if version != expected:
         raise ModelError(
             "the bundle has another format",
             where=uri,
             found=f"format {version}",
-            expected=f"format {FORMAT}",
-            way_out="upgrade xmc_ray" if version > FORMAT else "train again, or use the release that wrote it",
+            expected=f"format {expected}",
+            way_out="upgrade xmc_ray" if version > expected else "train again, or use the release that wrote it",
         )
     own = {name: value for name, value in settings.items() if name not in ("files", "fingerprint")}
     if _fingerprint(own, settings.get("files")) != settings.get("fingerprint"):  # before anything else in it is believed
         raise _damaged(where, _NO_MATCH)
     _check_files(uri, settings["files"])
     return dict(settings)
+
+
+def fields_of(settings: dict[str, Any]) -> Fields:
+    """The fields that a bundle reads, by its ``config.json``; none if it reads plain texts."""
+    return tuple(Field(**field) for field in settings.get("fields", []))
 
 
 def _verify(folder: Path, uri: str, fingerprint: str) -> folders.Stamps:
@@ -283,8 +295,9 @@ def _write_parts(bundle: Bundle, folder: Path) -> None:
 def _settings(bundle: Bundle) -> dict[str, Any]:
     encoder, lexical, linear = bundle.model.encoder, bundle.model.lexical, bundle.model.linear
     read = ("feature_layers", "pooling", "max_tokens")
+    fields = [field._asdict() for field in bundle.tokenizer.fields]
     return {
-        "xmc_ray_format": FORMAT,
+        "xmc_ray_format": _WITH_FIELDS if fields else FORMAT,
         "labels": len(bundle.labels),
         "groups": len(bundle.groups),
         "label_fingerprint": bundle.labels.fingerprint,
@@ -294,6 +307,8 @@ def _settings(bundle: Bundle) -> dict[str, Any]:
         "linear": None if linear is None else {"candidates": linear.candidates, "weight": linear.weight},
         "model": dataclasses.asdict(bundle.model.config),
         CALIBRATED_BY: None if bundle.calibration is None else bundle.calibration.arithmetic,
+        **({"fields": fields} if fields else {}),
+        **({"feedback": bundle.metrics["feedback"]} if "feedback" in bundle.metrics else {}),
     }
 
 

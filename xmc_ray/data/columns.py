@@ -4,25 +4,74 @@ The rules are those of files (`documents`): labels are strings or integers, trim
 reject is an error here, since the caller can mend it; a blank text is taken, since every text of a list has an answer.
 """
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from xmc_ray.data.fields import join
 from xmc_ray.data.labels import label_names, tidy
 from xmc_ray.errors import DataError
 
 _EXPECTED = "a list of strings or integers for each document"
 
 
-def text_column(texts: Iterable[str], name: str = "texts") -> pa.StringArray:
-    """string[n]; DataError for anything but a list of strings, such as one string, a missing value or bytes."""
+Texts = Iterable[str] | Iterable[Mapping[str, str | None]] | Mapping[str, Iterable[str | None]]
+"""A list of strings; of texts with fields a list of mappings from field to text, or a table of one column a field."""
+
+
+def text_column(texts: Texts, name: str = "texts", fields: Sequence[str] = ()) -> pa.StringArray:
+    """string[n], with ``fields`` as `fields.join` makes it of them; a field that a text lacks, or that is missing, is empty.
+
+    DataError for anything but a list of strings, such as one string, a missing value or bytes; with ``fields`` for anything
+    but a list of mappings or a table (a mapping of columns, of pandas or of pyarrow), and for a field that is unknown.
+    """
+    if fields:
+        return _text_of_fields(texts, name, fields)
     rows = listed(texts, name, "a list of strings")
     for row, text in enumerate(rows):
         _check_text(text, f"{name}[{row}]", "a string")
     return pa.array(rows, pa.string())
+
+
+def _text_of_fields(texts: Any, name: str, fields: Sequence[str]) -> pa.StringArray:
+    known = ", ".join(fields)
+    if _is_table(texts):
+        table = dict(zip(texts.column_names, texts.columns, strict=True) if isinstance(texts, pa.Table) else texts.items())
+        missing = [field for field in fields if field not in table]
+        if missing:
+            raise DataError(f"{name} lack a field", found=", ".join(map(str, table)), expected=known)
+        _check_known(table, name, fields)
+        columns = {field: listed(table[field], f"{name}[{field!r}]", "a list of strings") for field in fields}
+        if len(lengths := {len(column) for column in columns.values()}) > 1:
+            raise DataError(f"the fields of {name} differ in length", found=", ".join(map(str, sorted(lengths))))
+    else:
+        rows = listed(texts, name, f"a list of mappings, or a table, of the fields {known}")
+        for number, row in enumerate(rows):
+            if not isinstance(row, Mapping):
+                expected = f"a mapping of the fields {known}"
+                raise DataError("a text without fields", where=f"{name}[{number}]", found=_shown(row), expected=expected)
+            _check_known(row, f"{name}[{number}]", fields)
+        columns = {field: [row.get(field) for row in rows] for field in fields}
+    for field, values in columns.items():
+        for number, value in enumerate(values):
+            if not _is_missing(value):
+                _check_text(value, f"{name}[{number}], {field}", "a string")
+    return join(
+        [pa.array([None if _is_missing(value) else value for value in values], pa.string()) for values in columns.values()]
+    )
+
+
+def _is_table(texts: Any) -> bool:
+    return isinstance(texts, Mapping | pa.Table) or (getattr(texts, "ndim", 1) == 2 and hasattr(texts, "items"))
+
+
+def _check_known(names: Iterable[Any], where: str, fields: Sequence[str]) -> None:
+    for name in names:
+        if name not in fields:
+            raise DataError("unknown field", where=where, found=repr(name), expected=", ".join(fields))
 
 
 def label_column(labels: Iterable[Iterable[str | int] | None], name: str = "labels") -> pa.ListArray:
@@ -34,9 +83,11 @@ def label_column(labels: Iterable[Iterable[str | int] | None], name: str = "labe
     return tidy(pa.array(rows, pa.list_(pa.string())))
 
 
-def document_columns(texts: Iterable[str], labels: Iterable[Iterable[str | int] | None]) -> tuple[pa.StringArray, pa.ListArray]:
+def document_columns(
+    texts: Texts, labels: Iterable[Iterable[str | int] | None], fields: Sequence[str] = ()
+) -> tuple[pa.StringArray, pa.ListArray]:
     """The columns of labelled documents; DataError as `text_column` and `label_column`, and if they differ in length."""
-    text, lists = text_column(texts), label_column(labels)
+    text, lists = text_column(texts, fields=fields), label_column(labels)
     if len(text) != len(lists):
         raise DataError("texts and labels differ in length", found=f"{len(text)} texts, {len(lists)} label lists")
     return text, lists

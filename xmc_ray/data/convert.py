@@ -1,9 +1,12 @@
-"""Conversion of a public benchmark's split, in one of three layouts, to a Parquet file of documents.
+"""Conversion of a public benchmark's split, or of other tools' corpora, in one of five layouts, to a Parquet file of documents.
 
     lines   a file of texts and a file of labels, one line a document
     json    lines of {uid, title, content, target_ind}, the last being rows of a file of labels, lines of {uid, title};
             the Extreme Classification Repository's layout for data sets with texts
     tsv     labels <tab> text, or id <tab> labels <tab> text; LibMultiLabel's layout
+    annif   text <tab> <subject> <subject> ...; or a folder of texts (.txt), each with its subjects beside it, in a file .tsv
+            (<subject> <tab> name) or .key (a name a line); the corpora of Annif
+    texts   a folder of texts (.txt), and a table with their labels
 
 A layout's reader takes files, local or on S3, compressed or not (.gz, .bz2, .zst), some thousand lines at a time, and gives a
 table for each: ``id`` (by default the number of the line), the texts, ``labels`` (list<string>, each label once a row). Memory
@@ -26,10 +29,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from xmc_ray import storage
-from xmc_ray.data.documents import Reject, load_object
+from xmc_ray.data.documents import load_object
 from xmc_ray.data.inputs import format_by_name, mark_length, open_text
 from xmc_ray.data.labels import list_lengths, unique_in_rows
+from xmc_ray.data.rejects import Reject
+from xmc_ray.data.skos import FORMATS, read_skos
 from xmc_ray.data.strings import trimmed
+from xmc_ray.data.text_folders import read_annif_folder, read_texts
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.settings import PositiveInt, Settings
 from xmc_ray.storage.places import check_apart, check_writable
@@ -42,18 +48,23 @@ _EXPECTED = {
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig(Settings):
-    """Convert a split of a public benchmark to Parquet: id, text (json: title, content), labels."""
+    """Convert a split of a public benchmark, or a corpus of Annif's, to Parquet: id, text (json: title, content), labels."""
 
-    layout: Literal["lines", "json", "tsv"]
-    """lines: texts, labels in a second file; json: uid, title, content, target_ind; tsv: labels, text, maybe an id."""
+    layout: Literal["lines", "json", "tsv", "annif", "texts"]
+    """lines: texts, labels in a second file; json: uid, title, content, target_ind; tsv: labels, text, maybe an id; annif:
+    text, subjects, or a folder of .txt with .tsv or .key; texts: a folder of .txt, labels in a table."""
     documents: storage.Source
-    """File of documents, local or s3://; this and the next two files may be compressed (.gz, .bz2, .zst)."""
+    """File of documents (annif, texts: or folder), local or s3://; files of lines may be compressed (.gz, .bz2, .zst)."""
     labels: storage.Source | None = None
-    """File with the labels of each document on the same line as the document; for layout lines only."""
+    """Layout lines: file with the labels of each document on the same line as the document. Layout texts: CSV, TSV, JSON lines
+    or Parquet with the columns file, such as a/b.txt or a/b, and labels."""
     names: storage.Source | None = None
-    """File of label names: JSON lines (.json, .jsonl, .ndjson) with uid and title, or a name a line, starting with label 0."""
+    """File of label names: JSON lines (.json, .jsonl, .ndjson) with uid and title; a vocabulary in SKOS (.ttl, .nt, .rdf, .xml,
+    .owl), or <label> tab name (.tsv); or a name a line, starting with label 0."""
+    language: str = "en"
+    """Language of the names in SKOS."""
     separator: str | None = None
-    """Separator of the labels on a line; None is white space. For layouts lines and tsv."""
+    """Separator of the labels on a line, or in a cell of a table; None is white space. For layouts lines, tsv and texts."""
     output: storage.Address
     """Parquet file to write, local or s3://."""
     names_output: storage.Address | None = None
@@ -65,13 +76,12 @@ class ConvertConfig(Settings):
 
     def check(self) -> None:
         """Raises ConfigError for settings that do not go together, and for outputs that are not named *.parquet."""
-        if (self.layout == "lines") != (self.labels is not None):
+        if (self.layout in ("lines", "texts")) != (self.labels is not None):
             found = f"layout {self.layout}, labels {self.labels}"
-            raise ConfigError("labels are required with layout lines, and only allowed there", found=found)
-        if self.separator is not None and (not self.separator or self.layout == "json"):
-            raise ConfigError(
-                "invalid value of separator", found=repr(self.separator), expected="not empty, and layout lines or tsv"
-            )
+            raise ConfigError("labels are required with layout lines or texts, and only allowed there", found=found)
+        if self.separator is not None and (not self.separator or self.layout in ("json", "annif")):
+            expected = "not empty, and layout lines, tsv or texts"
+            raise ConfigError("invalid value of separator", found=repr(self.separator), expected=expected)
         if self.names_output is not None and self.names is None:
             raise ConfigError("names_output requires names", found=self.names_output, way_out="set names")
         for output in self.outputs():
@@ -96,7 +106,7 @@ def run(config: ConvertConfig) -> dict[str, int]:
         if not config.overwrite and storage.exists(output):
             raise ConfigError("the output exists", where=output, way_out="choose another one or set overwrite")
         check_writable(posixpath.dirname(output))
-    names = LabelNames.read(config.names, rows=config.rows) if config.names is not None else None
+    names = LabelNames.read(config.names, rows=config.rows, language=config.language) if config.names is not None else None
     counts: Counter[str] = Counter()
     with storage.new_file(config.output) as path:
         _write(path, _counted(_tables(config, names), counts))
@@ -113,6 +123,11 @@ def run(config: ConvertConfig) -> dict[str, int]:
 
 
 def _tables(config: ConvertConfig, names: "LabelNames | None") -> Iterator[pa.Table]:
+    if config.layout == "annif":
+        return read_annif(config.documents, rows=config.rows, names=names)
+    if config.labels is not None and config.layout == "texts":
+        texts = read_texts(config.documents, config.labels, rows=config.rows, separator=config.separator or " ")
+        return _known(texts, config.documents, names)
     if config.labels is not None:
         return read_lines(config.documents, config.labels, rows=config.rows, separator=config.separator, names=names)
     if config.layout == "tsv":
@@ -156,20 +171,36 @@ class LabelNames:
     labels: pa.StringArray
     names: pa.StringArray
 
+    def of(self, values: pa.StringArray) -> pa.StringArray:
+        """The labels that ``values`` are, or else the one that they name; null for other values and for names of several."""
+        names, counts = pc.value_counts(self.names.drop_null()).flatten()
+        once = names.filter(pc.equal(counts, 1))
+        named = self.labels.take(pc.index_in(pc.if_else(pc.is_in(values, once), values, None), self.names))
+        return pc.if_else(pc.is_in(values, self.labels), values, named)
+
     @cached_property
     def known(self) -> frozenset[str]:
         """All the labels."""
         return frozenset(self.labels.to_pylist())
 
     @classmethod
-    def read(cls, uri: str, *, rows: int) -> "LabelNames":
-        """From JSON lines (.json, .jsonl, .ndjson) of uid and title, or from lines of names, whose labels are "0", "1", ...
+    def read(cls, uri: str, *, rows: int, language: str = "en") -> "LabelNames":
+        """From JSON lines (.json, .jsonl, .ndjson) of uid and title, from SKOS (`read_skos`), from lines of <label> tab name
+        (.tsv), or from lines of names, whose labels are "0", "1", ...
 
         DataError if two labels have the same uid.
         """
+        if uri.endswith(tuple(FORMATS)):
+            concepts = read_skos(uri, language=language)
+            return cls(uri, *(concepts[name].combine_chunks() for name in ("label", "name")))
+        known = format_by_name(uri)
         labels, names = [pa.array([], pa.string())], [pa.array([], pa.string())]
         for chunk in _chunks(uri, rows):
-            if format_by_name(uri) is not None:
+            if known is not None and known.kind == "tsv":
+                subjects, texts = _two_columns(chunk, "<label> tab name")
+                labels.append(pc.ascii_trim(subjects, characters="<> "))
+                names.append(texts)
+            elif known is not None and known.kind == "json":
                 _, (uids, titles) = _objects(chunk, ["uid", "title"])
                 labels.append(_strings(uids))
                 names.append(pa.array(titles, pa.string()))
@@ -214,6 +245,42 @@ def read_tsv(documents: str, *, rows: int, separator: str | None = None, names: 
         *ids, labels, texts = (pc.list_element(fields, number) for number in range(width))
         lists = _split_labels(chunk, labels, separator, names)
         yield pa.table({"id": ids[0] if ids else chunk.numbers.cast(pa.string()), "text": texts, "labels": lists})
+
+
+def read_annif(documents: str, *, rows: int, names: LabelNames | None = None) -> Iterator[pa.Table]:
+    """Tables of ``id``, ``text``, ``labels`` of a file of text, tab, subjects, or of a folder (`read_annif_folder`).
+
+    With ``names``, each label must be one of them; a name of exactly one of them, as .key files have it, is that label.
+    """
+    if format_by_name(documents) is None:
+        yield from _known(read_annif_folder(documents, rows=rows), documents, names)
+        return
+    for chunk in _chunks(documents, rows):
+        texts, subjects = _two_columns(chunk, "text tab subjects")
+        lists = _split_labels(chunk, pc.replace_substring_regex(subjects, "[<>]", ""), None, names)
+        yield pa.table({"id": chunk.numbers.cast(pa.string()), "text": texts, "labels": lists})
+
+
+def _two_columns(chunk: "_Chunk", expected: str) -> tuple[pa.StringArray, pa.StringArray]:
+    fields = pc.split_pattern(chunk.lines, "\t")
+    widths = list_lengths(fields)
+    bad = np.flatnonzero(widths != 2)
+    if len(bad):
+        raise DataError("wrong number of columns", where=chunk.where(int(bad[0])), found=widths[bad[0]], expected=expected)
+    return pc.list_element(fields, 0), pc.list_element(fields, 1)
+
+
+def _known(tables: Iterator[pa.Table], where: str, names: LabelNames | None) -> Iterator[pa.Table]:
+    """The tables, with labels where they have names in their place; DataError for what is neither."""
+    for table in tables:
+        lists = table["labels"].combine_chunks()
+        if names is not None:
+            labels = names.of(lists.values)
+            if labels.null_count:
+                row = labels.is_null().index(True).as_py()
+                raise DataError("a label without a name", where=where, found=lists.values[row], expected=f"one in {names.uri}")
+            lists = unique_in_rows(pa.ListArray.from_arrays(lists.offsets, labels))
+        yield table.set_column(table.num_columns - 1, "labels", lists)
 
 
 def read_json(documents: str, *, rows: int, names: LabelNames | None = None) -> Iterator[pa.Table]:

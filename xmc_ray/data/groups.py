@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from scipy import sparse
 
 from xmc_ray.data.labels import IntArray, list_lengths
-from xmc_ray.data.terms import count_terms, document_frequency, inverse_document_frequency
+from xmc_ray.data.terms import count_terms, document_frequency, inverse_document_frequency, saturated
 from xmc_ray.settings import NonNegativeInt, PositiveInt, Settings
 
 _ROUNDS = 20  # 2-means settles in about ten; the limit only guards against a cycle between equal splits
@@ -94,8 +94,8 @@ def group_labels(
 
 
 def tfidf(counts: sparse.csr_array, idf_F: npt.NDArray[np.float64]) -> sparse.csr_array:
-    """float32[D, F]: rows (1 + log tf) * idf, scaled to length one; ``counts`` is overwritten."""
-    counts.data = ((1 + np.log(counts.data)) * idf_F[counts.indices]).astype(np.float32)
+    """float32[D, F]: rows (1 + log tf) * idf, scaled to length one; ``counts`` is overwritten. See `terms.saturated`."""
+    counts.data = (saturated(counts.data) * idf_F[counts.indices]).astype(np.float32)
     return unit_rows(counts)
 
 

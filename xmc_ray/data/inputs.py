@@ -5,18 +5,31 @@ All readers of files of documents and of benchmarks ask here, so that a file is 
 
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from xmc_ray import storage
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.errors import DataError
 from xmc_ray.storage.files import FileInfo
 
-EXPECTED = "either *.parquet or *.jsonl (also *.pq, *.parq, *.json, *.ndjson; JSON lines also packed as .gz, .bz2, .zst)"
+EXPECTED = (
+    "one of *.parquet, *.jsonl, *.csv, *.tsv, *.arrow "
+    "(also *.pq, *.parq, *.json, *.ndjson; all but Parquet and Arrow also packed as .gz, .bz2, .zst)"
+)
 
-_NAME = re.compile(r"\.((?P<parquet>parquet|parq|pq)|(jsonl|json|ndjson|jsonlines)(\.(?P<packed>gz|bz2|zst))?)$", re.IGNORECASE)
+Kind = Literal["parquet", "arrow", "json", "csv", "tsv"]
+
+_NAME = re.compile(
+    r"\.((parquet|parq|pq|arrow)|(jsonl|json|ndjson|jsonlines|csv|tsv)(\.(?P<packed>gz|bz2|zst))?)$", re.IGNORECASE
+)
+_KINDS: dict[str, Kind] = {
+    **{"parquet": "parquet", "parq": "parquet", "pq": "parquet", "arrow": "arrow"},
+    **{"jsonl": "json", "json": "json", "ndjson": "json", "jsonlines": "json", "csv": "csv", "tsv": "tsv"},
+}
+_AFTER = ("csv", "tsv")  # are read from a folder that has none of the other kinds: tables lie beside documents
+_SPLITS, _OF_DATASETS = "dataset_dict.json", ("dataset_info.json", "state.json")  # files of Hugging Face datasets
 _PACKED = {None: None, "gz": "gzip", "bz2": "bz2", "zst": "zstd"}  # by ending, as pyarrow names them
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
 _UTF8_MARK = b"\xef\xbb\xbf"
@@ -25,10 +38,15 @@ _SHOWN = 10  # kinds of files left out that are named
 
 
 class Format(NamedTuple):
-    """Of a file of documents: Parquet, or JSON lines, packed as ``compression`` says if at all."""
+    """Of a file of documents: its kind, packed as ``compression`` says if at all."""
 
-    is_parquet: bool
+    kind: Kind
     compression: str | None = None
+
+    @property
+    def has_row_numbers(self) -> bool:
+        """Whether places in it are numbers of rows, and not bytes."""
+        return self.kind in ("parquet", "arrow")
 
 
 class LeftOut(NamedTuple):
@@ -54,23 +72,28 @@ def list_inputs(config: DocumentsConfig) -> Inputs:
     """The files of documents at ``config.uri``.
 
     A file's address gives that file, whatever its name. Of a folder, names that begin with ``_`` or ``.`` are passed over, with
-    all below; files with other endings are left out, and counted. DataError if no file remains, for a
-    name that is not UTF-8, and if there are both Parquet and JSON lines.
+    all below; files with other endings are left out, and counted, and so are CSV and TSV beside other documents. DataError if
+    no file remains, for a name that is not UTF-8, if there are several kinds, and for several splits of a dataset.
     """
     files = storage.visible_files(config.uri, lambda name: format_by_name(name) is not None)
     if [file.uri for file in files] == [config.uri]:
         format_of(config.uri)
         return Inputs(files)
-    taken: dict[bool, list[FileInfo]] = {}
-    left_out: dict[str, LeftOut] = {}
+    _refuse_splits(config.uri, files)
+    taken: dict[str, list[FileInfo]] = {}
     for file in files:
         format_ = format_by_name(file.uri)
-        if format_ is not None:
-            taken.setdefault(format_.is_parquet, []).append(file)
-        else:
-            kind = _ending(file.uri)
-            before = left_out.get(kind, LeftOut(0, file.uri))
-            left_out[kind] = before._replace(files=before.files + 1)
+        taken.setdefault("" if format_ is None else format_.kind, []).append(file)
+    if "arrow" in taken:
+        taken["json"] = [file for file in taken.get("json", []) if posixpath.basename(file.uri) not in _OF_DATASETS]
+    others = taken.pop("", [])
+    if any(taken.get(kind) for kind in ("parquet", "arrow", "json")):
+        others += [file for kind in _AFTER for file in taken.pop(kind, [])]
+    taken = {kind: part for kind, part in taken.items() if part}
+    left_out: dict[str, LeftOut] = {}
+    for file in sorted(others, key=lambda file: file.uri):
+        before = left_out.get(_ending(file.uri), LeftOut(0, file.uri))
+        left_out[_ending(file.uri)] = before._replace(files=before.files + 1)
     if not taken:
         raise DataError("no input", where=config.uri, found=_described(left_out) or "nothing", expected=EXPECTED)
     if len(taken) > 1:
@@ -87,7 +110,7 @@ def list_inputs(config: DocumentsConfig) -> Inputs:
 def format_of(uri: str) -> Format:
     """The format of a file, by its name, or else by its first bytes.
 
-    DataError for a file that is neither Parquet nor JSON lines by either; errors of the file system as they are.
+    DataError for a file that is none by either, such as CSV of another name; errors of the file system as they are.
     """
     known = format_by_name(uri)
     if known is not None:
@@ -96,12 +119,12 @@ def format_of(uri: str) -> Format:
     with filesystem.open_input_stream(path, compression=None) as stream:
         head = stream.read(4096)
     if head.startswith(b"PAR1"):
-        return Format(is_parquet=True)
+        return Format("parquet")
     for magic, compression in _MAGIC.items():
         if head.startswith(magic):
-            return Format(is_parquet=False, compression=compression)
+            return Format("json", compression)
     if head.removeprefix(_UTF8_MARK).lstrip().startswith(b"{"):
-        return Format(is_parquet=False)
+        return Format("json")
     raise DataError("neither Parquet nor JSON lines", where=uri, found=repr(head[:20]), expected=EXPECTED)
 
 
@@ -132,8 +155,17 @@ def format_by_name(uri: str) -> Format | None:
     match = _NAME.search(uri)
     if match is None:
         return None
-    packed = match["packed"]
-    return Format(match["parquet"] is not None, _PACKED[packed and packed.lower()])
+    packed, ending = match["packed"], (match[2] or match[3]).lower()
+    return Format(_KINDS[ending], _PACKED[packed and packed.lower()])
+
+
+def _refuse_splits(folder: str, files: Sequence[FileInfo]) -> None:
+    """DataError for a folder of several splits of a dataset, which would be read as one."""
+    if any(file.uri == storage.join(folder, _SPLITS) for file in files):
+        splits = sorted({posixpath.dirname(file.uri) for file in files if file.uri.endswith(".arrow")})
+        found = ", ".join(posixpath.basename(split) for split in splits)
+        way_out = f"give one, such as {splits[0]}" if splits else None
+        raise DataError("a folder of several splits", where=folder, found=found or _SPLITS, way_out=way_out)
 
 
 def _ending(uri: str) -> str:

@@ -78,6 +78,18 @@ class LabelIndex:
         known = ids.is_valid().to_numpy(zero_copy_only=False)
         return lists_from_rows(rows[known], pc.drop_null(ids).cast(pa.int32()), len(lists))
 
+    def recounted(self, counts: IntArray) -> "LabelIndex":
+        """The same labels by new ``counts`` (int64[L]), in the order that `count` gives, without those of no document.
+
+        DataError if none is left.
+        """
+        table = pa.table({"label": self.labels, "name": self.names, "count": counts}).filter(pa.array(counts > 0))
+        table = table.sort_by([("count", "descending"), ("label", "ascending")])
+        if not len(table):
+            raise DataError("no document has a label any more", found=f"{self.n_documents:,} documents")
+        label, name, count = (column.combine_chunks() for column in table.columns)
+        return LabelIndex(label, count.to_numpy(), name, self.n_documents)
+
     def find(self, label: str) -> int:
         """The id of a label; ConfigError, with the labels of the most similar spelling, if it is not in the index."""
         index = int(pc.index(self.labels, label).as_py())

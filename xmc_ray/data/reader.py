@@ -1,8 +1,8 @@
 """Input files: which there are, whether their columns fit, and their rows, chunk by chunk.
 
 Rows that cannot be read are given all the same, with the reason. A chunk says where it starts, so that its rows can be read
-again without those before it: at a row of a Parquet file, at a byte of (unpacked) JSON lines. While storage is unavailable,
-reading waits, in the middle of a file as well.
+again without those before it: at a row of a Parquet file, at a byte of (unpacked) JSON lines. Large files are read in parts,
+by several tasks. While storage is unavailable, reading waits, in the middle of a file as well.
 """
 
 import json
@@ -12,31 +12,33 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from xmc_ray import storage
-from xmc_ray.data.documents import DocumentsConfig, Reject, Rules, load_object
-from xmc_ray.data.inputs import format_by_name, format_of, list_inputs, mark_length, open_text
-from xmc_ray.data.rejects import MAX_REJECT_SHARE, Rejects
+from xmc_ray.data.arrow_files import arrow_columns, arrow_rows
+from xmc_ray.data.delimited import DELIMITERS, Delimited, delimited_columns
+from xmc_ray.data.documents import DocumentsConfig, Rules, load_object
+from xmc_ray.data.inputs import format_by_name, format_of, list_inputs, open_text
+from xmc_ray.data.line_ranges import LARGE, line_ranges, refuse_array, whole_lines
+from xmc_ray.data.rejects import MAX_REJECT_SHARE, Damaged, Reject, Rejects
+from xmc_ray.data.row_groups import Opened, row_ranges
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.storage.files import PATIENCE, FileInfo
 
 CHUNK = 1024  # most rows of a chunk
-_BYTES = 4 << 20  # of JSON lines, read at a time; one bad line takes its chunk from the fast parser to the slow one
-_LINE = 256 << 20  # longest line; a longer one is no JSON line but a file of another kind
 _SMALL, _AHEAD = 1 << 20, 16  # bytes of a file that is read ahead, and how many are
 _PAUSE, _ATTEMPTS = 2.0, 3  # a file on S3 is missing or damaged if it is so several times, some seconds apart
 _SAMPLED_LINES = 100  # of a file, whose columns are looked at first
 _LOOK_FILES, _LOOK_BYTES = 1000, 1 << 30  # files, and bytes of lines, that are searched for a column before anything runs
-_LARGE = 64 << 20  # bytes of a Parquet file that several tasks read
+_UNPACKED = 4 << 20  # bytes of a packed file that are passed over at a time
 _ALL = 1 << 62  # rows
 _FILE = {"uri": pa.string(), "size": pa.int64(), "version": pa.string()}
-_SEGMENTS = pa.schema(_FILE | dict.fromkeys(("file", "row", "rows"), pa.int64()))
+_PARTS = pa.schema(_FILE | dict.fromkeys(("part", "file", "row", "rows", "start", "stop"), pa.int64()))
 
 
 class Chunk(NamedTuple):
@@ -56,7 +58,8 @@ class Segment:
     """Rows of one file that are read together, by default all of them.
 
     ``row`` is the number of the first, ``start`` where it is in the file (see `Chunk`); ``reject``, if given, is why they are
-    not read at all.
+    not read at all. With ``stop``, the rows are the lines of JSON that begin from byte ``start`` to before byte ``stop``, and
+    are numbered from ``row`` all the same: how many there are before them is for others to count.
     """
 
     file: FileInfo
@@ -64,25 +67,24 @@ class Segment:
     row: int = 0
     rows: int = _ALL
     reject: Reject | None = None
+    stop: int | None = None
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Segment":
-        """From a row of `file_segments`, or from a segment of a piece."""
+        """From a row of `file_parts`, or from a segment of a piece."""
         file = FileInfo(uri=row["uri"], size=row["size"], version=row["version"])
         reject = None if row.get("reason") is None else Reject(row["reason"], row["detail"])
-        return cls(file, row.get("start", row["row"]), row["row"], _ALL if row["rows"] is None else row["rows"], reject)
+        rows = _ALL if row["rows"] is None else row["rows"]
+        return cls(file, row["start"], row["row"], rows, reject, row.get("stop"))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, or of the range."""
+        return self.file.size if self.stop is None else self.stop - self.start
 
     def lost_with(self, chunk: Chunk) -> int:
-        """The bytes that are lost with a chunk of this segment: the file's, if it is rejected without a number of rows."""
-        return self.file.size if self.rows == _ALL and chunk.reject is not None and chunk.start == chunk.end else 0
-
-
-class _Damaged(Exception):
-    """The file holds something that cannot be read."""
-
-    def __init__(self, reason: str, detail: str | None = None) -> None:
-        super().__init__(str(Reject(reason, detail)))
-        self.reject = Reject(reason, detail)
+        """The bytes that are lost with a chunk of this segment: all, if it is rejected without a number of rows."""
+        return self.size if self.rows == _ALL and chunk.reject is not None and chunk.start == chunk.end else 0
 
 
 def check_columns(files: list[FileInfo], rules: Rules) -> None:
@@ -100,7 +102,7 @@ def check_columns(files: list[FileInfo], rules: Rules) -> None:
             break
         try:
             found, is_whole = columns(file, rules.names)
-        except (OSError, pa.ArrowException, _Damaged) as error:
+        except (OSError, pa.ArrowException, Damaged) as error:
             if storage.is_unavailable(error):
                 with storage.explained(file.uri):
                     raise
@@ -111,7 +113,7 @@ def check_columns(files: list[FileInfo], rules: Rules) -> None:
         left = {column: error or problems[column] for column, error in left.items() if column in problems}
         if not left:
             return
-        bytes_left -= 0 if _is_parquet(file) else file.size
+        bytes_left -= file.size if _format(file) == "json" else 0
     if not is_whole and not any(setting in ("id", "text") for setting, _ in left):
         return
     for problem in (*left.values(), unreadable):
@@ -126,10 +128,14 @@ def columns(file: FileInfo, wanted: Sequence[str]) -> tuple[list[tuple[str, pa.D
     """The columns of a file and their types, None where each row has its own; none if it has no rows.
 
     JSON lines are read until all ``wanted`` keys have come; false if they have not within `_LOOK_BYTES`. Raises pyarrow's
-    errors and `_Damaged` for a file that cannot be read, such as one without any JSON object.
+    errors and `Damaged` for a file that cannot be read, such as one without any JSON object.
     """
     known = format_of(file.uri)
-    if known.is_parquet:
+    if known.kind == "arrow":
+        return [*arrow_columns(file.uri)], True
+    if known.kind in DELIMITERS:
+        return [(name, pa.string()) for name in delimited_columns(file.uri, known.kind)], True
+    if known.kind == "parquet":
         filesystem, path = storage.arrow_filesystem(file.uri)
         footer = pq.read_metadata(path, filesystem=filesystem)
         schema = footer.schema.to_arrow_schema()
@@ -150,7 +156,7 @@ def columns(file: FileInfo, wanted: Sequence[str]) -> tuple[list[tuple[str, pa.D
                 found |= _keys(line for line in lines if any(spelling in line for spelling in missing))
     if first_line and not found:
         begins = f"{first_line[:40].decode(errors='replace')!r}, {load_object(first_line)}"
-        raise _Damaged("not JSON lines", f"found {begins}; expected an object on each line")
+        raise Damaged("not JSON lines", f"found {begins}; expected an object on each line")
     return [(name, None) for name in found], start <= _LOOK_BYTES or found.keys() >= {*wanted}
 
 
@@ -160,34 +166,35 @@ def _keys(lines: Iterable[bytes]) -> dict[str, None]:
     return dict.fromkeys(name for value in objects for name in value)
 
 
-def file_segments(files: list[FileInfo]) -> pa.Table:
-    """What one task reads, a row for `Segment.from_row` each: a file, or a row group of a large Parquet file."""
-    rows = [
-        {**vars(file), "file": number, "row": row, "rows": rows}
-        for number, file in enumerate(files)
-        for row, rows in (_row_groups(file) if file.size > _LARGE and _is_parquet(file) else [(0, None)])
-    ]
-    return pa.Table.from_pylist(rows, _SEGMENTS)
+def file_parts(files: Sequence[FileInfo]) -> pa.Table:
+    """What one task reads at least, numbered, a row for `Segment.from_row` each, in order.
+
+    A part is a file, or of a large one row groups, or a byte range of JSON lines, whose rows count from 0.
+    """
+    parts: list[dict[str, Any]] = []
+    for number, file in enumerate(files):
+        of_file = {**vars(file), "file": number}
+        kind = _format(file)
+        if kind == "parquet":
+            ranges = [{"row": row, "rows": rows, "start": row} for row, rows in row_ranges(file, LARGE)]
+        elif kind == "json":
+            ranges = [{"row": 0, "start": start, "stop": stop} for start, stop in line_ranges(file)]
+        else:
+            ranges = [{"row": 0, "start": 0}]
+        parts += [of_file | {"part": len(parts) + more} | part for more, part in enumerate(ranges)]
+    return pa.Table.from_pylist(parts, _PARTS)
 
 
-def _is_parquet(file: FileInfo) -> bool:
+def _format(file: FileInfo) -> str:
+    """The kind that a name says; "json" for others, which are looked at when they are read."""
     known = format_by_name(file.uri)
-    return known is not None and known.is_parquet
+    return "json" if known is None else known.kind
 
 
-def _row_groups(file: FileInfo) -> list[tuple[int, int | None]]:
-    """First row and number of rows of each row group; the whole of a file that cannot be read."""
-    filesystem, path = storage.arrow_filesystem(file.uri)
-    try:
-        footer = pq.read_metadata(path, filesystem=filesystem)
-    except (OSError, pa.ArrowException):
-        return [(0, None)]
-    sizes = np.array([footer.row_group(group).num_rows for group in range(footer.num_row_groups)], np.int64)
-    return [*zip((sizes.cumsum() - sizes).tolist(), sizes.tolist(), strict=True)]
-
-
-def read_file(segment: Segment, rules: Rules, chunk: int = CHUNK) -> Iterator[Chunk]:
+def read_file(segment: Segment, rules: Rules, chunk: int = CHUNK, opened: Opened | None = None) -> Iterator[Chunk]:
     """The rows of a segment, at most ``chunk`` at a time: exactly as many as it has, readable or not.
+
+    ``opened``: a file that may be open, and is left open for the segments that follow.
 
     The file is compared with the listed one before the first row, where a difference makes all of them rejects, and after the
     last one, where it is an error. Raises DataError (`check_unchanged`) for a file that has changed while it was read,
@@ -202,16 +209,15 @@ def read_file(segment: Segment, rules: Rules, chunk: int = CHUNK) -> Iterator[Ch
     while left.rows:
         try:
             if left == segment and not _is_as_listed(left.file):
-                raise _Damaged("the file has changed since it was listed")
-            known = format_of(left.file.uri)
-            for part in (_parquet if known.is_parquet else _json_lines)(left, rules, chunk):
+                raise Damaged("the file has changed since it was listed")
+            for part in _chunks(left, rules, chunk, opened):
                 if len(part.table):
                     yield part
                 left = replace(left, start=part.end, row=left.row + len(part.table), rows=left.rows - len(part.table))
                 deadline, failures = time.monotonic() + PATIENCE, 0
             reject = None if is_whole or not left.rows else Reject("the file has fewer rows than before")
             break
-        except (OSError, pa.ArrowException, ConfigError, _Damaged) as error:
+        except (OSError, pa.ArrowException, ConfigError, Damaged) as error:
             failures += 1
             is_unavailable = storage.is_unavailable(error)
             if is_unavailable and time.monotonic() > deadline:
@@ -219,7 +225,7 @@ def read_file(segment: Segment, rules: Rules, chunk: int = CHUNK) -> Iterator[Ch
                     raise
             if isinstance(error, ConfigError) and not is_unavailable:
                 raise  # credentials, which is no fault of this file
-            may_recover = failures < _ATTEMPTS and not isinstance(error, _Damaged) and not storage.is_local(left.file.uri)
+            may_recover = failures < _ATTEMPTS and not isinstance(error, Damaged) and not storage.is_local(left.file.uri)
             if is_unavailable or may_recover:
                 time.sleep(_PAUSE)
                 continue
@@ -260,20 +266,23 @@ def _is_as_listed(file: FileInfo) -> bool:
 def read_all(segments: Iterable[Segment], rules: Rules, chunk: int = CHUNK) -> Iterator[tuple[int, Chunk]]:
     """The chunks of segments, one after the other, each with the number of its segment.
 
-    Small files are read ahead, several at a time, since on object storage most of their time is waiting.
+    Small files are read ahead, several at a time, since on object storage most of their time is waiting. A row group of a
+    larger one is read once, however many segments follow each other in it.
     """
     waiting: deque[tuple[int, Iterator[Chunk] | Future[list[Chunk]]]] = deque()
-    pool = ThreadPoolExecutor(_AHEAD)
+    pool, opened = ThreadPoolExecutor(_AHEAD), Opened()
     try:
         for number, segment in enumerate(segments):
-            chunks = read_file(segment, rules, chunk)
-            waiting.append((number, pool.submit(list, chunks) if segment.file.size <= _SMALL else chunks))
+            is_small = segment.file.size <= _SMALL
+            chunks = read_file(segment, rules, chunk, None if is_small else opened)
+            waiting.append((number, pool.submit(list, chunks) if is_small else chunks))
             while len(waiting) > _AHEAD:
                 yield from _next(waiting)
         while waiting:
             yield from _next(waiting)
     finally:  # without waiting: a thread that happens to collect what somebody has left early might wait for itself
         pool.shutdown(wait=False, cancel_futures=True)
+        opened.close()
 
 
 def _next(waiting: "deque[tuple[int, Iterator[Chunk] | Future[list[Chunk]]]]") -> Iterator[tuple[int, Chunk]]:
@@ -304,35 +313,66 @@ def read_rows(config: DocumentsConfig, *, labelled: bool, max_reject_share: floa
         print(line, file=sys.stderr, flush=True)
 
 
-def _parquet(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:
+def _chunks(left: Segment, rules: Rules, chunk: int, opened: Opened | None) -> Iterator[Chunk]:
+    kind = format_of(left.file.uri).kind
+    if kind == "parquet":
+        return _parquet(left, rules, chunk, opened)
+    if kind == "arrow":
+        return _arrow(left, rules, chunk)
+    return _json_lines(left, rules, chunk) if kind == "json" else _delimited(left, rules, chunk, kind)
+
+
+def _parquet(left: Segment, rules: Rules, chunk: int, opened: Opened | None) -> Iterator[Chunk]:
     """After a row group that cannot be read the next one is tried."""
-    filesystem, path = storage.arrow_filesystem(left.file.uri)
-    with filesystem.open_input_file(path) as stream:
-        file = pq.ParquetFile(stream, pre_buffer=True)
-        stop = min(file.metadata.num_rows, left.start + left.rows)
-        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        for group, end in enumerate(np.cumsum(sizes, dtype=np.int64).tolist()):
-            at, last = end - sizes[group], min(end, stop)
-            if at >= stop or end <= left.start:
+    files, stays_open = opened or Opened(), False
+    try:
+        file = files.row_groups(left.file.uri, rules.names, chunk)
+        stop = left.start + left.rows
+        for group, (at, end) in enumerate(pairwise([0, *file.ends])):
+            done, last = max(at, left.start), min(end, stop)
+            if done >= last:
                 continue
-            done = max(at, left.start)
             try:
-                for batch in file.iter_batches(chunk, row_groups=[group], columns=rules.names, use_threads=False):
-                    first, at = at, at + len(batch)
-                    if at <= done or done >= last:
-                        continue
-                    rows = pa.Table.from_batches([batch]).slice(done - first, min(at, last) - done)
+                for rows in file.rows(group, done, last):
                     yield Chunk(done, done + len(rows), rules.from_parquet(rows, left.file.uri, done))
                     done += len(rows)
             except (OSError, pa.ArrowException) as error:
                 if storage.is_unavailable(error):
                     raise
                 yield _lost(replace(left, start=done, row=done), last - done, _reject(error), rules)._replace(end=last)
+        stays_open = opened is not None
+    finally:
+        if not stays_open:
+            files.close()
 
 
 def _lost(left: Segment, rows: int, reject: Reject, rules: Rules) -> Chunk:
     """The first ``rows`` rows of ``left``, unread; ``end`` is ``start``, since it is unknown where the next ones are."""
     return Chunk(left.start, left.start, rules.unreadable(rows, reject, left.file.uri, left.row), reject)
+
+
+def _arrow(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:
+    rows = left.rows
+    for first, table in arrow_rows(left.file.uri, left.start, chunk):
+        if rows <= 0:
+            return
+        table = table.slice(0, rows)
+        yield Chunk(first, first + len(table), rules.from_parquet(table, left.file.uri, first))
+        rows -= len(table)
+
+
+def _delimited(left: Segment, rules: Rules, chunk: int, kind: str) -> Iterator[Chunk]:
+    rows, row = left.rows, left.row
+    known = Delimited(DELIMITERS[kind])
+    with open_text(left.file.uri) as stream:
+        header, blocks = known.open(stream, left.start)
+        for records in known.records(blocks, chunk):
+            if rows <= 0:
+                return
+            table, rejects = known.columns(records, header, rules.names)
+            documents = rules.from_parquet(rules.without_blanks(table), left.file.uri, row, rejects).slice(0, rows)
+            yield Chunk(records.start, records.start + len(records.data), documents)
+            rows, row = rows - len(documents), row + len(documents)
 
 
 def _json_lines(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:
@@ -342,65 +382,23 @@ def _json_lines(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:
         if stream.seekable():
             stream.seek(left.start)
         else:
-            for start in range(0, left.start, _BYTES):
-                stream.read(min(_BYTES, left.start - start))
-        for start, lines in whole_lines(stream, left.start, chunk):
+            for start in range(0, left.start, _UNPACKED):
+                stream.read(min(_UNPACKED, left.start - start))
+        for start, lines in whole_lines(stream, left.start, chunk, left.stop):
             if rows <= 0:
                 return
             end = start + len(lines)
             if lines := lines.strip():
                 if row == 0 and lines.startswith(b"["):
-                    _refuse_array(lines.partition(b"\n")[0])
+                    refuse_array(lines.partition(b"\n")[0])
                 table = rules.from_json(lines, left.file.uri, row).slice(0, rows)
                 yield Chunk(start, end, table)
                 rows, row = rows - len(table), row + len(table)
 
 
-def _refuse_array(line: bytes) -> None:
-    """_Damaged if a file's first line begins an array of objects: its one row would hide how many documents there are."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):  # the array goes on in further lines
-        value = [{}]
-    if isinstance(value, list) and any(isinstance(part, dict) for part in value):
-        raise _Damaged("not JSON lines", "one array; expected an object on each line")
-
-
-def whole_lines(stream: Any, start: int, count: int) -> Iterator[tuple[int, bytes]]:
-    """Up to ``count`` lines at a time, newlines included (the last may lack its own), and the byte at which they start.
-
-    A byte order mark of UTF-8 is passed over; _Damaged for one of another encoding.
-    """
-    rest, is_first = b"", start == 0
-    while data := stream.read(_BYTES):
-        if is_first:
-            try:
-                start = mark_length(data)
-            except DataError as error:
-                raise _Damaged(error.what, str(error.found)) from None
-            data, is_first = data[start:], False
-        head, newline, rest = (rest + data).rpartition(b"\n")
-        for lines in _cut(head + newline, count):
-            yield start, lines
-            start += len(lines)
-        if len(rest) > _LINE:
-            raise _Damaged(f"a line of more than {_LINE >> 20} MiB")
-    if rest:
-        yield start, rest
-
-
-def _cut(lines: bytes, count: int) -> Iterator[bytes]:
-    """``lines`` in pieces of ``count`` lines."""
-    ends = np.flatnonzero(np.frombuffer(lines, np.uint8) == ord("\n"))[count - 1 :: count] + 1
-    starts = [0, *ends.tolist()]
-    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
-        if start < end:
-            yield lines[start:end]
-
-
 def _reject(error: BaseException) -> Reject:
     if isinstance(error, FileNotFoundError):
         return Reject("the file has disappeared")
-    if isinstance(error, _Damaged):
+    if isinstance(error, Damaged):
         return error.reject
     return Reject("cannot be read", " ".join(str(error).split())[:300])

@@ -1,7 +1,8 @@
-"""How much of the input may be rejected: one rule for nights, training, evaluation and extension."""
+"""Rejects: why rows are not used, and how much of the input may be rejected, by one rule for all jobs."""
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,6 +12,24 @@ from xmc_ray.errors import DataError
 MAX_REJECT_SHARE = 0.01  # by default, everywhere
 
 _SHOWN = 5  # reasons, the most frequent ones
+
+
+class Reject(NamedTuple):
+    """Why a row cannot be used: one of a few phrases, which can be counted, and the particulars of this row, if any."""
+
+    reason: str
+    detail: str | None = None
+
+    def __str__(self) -> str:
+        return self.reason if self.detail is None else f"{self.reason}: {self.detail}"
+
+
+class Damaged(Exception):
+    """A file, or the rest of it, holds something that cannot be read; ``reject`` is what becomes of it."""
+
+    def __init__(self, reason: str, detail: str | None = None) -> None:
+        self.reject = Reject(reason, detail)
+        super().__init__(str(self.reject))
 
 
 @dataclass

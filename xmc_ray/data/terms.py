@@ -2,13 +2,14 @@
 
     term(a) = a + 1        term(a, b) = FIRST_OF_PAIR (a + 1) + b + 1        column = (SPREAD term mod 2^64 >> 32) mod F
 
-Multiplication by a large odd number spreads ids over the high bits (Knuth's multiplicative hashing). `model.lexical` computes
-the same columns in torch; trained vectors belong to them, so the constants never change.
+Multiplication by a large odd number spreads ids over the high bits (Knuth's multiplicative hashing). In a document with fields
+(`data.fields`) a term has the same column in all of them, and a pair does not span two. `model.lexical` computes the same
+columns in torch; trained vectors belong to them, so the constants never change.
 
 Letters: D documents, F columns.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,21 +17,33 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy import sparse
 
+from xmc_ray.data.fields import ids_of, numbers_of
 from xmc_ray.data.labels import IntArray, list_lengths
 
 SPREAD, FIRST_OF_PAIR = 0x5851F42D4C957F2D, 0x14057B7EF767814F
 
 
-def count_terms(tokens: pa.ListArray, n_columns: int) -> sparse.csr_array:
-    """float32[D, F]: how often each column occurs in each document, of tokens (list<int32>)."""
-    lengths = list_lengths(tokens)
-    singles = pc.list_flatten(tokens).to_numpy().astype(np.uint64) + np.uint64(1)
+def count_terms(tokens: pa.ListArray, n_columns: int, weights: Sequence[float] = ()) -> sparse.csr_array:
+    """float32[D, F]: how often each column occurs in each document, of tokens (list<int32>).
+
+    With ``weights``, of the fields, an occurrence counts as much as its field weighs.
+    """
+    lengths, flat = list_lengths(tokens), pc.list_flatten(tokens).to_numpy()
+    fields, singles = numbers_of(flat), ids_of(flat).astype(np.uint64) + np.uint64(1)
     rows = np.repeat(np.arange(len(lengths)), lengths)
-    is_pair = rows[1:] == rows[:-1]
+    is_pair = (rows[1:] == rows[:-1]) & (fields[1:] == fields[:-1])
     pairs = (singles[:-1] * np.uint64(FIRST_OF_PAIR) + singles[1:])[is_pair]
     columns = (np.concatenate([singles, pairs]) * np.uint64(SPREAD) >> np.uint64(32)) % np.uint64(n_columns)
-    cells = (np.ones(len(columns), np.float32), (np.concatenate([rows, rows[1:][is_pair]]), columns))
-    return sparse.coo_array(cells, shape=(len(lengths), n_columns)).tocsr()
+    counts = np.ones(len(columns), np.float32)
+    if weights:
+        counts = np.asarray(weights)[np.concatenate([fields, fields[1:][is_pair]])]
+    cells = (counts, (np.concatenate([rows, rows[1:][is_pair]]), columns))
+    return sparse.coo_array(cells, shape=(len(lengths), n_columns)).tocsr().astype(np.float32, copy=False)
+
+
+def saturated(count: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """g(x) of the weighted counts of terms: 1 + log x from 1 on, x below; without weights the usual 1 + log tf."""
+    return np.where(count < 1, count, 1 + np.log(np.maximum(count, 1)))
 
 
 def document_frequency(counts: Iterable[sparse.csr_array]) -> tuple[int, IntArray]:

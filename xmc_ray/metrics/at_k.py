@@ -177,6 +177,28 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join([head, *lines, note])
 
 
+def summary(result: Mapping[str, Any]) -> str:
+    """The chief part of `table` on half a screen: every metric of the total at each k, then the bands at one k."""
+    total, bands = result["total"], result["bands"]
+    ks = sorted({int(name.partition("@")[2]) for name in total if "@" in name})
+    kinds = list(dict.fromkeys(name.partition("@")[0] for name in total if "@" in name))
+    at = 5 if 5 in ks else ks[-1]
+    rows = [["percent", *(f"@{k}" for k in ks)]]
+    rows += [[kind, *(_cell(total[f"{kind}@{k}"]) for k in ks)] for kind in kinds]
+    columns = ["true_labels", *(f"{kind}@{at}" for kind in kinds)]
+    banded = [["documents that have it", "true labels", *columns[1:]]]
+    banded += [[name, *(_cell(band[column]) for column in columns)] for name, band in bands.items()]
+    note = f"{total['documents']:,} documents, {total['true_labels']:,} labels; --full has all metrics of all bands"
+    if result["unlabelled"]:
+        note += f"; {result['unlabelled']} documents without a true label are left out"
+    return "\n".join([*_aligned(rows), "", *_aligned(banded), note])
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+
+
 def _cell(value: float | None) -> str:
     if value is None:
         return "–"

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 
 from xmc_ray.data.labels import IntArray
 from xmc_ray.errors import ConfigError, ModelError
@@ -159,6 +158,8 @@ def fit_map(score_N: ScoreArray, hit_N: BoolArray) -> tuple[FloatArray, FloatArr
     """
     if not len(score_N):
         return np.array([0.0, 1.0]), np.array([0.0, 1.0])
+    from scipy.optimize import isotonic_regression  # a quarter of a second, in every process that only reads a calibration
+
     distinct, place_N, count = np.unique(score_N.astype(np.float64), return_inverse=True, return_counts=True)
     right = np.bincount(place_N, hit_N)
     steps = isotonic_regression(right / count, weights=count).blocks[:-1]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 from transformers.utils import logging as transformers_logging
 
+from xmc_ray.data.fields import ids_of
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.model.text import Batch, Tokenizer, in_one_line, load_error, make_batch
 from xmc_ray.settings import NonNegativeInt, PositiveInt, Settings, Share
@@ -77,7 +78,7 @@ class TextEncoder(nn.Module):
     def states(self, tokens_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, ...]:
         """float[B, T, H] each: all hidden states of padded documents, of their first ``max_tokens`` tokens."""
         tokens_BT, mask_BT = tokens_BT[:, : self.max_tokens], mask_BT[:, : self.max_tokens]
-        output = self.transformer(input_ids=tokens_BT, attention_mask=mask_BT.long(), output_hidden_states=True)
+        output = self.transformer(input_ids=ids_of(tokens_BT), attention_mask=mask_BT.long(), output_hidden_states=True)
         states: tuple[Tensor, ...] = output.hidden_states
         return states
 
@@ -92,8 +93,8 @@ class TextEncoder(nn.Module):
         length_B = mask_BT.sum(1)
         if self.pooling == "last":
             return state_BTH[torch.arange(len(state_BTH), device=state_BTH.device), length_B - 1]
-        weight_BT = mask_BT.to(state_BTH.dtype) / length_B.clamp(min=1)[:, None]
-        return torch.einsum("bth,bt->bh", state_BTH, weight_BT)
+        with torch.autocast(state_BTH.device.type, enabled=False):  # in bfloat16, features would differ by length
+            return torch.einsum("bth,bt->bh", state_BTH.float(), mask_BT.float() / length_B.clamp(min=1)[:, None])
 
     def digest(self, weights: bool = True) -> str:
         """16 hex digits that change with its settings, with how features are made, and with its ``weights``."""

@@ -10,9 +10,12 @@ In flat mode every group is one label: recall scores the labels themselves and t
 higher for rare labels, is not in the paper; it is 0 by default (decision 0016). Neither is the linear ranker, which multiplies
 the score by a third factor once training has ended (`model.linear`).
 
-Letters: B documents, F features, G groups, K shortlisted groups, M places in a group, H bottleneck, P true pairs.
+Letters: B documents, F features, G groups, K shortlisted groups, M places in a group, H bottleneck, P true pairs,
+J judged ones.
 """
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -21,11 +24,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from xmc_ray.data.filters import LabelFilters
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.data.labels import IntArray
 from xmc_ray.errors import ConfigError
 from xmc_ray.metrics.at_k import propensities
+from xmc_ray.model.device import KnownMask, upload
 from xmc_ray.model.encoder import TextEncoder
+from xmc_ray.model.filtering import BARRED, BatchFilter, FilterMasks
+from xmc_ray.model.judged import Judged
 from xmc_ray.model.lexical import LexicalBranch
 from xmc_ray.model.linear import LinearRanker
 from xmc_ray.model.ranking import ALIGNMENT, LabelTable
@@ -97,7 +104,6 @@ class LightXML(nn.Module):
     groups (`sharding.Exchange.share`). A model in a single process has all rows, by the same code.
     """
 
-    group_L: Tensor
     label_GM: Tensor
 
     def __init__(
@@ -119,6 +125,8 @@ class LightXML(nn.Module):
         self.shortlist = min(config.shortlist, len(groups))
         self.encoder, self.lexical = encoder, lexical
         self.linear: LinearRanker | None = None
+        self.judged_weight: float | None = None  # of pairs that editors have judged, if there is feedback
+        self._filter_masks: FilterMasks | None = None
         self.width = sum(part.width for part in (encoder, lexical) if part is not None)
         if not self.width:
             raise ConfigError(
@@ -134,7 +142,7 @@ class LightXML(nn.Module):
         self.bottleneck = None if groups.flat else nn.Linear(self.width, config.bottleneck)
         dtype = torch.bfloat16 if config.table == "bfloat16" else torch.float32
         self.table = None if groups.flat else LabelTable(groups, config.bottleneck, self.exchange, 2 * seed + 1, dtype)
-        self.register_buffer("group_L", torch.from_numpy(groups.group_L), persistent=False)
+        self.group_L = torch.from_numpy(groups.group_L)  # on the host
         self.register_buffer("label_GM", torch.from_numpy(groups.label_GM), persistent=False)
 
     @property
@@ -165,7 +173,7 @@ class LightXML(nn.Module):
         Observed is the sum of its labels' counts, true is the sum of each label's count over its propensity.
         """
         counts_L = np.maximum(counts_L, 0)
-        counts, group_L = torch.from_numpy(counts_L).double(), self.group_L.cpu()
+        counts, group_L = torch.from_numpy(counts_L).double(), self.group_L
         counts_G = torch.zeros(len(self.label_GM), dtype=torch.double).index_add_(0, group_L, counts)
         own = slice(self.recall.own.start, self.recall.own.stop)
         self.recall.bias.copy_(torch.logit((counts_G[own] + 0.5) / (n_documents + 1), eps=1e-6).clamp(max=0))
@@ -177,69 +185,89 @@ class LightXML(nn.Module):
         if self.table is not None:
             own_L = self.table.owned(group_L)
             share_L = (counts + 0.5) / (counts_G[group_L] + 1)
-            rows = group_L[own_L] - own.start, self.table.slot_L.cpu()[own_L]
+            rows = group_L[own_L] - own.start, self.table.slot_L[own_L]
             self.table.bias[rows] = torch.logit(share_L[own_L], eps=1e-6).to(self.table.bias)
 
     def forward(self, batch: Batch, documents: int | None = None) -> Losses:
-        """The training loss of a batch, divided by ``documents`` (by default those of the batch).
+        """The training loss of a batch (on the host), divided by ``documents`` (by default those of the batch).
 
         With several workers it is this worker's part of the loss of all workers' documents; ``documents`` counts them all.
         """
         features_bF = self.dropout(self.features(batch))
         documents = len(batch) if documents is None else documents
         features_BF, row_P, label_P = self._gathered(features_bF, batch)
+        labels = self._judged(batch, row_P, label_P)
 
         # recall: every group, against the groups that hold a true label
         group_P = self.group_L[label_P]
-        recall_loss, shortlist_BK = self.recall.loss(features_BF, row_P, group_P, self.shortlist, documents)
+        groups = None if labels is None else labels.of_groups(self.group_L, row_P, group_P, self.recall.n_groups)
+        recall_loss, shortlist_BK = self.recall.loss(features_BF, row_P, group_P, self.shortlist, documents, groups)
         if self.table is None or self.bottleneck is None:
             return Losses(recall_loss, torch.zeros_like(recall_loss))
 
-        # rank: the labels of the groups that recall shortlists now, and of all true ones; the choice has no gradient
+        # rank: the labels of the groups that recall shortlists now, and of all true or judged ones; the choice has no gradient
         vectors_BH = self.bottleneck(features_BF)
-        return Losses(recall_loss, self.table.loss(vectors_BH, shortlist_BK, row_P, label_P, documents))
+        return Losses(recall_loss, self.table.loss(vectors_BH, shortlist_BK, row_P, label_P, documents, labels))
 
     def features(self, batch: Batch) -> Tensor:
         """float[B, F]: the features of encoder and lexical branch, concatenated."""
-        parts = [part(batch.tokens_BT, batch.mask_BT) for part in (self.encoder, self.lexical) if part is not None]
+        parts, device = [], self.recall.weight.device
+        if self.encoder is not None:
+            with nullcontext() if device.type == "cpu" else KnownMask(batch.mask_BT):
+                parts.append(self.encoder(upload(batch.tokens_BT, device), upload(batch.mask_BT, device)))
+        if self.lexical is not None:
+            parts.append(self.lexical(batch.tokens_BT, batch.mask_BT))
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
-    def predict(self, batch: Batch, k: int, scoring: Scoring = "grouped") -> Ranked:
-        """The ``k`` best labels of each document; call in eval mode, without gradients.
+    def filter_masks(self, filters: LabelFilters) -> FilterMasks:
+        """What makes the filters of batches, from filters over this model's labels; kept until others are asked for."""
+        kept = self._filter_masks
+        if kept is None or kept.filters is not filters or kept.label_GM.device != self.label_GM.device:
+            missing = 0 if self.table is None else self.table.places - self.label_GM.shape[1]
+            label_GM = F.pad(self.label_GM, (0, missing), value=-1)
+            self._filter_masks = kept = FilterMasks(filters, self.group_L, label_GM, self.recall.own)
+        return kept
+
+    def predict(self, batch: Batch, k: int, scoring: Scoring = "grouped", filters: BatchFilter | None = None) -> Ranked:
+        """The ``k`` best labels of each document, of those that its filter allows; call in eval mode, without gradients.
 
         Exact scoring needs memory for one score per group and document. The ``k`` best labels lie in the ``k`` groups whose own
         best labels score highest; and no label scores higher than its group, so only groups matter whose recall exceeds the
         last score of grouped scoring: few of them where recall is confident, all in the worst case.
 
-        With several workers all must call it; each gets the results of all documents, in order of rank. A model with a linear
-        ranker predicts in a single process.
+        With several workers all must call it; each gets the results of all documents, in order of rank, which is that of
+        ``filters`` as well. A model with a linear ranker predicts in a single process.
         """
         if self.linear is None or self.lexical is None:
-            return self._first(batch, k, scoring)
-        first = self._first(batch, max(k, self.linear.candidates), scoring)
+            return self._first(batch, k, scoring, filters)
+        first = self._first(batch, max(k, self.linear.candidates), scoring, filters)
         terms = self.lexical.terms(batch.tokens_BT, batch.mask_BT)
         z_BC = self.linear.margins(terms, len(self.lexical.weight_F), first.label_Bk[:, : self.linear.candidates])
         score_Bk, label_Bk = self.linear.reordered(*first, z_BC)
         return Ranked(score_Bk[:, :k], label_Bk[:, :k])
 
-    def _first(self, batch: Batch, k: int, scoring: Scoring) -> Ranked:
+    def _first(self, batch: Batch, k: int, scoring: Scoring, filters: BatchFilter | None) -> Ranked:
         """The ``k`` best labels by recall and rank."""
         features_bF = self.features(batch) if len(batch) else self.recall.weight.new_zeros(0, self.width)
         features_BF, _, _ = self._gathered(features_bF, batch)
         recall_Bg = self.recall.logits(features_BF)
         if self.table is None or self.bottleneck is None:
-            recall_Bk, group_Bk = self.recall.best(recall_Bg, min(k, self.recall.n_groups))
+            choices_BW, group_BW = (recall_Bg, None) if filters is None else filters.choices(recall_Bg)
+            recall_Bk, group_Bk = self.recall.best(choices_BW, min(k, self.recall.n_groups), group_BW)
             return _padded(recall_Bk.sigmoid(), self.label_GM[:, 0][group_Bk], k)
+        if filters is not None:
+            filters.bar_groups(recall_Bg)
         vectors_BH, (_, shortlist_BK) = self.bottleneck(features_BF), self.recall.best(recall_Bg, self.shortlist)
-        ranked = self._ranked(self.table, vectors_BH, recall_Bg, shortlist_BK, k)
+        ranked = self._ranked(self.table, vectors_BH, recall_Bg, shortlist_BK, k, filters)
         if scoring == "grouped" or self.shortlist == self.recall.n_groups:
             return ranked
-        recall_Bg = recall_Bg.float()
         score_Bg = recall_Bg.sigmoid()
         wanted_Bg = score_Bg >= ranked.score_Bk[:, -1:]
-        score_Bg *= self.table.peaks(vectors_BH, wanted_Bg).sigmoid_()
+        if filters is not None:
+            wanted_Bg &= recall_Bg > BARRED / 2
+        score_Bg *= self.table.peaks(vectors_BH, wanted_Bg, filters).sigmoid_()
         _, best_BK = self.recall.best(score_Bg, min(k, self.recall.n_groups))
-        return self._ranked(self.table, vectors_BH, recall_Bg, best_BK, k)
+        return self._ranked(self.table, vectors_BH, recall_Bg, best_BK, k, filters)
 
     @torch.no_grad()
     def probabilities(self, features_BF: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -247,7 +275,7 @@ class LightXML(nn.Module):
 
         The latter is -1 where a group has no label, and None in flat mode. For a single process, and few documents.
         """
-        recall_BG = self.recall.logits(features_BF).float().sigmoid_()
+        recall_BG = self.recall.logits(features_BF).sigmoid_()
         if self.table is None or self.bottleneck is None:
             return recall_BG, None
         every_BG = torch.arange(recall_BG.shape[1], device=features_BF.device).expand_as(recall_BG)
@@ -282,26 +310,51 @@ class LightXML(nn.Module):
         else:
             self.table.bias[group_P, self.table.slot_L[label_P]] = -torch.inf
 
-    def _ranked(self, table: LabelTable, vectors_BH: Tensor, recall_Bg: Tensor, shortlist_BK: Tensor, k: int) -> Ranked:
+    def _ranked(
+        self,
+        table: LabelTable,
+        vectors_BH: Tensor,
+        recall_Bg: Tensor,
+        shortlist_BK: Tensor,
+        k: int,
+        filters: BatchFilter | None,
+    ) -> Ranked:
         """The best labels in the groups of a shortlist, which is the same on all workers, by the scores of all workers."""
         score_BKM = table.predict(vectors_BH, shortlist_BK)
         recall_BK = self.recall.of_groups(recall_Bg, shortlist_BK).sigmoid_()
         score_BKM = torch.where(score_BKM < 0, -1, score_BKM * recall_BK[..., None])
         label_BKM = F.pad(self.label_GM, (0, score_BKM.shape[2] - self.label_GM.shape[1]), value=-1)[shortlist_BK]
+        if filters is not None:
+            filters.bar_labels(score_BKM, label_BKM, -1)
         best = score_BKM.flatten(1).topk(min(k, score_BKM.shape[1] * score_BKM.shape[2]))
         own_label_Bk = label_BKM.flatten(1).gather(1, best.indices)
         return _padded(*self.exchange.best_of_all(best.values, own_label_Bk, best.values.shape[1]), k)
 
     def _gathered(self, features_bF: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Features and true pairs of all workers; rows are numbered through the documents of all workers."""
+        """Features, float32, and true pairs, on the host, of all workers; rows are numbered through the documents of all."""
         exchange = self.exchange
         documents, pairs = exchange.counts(len(batch), len(batch.row_P), device=features_bF.device)
-        first = sum(documents[: exchange.rank])
-        truth_P2 = torch.stack([batch.row_P + first, batch.label_P], dim=1)
-        row_P, label_P = exchange.gather(truth_P2, pairs, "true labels").unbind(1)
+        row_P, label_P = self._gathered_pairs(batch.row_P, batch.label_P, documents, pairs, "true labels")
         device = features_bF.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         return exchange.gather_features(features_bF.to(dtype), documents), row_P, label_P
+
+    def _judged(self, batch: Batch, row_P: Tensor, label_P: Tensor) -> Judged | None:
+        """The judged labels of all workers' documents, if there is feedback; ``row_P``, ``label_P``: the true ones."""
+        if self.judged_weight is None:
+            return None
+        documents, pairs = self.exchange.counts(len(batch), len(batch.row_J), device=self.recall.weight.device)
+        row_J, label_J = self._gathered_pairs(batch.row_J, batch.label_J, documents, pairs, "judged labels")
+        return Judged.of_labels(row_J, label_J, row_P, label_P, len(self.group_L), self.judged_weight)
+
+    def _gathered_pairs(
+        self, row_p: Tensor, label_p: Tensor, documents: Sequence[int], pairs: Sequence[int], what: str
+    ) -> tuple[Tensor, ...]:
+        """(document, label) pairs, on the host, of all workers: so many ``pairs`` of each, which has so many ``documents``."""
+        pairs_P2 = torch.stack([row_p + sum(documents[: self.exchange.rank]), label_p], dim=1)
+        if self.exchange.world > 1:
+            pairs_P2 = self.exchange.gather(upload(pairs_P2, self.recall.weight.device), pairs, what).cpu()
+        return pairs_P2.unbind(1)
 
 
 def _padded(score_Bk: Tensor, label_Bk: Tensor, k: int) -> Ranked:

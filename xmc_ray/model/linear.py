@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from xmc_ray.model.device import upload
 from xmc_ray.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, Settings
 
 ARRAYS = "start_L1", "column_W", "weight_W", "bias_L"  # of a ranker, by their names in a bundle
@@ -99,7 +100,7 @@ class LinearRanker(nn.Module):
 
     def _on_gpu(self, terms: Terms, n_columns: int, label_BC: Tensor) -> Tensor:
         """By looking each weight of a candidate up among the document's terms, all of them at once."""
-        row_N, column_N, weight_N = terms
+        row_N, column_N, weight_N = (upload(part, label_BC.device) for part in terms)
         if not len(row_N):
             return self.bias_L[label_BC]
         label_P = label_BC.flatten()

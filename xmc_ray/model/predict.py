@@ -3,6 +3,7 @@
 Letters: D documents, k labels of each, F features.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from xmc_ray.data.filters import DocumentFilters
 from xmc_ray.data.labels import IntArray, list_lengths
+from xmc_ray.model.device import download, has_bfloat16, upload
 from xmc_ray.model.lightxml import LightXML, Scoring
 from xmc_ray.model.text import budget_batches, make_batch
 from xmc_ray.settings import NonNegativeInt, Settings
@@ -34,25 +37,36 @@ class PredictConfig(Settings):
 
     def tokens_at_once(self, device: torch.device) -> int:
         """The token budget on ``device``. A large one is slower on CPUs, because of caches and padding."""
-        return self.token_budget or (8192 if device.type == "cuda" else 2048)
+        return self.token_budget or (2048 if device.type == "cpu" else 8192)
 
 
 def predict(
-    model: LightXML, tokens: pa.ListArray, k: int, config: PredictConfig, scoring: Scoring = "grouped"
+    model: LightXML,
+    tokens: pa.ListArray,
+    k: int,
+    config: PredictConfig,
+    scoring: Scoring = "grouped",
+    filters: DocumentFilters | None = None,
 ) -> tuple[npt.NDArray[np.float32], IntArray]:
     """Scores float32[D, k] and label ids int64[D, k] of documents ``tokens`` (list<int32>[D]), in their order.
 
-    Documents are batched by length under the config's token budget; `lightxml.Ranked` says how short rows are padded. Several
-    workers call it together, with the same documents: each encodes its share, and each gets all results.
+    Documents are batched by length under the config's token budget; `lightxml.Ranked` says how short rows are padded. With
+    ``filters`` each gets the best of the labels that its own allows. Several workers call it together, with the same documents:
+    each encodes its share, and each gets all results.
     """
     exchange = model.exchange
+    masks = None if filters is None else model.filter_masks(filters.filters)
     scores, labels = np.zeros((len(tokens), k), np.float32), np.full((len(tokens), k), -1, np.int64)
     with _predicting(model, config) as device:
         for rows in budget_batches(list_lengths(tokens), config.tokens_at_once(device)):
+            if filters is not None:
+                rows = rows[filters.number_D[rows].argsort(kind="stable")]
             shares = [rows[rank :: exchange.world] for rank in range(exchange.world)]
-            ranked = model.predict(make_batch(tokens.take(pa.array(shares[exchange.rank]))).to(device), k, scoring)
             rows = np.concatenate(shares)
-            scores[rows], labels[rows] = ranked.score_Bk.float().cpu().numpy(), ranked.label_Bk.cpu().numpy()
+            of_batch = None if masks is None or filters is None else masks.of_batch(filters.number_D[rows])
+            batch = make_batch(tokens.take(pa.array(shares[exchange.rank])))
+            ranked = model.predict(batch, k, scoring, of_batch)
+            scores[rows], labels[rows] = (part.numpy() for part in download(*ranked))
     return scores, labels
 
 
@@ -64,7 +78,7 @@ def mean_loss(model: LightXML, tokens: pa.ListArray, truth: pa.ListArray, config
     exchange, total = model.exchange, 0.0
     with _predicting(model, config) as device:
         for rows in budget_batches(list_lengths(tokens), config.tokens_at_once(device)):
-            batch = make_batch(tokens.take(pa.array(rows)), truth.take(pa.array(rows))).to(device)
+            batch = make_batch(tokens.take(pa.array(rows)), truth.take(pa.array(rows)))
             losses = torch.stack(model(batch, len(rows) * exchange.world)).double().sum()  # all workers have the same rows
             total += exchange.sum(losses).item() * len(rows)
     return total / max(1, len(tokens))
@@ -75,7 +89,7 @@ def features(model: LightXML, tokens: pa.ListArray, config: PredictConfig) -> to
     features_DF = torch.zeros(len(tokens), model.width)
     with _predicting(model, config) as device:
         for rows in budget_batches(list_lengths(tokens), config.tokens_at_once(device)):
-            features_DF[rows] = model.features(make_batch(tokens.take(pa.array(rows))).to(device)).float().cpu()
+            features_DF[rows] = model.features(make_batch(tokens.take(pa.array(rows)))).float().cpu()
     return features_DF
 
 
@@ -85,9 +99,9 @@ def margins(model: LightXML, tokens: pa.ListArray, label_DC: IntArray) -> torch.
     assert model.linear is not None and model.lexical is not None
     with _predicting(model, PredictConfig()) as device:
         for rows in budget_batches(list_lengths(tokens), PredictConfig().tokens_at_once(device)):
-            batch = make_batch(tokens.take(pa.array(rows))).to(device)
+            batch = make_batch(tokens.take(pa.array(rows)))
             terms, columns = model.lexical.terms(batch.tokens_BT, batch.mask_BT), len(model.lexical.weight_F)
-            z_DC[rows] = model.linear.margins(terms, columns, torch.from_numpy(label_DC[rows]).to(device)).cpu()
+            z_DC[rows] = model.linear.margins(terms, columns, upload(torch.from_numpy(label_DC[rows]), device)).cpu()
     return z_DC
 
 
@@ -98,7 +112,7 @@ def settled(precision: Precision, device: torch.device) -> Precision:
     """
     if precision != "auto":
         return precision
-    return "bfloat16" if device.type == "cuda" or cpu_has_bfloat16() else "float32"
+    return "bfloat16" if device.type != "cpu" or cpu_has_bfloat16() else "float32"
 
 
 def arithmetic(precision: Precision, device: torch.device, transformer: bool) -> str:
@@ -107,7 +121,7 @@ def arithmetic(precision: Precision, device: torch.device, transformer: bool) ->
     ``transformer``: whether the model has one; words alone are always in float32 on a CPU (decision 0022). A GPU need not be
     there. Scores of one name differ by rounding alone, those of two names by more: calibrations and tags hold for one name.
     """
-    in_bfloat16 = settled(precision, device) == "bfloat16" and (transformer or device.type == "cuda")
+    in_bfloat16 = settled(precision, device) == "bfloat16" and (transformer or device.type != "cpu")
     return f"{device.type} {'bfloat16' if in_bfloat16 else 'float32'}"
 
 
@@ -118,9 +132,15 @@ def cpu_has_bfloat16() -> bool:
 
 @contextmanager
 def computing(model: LightXML, precision: Precision) -> Iterator[torch.device]:
-    """Computes ``model``, forward and backward, in its arithmetic (see `arithmetic`); yields its device."""
+    """Computes ``model`` forward in its arithmetic (see `arithmetic`); yields its device.
+
+    A GPU without bfloat16 computes in float32, with a warning: whoever chose the arithmetic may not have seen that GPU.
+    """
     device = next(model.parameters()).device
     in_bfloat16 = arithmetic(precision, device, model.encoder is not None).endswith("bfloat16")
+    if in_bfloat16 and device.type != "cpu" and not has_bfloat16(device):
+        warnings.warn("this GPU has no bfloat16: it computes in float32", stacklevel=2)
+        in_bfloat16 = False
     attention = _AttentionInFloat32() if in_bfloat16 and device.type == "cpu" else nullcontext()
     with torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16), attention:
         yield device

@@ -63,9 +63,12 @@ class Exchange:
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     def gather_features(self, tensor: Tensor, counts: Sequence[int]) -> Tensor:
-        """Like `gather`, with the gradients of all workers' copies summed on the worker that a row came from."""
+        """Like `gather`, as float32, with the gradients of all workers' copies summed on the worker that a row came from.
+
+        Features travel in their own type, and their gradients, which are sums, in float32.
+        """
         if self.world == 1:
-            return tensor
+            return tensor.float()
         gathered: Tensor = _GatherFeatures.apply(tensor, self, counts)  # type: ignore[no-untyped-call]
         return gathered
 
@@ -114,12 +117,12 @@ class Exchange:
 class _GatherFeatures(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor, exchange, counts):  # type: ignore[no-untyped-def]
-        ctx.exchange, ctx.counts = exchange, counts
-        return exchange.gather(tensor, counts, "features")
+        ctx.exchange, ctx.counts, ctx.dtype = exchange, counts, tensor.dtype
+        return exchange.gather(tensor, counts, "features").float()
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
-        return ctx.exchange.scatter_sum(gradient, ctx.counts, "feature gradients"), None, None
+        return ctx.exchange.scatter_sum(gradient, ctx.counts, "feature gradients").to(ctx.dtype), None, None
 
 
 def part_of(n: int, rank: int, world: int) -> range:

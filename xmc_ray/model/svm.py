@@ -4,6 +4,7 @@
 
 The examples of a label are the documents that have it (y = 1), and those that do not, but have it among the model's first
 candidates (y = -1), since it is among those that it will be ranked (the matcher-aware negatives of PECOS, Yu et al. 2022).
+Documents for which an editor has judged it are examples as well, with C times the weight of such a pair (`data.feedback`).
 So work grows with documents times candidates, not with documents times labels. Each problem is solved by dual
 coordinate descent with shrinking (Hsieh et al. 2008, algorithm 3), in an order of examples that depends on the label alone.
 
@@ -38,7 +39,7 @@ class Examples(NamedTuple):
     """What the classifiers learn from; 8 bytes a term and 5 a candidate.
 
     ``x_DF``: float32, the weights of terms, rows of Euclidean norm 1; ``kind_DL``: int8, 1 for a label that is among the
-    candidates of a document, and 2 or 3 for one that the document has.
+    candidates of a document, 2 or 3 for one that the document has, and 4 more for one that was judged.
     """
 
     x_DF: sparse.csr_array
@@ -55,10 +56,11 @@ class Weights(NamedTuple):
 
 
 def train_linear(model: LightXML, documents: pa.Table, config: LinearConfig, prediction: PredictConfig) -> LinearRanker:
-    """A ranker for ``model``, of training ``documents`` with columns ``tokens`` and ``labels`` (list<int32>)."""
+    """A ranker for ``model``, of training ``documents`` with ``tokens``, ``labels``, maybe ``judged``, list<int32> each."""
     n_labels = len(model.group_L)
     examples = examples_of(model, documents, config, prediction)
-    return ranker_of([solved(examples, range(n_labels), config, torch.get_num_threads())], config)
+    parts = [solved(examples, range(n_labels), config, torch.get_num_threads(), model.judged_weight)]
+    return ranker_of(parts, config).to(model.recall.weight.device)
 
 
 def examples_of(model: LightXML, documents: pa.Table, config: LinearConfig, prediction: PredictConfig) -> Examples:
@@ -66,7 +68,7 @@ def examples_of(model: LightXML, documents: pa.Table, config: LinearConfig, pred
     assert model.lexical is not None
     tokens, truth = (documents[name].combine_chunks() for name in ("tokens", "labels"))
     weight_F, n_labels = model.lexical.weight_F.cpu().numpy(), len(model.group_L)
-    x_DF = tfidf(count_terms(tokens, len(weight_F)), weight_F)
+    x_DF = tfidf(count_terms(tokens, len(weight_F), model.lexical.field_weights), weight_F)
     x_DF.eliminate_zeros()
     x_DF.sort_indices()
     _, label_DN = predict(model, tokens, min(_DEPTH * config.candidates, n_labels), prediction)
@@ -74,7 +76,10 @@ def examples_of(model: LightXML, documents: pa.Table, config: LinearConfig, pred
     starts = np.concatenate([[0], np.cumsum(is_candidate_DN.sum(1))])
     ids = label_DN[is_candidate_DN].astype(np.int32)
     candidate_DL = sparse.csr_array((np.ones(len(ids), np.int8), ids, starts), shape=(len(tokens), n_labels))
-    return Examples(x_DF, candidate_DL + 2 * label_incidence(truth, n_labels).astype(np.int8))
+    kind_DL = candidate_DL + 2 * label_incidence(truth, n_labels).astype(np.int8)
+    if "judged" in documents.column_names:
+        kind_DL = kind_DL + 4 * label_incidence(documents["judged"].combine_chunks(), n_labels).astype(np.int8)
+    return Examples(x_DF, kind_DL)
 
 
 def joined(parts: Sequence[Examples]) -> Examples:
@@ -83,8 +88,13 @@ def joined(parts: Sequence[Examples]) -> Examples:
     return Examples(x_DF, kind_DL)
 
 
-def solved(examples: Examples, labels: range, config: LinearConfig, threads: int) -> Weights:
-    """The classifiers of ``labels``, on so many threads. A label that no document has gets z = 1: it keeps its score."""
+def solved(
+    examples: Examples, labels: range, config: LinearConfig, threads: int, judged_weight: float | None = None
+) -> Weights:
+    """The classifiers of ``labels``, on so many threads. A label that no document has gets z = 1: it keeps its score.
+
+    ``judged_weight``: how much more a judged pair costs, if there are any.
+    """
     kind_LD = examples.kind_DL[:, labels.start : labels.stop].tocsc()
     kind_LD.sort_indices()
     x_DF = examples.x_DF
@@ -96,8 +106,8 @@ def solved(examples: Examples, labels: range, config: LinearConfig, threads: int
     def part(first: int, end: int) -> Weights:
         start_L1 = kind_LD.indptr[first : end + 1].astype(np.int64)
         pairs = start_L1, kind_LD.indices.astype(np.int32, copy=False), kind_LD.data
-        problem = *terms, square_D, *pairs, labels.start + first, x_DF.shape[1], config.cost, config.smallest
-        return Weights(*_solve(*problem, _PASSES, _TOLERANCE))
+        problem = *terms, square_D, *pairs, labels.start + first, x_DF.shape[1], config.cost, judged_weight or 1.0
+        return Weights(*_solve(*problem, config.smallest, _PASSES, _TOLERANCE))
 
     with ThreadPoolExecutor(threads) as pool:
         return Weights(*map(np.concatenate, zip(*pool.map(part, cuts[:-1], cuts[1:]), strict=True)))
@@ -122,6 +132,7 @@ def _solve(
     first_label: int,
     n_columns: int,
     cost: float,
+    judged_weight: float,
     smallest: float,
     passes: int,
     tolerance: float,
@@ -130,10 +141,10 @@ def _solve(
     n_labels = len(start_L1) - 1
     size_L, bias_L = np.zeros(n_labels, np.int64), np.ones(n_labels, np.float32)
     column_W, weight_W, filled = np.empty(1024, np.int32), np.empty(1024, np.float32), 0
-    w_F, diagonal = np.zeros(n_columns), 0.5 / cost
+    w_F, plain_diagonal, judged_diagonal = np.zeros(n_columns), 0.5 / cost, 0.5 / (cost * judged_weight)
     for label in range(n_labels):
         documents, kinds = document_E[start_L1[label] : start_L1[label + 1]], kind_E[start_L1[label] : start_L1[label + 1]]
-        if not np.any(kinds > 1):
+        if not np.any(kinds & 2):
             continue
         n = len(documents)
         alpha, order, bias, active = np.zeros(n), np.arange(n), 0.0, n
@@ -147,7 +158,8 @@ def _solve(
             place = 0
             while place < active:
                 example = order[place]
-                document, y = documents[example], 1.0 if kinds[example] > 1 else -1.0
+                document, y = documents[example], 1.0 if kinds[example] & 2 else -1.0
+                diagonal = judged_diagonal if kinds[example] & 4 else plain_diagonal
                 z = bias
                 for term in range(start_D1[document], start_D1[document + 1]):
                     z += w_F[column_N[term]] * x_N[term]

@@ -3,17 +3,22 @@
 Tokens are passed on as Arrow lists of int32, so padding is neither stored nor sent. Documents of similar length share a batch,
 which is padded to its longest document and not to the maximum.
 
-Letters: B documents, T tokens.
+Of a document with fields (`data.fields`) each field is encoded by itself, and its tokens say which it is.
+
+Letters: B documents, T tokens, P true and J judged (document, label) pairs.
 """
 
+import dataclasses
 import hashlib
+import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,9 +28,10 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from xmc_ray import storage
+from xmc_ray.data.fields import MARK, MOST, Field, Fields, concatenated, ids_of, numbered_lists, split
 from xmc_ray.data.labels import IntArray, list_lengths
 from xmc_ray.errors import ConfigError, ModelError, XmcError
-from xmc_ray.settings import PositiveInt, Settings
+from xmc_ray.settings import Bounds, PositiveInt, Settings
 from xmc_ray.storage import folders
 
 _LFS_POINTER = b"version https://git-lfs"
@@ -40,16 +46,34 @@ class TextConfig(Settings):
 
     max_tokens: PositiveInt = 128
     """Maximum length of a document in tokens, special tokens included; longer ones are truncated and counted."""
+    fields: dict[str, Annotated[float, Bounds(gt=0, lt=math.inf)]] | None = None
+    """Text columns that are told apart, in the order in which they are read, and how much an occurrence of a word in each
+    counts, for the lexical branch; documents.text has to list them. None joins the columns."""
+    first: dict[str, PositiveInt] | None = None
+    """Of some fields, how many of their first tokens are read."""
+
+    def check(self) -> None:
+        """Raises ConfigError for no or too many fields, and for a limit of what is no field."""
+        fields = self.fields or {}
+        if self.fields == {} or len(fields) > MOST:
+            raise ConfigError("invalid number of text.fields", found=len(fields), expected=f"1 to {MOST}, or None")
+        for name in self.first or {}:
+            if name not in fields:
+                raise ConfigError("text.first names an unknown field", found=name, expected=", ".join(fields) or "text.fields")
+
+    def described(self) -> Fields:
+        """The fields in order."""
+        return tuple(Field(name, float(weight), (self.first or {}).get(name)) for name, weight in (self.fields or {}).items())
 
 
 class Tokenizer:
-    """A pretrained (fast) tokenizer that turns batches of strings into lists of token ids."""
+    """A pretrained (fast) tokenizer that turns batches of strings into lists of tokens: ids, marked by their fields if any."""
 
-    def __init__(self, pretrained: Any, max_tokens: int) -> None:
+    def __init__(self, pretrained: Any, max_tokens: int, fields: Fields = ()) -> None:
         if not getattr(pretrained, "is_fast", False):
             raise ModelError("the encoder has no fast tokenizer", found=type(pretrained).__name__, expected="tokenizer.json")
         self.pretrained = pretrained
-        self.max_tokens = max_tokens
+        self.max_tokens, self.fields = max_tokens, fields
         self._backend = pretrained.backend_tokenizer
         self._backend.no_padding()
         self._backend.no_truncation()
@@ -59,10 +83,10 @@ class Tokenizer:
         self._backend.enable_truncation(max_tokens)
 
     @classmethod
-    def load(cls, name: str | Path, max_tokens: int) -> "Tokenizer":
+    def load(cls, name: str | Path, max_tokens: int, fields: Fields = ()) -> "Tokenizer":
         """From a hub name, or a folder, local or s3://; raises ModelError when it does not exist or cannot be loaded."""
         try:
-            return cls(AutoTokenizer.from_pretrained(folders.loadable(str(name)), trust_remote_code=False), max_tokens)
+            return cls(AutoTokenizer.from_pretrained(folders.loadable(str(name)), trust_remote_code=False), max_tokens, fields)
         except Exception as error:  # what a broken file raises depends on the file
             raise load_error("tokenizer", str(name), error) from error
 
@@ -72,20 +96,54 @@ class Tokenizer:
 
     def encode(self, texts: pa.Array) -> tuple[pa.ListArray, pa.BooleanArray]:
         """Tokens (list<int32>[n]) of ``texts`` (string[n]), and which texts were truncated (bool[n])."""
-        tokens, truncated = [], []
-        for part in _parts(texts):
-            encodings = self._backend.encode_batch_fast(part.to_pylist())
-            tokens.append(pa.array([encoding.ids for encoding in encodings], pa.list_(pa.int32())))
-            truncated.append(pa.array([bool(encoding.overflowing) for encoding in encodings], pa.bool_()))
+        encode = self._encode_fields if self.fields else self._encode
+        tokens, truncated = zip(*map(encode, _parts(texts)), strict=True)
         return pa.concat_arrays(tokens), pa.concat_arrays(truncated)
+
+    def _encode(self, texts: pa.Array, special: bool = True) -> tuple[pa.ListArray, pa.BooleanArray]:
+        encodings = self._backend.encode_batch_fast(texts.to_pylist(), add_special_tokens=special)
+        tokens = pa.array([encoding.ids for encoding in encodings], pa.list_(pa.int32()))
+        return tokens, pa.array([bool(encoding.overflowing) for encoding in encodings], pa.bool_())
+
+    def _encode_fields(self, texts: pa.Array) -> tuple[pa.ListArray, pa.BooleanArray]:
+        """Field by field: each cut at its own limit, then the whole at ``max_tokens``, special tokens around it."""
+        parts, truncated = [], pa.repeat(False, len(texts))
+        for number, (field, part) in enumerate(zip(self.fields, split(texts, len(self.fields)), strict=True)):
+            tokens, cut = self._encode(part, special=False)
+            if field.first is None or field.first > self.max_tokens:
+                truncated = pc.or_(truncated, cut)
+            parts.append(numbered_lists(pc.list_slice(tokens, 0, field.first or self.max_tokens), number))
+        before, behind = self._frame
+        tokens, room = concatenated(parts), self.max_tokens - len(before) - len(behind)
+        truncated = pc.or_(truncated, pc.greater(pc.list_value_length(tokens), room))
+        # pyarrow repeats a list at least once
+        around = [pa.repeat(pa.scalar(ids, tokens.type), len(texts) + 1).slice(1) for ids in (before, behind)]
+        framed = around[0], pc.list_slice(tokens, 0, room), numbered_lists(around[1], len(self.fields) - 1)
+        return concatenated(framed), truncated
+
+    @cached_property
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """The special tokens before and behind a text."""
+        special, ids = self._backend.encode(_TEXTS[0]).special_tokens_mask, self._backend.encode("").ids
+        before = special.index(0) if 0 in special else len(ids)
+        return ids[:before], ids[before:]
 
     def offsets(self, text: str) -> IntArray:
         """int64[T, 2]: start and end (exclusive), in characters, of each token that `encode` returns; 0, 0 for special ones."""
-        return np.array(self._backend.encode(text).offsets, np.int64).reshape(-1, 2)
+        if not self.fields:
+            return np.array(self._backend.encode(text).offsets, np.int64).reshape(-1, 2)
+        before, behind = ([(0, 0)] * len(ids) for ids in self._frame)
+        offsets, start = list[tuple[int, int]](), 0
+        for field, part in zip(self.fields, text.split(MARK, len(self.fields) - 1), strict=False):
+            own = self._backend.encode(part, add_special_tokens=False).offsets[: field.first]
+            offsets += [(start + first, start + end) for first, end in own]
+            start += len(part) + 1
+        offsets = offsets[: self.max_tokens - len(before) - len(behind)]
+        return np.array([*before, *offsets, *behind], np.int64).reshape(-1, 2)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """A text with these tokens: the encoded one, but for normalisation such as that of case and white space."""
-        return str(self._backend.decode(list(tokens), skip_special_tokens=True))
+        return str(self._backend.decode([ids_of(token) for token in tokens], skip_special_tokens=True))
 
     def foreign(self, tokens: pa.ListArray) -> float:
         """The share of some documents (list<int32>[n], as `encode` returns them) whose language the vocabulary hardly has.
@@ -94,7 +152,7 @@ class Tokenizer:
         without spaces, each letter counts as a word. 0 without documents.
         """
         special = {*self.pretrained.all_special_ids} - {self.pretrained.unk_token_id}
-        rows = [[token for token in row if token not in special] for row in tokens.to_pylist()]
+        rows = [[ids_of(token) for token in row if ids_of(token) not in special] for row in tokens.to_pylist()]
         unknown_D = np.array([row.count(self.pretrained.unk_token_id) for row in rows])
         decoded = pa.array(self._backend.decode_batch(rows, skip_special_tokens=True), pa.string())
         letters = pc.replace_substring_regex(decoded, r"[^\pL\pM]+", " ")
@@ -141,7 +199,10 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits that change with the output of `encode`: with vocabulary, rules and length."""
-        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()[:16]
+        content = self._backend.to_str()
+        if self.fields:
+            content += json.dumps([[field.name, field.first] for field in self.fields])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     @property
     def summary_position(self) -> str | None:
@@ -189,22 +250,25 @@ def in_one_line(error: Exception) -> str:
     return text if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {text}"
 
 
+def _no_pairs() -> Tensor:
+    return torch.empty(0, dtype=torch.int64)
+
+
 @dataclass(frozen=True)
 class Batch:
-    """Padded documents and their labels, ready for the model.
+    """Padded documents and their labels, on the host, ready for the model.
 
     ``tokens_BT``: int64, 0 where padded; ``mask_BT``: bool, True at real tokens; ``row_P``, ``label_P``: int64, the true
-    (document, label) pairs, in rising order of rows; empty in prediction.
+    (document, label) pairs, in rising order of rows; empty in prediction. ``row_J``, ``label_J``: likewise the pairs that an
+    editor has judged, each once, right if they are among the true ones (`data.feedback`); empty without feedback.
     """
 
     tokens_BT: Tensor
     mask_BT: Tensor
     row_P: Tensor
     label_P: Tensor
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same batch on ``device``."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+    row_J: Tensor = dataclasses.field(default_factory=_no_pairs)
+    label_J: Tensor = dataclasses.field(default_factory=_no_pairs)
 
     def split(self, parts: int) -> "list[Batch]":
         """``parts`` micro-batches of nearly equal size, in order, each padded to its longest document."""
@@ -214,25 +278,30 @@ class Batch:
     def _rows(self, first: int, last: int) -> "Batch":
         mask_BT = self.mask_BT[first:last]
         width = int(mask_BT.sum(1).max())
-        inside_P = (self.row_P >= first) & (self.row_P < last)
-        tokens_BT = self.tokens_BT[first:last, :width]
-        return Batch(tokens_BT, mask_BT[:, :width], self.row_P[inside_P] - first, self.label_P[inside_P])
+        inside_P, inside_J = ((row >= first) & (row < last) for row in (self.row_P, self.row_J))
+        truth = self.row_P[inside_P] - first, self.label_P[inside_P]
+        judged = self.row_J[inside_J] - first, self.label_J[inside_J]
+        return Batch(self.tokens_BT[first:last, :width], mask_BT[:, :width], *truth, *judged)
 
     def __len__(self) -> int:
         return len(self.tokens_BT)
 
 
-def make_batch(tokens: pa.ListArray, labels: pa.ListArray | None = None) -> Batch:
-    """Pad ``tokens`` (list<int32>[B]) to the longest; ``labels`` are list<int32>[B] of label ids."""
+def make_batch(tokens: pa.ListArray, labels: pa.ListArray | None = None, judged: pa.ListArray | None = None) -> Batch:
+    """Pad ``tokens`` (list<int32>[B]) to the longest; ``labels``, and those ``judged``, are list<int32>[B] of label ids."""
     lengths = list_lengths(tokens)
     mask_BT = np.arange(max(int(lengths.max(initial=0)), 1)) < lengths[:, None]
     tokens_BT = np.zeros(mask_BT.shape, np.int64)
     tokens_BT[mask_BT] = pc.list_flatten(tokens).to_numpy()
-    row_P, label_P = np.empty(0, np.int64), np.empty(0, np.int64)
-    if labels is not None:
-        row_P = np.repeat(np.arange(len(labels)), list_lengths(labels))
-        label_P = pc.list_flatten(labels).to_numpy().astype(np.int64)
-    return Batch(*map(torch.from_numpy, (tokens_BT, mask_BT, row_P, label_P)))
+    return Batch(torch.from_numpy(tokens_BT), torch.from_numpy(mask_BT), *_pairs(labels), *_pairs(judged))
+
+
+def _pairs(lists: pa.ListArray | None) -> tuple[Tensor, Tensor]:
+    """Rows and values of lists, int64 each; empty for None."""
+    if lists is None:
+        return _no_pairs(), _no_pairs()
+    row_P, value_P = np.repeat(np.arange(len(lists)), list_lengths(lists)), pc.list_flatten(lists).to_numpy()
+    return torch.from_numpy(row_P), torch.from_numpy(value_P.astype(np.int64))
 
 
 def budget_batches(lengths: IntArray, token_budget: int) -> Iterator[IntArray]:

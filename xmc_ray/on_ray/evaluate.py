@@ -6,7 +6,7 @@ Documents are streamed through the same tokenising tasks and actors as in taggin
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import pyarrow.compute as pc
 import ray.data
@@ -18,7 +18,7 @@ from xmc_ray.data.inputs import list_inputs
 from xmc_ray.data.labels import LabelIndex, list_lengths
 from xmc_ray.data.rejects import MAX_REJECT_SHARE, Rejects
 from xmc_ray.errors import ConfigError, DataError, ModelError
-from xmc_ray.metrics.at_k import Metrics, find_hits, table
+from xmc_ray.metrics.at_k import Metrics, find_hits, summary, table
 from xmc_ray.metrics.calibration import DEPTH, Reliability, Selection
 from xmc_ray.model.predict import settled
 from xmc_ray.on_ray.predictor import PoolConfig, ScoringConfig, made_by, matrix, predictions, settle_scoring
@@ -42,6 +42,19 @@ class EvaluationPoolConfig(PoolConfig):
 class EvaluateConfig(Settings):
     """Evaluate a bundle, or an ensemble of them, on labelled documents."""
 
+    essentials: ClassVar = (
+        "documents.uri",
+        "bundle",
+        "output",
+        "documents.text",
+        "documents.labels",
+        "ks",
+        "full",
+        "min_precision",
+        "pool.max",
+        "pool.gpu",
+    )
+
     documents: DocumentsConfig
     """The test split."""
     bundle: storage.Address | list[storage.Address]
@@ -52,6 +65,8 @@ class EvaluateConfig(Settings):
         default_factory=lambda: [1, 3, 5, 10]
     )
     """Values of k at which metrics are computed."""
+    full: bool = False
+    """Print every metric of the total and of each band; without it the chief ones, which fit half a screen."""
     min_precision: OpenShare | None = None
     """Also evaluate the tags that pass the thresholds for this precision; needs calibrated bundles."""
     model: ScoringConfig = field(default_factory=ScoringConfig)
@@ -78,7 +93,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     members, ks = Members.read(config.bundle), tuple(sorted(config.ks))
     limits = config.min_precision, config.max_reject_share
     result = evaluate_bundle(config.documents, members, config.pool, config.model, ks, *limits)
-    print(table(result))
+    print(table(result) if config.full else summary(result))
     print(_calibration_line(result["calibration"]))
     rate = result["documents"] / (time.monotonic() - started)
     print(f"{result['documents']:,} documents, {result['rejected']:,} rejected, {rate:,.0f} documents/s with start-up")
@@ -105,7 +120,7 @@ def evaluate_bundle(
     ``scoring`` say how scores were computed; prints a warning where calibrations are of another arithmetic.
     Raises DataError when there is no such document, and when more than ``max_reject_share`` is rejected.
     """
-    model = model or ScoringConfig()
+    documents, model = members.reading(documents), model or ScoringConfig()
     model = replace(model, precision=settled(model.precision, pool.device))
     computed_by = members.computed_by(model.precision, pool.device)
     selection = None if min_precision is None else Selection(members.thresholds(min_precision))
@@ -117,7 +132,7 @@ def evaluate_bundle(
     metrics = Metrics(labels.counts, labels.n_documents, ks=ks)
     with own_errors():
         connect()
-        make_room("actors", pool.min, pool.needs, pool.patience)
+        make_room("actors", pool.min, pool.needs, pool.patience, beside=1)
         pool = replace(pool, max=pool.max or pool.min)  # a small file is one block, so one actor gets all of it
         inputs = list_inputs(documents)
         if inputs.left_out:

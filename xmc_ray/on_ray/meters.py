@@ -1,19 +1,19 @@
-"""Prometheus metrics of a night, exported by Ray on every node; Ray prefixes each name with ``ray_``."""
+"""Prometheus metrics of an actor that predicts, exported by Ray on its node; Ray prefixes each name with ``ray_``.
+
+An actor lives as long as a night tags, so its counters grow and have a rate. What a night has done is counted by its driver
+(see `tag.gauges`), since tasks come and go, each with series of its own.
+"""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
-from ray.util import metrics
 from ray.util.metrics import Counter, Histogram
 
 from xmc_ray.data.labels import IntArray
-from xmc_ray.metrics.calibration import SCORE_BINS
 from xmc_ray.model.text import budget_batches
 
 _SECONDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]  # bounds of the histograms
-_NO_DRIFT = 1e-9  # counters reject an increment of 0
 
 
 class PredictorMeters:
@@ -40,31 +40,3 @@ class PredictorMeters:
             self._tokens.inc(tokens)
         if padded > tokens:
             self._padding.inc(padded - tokens)
-
-
-def count_piece(summary: Mapping[str, Any]) -> None:
-    """Metrics of a finished piece, reported by the task that wrote it."""
-    documents = metrics.Counter("xmc_ray_documents", "Documents done", tag_keys=("outcome",))
-    for outcome in ("tagged", "reused", "rejected"):
-        if summary[outcome]:
-            documents.inc(summary[outcome], {"outcome": outcome})
-    rejects = metrics.Counter("xmc_ray_rejects", "Documents rejected", tag_keys=("reason",))
-    for reason, rows in summary["reasons"].items():
-        rejects.inc(rows, {"reason": reason})
-    tags = metrics.Counter("xmc_ray_tags", "Tags by the lower bound of their score", tag_keys=("score",))
-    for place, rows in enumerate(summary["scores"]):
-        if rows:
-            tags.inc(rows, {"score": f"{place / SCORE_BINS:.2f}"})
-
-
-def announce(drift: Mapping[str, float | None]) -> None:
-    """Metrics of a finished night: when it finished, and the drift of its labels.
-
-    They are counters, though each gets a single value: a node keeps exporting the counters of a process that has ended, but
-    drops its gauges within seconds.
-    """
-    moved = metrics.Counter("xmc_ray_drift", "Drift (PSI) of a finished night's labels", tag_keys=("against",))
-    for name, value in drift.items():
-        if value is not None:
-            moved.inc(max(value, _NO_DRIFT), {"against": name})
-    metrics.Counter("xmc_ray_finished_seconds", "Unix time at which a night was finished").inc(time.time())

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,8 @@ from ray.data import ActorPoolStrategy
 
 from xmc_ray import __version__
 from xmc_ray.bundle.ensemble import Ensemble, Members
-from xmc_ray.data.labels import list_lengths
+from xmc_ray.data.filters import LabelFilters
+from xmc_ray.data.labels import IntArray, list_lengths
 from xmc_ray.errors import ConfigError
 from xmc_ray.model.lightxml import Scoring
 from xmc_ray.model.predict import Precision, PredictConfig, cpu_has_bfloat16
@@ -66,6 +67,20 @@ class PoolConfig(Settings):
         kept_busy = int(there.get("GPU", 0)) if self.gpu else _cores() // max(1, self.threads)
         return replace(self, max=max(self.min, min(kept_busy, int(there["CPU"] - _BESIDE) // self.cpus)))
 
+    def beside_tasks(self) -> "PoolConfig":
+        """This config with so few ``cpus`` that the first actors leave one of a single machine's to the tasks around them.
+
+        A pipeline whose actors hold all CPUs waits for ever. ConfigError if even actors of one CPU would. A Ray of several
+        nodes, or of none with CPUs yet, is taken for one that can grow.
+        """
+        count = int(ray.cluster_resources().get("CPU", 0))
+        if count == 0 or is_cluster() or len(ray.nodes()) > 1:
+            return self
+        if count <= self.min:
+            way_out = "start Ray with more, as in ray.init(num_cpus=6): more than there are cores will do"
+            raise ConfigError("too few CPUs for a stage", found=count, expected=f"at least {self.min + 1}", way_out=way_out)
+        return replace(self, cpus=min(self.cpus, (count - 1) // self.min))
+
     @property
     def threads_each(self) -> int:
         """Threads of an actor; ``max`` must not be 0."""
@@ -101,7 +116,9 @@ class ScoringConfig(Settings):
 class Predictor:
     """An actor with the model or models, loaded once."""
 
-    def __init__(self, bundles: Members, k: int, pool: PoolConfig, scoring: ScoringConfig) -> None:
+    def __init__(
+        self, bundles: Members, k: int, pool: PoolConfig, scoring: ScoringConfig, filters: LabelFilters | None = None
+    ) -> None:
         torch.set_num_threads(pool.threads_each)
         self.config = PredictConfig(token_budget=pool.token_budget, precision=scoring.precision)
         self.scoring: Scoring = "grouped" if scoring.scoring == "auto" else scoring.scoring
@@ -109,6 +126,7 @@ class Predictor:
         self.ensemble = Ensemble.load(bundles).to(self.device)
         self.k = min(k, len(self.ensemble.labels))
         self.made_by = made_by(bundles.computed_by(scoring.precision, self.device))
+        self.filters = filters
         self.meters = PredictorMeters()
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -118,12 +136,39 @@ class Predictor:
         scores, ids = np.zeros((len(table), self.k), np.float32), np.full((len(table), self.k), -1, np.int64)
         rows = np.flatnonzero(np.all([list_lengths(lists) > 0 for lists in tokens], axis=0))
         taken = [lists.take(pa.array(rows)) for lists in tokens]
+        filters = None if self.filters is None else self.filters.of_documents(_filter_names(table, rows), len(rows))
         with self.meters.measured([list_lengths(lists) for lists in taken], self.config.tokens_at_once(self.device)):
-            scores[rows], ids[rows] = self.ensemble.predict(taken, self.k, self.config, self.scoring)
-        table = table.drop_columns(columns)
-        table = table.append_column("ids", pa.FixedSizeListArray.from_arrays(pa.array(ids.ravel()), self.k))
-        table = table.append_column("probabilities", pa.FixedSizeListArray.from_arrays(pa.array(scores.ravel()), self.k))
-        return table.replace_schema_metadata({_MADE_BY: json.dumps(self.made_by)})
+            scores[rows], ids[rows] = self.ensemble.predict(taken, self.k, self.config, self.scoring, filters)
+        return with_predictions(table.drop_columns(columns), ids, scores, self.made_by)
+
+
+def _filter_names(table: pa.Table, rows: IntArray) -> pa.Array | None:
+    """The names of the filters of some rows; None if the documents name none."""
+    return table["filter"].combine_chunks().take(pa.array(rows)) if "filter" in table.column_names else None
+
+
+@dataclass(frozen=True)
+class NothingToPredict:
+    """In place of a `Predictor` of ``k`` labels where every row is a reject: no model is loaded."""
+
+    n_tokenizers: int
+    k: int
+    made_by: Mapping[str, str]
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """All rows are padded with -1. ValueError for a row that is no reject."""
+        if table["reason"].null_count:
+            raise ValueError("a document to tag, and no model")
+        shape = len(table), self.k
+        table = table.drop_columns(token_columns(self.n_tokenizers))
+        return with_predictions(table, np.full(shape, -1, np.int64), np.zeros(shape, np.float32), self.made_by)
+
+
+def with_predictions(table: pa.Table, ids: IntArray, scores: npt.NDArray[np.float32], made_by: Mapping[str, str]) -> pa.Table:
+    """A table with its predictions; its schema says what has made them."""
+    for name, values in (("ids", ids), ("probabilities", scores)):
+        table = table.append_column(name, pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1]))
+    return table.replace_schema_metadata({_MADE_BY: json.dumps(dict(made_by))})
 
 
 def made_by(computed_by: Iterable[str]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Joining a Ray cluster or starting one on this machine, waiting for room in it, and getting our own errors back from it."""
 
+import json
 import logging
 import os
 import socket
@@ -18,6 +19,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from xmc_ray import exits
 from xmc_ray.errors import ConfigError, UnavailableError, XmcError
+from xmc_ray.on_ray.terminal import without_lines_of_ray
 
 _LOCAL_VARIABLES = {
     "PYTHONPATH": str(Path(__file__).parents[2]),  # workers find the library even where it is not installed
@@ -49,6 +51,7 @@ def connect() -> None:
         _check_answer(address)
         _init("cannot join the Ray cluster", address, "check RAY_ADDRESS, or unset it to use this machine", options)
         return
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would leave a job 3 % of a core that another program wants
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA_VISIBLE_DEVICES for tasks without a GPU
     options |= {"address": "local", "num_cpus": max(_LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
     options |= {"runtime_env": {"env_vars": _LOCAL_VARIABLES}}
@@ -62,6 +65,8 @@ def connect() -> None:
 
 
 def _init(what: str, where: str, way_out: str, options: Mapping[str, Any]) -> None:
+    if exits.in_job():
+        exits.end_with(without_lines_of_ray())  # after `ray.shutdown`
     try:
         with exits.keep_signals():
             ray.init(**options)
@@ -69,6 +74,7 @@ def _init(what: str, where: str, way_out: str, options: Mapping[str, Any]) -> No
         known = exits.own(error) if not isinstance(error, ConnectionError | TimeoutError) else None
         found = known or str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConfigError(what, where=where, found=found, way_out=way_out) from None
+    exits.end_with(ray.shutdown)  # it prints what has failed in its own processes, some of it late
 
 
 def _check_answer(address: str) -> None:
@@ -115,6 +121,14 @@ def is_cluster() -> bool:
     return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
 
 
+def submission_id() -> str | None:
+    """The name by which `ray job stop` knows this driver, if it was started by `ray job submit`."""
+    try:
+        return str(json.loads(os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"])["metadata"]["job_submission_id"])
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
 def check_room(what: str, count: int, needs: Mapping[str, float]) -> None:
     """ConfigError if a Ray started on this machine, which cannot grow, is too small for ``count`` times ``needs``."""
     if is_cluster():
@@ -129,8 +143,10 @@ def check_room(what: str, count: int, needs: Mapping[str, float]) -> None:
             )
 
 
-def make_room(what: str, count: int, needs: Mapping[str, float], minutes: float) -> None:
+def make_room(what: str, count: int, needs: Mapping[str, float], minutes: float, beside: int = 0) -> None:
     """Wait until the cluster has room for ``count`` times ``needs``, which tells an autoscaler of the demand.
+
+    ``beside``: CPUs for tasks that work with them, and without which they would wait for ever.
 
     Prints what is missing, soon and then every half minute. ConfigError if there is no room after ``minutes``.
     """
@@ -138,7 +154,9 @@ def make_room(what: str, count: int, needs: Mapping[str, float], minutes: float)
     if not is_cluster():
         return
     wanted, pause = f"{count} {what} of {_in_words(needs)}", _FIRST_LINE
-    group, give_up = placement_group([dict(needs)] * count), time.monotonic() + 60 * minutes
+    wanted += f" and {beside} CPU for the tasks beside them" if beside else ""
+    bundles = [dict(needs)] * count + [{"CPU": 1.0}] * beside
+    group, give_up = placement_group(bundles), time.monotonic() + 60 * minutes
     try:
         while not group.wait(max(1.0, min(pause, give_up - time.monotonic()))):
             pause = _NEXT_LINE

@@ -14,7 +14,7 @@ import ray.data
 
 from xmc_ray.data.documents import DocumentsConfig, Rules
 from xmc_ray.data.inputs import list_inputs
-from xmc_ray.data.reader import Segment, check_columns, file_segments, read_file
+from xmc_ray.data.reader import Segment, check_columns, file_parts, read_file
 from xmc_ray.data.split import ValidationConfig, held_out_use
 from xmc_ray.model.text import Tokenizer
 from xmc_ray.storage.files import FileInfo
@@ -25,13 +25,14 @@ def read_documents(
 ) -> ray.data.Dataset:
     """The rows of all files as `documents.Rules` gives them, with ``lost_bytes``; ``series`` names the column of the series.
 
+    ``row``, and an id that is made of it, count from the beginning of a byte range where a file is read in several.
     ``files``: what `list_inputs` has returned before, so that no file is read that has arrived since. Raises DataError if
     columns are missing or of a wrong type in the first files that have rows, and if no file has any.
     """
     files = list_inputs(config).files if files is None else files
     rules = Rules.of(config, labelled=labelled, series=series)
     check_columns(files, rules)
-    tasks = file_segments(files)
+    tasks = file_parts(files)
     blocks = [tasks.slice(row, 1) for row in range(len(tasks))]
     return ray.data.from_arrow(blocks).map_batches(partial(_read, rules=rules), batch_format="pyarrow", batch_size=None)
 

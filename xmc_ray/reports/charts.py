@@ -41,8 +41,18 @@ class Chart:
     rows: Sequence[Sequence[str]]
 
 
-def curves(series: Mapping[str, Points], y_label: str, tick: Callable[[float], str] = "{:.4g}".format) -> Chart | None:
-    """Up to four curves over steps, on one scale whose ticks are written by ``tick``; None if there are no points."""
+def curves(
+    series: Mapping[str, Points],
+    y_label: str,
+    tick: Callable[[float], str] = "{:.4g}".format,
+    x_label: str = "step",
+    x_tick: Callable[[int], str] = "{:,}".format,
+    from_zero: bool = False,
+) -> Chart | None:
+    """Up to four curves over steps, on one scale whose ticks are written by ``tick``; None if there are no points.
+
+    With another ``x_label``, such as day, steps are whatever ``x_tick`` writes of them.
+    """
     shown = {name: points for name, points in series.items() if points}
     if not shown:
         return None
@@ -54,15 +64,17 @@ def curves(series: Mapping[str, Points], y_label: str, tick: Callable[[float], s
             x, y = zip(*thinned(points, _DRAWN_POINTS), strict=True)
             axes.plot(*((x * 2, y * 2) if len(x) == 1 else (x, y)), gid=kind)  # a line of no length is drawn as a dot
         axes.margins(x=0.01)
-        axes.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
+        axes.xaxis.set_major_formatter(lambda step, _: x_tick(round(step)))
         axes.yaxis.set_major_formatter(lambda value, _: tick(value))
-        axes.set(xlabel="step", ylabel=y_label)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        if from_zero:  # so that a small change does not look like a large one
+            axes.set_ylim(bottom=0)
 
     return Chart(
         keys=list(zip(shown, _SERIES, strict=False)),
-        drawing=_draw(plot, f"{changes}, over steps {min(steps):,} to {max(steps):,}", _SIZES, whole_x=True),
-        columns=["Step", *shown],
-        rows=_rows(shown),
+        drawing=_draw(plot, f"{changes}, over {x_label}s {x_tick(min(steps))} to {x_tick(max(steps))}", _SIZES, whole_x=True),
+        columns=[x_label.capitalize(), *shown],
+        rows=_rows(shown, x_tick),
     )
 
 
@@ -127,6 +139,11 @@ def histogram(scores: Sequence[int], scores_before: Sequence[int] | None) -> Cha
     )
 
 
+def percent_tick(share: float) -> str:
+    """A share of 1 as a tick in percent."""
+    return f"{100 * share:.4g}%"
+
+
 def thinned(points: Points, n: int) -> Points:
     """At most ``n`` of the points, evenly spaced, including the first and the last."""
     if len(points) <= n:
@@ -134,10 +151,10 @@ def thinned(points: Points, n: int) -> Points:
     return [points[round(number * (len(points) - 1) / (n - 1))] for number in range(n)]
 
 
-def _rows(series: Mapping[str, Points]) -> list[list[str]]:
+def _rows(series: Mapping[str, Points], x_tick: Callable[[int], str]) -> list[list[str]]:
     values = [dict(points) for points in series.values()]
     steps = sorted({step for points in series.values() for step, _ in thinned(points, _TABLE_ROWS)})
-    return [[f"{step:,}", *(f"{at[step]:.4g}" if step in at else "–" for at in values)] for step in steps]
+    return [[x_tick(step), *(f"{at[step]:.4g}" if step in at else "–" for at in values)] for step in steps]
 
 
 def _draw(plot: Callable[["Axes"], None], spoken: str, sizes: Mapping[str, tuple[int, int]], whole_x: bool = False) -> Markup:

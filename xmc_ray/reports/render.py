@@ -12,7 +12,7 @@ from functools import cache
 from math import inf
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from xmc_ray.errors import printable
@@ -29,7 +29,7 @@ class Label(NamedTuple):
 
 def render(template: str, **content: Any) -> str:
     """The page that ``template`` makes of ``content``, from ``<!doctype html>`` on; to be written in UTF-8."""
-    return _environment().get_template(template).render(content)
+    return environment().get_template(template).render(content)
 
 
 def percent(share: float) -> str:
@@ -80,9 +80,10 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("xmc_ray.reports"),
+def environment(*packages: str) -> Environment:
+    """The templates of further ``packages``, which may use those of this one, by the same rules."""
+    made = Environment(
+        loader=ChoiceLoader([PackageLoader(package) for package in (*packages, "xmc_ray.reports")]),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=lambda value: value if isinstance(value, Markup) else printable(str(value)),
@@ -90,6 +91,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     filters = (percent, number, count, duration, excerpt, flat)
-    environment.filters.update({function.__name__: function for function in filters})
-    environment.globals.update(share=share, zip=zip, infinity=inf)
-    return environment
+    made.filters.update({function.__name__: function for function in filters})
+    made.globals.update(share=share, zip=zip, infinity=inf)
+    return made

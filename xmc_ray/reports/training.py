@@ -13,7 +13,7 @@ import numpy as np
 from xmc_ray.data.labels import LabelIndex
 from xmc_ray.metrics.at_k import Metrics
 from xmc_ray.metrics.confusion import Findings
-from xmc_ray.reports.charts import curves, reliability
+from xmc_ray.reports.charts import Chart, curves, percent_tick, reliability
 from xmc_ray.reports.curves import Curves, Points
 from xmc_ray.reports.render import Label, count, number, percent, render
 
@@ -48,12 +48,9 @@ class TrainingRun:
 def training_report(run: TrainingRun) -> str:
     """The page, from ``<!doctype html>`` on; to be written in UTF-8."""
     labels, names = run.labels.labels, run.labels.names
-    validation = {name: run.curves.points.get(f"validation/{name}", []) for name in _CURVES}
     content = vars(run) | {
-        "warnings": [*run.warnings, *_journal_warnings(run.curves)],
-        "loss": curves(_loss(run.curves), "loss"),
-        "rates": curves(_learning_rates(run.curves), "share of the peak", _percent_tick),
-        "validation": curves(validation, "metric", _percent_tick),
+        "warnings": [*run.warnings, *journal_warnings(run.curves)],
+        **training_charts(run.curves),
         "reliability": reliability(run.findings.reliability) if run.findings else None,
         "measured": _measured(run),
         "metrics": _METRICS,
@@ -66,6 +63,16 @@ def training_report(run: TrainingRun) -> str:
     return render("training.html.j2", **content)
 
 
+def training_charts(journal: Curves) -> dict[str, Chart | None]:
+    """Of a journal: ``loss``, learning ``rates`` and ``validation`` over steps; None for what it does not hold."""
+    validation = {name: journal.points.get(f"validation/{name}", []) for name in _CURVES}
+    return {
+        "loss": curves(_loss(journal), "loss"),
+        "rates": curves(_learning_rates(journal), "share of the peak", percent_tick),
+        "validation": curves(validation, "metric", percent_tick),
+    }
+
+
 def label_bands(labels: LabelIndex) -> dict[str, tuple[int, int]]:
     """For each band of `Metrics`: the number of its labels, and how often documents have one of them."""
     metrics = Metrics(labels.counts, labels.n_documents)
@@ -73,7 +80,8 @@ def label_bands(labels: LabelIndex) -> dict[str, tuple[int, int]]:
     return {name: (int(n), int(times)) for name, n, times in zip(metrics.bands, *sums, strict=True)}
 
 
-def _journal_warnings(journal: Curves) -> list[str]:
+def journal_warnings(journal: Curves) -> list[str]:
+    """What to say of a run that went back, of lines that could not be read, and of a journal without steps."""
     warnings = []
     if journal.resumed:
         times = "once" if journal.resumed == 1 else f"{journal.resumed} times"
@@ -107,10 +115,6 @@ def _learning_rates(journal: Curves) -> dict[str, Points]:
         if peak:
             shares[f"{name}, at most {peak:.3g}"] = [(step, value / peak) for step, value in journal.points[name]]
     return shares
-
-
-def _percent_tick(share: float) -> str:
-    return f"{100 * share:.4g}%"
 
 
 def _metric_rows(metrics: Mapping[str, Any]) -> list[list[str]]:

@@ -1,8 +1,8 @@
 """Files and folders, on a local path or on S3.
 
 `address` normalises addresses and opens file systems, `files` reads and writes, `folders` copies whole folders between this
-machine and storage, `places` checks where a job writes before it begins, `lease` keeps a second job out of a folder. What most
-callers need is offered here, as ``storage.read_json``.
+machine and storage, `places` checks where a job writes before it begins, `lease` keeps a second job out of a folder, `outage`
+says that storage does not answer. What most callers need is offered here, as ``storage.read_json``.
 """
 
 from xmc_ray.storage.address import Address as Address
@@ -31,6 +31,7 @@ from xmc_ray.storage.files import read_bytes as read_bytes
 from xmc_ray.storage.files import read_json as read_json
 from xmc_ray.storage.files import read_parquet as read_parquet
 from xmc_ray.storage.files import remove as remove
+from xmc_ray.storage.files import remove_empty as remove_empty
 from xmc_ray.storage.files import stat as stat
 from xmc_ray.storage.files import subfolders as subfolders
 from xmc_ray.storage.files import visible_files as visible_files

@@ -27,6 +27,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.storage.address import Uri, arrow_filesystem, explained, filesystem, is_local, is_unavailable, split
+from xmc_ray.storage.outage import OUTAGE
 
 T = TypeVar("T")
 PATIENCE = 300.0  # seconds for which a job in the middle of its work waits for a storage that does not answer
@@ -266,25 +267,37 @@ def move(uri: Uri, target: Uri) -> None:
         if is_local(uri):
             _make_folder(os.path.dirname(destination))
             os.replace(source, destination)
-            _sync(os.path.dirname(destination))
+            sync(os.path.dirname(destination))
         else:
             fs.cp_file(source, destination)
             fs.rm_file(source)
 
 
+def remove_empty(folder: Uri) -> None:
+    """Remove a local folder and those in it, as far as they hold no file; on S3 there are no empty folders."""
+    if is_local(folder):
+        for below, _, _ in os.walk(split(folder)[1], topdown=False):
+            with suppress(OSError):
+                os.rmdir(below)
+
+
 def patiently(act: Callable[..., T], *arguments: Any, seconds: float | None = None) -> T:
-    """``act(*arguments)``, retried for ``seconds`` (by default `PATIENCE`) while storage `is_unavailable`.
+    """``act(*arguments)``, retried for ``seconds`` (by default `PATIENCE`) while storage `is_unavailable`, which is said.
 
     Any other error is raised immediately: a missing file will not appear, and a full disk will not empty itself.
     """
-    deadline = time.monotonic() + (PATIENCE if seconds is None else seconds)
-    while True:
-        try:
-            return act(*arguments)
-        except Exception as error:
-            if not is_unavailable(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(_PAUSE)
+    deadline, me = time.monotonic() + (PATIENCE if seconds is None else seconds), object()
+    try:
+        while True:
+            try:
+                return act(*arguments)
+            except Exception as error:
+                if not is_unavailable(error) or time.monotonic() > deadline:
+                    raise
+                OUTAGE.begin(me, error)
+                time.sleep(_PAUSE)
+    finally:
+        OUTAGE.end(me)
 
 
 def _local_files(path: str, needs: Callable[[str], bool] = lambda name: True, *, visible: bool = False) -> Iterator[FileInfo]:
@@ -374,9 +387,9 @@ def _publishing(path: str, publish: Callable[[Path, str], None] = os.replace) ->
     temporary = Path(folder, f".{name}.{uuid.uuid4().hex}")
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         publish(temporary, path)
-        _sync(folder)
+        sync(folder)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -390,10 +403,10 @@ def _make_folder(path: str) -> None:
             os.makedirs(path, exist_ok=True)
         except FileExistsError:  # which `create` would take for the file that it is to create
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
-        _sync(above)
+        sync(above)
 
 
-def _sync(path: Uri) -> None:
+def sync(path: Uri) -> None:
     """Return once a file or the entries of a folder are on the disk."""
     try:
         handle = os.open(path, os.O_RDONLY)

@@ -10,13 +10,15 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 from xmc_ray.errors import ConfigError, DataError, XmcError
 from xmc_ray.storage.address import Uri, explained, filesystem, is_local, normalise_name, split
-from xmc_ray.storage.files import all_files, copy_file, join, remove
+from xmc_ray.storage.files import all_files, copy_file, join, move, patiently, remove, sync
 
+_MOVERS = 16  # files that are moved on S3 at a time
 _SETTLED = 1_000_000_000  # nanoseconds after which a file's next change certainly has another time
 
 Stamps = dict[str, list[int]]
@@ -50,6 +52,28 @@ def upload(folder: Uri, uri: Uri, *, last: str | None = None, confirm: Callable[
     if last is not None:
         confirm()
         copy_file(Path(folder, last), join(uri, last))
+
+
+def take_place(source: str, target: str, aside: str) -> None:
+    """Let the folder ``source`` take the place of ``target``, all of whose files go; may be repeated after a kill.
+
+    On a file system both are renamed, the old one to ``aside``: readers see the files of one of them, never of both. On S3 the
+    old files are removed and the new ones moved, several at a time, which takes seconds for a hundred large files.
+    """
+    if not is_local(target):
+        moves = [(file.uri, join(target, file.uri.removeprefix(f"{source}/"))) for file in all_files(source)]
+        remove(target)
+        with ThreadPoolExecutor(_MOVERS) as pool:
+            list(pool.map(lambda move_: patiently(move, *move_), moves))
+        return
+    with explained(target, missing=ConfigError):
+        remove(aside)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with suppress(FileNotFoundError):
+            os.rename(target, aside)
+        os.rename(source, target)
+        for folder in (os.path.dirname(target), os.path.dirname(source)):
+            sync(folder)
 
 
 def local_copy(uri: Uri, folder: Uri | None = None) -> Path:

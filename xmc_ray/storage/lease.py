@@ -25,6 +25,7 @@ from typing import Any
 
 from xmc_ray import storage
 from xmc_ray.errors import ConfigError, DataError, XmcError
+from xmc_ray.storage.outage import OUTAGE
 
 DRIVER = "_driver.json"
 _BEAT = 10.0  # seconds from one heartbeat to the next
@@ -35,9 +36,9 @@ _SETTLED = 1.0  # seconds until a rival's write of the same moment is visible
 class Lease:
     """A folder held against other jobs; see `held`."""
 
-    def __init__(self, folder: str, beat: float) -> None:
+    def __init__(self, folder: str, beat: float, job: str | None = None) -> None:
         self.folder, self._uri, self._beat = folder, storage.join(folder, DRIVER), beat
-        self._mine: dict[str, Any] = {"driver": uuid.uuid4().hex, **_machine(), "process": os.getpid()}
+        self._mine: dict[str, Any] = {"driver": uuid.uuid4().hex, **_machine(), "process": os.getpid(), "job": job}
         self._mine |= {"since": datetime.now(timezone.utc).isoformat(timespec="seconds"), "beats": 0}
         self._rival: dict[str, Any] | None = None
         self._created = _missing(folder)
@@ -51,18 +52,18 @@ class Lease:
 
     def confirm(self) -> None:
         """Like `check`, but looks now: for the moment before a marker is written."""
-        self._rival = self._rival or storage.patiently(self._others)
+        self._rival = self._rival or storage.patiently(self.holder)
         self.check()
 
     def take(self) -> None:
         """Hold the folder from now on; ConfigError while another job holds it."""
         while not self._create():
-            holder = self._others()
-            if holder is None or _is_dead(holder) or self._watch(holder) is not None:
+            holder = self.holder()
+            if holder is None or _is_dead(holder) or self.watch(holder) is not None:
                 self._write()
                 time.sleep(min(_SETTLED, self._beat))
                 break
-        self._rival = self._others()
+        self._rival = self.holder()
         self.check()
         self._heart.start()
 
@@ -71,25 +72,30 @@ class Lease:
         self._over.set()
         if self._heart.ident is not None:
             self._heart.join()
+        OUTAGE.end(self)
         with suppress(XmcError, OSError):  # the next job finds a dead holder
-            if self._rival is None and self._others() is None:
+            if self._rival is None and self.holder() is None:
                 storage.remove(self._uri)
                 for created in self._created:
                     created.rmdir()  # fails where there is something else by now
 
     def _live(self) -> None:
         while self._rival is None and not self._over.wait(self._beat):
-            with suppress(XmcError, OSError):  # the next beat may find storage available again
-                self._rival = self._others()
+            try:
+                self._rival = self.holder()
                 if self._rival is None:
                     self._mine["beats"] += 1
                     self._write()
+                OUTAGE.end(self)
+            except (XmcError, OSError) as error:  # the next beat may find storage available again
+                if storage.is_unavailable(error):
+                    OUTAGE.begin(self, error)
 
-    def _watch(self, holder: dict[str, Any]) -> dict[str, Any] | None:
+    def watch(self, holder: dict[str, Any]) -> dict[str, Any] | None:
         """The holder once it has missed its beats, None once its file is removed; ConfigError when it beats."""
         deadline = time.monotonic() + _MISSED * self._beat
         while time.monotonic() < deadline:
-            now = self._others()
+            now = self.holder()
             if now is None:
                 return None
             if now != holder:
@@ -99,7 +105,7 @@ class Lease:
 
     def _create(self) -> bool:
         """Whether there was no file and ours is there now, which is true for at most one of several rivals."""
-        if self._others() is not None:  # not to be overwritten by a storage that ignores the condition
+        if self.holder() is not None:  # not to be overwritten by a storage that ignores the condition
             return False
         try:
             return storage.create(self._uri, json.dumps(self._mine).encode())
@@ -109,7 +115,7 @@ class Lease:
     def _write(self) -> None:
         storage.write_json(self._uri, self._mine)
 
-    def _others(self) -> dict[str, Any] | None:
+    def holder(self) -> dict[str, Any] | None:
         """The content of another job's file, if there is one."""
         try:
             content = storage.read_json(self._uri)
@@ -119,14 +125,30 @@ class Lease:
 
 
 @contextmanager
-def held(folder: str, beat: float = _BEAT) -> Iterator[Lease]:
-    """Hold ``folder`` against other jobs; ConfigError if one holds it, which may take 35 seconds to find out."""
-    lease = Lease(folder, beat)
+def held(folder: str, beat: float = _BEAT, job: str | None = None) -> Iterator[Lease]:
+    """Hold ``folder`` against other jobs; ConfigError if one holds it, which may take 35 seconds to find out.
+
+    ``job``: by what name `ray job stop` knows this process, if it was submitted, for those who are refused.
+    """
+    lease = Lease(folder, beat, job)
     try:
         lease.take()
         yield lease
     finally:
         lease.release()
+
+
+def is_held(folder: str, beat: float = _BEAT) -> bool:
+    """Whether a job works in ``folder``, which may take 35 seconds to find out; what a killed one has left is no lease."""
+    lease = Lease(folder, beat)
+    holder = lease.holder()
+    if holder is None or _is_dead(holder):
+        return False
+    try:
+        lease.watch(holder)
+    except ConfigError:
+        return True
+    return False
 
 
 def is_free(folder: str, files: Sequence[storage.FileInfo] | None = None) -> bool:
@@ -164,6 +186,8 @@ def _is_dead(holder: dict[str, Any]) -> bool:
 
 
 def _refusal(folder: str, holder: dict[str, Any]) -> ConfigError:
+    job = holder.get("job")
     found = f"process {holder.get('process')} on {holder.get('host')}, since {holder.get('since')}"
-    way_out = "let it finish, or end it and run the same command again, which resumes"
+    found, end = (f"job {job}, {found}", f"end it by `ray job stop {job}`") if job else (found, "end it")
+    way_out = f"let it finish, or {end} and run the same command again, which resumes"
     return ConfigError("another job works in this folder", where=folder, found=found, way_out=way_out)

@@ -11,6 +11,7 @@ writes the marker once all files are there: a folder without it, or with a file 
 """
 
 import json
+import math
 import re
 import tempfile
 import time
@@ -39,6 +40,7 @@ FORMAT = 3  # 1 had the rows' accumulators in other units, 2 began them at 0 and
 MARKER = "checkpoint.json"
 DENSE = "dense.safetensors"
 _POLL = 1.0  # seconds from one look for the files of the other workers to the next
+_HURRY = 15.0  # seconds of training from one save to the next while a machine is about to be taken away
 _COUNTERS = ("step", "seconds", "waiting", "documents", "tokens", "padded_tokens", "untrained_loss")
 _FOLDER = re.compile(r"/step-(\d+)/([^/]+)$")
 
@@ -137,10 +139,14 @@ class Checkpoints:
         exchange.sum(torch.zeros(1, device=device), "checkpoints")  # a barrier: no worker saves before that is done
         return newest
 
-    def due(self, state: TrainState) -> bool:
-        """Whether it is time to save; all workers agree, since they have the same counters."""
+    def due(self, state: TrainState, hurry: bool = False) -> bool:
+        """Whether it is time to save; all workers agree, since they have the same counters.
+
+        ``hurry``: a machine is about to be taken away. What was trained since the last save would be lost with it, so a save
+        is due every few seconds.
+        """
         by_step = self.config.steps is not None and state.step % self.config.steps == 0
-        return by_step or state.seconds - self.saved_at >= 60 * self.config.minutes
+        return by_step or state.seconds - self.saved_at >= min(_HURRY if hurry else math.inf, 60 * self.config.minutes)
 
     def save(self, state: TrainState, score: float | None = None, metrics: Mapping[str, float] | None = None) -> None:
         """Write ``state`` to the local disk and start to upload it.

@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 
 from xmc_ray.data.epochs import CHUNK, EpochPlan
+from xmc_ray.data.feedback import FeedbackConfig
 from xmc_ray.data.groups import GroupsConfig, LabelGroups
 from xmc_ray.data.labels import IntArray, LabelIndex, list_lengths
 from xmc_ray.errors import ConfigError, ModelError
@@ -40,6 +41,7 @@ class FitConfig(Settings):
     linear: LinearConfig = field(default_factory=LinearConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
 
     def check(self) -> None:
         """Raises ConfigError for a linear ranker without a lexical branch, whose terms it reads."""
@@ -68,11 +70,17 @@ def build_model(
     torch.manual_seed(config.loop.seed)
     heads = config.model
     if heads.table == "auto":
-        heads = replace(heads, table="bfloat16" if torch.device(device).type == "cuda" else "float32")
+        heads = replace(heads, table="bfloat16" if torch.device(device).type != "cpu" else "float32")
     encoder = None if config.encoder.layers == 0 else build_encoder(config.encoder, tokenizer)
-    lexical = LexicalBranch(torch.tensor(weight_F), config.lexical.width) if config.lexical.width else None
+    if encoder is not None and torch.device(device).type != "cpu":
+        # padding has a gradient of 0; to leave it out of those of the words, the host would wait for the device
+        encoder.transformer.get_input_embeddings().padding_idx = None
+    lexical = None
+    if config.lexical.width:
+        lexical = LexicalBranch(torch.tensor(weight_F), config.lexical.width, [field.weight for field in tokenizer.fields])
     model = LightXML(encoder, groups, heads, exchange, config.loop.seed, lexical)
     model.start_from_counts(labels.counts, labels.n_documents)
+    model.judged_weight = config.feedback.judged_weight
     return model.to(device)
 
 
@@ -99,18 +107,23 @@ def epoch_plan(config: LoopConfig, n_documents: int) -> EpochPlan:
 def share_of_batches(documents: pa.Table, plan: EpochPlan, epochs: int, first_step: int, exchange: Exchange) -> Iterator[Batch]:
     """This worker's shares of the batches from ``first_step`` on, for documents that are in memory.
 
-    ``documents`` has columns ``tokens`` and ``labels``, list<int32> each.
+    ``documents`` has columns ``tokens`` and ``labels`` and, with feedback, ``judged``, list<int32> each.
     """
-    tokens, labels = (documents[name].combine_chunks() for name in ("tokens", "labels"))
-    lengths, rows = list_lengths(tokens), np.arange(len(documents))
+    documents = documents.combine_chunks()
+    lengths, rows = list_lengths(documents["tokens"].combine_chunks()), np.arange(len(documents))
     for epoch in range(first_step // plan.steps, epochs):
         for pool in plan.pools(epoch):
             inside = np.concatenate([rows[chunk * CHUNK : (chunk + 1) * CHUNK] for chunk in pool.chunks])
             step_N, row_N = pool.share(lengths[inside], exchange.rank, exchange.world)
             kept = row_N[step_N >= first_step]
             for share in np.split(kept, np.flatnonzero(np.diff(step_N[step_N >= first_step])) + 1) if len(kept) else []:
-                taken = pa.array(inside[share])
-                yield make_batch(tokens.take(taken), labels.take(taken))
+                yield batch_of(documents.take(pa.array(inside[share])))
+
+
+def batch_of(documents: pa.Table) -> Batch:
+    """All of ``documents``, with columns as `share_of_batches`, as one batch."""
+    names = ("tokens", "labels", "judged") if "judged" in documents.column_names else ("tokens", "labels")
+    return make_batch(*(documents[name].combine_chunks() for name in names))
 
 
 def sample_loss(model: LightXML, documents: pa.Table, config: PredictConfig) -> float:

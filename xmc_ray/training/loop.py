@@ -143,22 +143,24 @@ def train(
         model.train()
         torch.manual_seed(_step_seed(config.seed, state.step, exchange.rank))  # dropout, the same in a run that resumes here
         total = torch.zeros(2, dtype=torch.float64, device=device)
-        parts = [part.to(device) for part in batch.split(config.accumulate)]
+        parts = batch.split(config.accumulate)
         for part in parts:
-            with computing(model, config.precision), _without_sync(module, part is not parts[-1]):
-                losses = module(part, documents)
+            with _without_sync(module, part is not parts[-1]):
+                with computing(model, config.precision):
+                    losses = module(part, documents)
                 loss = losses.recall + losses.rank
                 if loss.requires_grad:  # else only rows are trained: a frozen encoder in flat mode
                     loss.backward()
             total += torch.stack(losses).detach()
-        recall_loss, rank_loss = exchange.sum(total).tolist()
+        norms = state.optimizer.norms()
+        recall_loss, rank_loss, *read = torch.stack([*exchange.sum(total), *norms.values()]).tolist()
         here = f"step {state.step + 1} (epoch {state.step // steps_per_epoch + 1})"
         way_out = "lower optim.rows_lr, optim.head_lr or optim.encoder_lr, or use loop.precision = float32"
         if not np.isfinite(recall_loss + rank_loss):
             found = f"recall {recall_loss}, rank {rank_loss}"
             raise ModelError("the loss is not finite", where=here, found=found, way_out=way_out)
         try:
-            state.optimizer.step(progress)
+            state.optimizer.step(progress, dict(zip(norms, read, strict=True)))
         except FloatingPointError as error:
             raise ModelError("a gradient is not finite", where=here, found=error, way_out=way_out) from None
         state.step += 1

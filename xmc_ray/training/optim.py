@@ -81,19 +81,27 @@ class Optimizer:
         self.lazy_adam = torch.optim.SparseAdam(words) if self.words else None
         self.factor = 0.0
 
-    def step(self, progress: float) -> None:
-        """Clip, update with the learning rates of ``progress``, and clear the gradients.
-
-        Raises FloatingPointError, on all workers alike and before anything is updated, if a gradient is not finite.
-        """
-        self.factor = learning_rate_factor(progress, self.config)
+    def norms(self) -> dict[str, Tensor]:
+        """The norms of the gradients, float64 scalars by the names of learning rates; sparse ones are those of all workers."""
         for parameter in (*self.words.values(), *self.terms.vectors.values()):
             if parameter.grad is not None:
                 parameter.grad = gathered_sparse(parameter.grad, self.exchange)
-        norms = {name: clip(part.values(), self.config.clip_norm) for name, part in self.clipped.items()}
-        norms["lexical_lr"] = clip(self.terms.vectors.values(), 0.0)
+        parts = self.clipped | {"lexical_lr": self.terms.vectors}
+        gradients = {name: _values(part.values()) for name, part in parts.items()}
+        return {name: nn.utils.get_total_norm(values).double() for name, values in gradients.items() if values}
+
+    def step(self, progress: float, norms: Mapping[str, float] | None = None) -> None:
+        """Clip, update with the learning rates of ``progress``, and clear the gradients.
+
+        ``norms`` are what `norms` has returned, if it was called for these gradients. Raises FloatingPointError, on all workers
+        alike and before anything is updated, if one is not finite.
+        """
+        self.factor = learning_rate_factor(progress, self.config)
+        norms = {name: norm.item() for name, norm in self.norms().items()} if norms is None else norms
         if not math.isfinite(sum(norms.values())):
             raise FloatingPointError(", ".join(f"a norm of {norm:g} under {name}" for name, norm in norms.items()))
+        for name, part in self.clipped.items():
+            clip(part.values(), norms.get(name, 0.0), self.config.clip_norm)
         for optimizer in (self.adamw, self.lazy_adam):
             if optimizer is not None:
                 for group in optimizer.param_groups:
@@ -257,19 +265,16 @@ def gathered_sparse(gradient: Tensor, exchange: Exchange) -> Tensor:
     return torch.sparse_coo_tensor(ids[None], values, gradient.shape, check_invariants=False).coalesce()
 
 
-def clip(parameters: Iterable[nn.Parameter], norm: float) -> float:
-    """Scale gradients, dense and coalesced sparse ones, to a joint norm of at most ``norm``; 0 does not clip.
+def clip(parameters: Iterable[nn.Parameter], norm: float, most: float) -> None:
+    """Scale gradients, dense and coalesced sparse ones, of a joint ``norm``, to one of ``most``; 0 does not clip."""
+    if 0 < most < norm:
+        torch._foreach_mul_(_values(parameters), (most / torch.tensor(norm, dtype=torch.float32)).item())
 
-    Returns their norm before that.
-    """
+
+def _values(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """The gradients, of sparse ones the values."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if not gradients:
-        return 0.0
-    values = [gradient._values() if gradient.is_sparse else gradient for gradient in gradients]
-    total = nn.utils.get_total_norm(values)
-    if 0 < norm < total.item():
-        torch._foreach_mul_(values, (norm / total).item())
-    return total.item()
+    return [gradient._values() if gradient.is_sparse else gradient for gradient in gradients]
 
 
 def learning_rate_factor(progress: float, config: OptimConfig) -> float:

@@ -44,13 +44,15 @@ class Candidate:
 def undecided(config: FitConfig) -> FitConfig:
     """The settings to read documents by before a recipe is chosen: those of ``config`` that no recipe decides.
 
-    These are the encoder's name, the seeds, and the loop's time, precision and memory. Raises ConfigError for any other that
-    is not at its default.
+    These are the encoder's name, the fields, the feedback, the seeds, and the loop's time, precision and memory. Raises
+    ConfigError for any other that is not at its default.
     """
     free = FitConfig(
         encoder=EncoderConfig(name=config.encoder.name),
+        text=TextConfig(fields=config.text.fields, first=config.text.first),
         groups=GroupsConfig(seed=config.groups.seed),
         loop=LoopConfig(**{name: getattr(config.loop, name) for name in _FREE}),
+        feedback=config.feedback,
     )
     given = FitConfig(**{name: getattr(config, name) for name in vars(free)})
     other = difference(fixed_settings(free), fixed_settings(given))
@@ -58,7 +60,7 @@ def undecided(config: FitConfig) -> FitConfig:
         name, default, found = other
         way_out = "leave it out, or start from a recipe's file with --config"
         raise ConfigError(f"an automatic recipe decides {name}", found=found, expected=default, way_out=way_out)
-    return replace(free, text=TextConfig(max_tokens=LENGTH), groups=replace(free.groups, max_size=1))
+    return replace(free, text=replace(free.text, max_tokens=LENGTH), groups=replace(free.groups, max_size=1))
 
 
 def pretrained_layers(name: str, tokenizer: Tokenizer) -> int:

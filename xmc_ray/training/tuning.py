@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from xmc_ray.data.groups import LabelGroups, group_labels
-from xmc_ray.data.labels import IntArray, LabelIndex
+from xmc_ray.data.labels import IntArray, LabelIndex, list_lengths
 from xmc_ray.data.profile import Profile
 from xmc_ray.data.split import ValidationConfig, held_out_use
 from xmc_ray.errors import ConfigError, ModelError
@@ -207,7 +207,8 @@ def choose(
         return Choice(recipes[0].config, recipes[0].name)
     budget = Budget(minutes, len(recipes))
     use_D = held_out_use(texts, pa.nulls(len(texts), pa.string()), held_out_for_trials(ValidationConfig(), len(texts)))
-    held_out = _some(documents, use_D > 0, HELD_OUT, config.loop.seed)
+    has_truth_D = list_lengths(truth) > 0  # feedback may leave only labels that are wrong
+    held_out = _some(documents, (use_D > 0) & has_truth_D, HELD_OUT, config.loop.seed)
     n_train = int((use_D == 0).sum())
     note = budget.too_short() or too_few(min(len(held_out), n_train))  # all are held out where all have the same words
     if note is not None:
@@ -264,8 +265,8 @@ def run_trial(
 ) -> Iterator[tuple[Trial, Calibration]]:
     """Train on ``documents`` for ``recipe.loop.minutes``; after each quarter: what it reached on ``held_out`` documents.
 
-    Tables have columns ``tokens`` and ``labels``, list<int32> each. The last trial is finished: it has the linear ranker, if
-    the recipe has one, and the best of `LIFTS` and `WEIGHTS`. The calibration is of its held-out predictions.
+    Tables have columns ``tokens``, ``labels`` and perhaps ``judged``, list<int32> each. The last trial is finished: it has the
+    linear ranker, if the recipe has one, and the best of `LIFTS` and `WEIGHTS`. The calibration is of its held-out predictions.
     """
     model = build_model(recipe, tokenizer, labels, groups, device=device, weight_F=weight_F)
     state, plan = TrainState.start(model, recipe.optim), epoch_plan(recipe.loop, len(documents))

@@ -14,7 +14,7 @@ from xmc_ray.on_ray.tag.runner import Runner
 
 @pytest.fixture
 def tag_with(trained: Path, tmp_path: Path) -> Callable[..., str]:
-    """Tags a catalogue, by the runner that is given, into ``<tmp_path>/out/dt=2026-11-23`` unless other settings are given."""
+    """Tags a catalogue, by the runner that is given, into ``<tmp_path>/out`` on 2026-11-23, unless settings say otherwise."""
 
     def tag(runner: Runner | None, documents: object, *further: str, **settings: Any) -> str:
         given = {"documents.uri": documents, "bundle": trained / "bundle", "output": tmp_path / "out", "date": "2026-11-23"}

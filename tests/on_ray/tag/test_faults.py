@@ -88,7 +88,7 @@ def night(folder: object) -> dict[str, Any]:
 
 def pieces(output: object) -> set[str]:
     """The pieces that are done; none once the night is finished."""
-    return {path.name for path in Path(str(output)).glob("dt=*/_work/pieces/[!.]*")}
+    return {path.name for path in Path(str(output)).glob("_nights/dt=*/_work/pieces/[!.]*")}
 
 
 def processes(stage: str) -> list[int]:
@@ -140,7 +140,7 @@ def test_ctrl_c_ends_a_night_with_one_line_and_it_is_resumed(
     output = first.communicate(timeout=SECONDS)[0]
     assert first.returncode == 130 and "Traceback" not in output, output
     assert output.splitlines()[-1] == "error: ended by SIGINT; the same command resumes, or starts over"
-    assert {path.name for path in (tmp_path / "dt=2026-11-23").iterdir()} == {"_work"}
+    assert {path.name for path in (tmp_path / "_nights" / "dt=2026-11-23").iterdir()} == {"_work"}
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in own))
     assert night(job.tag(parse(arguments(tmp_path)), InProcess())) == undisturbed
 
@@ -150,7 +150,7 @@ def test_a_write_is_killed_between_its_two_files(
     arguments: Callable[[object], list[str]], undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     """Rejects are written, the file that completes the piece is not."""
-    work = tmp_path / "dt=2026-11-23" / "_work"
+    work = tmp_path / "_nights" / "dt=2026-11-23" / "_work"
 
     def half_done() -> bool:
         rejects = {path.name for path in (work / "rejects").glob("[!.]*")}
@@ -205,7 +205,7 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(
     first.kill()
     first.wait()
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in orphans))
-    work = tmp_path / "dt=2026-11-23" / "_work"
+    work = tmp_path / "_nights" / "dt=2026-11-23" / "_work"
     done = {name: (work / "pieces" / name).stat().st_mtime_ns for name in pieces(tmp_path)}
     rows = sum(pq.read_metadata(work / "pieces" / name).num_rows for name in done)
 
@@ -266,7 +266,7 @@ def test_a_node_of_a_cluster_is_killed(
         assert job.returncode == 0, output
     finally:
         cluster.shutdown()
-    assert night(tmp_path / "dt=2026-11-23") == undisturbed
+    assert night(tmp_path / "_nights" / "dt=2026-11-23") == undisturbed
 
 
 @SLOW
@@ -283,7 +283,7 @@ def test_the_disk_is_full(arguments: Callable[[object], list[str]], undisturbed:
     first, second = found.stdout.split("exit")[0:2], found.stdout.split("exit")[2]
     assert re.search(r"error: cannot be read or written: \S+\.parquet; .*No space left on device", found.stderr), found.stderr
     assert first[1].startswith(" 2") and "resuming after" in first[1] and second.startswith(" 0"), found.stdout
-    assert night(tmp_path / "large" / "dt=2026-11-23") == undisturbed
+    assert night(tmp_path / "large" / "_nights" / "dt=2026-11-23") == undisturbed
 
 
 @SLOW
@@ -327,7 +327,7 @@ def test_storage_answers_503_for_a_while(
         busy.clear()
         output = job.communicate(timeout=SECONDS)[0]
     assert job.returncode == 0, output
-    assert without_addresses(night(s3.uri("overloaded/out/dt=2026-11-23"))) == without_addresses(undisturbed)
+    assert without_addresses(night(s3.uri("overloaded/out/_nights/dt=2026-11-23"))) == without_addresses(undisturbed)
 
 
 def on_storage(arguments: Callable[[object], list[str]], catalogue: Path, trained: Path, s3: S3, name: str) -> list[str]:

@@ -14,8 +14,9 @@ from in_process import InProcess
 from xmc_ray import storage
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.errors import ConfigError, DataError
-from xmc_ray.on_ray.tag import job, output
+from xmc_ray.on_ray.tag import job, nights, output
 from xmc_ray.on_ray.tag.job import TagConfig
+from xmc_ray.on_ray.tag.nights import folder_of, tags_folder
 from xmc_ray.on_ray.tag.plan import PIECES, REUSED, Plan
 from xmc_ray.settings import fixed_settings
 from xmc_ray.storage import files
@@ -23,21 +24,21 @@ from xmc_ray.storage import files
 
 def test_rejects_of_an_older_version_are_merged(tmp_path: Path) -> None:
     """They have no column ``detail``."""
-    night = output.Night(str(tmp_path), "run", {})
+    night = output.Night(folder_of(str(tmp_path), "2026-11-23"), "run", {})
     new = {"file": "f", "row": 1, "id": "b", "reason": "invalid JSON", "detail": "at character 7"}
     old = {"file": "f", "row": 0, "id": "a", "reason": "text is null"}
     for number, row in enumerate((old, new)):
-        write(tmp_path / "_work" / "rejects" / f"t{number:06}.parquet", [row])
-    plan = Plan(PIECES.empty_table(), REUSED.empty_table(), 2, 0)
+        write(Path(night.work) / "rejects" / f"t{number:06}.parquet", [row])
+    plan = Plan(PIECES.empty_table(), REUSED.empty_table(), 2, 0, 0)
     counts = {"tagged": 0, "reused": 0, "rejected": 2}
     night.publish(plan, 1 << 20, counts, "", pa.table({"label": ["red"]}), InProcess())
-    assert read_night(tmp_path)[1].to_pylist() == [old | {"detail": None}, new]
+    assert read_night(night.folder)[1].to_pylist() == [old | {"detail": None}, new]
 
 
 @pytest.mark.parametrize("call", [1, 2, 3])
 def test_no_marker_is_written_once_another_job_has_taken_the_folder_over(call: int, tmp_path: Path) -> None:
     """Before the merges, after them, and right before ``_SUCCESS``."""
-    night = output.Night(str(tmp_path), "run", {})
+    night = output.Night(folder_of(str(tmp_path), "2026-11-23"), "run", {})
     night.begin()
     calls = iter(range(1, 4))
 
@@ -45,28 +46,12 @@ def test_no_marker_is_written_once_another_job_has_taken_the_folder_over(call: i
         if next(calls) == call:
             raise ConfigError("another job works in this folder")
 
-    plan = Plan(PIECES.empty_table(), REUSED.empty_table(), 0, 0)
+    plan = Plan(PIECES.empty_table(), REUSED.empty_table(), 0, 0, 0)
     counts = {"tagged": 0, "reused": 0, "rejected": 0}
     with pytest.raises(ConfigError, match="another job"):
         night.publish(plan, 1 << 20, counts, "", pa.table({"label": ["red"]}), InProcess(), confirm)
     assert next(calls, None) == (call + 1 if call < 3 else None)
-    assert not (tmp_path / "_SUCCESS").exists() and (tmp_path / "_work" / "run.json").exists()
-
-
-def test_the_latest_night_before_is_a_finished_one(tmp_path: Path) -> None:
-    for day in ("21", "22", "23"):
-        (tmp_path / f"dt=2026-11-{day}").mkdir()
-        (tmp_path / f"dt=2026-11-{day}" / "manifest.json").write_text("{}")
-    (tmp_path / "dt=2026-11-21" / "_SUCCESS").write_text('{"run": "a", "files": ["x"], "rejects": []}')
-    assert output.latest_before(f"{tmp_path}/dt=2026-11-23") == f"{tmp_path}/dt=2026-11-21"
-    assert output.latest_before(f"{tmp_path}/dt=2026-11-21") is None
-    (tmp_path / "dt=2026-11-21" / "x").write_text("")
-    assert output.tag_files(f"{tmp_path}/dt=2026-11-21") == [storage.stat(tmp_path / "dt=2026-11-21" / "x")]
-    (tmp_path / "dt=2026-11-21" / "x").unlink()
-    with pytest.raises(DataError, match=r"a finished night is damaged: .*/x; found no such file; restore"):
-        output.tag_files(f"{tmp_path}/dt=2026-11-21")
-    with pytest.raises(DataError, match="not a finished night"):
-        output.tag_files(f"{tmp_path}/dt=2026-11-22")
+    assert not Path(night.folder, "_SUCCESS").exists() and Path(night.work, "run.json").exists()
 
 
 def test_what_lies_beside_the_days_and_may_not_be_looked_at_is_no_night(tag: Callable[..., str], tmp_path: Path) -> None:
@@ -86,7 +71,7 @@ def test_an_earlier_night_that_may_not_be_read_is_told_before_anything_is_tagged
     def refused(folder: str) -> str:
         raise ConfigError("cannot be read or written", where=folder)
 
-    monkeypatch.setattr(output, "latest_before", refused)
+    monkeypatch.setattr(nights, "latest_before", refused)
     with pytest.raises(ConfigError, match="cannot be read"):
         tag(write(tmp_path / "in.parquet", [document(n) for n in range(10)]))
     assert not list(tmp_path.rglob("pieces/*.parquet"))
@@ -168,7 +153,7 @@ def test_an_unfinished_night_of_an_older_version_is_resumed_and_another_is_named
 
 
 def test_a_foreign_folder_is_left_alone(tag: Callable[..., str], fruit: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "out" / "dt=2026-11-23"
+    folder = tmp_path / "out" / "_nights" / "dt=2026-11-23"
     folder.mkdir(parents=True)
     (folder / "precious.txt").write_text("mine")
     for overwrite in ("false", "true"):
@@ -198,11 +183,34 @@ def test_files_of_a_run_that_was_killed_while_it_was_published_go_with_the_run_t
     catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(10)])
     folder = Path(tag(catalogue))
     storage.write_json(folder / "_work" / "run.json", {"run": "89abcdef", "replaces": ["0123abcd"]})
-    for run in ("89abcdef", "0123abcd", "76543210"):
-        (folder / f"part-{run}-00003.parquet").write_text("half a file")
+    tags = Path(tags_folder(str(folder)))
+    for run in ("89abcdef", "0123abcd"):
+        (tags / f"part-{run}-00003.parquet").write_text("half a file")
+    for run in ("89abcdef", "76543210"):
+        (folder / "rejects").mkdir(exist_ok=True)
+        (folder / "rejects" / f"part-{run}-00003.parquet").write_text("half a file")
     tag(catalogue, "--overwrite", k=2)
-    files = storage.read_json(folder / "_SUCCESS")["files"]
-    assert {path.name for path in folder.glob("part-*")} == {*files, "part-76543210-00003.parquet"}
+    assert [path.name for path in tags.iterdir()] == storage.read_json(folder / "_SUCCESS")["files"]
+    assert [path.name for path in (folder / "rejects").iterdir()] == ["part-76543210-00003.parquet"]
+
+
+def test_where_tags_lie_nothing_of_others_is_replaced(tag: Callable[..., str], tmp_path: Path) -> None:
+    """A reader of the folder would take it for tags, and a night's folder of tags is replaced as a whole."""
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(10)])
+    tags = tmp_path / "out" / "tags" / "dt=2026-11-23"
+    tags.mkdir(parents=True)
+    for name in ("notes.txt", "part-0123abcd-00000.parquet"):
+        (tags / name).write_text("mine")
+        with pytest.raises(ConfigError, match=rf"day's tags holds something else: .*/{name}; move it away"):
+            tag(catalogue)
+        assert (tags / name).read_text() == "mine"
+        (tags / name).unlink()
+    tag(catalogue)
+    (tags / "notes.txt").write_text("mine")
+    tag(catalogue)  # finished, and so left alone
+    with pytest.raises(ConfigError, match="holds something else"):
+        tag(catalogue, "--overwrite")
+    assert (tags / "notes.txt").read_text() == "mine" and len(list(tags.glob("part-*"))) == 1
 
 
 def test_a_finished_night_leaves_the_work_of_another_driver_alone(tag: Callable[..., str], tmp_path: Path) -> None:
@@ -226,7 +234,7 @@ def test_an_output_may_have_any_name(name: str, tag: Callable[..., str], tmp_pat
 
 
 def test_what_a_killed_write_has_left_does_not_block_the_day(tag: Callable[..., str], tmp_path: Path) -> None:
-    folder = tmp_path / "out" / "dt=2026-11-23"
+    folder = tmp_path / "out" / "_nights" / "dt=2026-11-23"
     folder.mkdir(parents=True)
     (folder / f"._driver.json.{'0' * 32}").write_text("{")
     catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(10)])
@@ -238,11 +246,12 @@ def test_a_finished_night_that_has_lost_a_file_is_not_taken_for_whole(tag: Calla
     folder = Path(tag(catalogue))
     marker = storage.read_json(folder / "_SUCCESS")
     (name,) = marker["files"]
-    assert marker["rows"] == {name: 10} and marker["sizes"] == {name: (folder / name).stat().st_size}
-    (folder / name).write_bytes(b"PAR1")
+    file = Path(tags_folder(str(folder)), name)
+    assert marker["rows"] == {name: 10} and marker["sizes"] == {name: file.stat().st_size}
+    file.write_bytes(b"PAR1")
     with pytest.raises(DataError, match=rf"a finished night is damaged: .*{name}; found 4 bytes"):
         tag(catalogue)
-    (folder / name).unlink()
+    file.unlink()
     with pytest.raises(DataError, match="found no such file"):
         tag(catalogue)
     tag(catalogue, "--overwrite")
@@ -254,7 +263,7 @@ def test_rows_are_not_both_tagged_and_rejected(
 ) -> None:
     """An attempt that cannot read a file writes its rejects and is killed; the next one can."""
     catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(10)])
-    folder = tmp_path / "out" / "dt=2026-11-23"
+    folder = tmp_path / "out" / "_nights" / "dt=2026-11-23"
     reject = {"file": str(catalogue), "row": 0, "id": "d0", "reason": "cannot be read", "detail": "away"}
     run_pieces = InProcess.run_pieces
 
@@ -268,20 +277,12 @@ def test_rows_are_not_both_tagged_and_rejected(
 
 
 def test_rows_that_were_not_counted_are_not_published(tmp_path: Path) -> None:
-    night = output.Night(str(tmp_path), "0123abcd", {"bundle": "b"})
-    write(tmp_path / "_work" / "rejects" / "t000000.parquet", [{"file": "f", "row": 0, "id": "a", "reason": "r"}])
-    plan = Plan(PIECES.empty_table(), REUSED.empty_table(), 1, 0)
+    night = output.Night(folder_of(str(tmp_path), "2026-11-23"), "0123abcd", {"bundle": "b"})
+    write(Path(night.work) / "rejects" / "t000000.parquet", [{"file": "f", "row": 0, "id": "a", "reason": "r"}])
+    plan = Plan(PIECES.empty_table(), REUSED.empty_table(), 1, 0, 0)
     with pytest.raises(DataError, match=r"not those that were counted.*found 0 tagged, 1 rejected; expected 0 and 0"):
         night.publish(plan, 1 << 20, {"tagged": 0, "reused": 0, "rejected": 0}, "", pa.table({"label": ["red"]}), InProcess())
-    assert not (tmp_path / "_SUCCESS").exists()
-
-
-def test_only_days_are_nights(tmp_path: Path) -> None:
-    for name in ("dt=2026-11-20", "dt=2026-11-20.bad", "dt=20261121", "dt=2026-W47-6", "dt=2026-11-21 copy"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "_SUCCESS").write_text('{"run": "a", "files": [], "rejects": []}')
-    (tmp_path / "lost+found").mkdir(mode=0)
-    assert output.latest_before(f"{tmp_path}/dt=2026-11-23") == f"{tmp_path}/dt=2026-11-20"
+    assert not Path(night.folder, "_SUCCESS").exists()
 
 
 def test_addresses_may_be_spelt_in_several_ways(
@@ -332,7 +333,7 @@ def test_the_output_of_a_night_lies_apart_from_what_it_reads(tag: Callable[..., 
         ({"output": trained / "bundle"}, "output lies in bundle"),
         ({"output": night, "previous": night, "date": "2026-11-24"}, "output lies in previous"),
         ({"previous": night}, "output lies in previous"),
-        ({"bundle": f"{tmp_path}/out/dt=2026-11-25/bundle", "date": "2026-11-25"}, "bundle lies in output"),
+        ({"bundle": f"{tmp_path}/out/tags/dt=2026-11-25/bundle", "date": "2026-11-25"}, "bundle lies in output"),
     ):
         with pytest.raises(ConfigError, match=words):
             tag(catalogue, **further)
@@ -349,7 +350,7 @@ def test_the_output_of_a_night_lies_apart_from_what_it_reads(tag: Callable[..., 
 def test_a_day_is_given_as_it_is_or_as_its_folder(tag: Callable[..., str], tmp_path: Path) -> None:
     """C10: one parser for the setting and for the names of folders."""
     catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(3)])
-    assert tag(catalogue, date="dt=2026-11-22") == f"{tmp_path}/out/dt=2026-11-22"
+    assert tag(catalogue, date="dt=2026-11-22") == f"{tmp_path}/out/_nights/dt=2026-11-22"
     for day in (
         "20261122",
         "2026-W47-7",
@@ -371,7 +372,9 @@ def test_rights_are_looked_at_before_documents_are_read(
     catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(3)])
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(job, "check_columns", lambda *arguments: pytest.fail("documents are read"))
-    with pytest.raises(ConfigError, match=r"cannot be read or written: .*/file/tags/dt=2026-11-23; found .*Not a directory"):
+    with pytest.raises(
+        ConfigError, match=r"cannot be read or written: .*/file/tags/dt=2026-11-23/_SUCCESS; found .*Not a directory"
+    ):
         tag(catalogue, output=tmp_path / "file" / "tags")
     write_bytes = Path.write_bytes
 
@@ -394,15 +397,15 @@ def test_pieces_that_are_not_those_of_the_plan_are_no_night(
     publish = output.Night.publish
 
     def meddle(self: Any, *arguments: Any) -> Any:
-        (tmp_path / "out" / "dt=2026-11-23" / "_work" / "pieces" / "t000001.parquet").unlink()
+        (tmp_path / "out" / "_nights" / "dt=2026-11-23" / "_work" / "pieces" / "t000001.parquet").unlink()
         return publish(self, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(output.Night, "publish", meddle)
         with pytest.raises(DataError, match=r"not those of the plan.*found \d+ of them and 0 others"):
             tag(catalogue, commit_rows=20)
-    assert not (tmp_path / "out" / "dt=2026-11-23" / "_SUCCESS").exists()
-    (tmp_path / "out" / "dt=2026-11-23" / "_work" / "pieces" / "t000002.parquet").write_bytes(b"")
+    assert not (tmp_path / "out" / "_nights" / "dt=2026-11-23" / "_SUCCESS").exists()
+    (tmp_path / "out" / "_nights" / "dt=2026-11-23" / "_work" / "pieces" / "t000002.parquet").write_bytes(b"")
     assert len(read_night(tag(catalogue, commit_rows=20))[0]) == 40
 
 
@@ -416,7 +419,7 @@ def test_a_finished_night_is_listed_once_when_it_is_started_again(
         files, "_local_files", lambda path, *how, **more: [listed.append(path), *local_files(path, *how, **more)][1:]
     )
     assert tag(catalogue) == folder
-    assert listed.count(folder) == 1
+    assert [listed.count(place) for place in (folder, tags_folder(folder))] == [1, 1]
 
 
 IDENTITY = {"bundle": "b", "input": [], "config": {"k": 10}, "release": "0.1.0", "arithmetic": "cpu float32"}

@@ -3,6 +3,7 @@
 import gc
 import gzip
 import json
+import shutil
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -13,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fruit import document, manifest_of, read_night, write
+from fruit import COLOURS, KINDS, document, manifest_of, read_night, write
 
 from xmc_ray import storage
-from xmc_ray.data import reader
+from xmc_ray.data import line_ranges, reader
 from xmc_ray.data.documents import DocumentsConfig, Rules
 from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.on_ray.tag.pieces import PieceCopier, PieceReader, PieceWriter, TagColumns, _Stream, finished
@@ -124,7 +125,7 @@ def test_what_cannot_be_read_is_rejected_with_its_place(tag: Callable[..., str],
         tag(folder)
     with pytest.raises(DataError, match=r"too many documents are rejected: \S+/_work/rejects; found .*expected at most 30\.0%"):
         tag(folder, max_reject_share=0.3)
-    made = tmp_path / "out" / "dt=2026-11-23"
+    made = tmp_path / "out" / "_nights" / "dt=2026-11-23"
     assert not (made / "_SUCCESS").exists() and list((made / "_work" / "rejects").glob("*.parquet"))
     tags, rejects = read_night(tag(folder, max_reject_share=1))
     assert Counter(tags["id"].to_pylist()) == Counter([*(row["id"] for row in good), "a"])
@@ -219,7 +220,7 @@ def test_no_piece_has_rows_of_two_versions_of_a_file(
         patch.setattr(PieceReader, "_tokenised", meddle)
         with pytest.raises(DataError, match=rf"^a file has changed while it was read: {path}; .*--overwrite"):
             tag(path, commit_rows=1000)
-    work = tmp_path / "out" / "dt=2026-11-23" / "_work"
+    work = tmp_path / "out" / "_nights" / "dt=2026-11-23" / "_work"
     pieces = [pq.read_table(piece) for piece in sorted((work / "pieces").iterdir())]
     assert pa.concat_tables(pieces)["id"].to_pylist() == [f"d{n}" for n in range(1000)]
     with pytest.raises(ConfigError, match=r"another run.*found input.*--overwrite"):
@@ -258,7 +259,7 @@ def test_a_file_that_changes_while_the_night_is_planned_ends_it(
     monkeypatch.setattr(reader, "_parquet", meddle)
     with pytest.raises(DataError, match="has changed while it was read"):
         tag(path)
-    assert not (tmp_path / "out" / "dt=2026-11-23" / "_work" / "plan.json").exists()
+    assert not (tmp_path / "out" / "_nights" / "dt=2026-11-23" / "_work" / "plan.json").exists()
 
 
 def test_what_is_left_out_of_the_input_is_in_log_manifest_and_report(
@@ -275,3 +276,96 @@ def test_what_is_left_out_of_the_input_is_in_log_manifest_and_report(
     assert f"left out: 2 *.csv, such as {folder}/b.csv\n" in capsys.readouterr().out
     page = Path(night, "report.html").read_text()
     assert "Left out of the input, unread: 2 files (.csv), such as" in page and f"{folder}/b.csv" in page
+
+
+def test_a_large_packed_file_is_told_at_the_start(
+    tag: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kind: cost. It is the only file that a night reads many times over."""
+    monkeypatch.setattr(line_ranges, "LARGE", 50)
+    path = tmp_path / "in" / "a.jsonl.gz"
+    path.parent.mkdir()
+    path.write_bytes(gzip.compress("".join(json.dumps(document(n)) + "\n" for n in range(50)).encode()))
+    night = tag(path.parent)
+    first, _ = capsys.readouterr().out.split("\n", 1)
+    assert first.startswith("cannot be split, since packed: 1 files of more than 0 MiB, the largest") and str(path) in first
+    assert manifest_of(night)["tagged"] == 50
+
+
+def hierarchy_table(path: Path, **columns: Any) -> Path:
+    rows = {"label": [*COLOURS, "colour", *KINDS], "parent": ["colour"] * 3 + ["property"] + ["fruit"] * 4}
+    pq.write_table(pa.table(rows | columns), path)
+    return path
+
+
+def test_a_night_is_closed_upwards_by_labels_that_the_bundle_does_not_know(tag: Callable[..., str], tmp_path: Path) -> None:
+    """They count in the night, in its report and for the next one, which reuses them."""
+    names = ["Rot", None, None, "Colour", None, None, None, None]
+    given = {"hierarchy__table": hierarchy_table(tmp_path / "h.parquet", name=names), "hierarchy__close": True, "k": 2}
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(24)])
+    plain = manifest_of(tag(catalogue, output=tmp_path / "plain", k=2))
+    folder = tag(catalogue, **given)
+    manifest, (tags, _) = manifest_of(folder), read_night(folder)
+    below = dict(zip(["colour", "property", "fruit"], [COLOURS, [*COLOURS, "colour"], KINDS], strict=True))
+    for row in tags.to_pylist():
+        scores = dict(zip(row["labels"], row["scores"], strict=True))
+        assert row["scores"] == sorted(row["scores"], reverse=True) and len(scores) == len(row["labels"])
+        for label, narrower in below.items():
+            tagged = [scores[other] for other in narrower if other in scores]
+            assert (label in scores) >= bool(tagged) and all(scores[label] >= score for score in tagged)
+        named = dict(zip(row["labels"], row["names"], strict=True))
+        assert named.get("colour", "Colour") == "Colour" and named.get("red", "RED") == "RED"
+    counts = Counter(label for row in tags["labels"].to_pylist() for label in row)
+    assert manifest["labels"] == counts and manifest["distinct_labels"] == len(counts)
+    assert counts["property"] == counts["colour"] > 0
+    table = pq.read_table(Path(folder, "label-counts.parquet")).to_pydict()
+    assert dict(zip(table["label"], table["documents"], strict=True)) == {**dict.fromkeys(table["label"], 0), **counts}
+    assert "property" in Path(folder, "report.html").read_text() and len(manifest["hierarchy"]) == 16
+    assert "hierarchy" not in plain and plain["config"]["hierarchy"] is None
+    again = tag(catalogue, date="2026-11-24", previous="last", **given)
+    assert manifest_of(again)["reused"] == 24 and manifest_of(again)["labels"] == counts
+    assert manifest_of(again)["changes_since"]["changed"] == 0
+
+
+def test_another_hierarchy_is_another_night(
+    tag: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By what it says: a copy elsewhere is the same one."""
+    table = hierarchy_table(tmp_path / "h.parquet")
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(12)])
+    given = {"hierarchy__close": True}
+    folder = tag(catalogue, hierarchy__table=table, **given)
+    said = capsys.readouterr().out
+    assert "hierarchy: 2 parents have no row of their own, such as 'fruit'" in said
+    copy = Path(shutil.copy(table, tmp_path / "copy.parquet"))
+    assert tag(catalogue, hierarchy__table=copy, **given) == folder and "nothing to do" in capsys.readouterr().out
+    other = hierarchy_table(tmp_path / "other.parquet", parent=[None] * 4 + ["fruit"] * 4)
+    with pytest.raises(
+        ConfigError, match=r"the folder of the day holds another run: .*; found hierarchy = '\w{16}' instead of"
+    ):
+        tag(catalogue, hierarchy__table=other, **given)
+    with pytest.raises(ConfigError, match=r"hierarchy = .* instead of None"):
+        tag(catalogue)
+    with pytest.raises(ConfigError, match=r"found hierarchy\.specific = 'off' instead of 'first'"):
+        tag(catalogue, hierarchy__table=table, hierarchy__specific="first", **given)
+    for day, settings, reused in (
+        (24, {"hierarchy__table": copy, **given}, 12),
+        (25, {"hierarchy__table": other, **given}, 0),
+        (26, {}, 0),
+    ):
+        assert manifest_of(tag(catalogue, previous=folder, date=f"2026-11-{day}", **settings))["reused"] == reused
+        said = capsys.readouterr().out
+        assert ("\nnothing is reused: the night before had another hierarchy: " in f"\n{said}") == (reused == 0)
+
+
+def test_a_hierarchy_that_cannot_be_used_is_told_before_anything_is_written(tag: Callable[..., str], tmp_path: Path) -> None:
+    catalogue = write(tmp_path / "in.parquet", [document(0)])
+    table = hierarchy_table(tmp_path / "h.parquet", label=list("abcdefgh"), parent=list("bcdaefgh"))
+    with pytest.raises(DataError, match="the hierarchy has a cycle"):
+        tag(catalogue, hierarchy__table=table, hierarchy__close=True)
+    pq.write_table(pa.table({"label": ["a"], "parent": ["b"]}), table)
+    with pytest.raises(DataError, match="the hierarchy has none of the bundle's labels"):
+        tag(catalogue, hierarchy__table=table, hierarchy__close=True)
+    with pytest.raises(ConfigError, match=r"a hierarchy that changes no tag"):
+        tag(catalogue, hierarchy__table=table)
+    assert not (tmp_path / "out" / "tags").exists()

@@ -18,6 +18,7 @@ from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.on_ray.predictor import PoolConfig
 from xmc_ray.on_ray.session import connect, own_errors
 from xmc_ray.on_ray.tag import runner
+from xmc_ray.on_ray.tag.nights import files_named, latest, tags_folder
 from xmc_ray.on_ray.tag.runner import Runner
 from xmc_ray.storage import folders
 from xmc_ray.storage.files import join
@@ -110,11 +111,23 @@ def test_both_runners_write_the_same_nights(tag_with: Callable[..., str], tmp_pa
 def outcome(folder: str) -> tuple[list[str], list[pa.Table], dict[str, Any]]:
     """The files of a night without its run's name, what they hold, and the manifest without run, times and addresses."""
     manifest = manifest_of(folder)
-    names = [*manifest["files"], *manifest["rejects"]]
-    tables = [pq.read_table(join(folder, name), partitioning=None) for name in [*names, "label-counts.parquet"]]
+    names = [*manifest["files"], *manifest["rejects"], *manifest["changes"]]
+    places = [*files_named(folder, manifest).values(), join(folder, "label-counts.parquet")]
+    tables = [pq.read_table(place, partitioning=None) for place in places]
     for name in ("rows", "sizes"):
         manifest[name] = list(manifest[name].values())
-    for name in ("run", "started", "ended", "documents_per_second", "config", "previous", "files", "rejects"):
+    for name in (
+        "run",
+        "started",
+        "ended",
+        "documents_per_second",
+        "config",
+        "previous",
+        "files",
+        "rejects",
+        "changes",
+        "changes_since",
+    ):
         del manifest[name]
     return [name.split("-")[-1] for name in names], tables, manifest
 
@@ -142,8 +155,14 @@ def test_on_object_storage(
     assert [manifest_of(second)[name] for name in ("tagged", "reused")] == [1, 597]
     assert tag(s3.uri("catalogue"), date="2026-01-03", previous="last", **settings) == second
     replaced = tag(s3.uri("catalogue"), "--overwrite", date="2026-01-03", **settings)
-    names = {file.uri.rpartition("/")[2] for file in storage.all_files(replaced)}
-    assert names == {*manifest_of(replaced)["files"], *OTHERS} and manifest_of(replaced)["tagged"] == 598
+    manifest = manifest_of(replaced)
+    assert manifest["tagged"] == 598 and manifest["changes_since"]["night"] == first
+    below = {
+        name: {file.uri.removeprefix(f"{name}/") for file in storage.all_files(name)}
+        for name in (replaced, tags_folder(replaced))
+    }
+    assert list(below.values()) == [{*manifest["changes"], *OTHERS}, {*manifest["files"]}]
+    assert latest(s3.uri("tags")) == replaced
 
 
 OTHERS = {"manifest.json", "report.html", "run.json", "label-counts.parquet", "_SUCCESS"}
@@ -159,7 +178,7 @@ def test_a_bucket_that_may_not_be_written_and_wrong_keys(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.reader_access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.reader_secret_key)
     with pytest.raises(
-        ConfigError, match=r"cannot be read or written: \S+/forbidden/dt=2026-11-23;.*check AWS_ACCESS_KEY_ID"
+        ConfigError, match=r"cannot be read or written: \S+/forbidden/_nights/dt=2026-11-23;.*check AWS_ACCESS_KEY_ID"
     ) as refused:
         tag(s3.uri("readable"), output=s3.uri("forbidden"))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")

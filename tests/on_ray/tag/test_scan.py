@@ -1,7 +1,9 @@
 """The scan of the input: rows are counted, repeated ids and rows that the night before has already are found."""
 
+import json
 import tempfile
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +15,11 @@ from hypothesis import strategies as st
 from in_process import InProcess
 
 from xmc_ray import storage
+from xmc_ray.data import line_ranges
 from xmc_ray.data.documents import DocumentsConfig, Rules, text_digest
 from xmc_ray.errors import DataError
 from xmc_ray.on_ray.tag import scan as scanning
+from xmc_ray.on_ray.tag.pieces import _Stream, rows_to_tag
 from xmc_ray.on_ray.tag.plan import unpacked
 from xmc_ray.on_ray.tag.scan import scan
 
@@ -41,12 +45,13 @@ def test_the_join_equals_a_plain_loop(now: list[tuple[int, int]], before: list[t
     order.shuffle(records)
     base_T = np.array([0, len(before)])
     tags = record(before, [(0, row) for row in range(len(before))])
-    same, same_before, repeats = scanning._join((bases, base_T), len(records) + 1, tags[:0], *records, tags)
+    same, same_before, repeats, new = scanning._join((bases, base_T), len(records) + 1, tags[:0], *records, tags)
     rows = sorted(zip([int(bases[file]) + row for file, row in places], now, strict=True))
     expected = reference.joined([row for _, row in rows], before)
     assert sorted(same.tolist()) == expected.same
     assert sorted(same_before.tolist()) == expected.same_before
     assert dict(repeats.T.tolist()) == expected.first_of
+    assert new == len({row for row, _ in now}) - len(expected.same)
 
 
 @pytest.mark.parametrize("shares", [1, 3])
@@ -62,7 +67,7 @@ def test_pieces_hold_each_row_that_is_left_once(shares: int, tmp_path: Path, mon
     monkeypatch.setattr(scanning, "_SHARE_ROWS", 701 // (shares - 1) if shares > 1 else 1 << 40)
     rules = Rules.of(DocumentsConfig(uri=str(tmp_path)), labelled=False)
     plan = scan(files, rules, [storage.stat(tmp_path / "tags")], 25, 4, 1, InProcess())
-    assert (plan.rows, plan.lost_bytes) == (501, 4)
+    assert (plan.rows, plan.to_tag, plan.lost_bytes) == (501, 299, 4)
     assert unpacked(plan.reused["keep"][0].as_py(), 200).all() and plan.reused["rows"].to_pylist() == [200]
     left, doubles, counts = [], [], []
     for piece in plan.pieces.to_pylist():
@@ -87,7 +92,7 @@ def test_a_plan_equals_a_plain_loop(
     before = list(dict(before).items())
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(scanning, "_SHARE_ROWS", share_rows)
-        patch.setattr(scanning, "_TASK_FILES", data.draw(st.integers(1, 3)))
+        patch.setattr(scanning, "_TASK_PARTS", data.draw(st.integers(1, 3)))
         folder = Path(name)
         for number, part in enumerate(parts):
             table = pa.table({"id": pa.array([f"d{i}" for i, _ in part], pa.string()), "text": [f"text {t}" for _, t in part]})
@@ -155,3 +160,77 @@ def test_the_night_before_may_not_change_while_it_is_scanned(tmp_path: Path, mon
     rules = Rules.of(DocumentsConfig(uri=str(tmp_path)), labelled=False)
     with pytest.raises(DataError, match=f"has changed while it was read: {tmp_path}/_t"):
         scan(storage.list_files(tmp_path), rules, before, 10, 1, 1, InProcess())
+
+
+LINES = st.lists(
+    st.one_of(
+        st.builds(lambda n, text: json.dumps({"id": f"d{n}", "text": text}), st.integers(0, 30), st.text("aé😀", max_size=9)),
+        st.sampled_from(["", " ", "no JSON", '{"id": "e", "text": ""}', "[]"]),
+    ),
+    max_size=40,
+)
+
+
+@pytest.mark.parametrize("identifier", ["id", None])
+@given(st.lists(LINES, min_size=1, max_size=3), st.sampled_from(["\n", "\r\n"]), st.integers(30, 200), st.integers(1, 9))
+@settings(deadline=None, max_examples=50)
+def test_a_plan_of_byte_ranges_has_the_rows_of_a_plan_of_whole_files(
+    identifier: str | None, lines: list[list[str]], newline: str, size: int, piece_rows: int
+) -> None:
+    """Every row has its number in its file, in rejects and in ids that are made of it, and is read again by its piece.
+
+    All documents of the night before are those of this one, so all rows with an id are reused if their numbers are right.
+    """
+
+    def rows_of(large: int, tags: bool) -> tuple[list[dict[str, object]], int, int]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(line_ranges, "LARGE", large)
+            patch.setattr(scanning, "LARGE", large)
+            before = [storage.stat(folder / "_tags")] if tags else []
+            plan = scan(storage.list_files(folder), rules, before, piece_rows, 1, 1, InProcess())
+        found = [
+            row
+            for piece in plan.pieces.to_pylist()
+            for table in rows_to_tag(piece, _Stream(piece["segments"], rules))
+            for row in table.to_pylist()
+        ]
+        return found, plan.rows, sum(plan.reused["rows"].to_pylist())
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number, part in enumerate(lines):
+            (folder / f"{number}.jsonl").write_bytes(newline.join(["", *part]).encode())
+        rules = Rules.of(DocumentsConfig(uri=name, id=identifier), labelled=False)
+        found, rows, _ = whole = rows_of(1 << 40, tags=False)
+        assert rows_of(size, tags=False) == whole and len(found) == rows
+        good = [row for row in found if row["reason"] is None]
+        tags = {
+            "id": [row["id"] for row in good],
+            "text_digest": text_digest(pa.array([row["text"] for row in good], pa.string())),
+        }
+        pq.write_table(pa.table(tags, pa.schema([("id", pa.string()), ("text_digest", pa.string())])), folder / "_tags")
+        assert rows_of(size, tags=True) == rows_of(1 << 40, tags=True)
+        assert rows_of(size, tags=True)[2] == len(good)
+
+
+def test_the_shares_of_tasks_are_no_small_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kind: memory. What is small, Ray keeps in the driver: the records of all rows, if there are many tasks and shares."""
+    rows = 3_000
+    for number in range(30):
+        ids = [f"{number} {n}" for n in range(rows // 30)]
+        pq.write_table(pa.table({"id": ids, "text": ["a"] * len(ids)}), tmp_path / f"{number:02}.parquet")
+    monkeypatch.setattr(scanning, "_SHARE_ROWS", 500)
+    monkeypatch.setattr(scanning, "_TASK_PARTS", 1)
+    monkeypatch.setattr(scanning, "_OBJECT_ROWS", 100)
+    sizes: list[int] = []
+
+    class Watched(InProcess):
+        def submit(self, task: object, *arguments: object, returns: int = 1) -> object:
+            result = super().submit(task, *arguments, returns=returns)
+            if task is scanning._shared:
+                sizes.extend(map(len, result))
+            return result
+
+    rules = Rules.of(DocumentsConfig(uri=str(tmp_path)), labelled=False)
+    plan = scan(storage.list_files(tmp_path), rules, [], 100, 1, 0, Watched())
+    assert plan.rows == sum(sizes) == rows and len(sizes) == 7 * 5 and median(sizes) > 50

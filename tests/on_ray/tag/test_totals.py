@@ -1,11 +1,9 @@
-"""What a night adds up to, and what it says meanwhile."""
+"""What a night adds up to."""
 
-import io
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from fruit import manifest_of, write
@@ -15,37 +13,7 @@ from xmc_ray.errors import DataError
 from xmc_ray.metrics.calibration import SCORE_BINS
 from xmc_ray.metrics.drift import DriftConfig
 from xmc_ray.on_ray.tag.pieces import OUTCOMES
-from xmc_ray.on_ray.tag.totals import Totals, progress
-
-
-def test_a_night_says_how_far_it_is_though_no_piece_ends(capsys: pytest.CaptureFixture[str]) -> None:
-    totals = Totals(pa.table({"label": ["red"], "name": [None], "count": [1]}))
-    with progress(totals, 200, every=0.05):
-        time.sleep(0.3)
-        totals.counts.update(tagged=90, rejected=10)
-        time.sleep(0.3)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) >= 4
-    assert lines[0] == "0 of 200 documents (0%), 0/s, no piece done yet, 0 rejected"
-    assert lines[-1].startswith("100 of 200 documents (50%), ") and lines[-1].endswith(" left, 10 rejected")
-    time.sleep(0.2)
-    assert capsys.readouterr().out == "", "it is over"
-
-
-def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    totals = Totals(pa.table({"label": ["red"], "name": [None], "count": [1]}))
-    monkeypatch.setattr("sys.stdout", Terminal())
-    with progress(totals, 200, every=0.05):
-        totals.counts.update(tagged=90, rejected=10)
-        time.sleep(0.3)
-        shown = sys.stdout.getvalue()  # type: ignore[attr-defined]
-        totals.counts.update(tagged=100)
-    assert " 50%" in shown and "100/200" in shown and "10 rejected" in shown
-    assert "200/200" in sys.stdout.getvalue() and "left" not in sys.stdout.getvalue()  # type: ignore[attr-defined]
+from xmc_ray.on_ray.tag.totals import Totals
 
 
 def test_a_night_without_any_tag_does_not_pass_a_bound_of_the_drift() -> None:
@@ -91,6 +59,25 @@ def test_the_report_is_made_of_the_sums() -> None:
     assert "green" in texts and len(warnings) == 1, "its share has fallen to nothing"
     with pytest.raises(DataError, match=r"moved too far from those of training; found PSI .*, most of it from (red|green)"):
         totals.close("dt=2026-11-23", manifest, None, DriftConfig(fail=0.5))
+
+
+def test_drift_is_not_that_of_labels_that_a_hierarchy_adds() -> None:
+    """Training has counted no such label: of a model that tags as it was trained, a closed night is as steady as another."""
+    labels = pa.table({"label": ["red", "blue", "colour"], "name": pa.nulls(3, pa.string()), "count": [500, 500, 0]})
+    for compared, verdict in ((np.array([True, True, False]), "steady"), (None, "warn")):
+        totals = Totals(labels, compared)
+        totals.add(
+            {
+                **dict.fromkeys(OUTCOMES, 0),
+                **{"tagged": 1000, "reasons": {}, "scores": [0] * SCORE_BINS, "samples": []},
+                "labels": [[0, 1, 2], [500, 500, 1000], [450.0, 450.0, 900.0]],
+            }
+        )
+        times = {"started": "2026-11-23T02:00:00+00:00", "ended": "2026-11-23T02:00:09+00:00", "documents_per_second": 111.3}
+        manifest = {**times, "bundle": "0123", "config": {"k": 5}, **totals.manifest()}
+        totals.close("dt=2026-11-23", manifest, None, DriftConfig())
+        assert DriftConfig().verdict(manifest["drift"]["training"]) == verdict
+        assert manifest["labels"] == {"colour": 1000, "red": 500, "blue": 500}
 
 
 def test_totals_do_not_depend_on_the_order_of_pieces() -> None:

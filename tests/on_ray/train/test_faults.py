@@ -75,6 +75,29 @@ def test_workers_and_data_tasks_are_killed(
     assert equal(weights(result["bundle"]), undisturbed)
 
 
+def test_a_machine_that_is_to_be_taken_away_is_a_reason_to_save(
+    settings: Callable[[object], list[str]],
+    undisturbed: dict[str, torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first worker is told; all save at the same step, and Ray Train starts them again from there."""
+    place, notice = tmp_path / "run" / "checkpoints", tmp_path / "notice"
+    monkeypatch.setattr(job, "work", to_be_taken_away(notice))
+    arguments = [*settings(tmp_path / "run"), "--checkpoints.steps=1000000", "--report_seconds=0"]
+    with training_run(parse(arguments)) as result:
+        wait_for(lambda: any(line.startswith("step 5 ") for line in result["lines"]))
+        assert not complete(place)
+        notice.touch()
+        wait_for(lambda: len(restarts(result)) == 1)
+    output = "".join(result["lines"])
+    assert re.search(r"a machine is about to be taken away in \d+ s, with worker 2: saving now", output)
+    (saved,) = re.findall(r"training with 2 workers after step (\d+)", output)
+    told = re.findall(r"step (\d+) ", output.partition("a machine is about to be taken away")[0])
+    assert int(saved) >= int(told[-1])
+    assert equal(weights(result["bundle"]), undisturbed)
+
+
 @pytest.mark.slow
 def test_the_driver_is_killed_and_a_checkpoint_is_cut_short(
     settings: Callable[[object], list[str]], undisturbed: dict[str, torch.Tensor], tmp_path: Path
@@ -199,6 +222,40 @@ def held_up(hold: Path) -> Callable[[dict[str, Any]], Any]:
                 return super().__call__(*arguments)
 
         storage.write_json, worker._Share = write, _Share  # type: ignore[misc]
+        return worker.work(settings)
+
+    return work
+
+
+def to_be_taken_away(notice: Path) -> Callable[[dict[str, Any]], Any]:
+    """`job.work` with slow steps, whose first worker gets Ray Train's notice of a machine's end once the file appears."""
+
+    def work(settings: dict[str, Any]) -> Any:
+        import threading
+
+        import ray.train
+        from ray.train.v2._internal.execution.context import get_train_context
+
+        from xmc_ray.on_ray.train import worker
+        from xmc_ray.training import checkpoint
+
+        context, batches = get_train_context(), worker.batches
+
+        def watch() -> None:
+            while not notice.exists():
+                time.sleep(0.05)
+            notice.unlink()
+            deadline = int(1000 * (time.time() + 6))
+            context.preemption_context.preemption_info = ray.train.PreemptionInfo(deadline, {"a node": [1]})
+
+        def slow(*arguments: Any) -> Any:
+            for batch in batches(*arguments):
+                time.sleep(0.1)
+                yield batch
+
+        if ray.train.get_context().get_world_rank() == 0:
+            threading.Thread(target=watch, daemon=True).start()
+        worker.batches, worker._ASK_SECONDS, checkpoint._HURRY = slow, 0.5, 1.0
         return worker.work(settings)
 
     return work

@@ -17,6 +17,7 @@ from seaweed import S3
 
 from xmc_ray import command
 from xmc_ray.classifier import XMCClassifier
+from xmc_ray.data.feedback import Feedback
 from xmc_ray.errors import ConfigError, DataError, ModelError, XmcError
 from xmc_ray.on_ray.train import job
 
@@ -66,10 +67,28 @@ def test_without_held_out_documents_there_is_no_calibration(fruit: Path, tiny_en
     assert opened.calibration is None and opened.metrics["calibration"] == {"documents": 0, "predictions": 0}
 
 
+def test_a_run_is_not_resumed_with_other_feedback(fruit: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+    """The bundle names what it was trained with; the same command with other verdicts at the same place is refused."""
+    path, words = tmp_path / "feedback.parquet", ["--encoder.layers=0", "--lexical.width=8", "--lexical.columns=512"]
+    settings = *words, "--loop.epochs=1", "--validation.share=0", "--checkpoints.keep=true", f"--feedback.uri={path}"
+    pq.write_table(pa.table({"id": ["train-0"], "label": ["fruit"], "verdict": ["rejected"]}), path)
+    bundle = Path(train(fruit, tiny_encoder, tmp_path / "run", *settings))
+    fingerprint = Feedback.read(str(path)).fingerprint
+    assert json.loads((bundle / "config.json").read_text())["feedback"] == fingerprint
+    assert json.loads((bundle / "metrics.json").read_text())["feedback"] == fingerprint
+    shutil.rmtree(bundle)
+    pq.write_table(pa.table({"id": ["train-0"], "label": ["fruit"], "verdict": ["accepted"]}), path)
+    with pytest.raises(ModelError, match=f"the checkpoint is of a run with other feedback.*found {fingerprint}"):
+        train(fruit, tiny_encoder, tmp_path / "run", *settings)
+    with pytest.raises(ConfigError, match=r"the run folder holds a run with other settings.*feedback\.weight"):
+        train(fruit, tiny_encoder, tmp_path / "run", *settings, "--feedback.weight=2")
+
+
 BAD = {
     "missing file": (["--documents.uri=/nowhere/x.parquet"], DataError, "/nowhere/x.parquet"),
     "encoder not found": (["--encoder.name=/nowhere/encoder"], ModelError, "/nowhere/encoder"),
     "wrong column": (['--documents.text=["words"]'], DataError, "words"),
+    "no feedback": (["--feedback.uri=/nowhere/feedback.parquet"], DataError, "/nowhere/feedback.parquet"),
     "no label names": (["--label_names=/nowhere/names.parquet"], DataError, "/nowhere/names.parquet"),
     "more workers than groups": (["--workers.count=5"], ConfigError, "5 workers, 4 groups"),
     "batch and workers": (["--workers.count=4", "--loop.batch_size=3"], ConfigError, "cannot share a batch"),

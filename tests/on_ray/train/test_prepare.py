@@ -11,7 +11,7 @@ import pytest
 
 from xmc_ray import command
 from xmc_ray.data.token_cache import Split
-from xmc_ray.errors import DataError
+from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.on_ray.session import own_errors
 from xmc_ray.on_ray.train import prepare
 from xmc_ray.on_ray.train.config import TrainConfig
@@ -134,3 +134,56 @@ def test_label_names_are_checked_before_documents_are_read(fruit: Path, tiny_enc
     pq.write_table(pa.table({"uri": ["red"], "title": ["Red"]}), tmp_path / "names.parquet")
     with pytest.raises(DataError, match="label names need one column 'label' and one 'name'"):
         prepared(fruit, tiny_encoder, tmp_path / "cache", "--documents.uri=/nowhere", f"--label_names={tmp_path}/names.parquet")
+
+
+def write_feedback(path: Path, *verdicts: tuple[str, str, str]) -> Path:
+    ids, labels, words = zip(*verdicts, strict=True)
+    pq.write_table(pa.table({"id": ids, "label": labels, "verdict": words}), path)
+    return path
+
+
+def test_feedback_is_in_the_truth_that_is_cached(
+    fruit: Path, tiny_encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And in the counts of labels, and in what the cache is called; judged labels stand beside the others."""
+    cache, rows = tmp_path / "cache", pq.read_table(fruit / "train.parquet").to_pylist()
+    without = prepared(fruit, tiny_encoder, cache, "--validation.share=0")
+    missing = [row["id"] for row in rows if "plum" not in row["labels"]][:7]
+    emptied = rows[-1]
+    verdicts = [(row["id"], "fruit", "rejected") for row in rows[:20]] + [(id, "plum", "accepted") for id in missing]
+    verdicts += [(emptied["id"], label, "rejected") for label in emptied["labels"]]
+    path = write_feedback(tmp_path / "feedback.parquet", *verdicts, ("gone", "plum", "accepted"))
+    first = prepared(fruit, tiny_encoder, cache, "--validation.share=0", f"--feedback.uri={path}")
+    said = "feedback: 7 accepted and 23 rejected labels of documents; left out: 1 of unknown documents"
+    assert said in capsys.readouterr().out
+
+    def counts(of: prepare.Prepared) -> dict[str, int]:
+        return dict(zip(of.labels.labels.to_pylist(), of.labels.counts.tolist(), strict=True))
+
+    changes = dict.fromkeys(emptied["labels"], -1)
+    changes |= {"fruit": changes["fruit"] - 20, "plum": changes.get("plum", 0) + 7}
+    assert counts(first) == {label: n + changes.get(label, 0) for label, n in counts(without).items()}
+    table = pa.concat_tables(first.tokens.chunks("train"))
+    pairs = [(set(row["judged"]) & set(row["labels"]), set(row["judged"])) for row in table.to_pylist()]
+    assert len(table) == 240 and sum(len(right) for right, _ in pairs) == 7 and sum(len(said) for _, said in pairs) == 30
+    assert sum(not row["labels"] for row in table.to_pylist()) == 1 and first.counts["unlabelled"] == 0
+    assert "judged" not in pa.concat_tables(without.tokens.chunks("train")).column_names
+
+    path = write_feedback(tmp_path / "again.parquet", *verdicts[::-1], ("gone", "plum", "accepted"))
+    again = prepared(fruit, tiny_encoder, cache, "--validation.share=0", f"--feedback.uri={path}")
+    assert again.tokens == first.tokens and again.feedback == first.feedback
+    path = write_feedback(tmp_path / "other.parquet", *verdicts[1:])
+    other = prepared(fruit, tiny_encoder, cache, "--validation.share=0", f"--feedback.uri={path}")
+    assert len({each.tokens.folder for each in (without, first, other)}) == 3
+
+
+def test_feedback_of_another_label_set_and_without_ids(fruit: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+    path = write_feedback(tmp_path / "feedback.parquet", ("train-0", "Obst", "accepted"), ("train-1", "rot", "rejected"))
+    with pytest.raises(
+        DataError, match=r"the feedback is of another label set: .*feedback\.parquet; found 2 of 2 labels unknown"
+    ):
+        prepared(fruit, tiny_encoder, tmp_path / "cache", f"--feedback.uri={path}")
+    with pytest.raises(
+        ConfigError, match=r"feedback names documents by their ids; found documents\.id = null; set documents\.id"
+    ):
+        prepared(fruit, tiny_encoder, tmp_path / "cache", f"--feedback.uri={path}", "--documents.id=null")

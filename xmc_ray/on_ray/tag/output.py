@@ -1,60 +1,65 @@
 """The folder of a night: what is in it, which run it belongs to, and how it is published atomically.
 
-    <output>/dt=2026-11-23/
-        part-<run>-00000.parquet   tags
+    <output>/tags/dt=2026-11-23/
+        part-<run>-00000.parquet   tags; nothing else lies there, and nothing before the night is complete
+    <output>/_nights/dt=2026-11-23/
         rejects/part-...           rows that cannot be tagged, with reasons
+        changes/part-...           documents whose tags are not those of the night before (see `changes`)
         label-counts.parquet       how often each label was given
         manifest.json              counts, times, histograms
         report.html                the same for people
         run.json                   what this run is: input files, bundle, settings
         _SUCCESS                   written last; names the files that make up the night
+        table.json                 later than that: the snapshot of an Iceberg table, if there is one (see `tables`)
         _work/                     of an unfinished run: its own run.json (which names the runs before it), its plan, its pieces
 
-A night that replaces another is made in ``_work`` while the old one stays. A reader of the files that ``_SUCCESS`` names sees
-the old night or the new one, never a mixture.
+A night that replaces another is made in ``_work`` while the old one stays. Then its folder of tags takes the place of the old
+one: a reader of the folder sees the old night or the new one, never both. On a file system that is a rename. On S3 each file is
+copied, and a reader may see a part of the new night for some seconds; one that goes by ``_SUCCESS`` misses a file then.
 """
 
-import os
 import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
-from typing import Annotated, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xmc_ray import storage
 from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.on_ray.session import own_errors
+from xmc_ray.on_ray.tag.changes import write_changes
+from xmc_ray.on_ray.tag.nights import (
+    COUNTS,
+    IDENTITY,
+    MANIFEST,
+    REMOVED,
+    REPORT,
+    SUCCESS,
+    WORK,
+    adopt,
+    check_whole,
+    files_named,
+    listed,
+    marker_of,
+    output_of,
+    point,
+    read_own,
+    tags_folder,
+)
 from xmc_ray.on_ray.tag.pieces import IDS, REJECTS, written
 from xmc_ray.on_ray.tag.plan import Plan
 from xmc_ray.on_ray.tag.runner import Runner
-from xmc_ray.settings import Normalised, difference_in_words
+from xmc_ray.settings import difference_in_words
 from xmc_ray.storage.files import FileInfo, join
-from xmc_ray.storage.lease import is_free
+from xmc_ray.storage.folders import take_place
+from xmc_ray.storage.lease import held, is_free
 
-SUCCESS, MANIFEST, IDENTITY, WORK, COUNTS = "_SUCCESS", "manifest.json", "run.json", "_work", "label-counts.parquet"
-REPORT = "report.html"
-_PART = re.compile(r"(?:rejects/)?(?:part-(\w+)-\d{5}\.parquet|\.part-(\w+)-\d{5}\.parquet\.[0-9a-f]{32})")
+_PART = re.compile(r"(?:(?:rejects|changes)/)?(?:part-(\w+)-\d{5}\.parquet|\.part-(\w+)-\d{5}\.parquet\.[0-9a-f]{32})")
 _ROWS, _BYTES = 1 << 16, 256 << 20  # either is enough for a row group: a piece of a few hundred rows makes none of its own
 _MADE_BY = ("release", "arithmetic")  # the part of an identity in which a finished night may differ from the one asked for
-
-
-def parse_day(text: str | os.PathLike[str]) -> str:
-    """YYYY-MM-DD of a day, or of the name of its folder, dt=YYYY-MM-DD; ConfigError for anything else."""
-    day = str(text).removeprefix("dt=")
-    try:
-        is_day = date.fromisoformat(day).isoformat() == day  # Python 3.11 reads 20261123 and weeks as well
-    except ValueError:
-        is_day = False
-    if not is_day:
-        raise ConfigError("not a day", found=repr(text), expected=_DAY)
-    return day
-
-
-_DAY = "YYYY-MM-DD or dt=YYYY-MM-DD"
-Day = Annotated[str, Normalised(parse_day, _DAY)]
 
 
 @dataclass(frozen=True)
@@ -79,15 +84,18 @@ class Night:
         files = storage.all_files(folder)
         if is_free(folder, files):
             return cls(folder, uuid.uuid4().hex[:8], identity)
+        if read_own(join(folder, REMOVED)) is not None:
+            way_out = "let jobs/nights.py remove finish that, then run again"
+            raise ConfigError("the night of this day is being removed", where=folder, way_out=way_out)
         done, begun = read_own(join(folder, IDENTITY)), read_own(join(folder, WORK, IDENTITY))
         if done is None and begun is None:
             raise ConfigError(
                 "the folder of the day holds something else", where=folder, found="no run.json", way_out="choose another output"
             )
-        marker = _marker(folder)
+        marker = marker_of(folder)
         finished = marker is not None and done is not None and done["run"] == marker["run"] and not _other(done, identity)
         if marker is not None and finished and not overwrite:
-            _check_whole(folder, marker, files)
+            check_whole(folder, marker, [*files, *storage.all_files(tags_folder(folder))])
             return None
         is_same = begun is not None and not (_other(begun, identity) or _made_otherwise(begun, identity))
         if begun is not None and is_same and (marker is None or begun["run"] != marker["run"]):
@@ -110,8 +118,7 @@ class Night:
     def begin(self) -> None:
         """Claim the folder for this night, unless it is claimed already."""
         if not self._is_begun():
-            before = [_marker(self.folder), read_own(join(self.folder, IDENTITY)), read_own(join(self.work, IDENTITY))]
-            replaces = sorted({run for known in before if known for run in (known["run"], *known.get("replaces", []))})
+            replaces = sorted(self._known_runs() - {self.run})
             storage.remove(self.work, last=IDENTITY)
             storage.write_json(join(self.work, IDENTITY), {"run": self.run, **self.identity, "replaces": replaces})
 
@@ -128,42 +135,75 @@ class Night:
         label_counts: pa.Table,
         runner: Runner,
         confirm: Callable[[], None] = lambda: None,
+        before: str | None = None,
     ) -> dict[str, Any]:
         """Merge the pieces into files of about ``target_bytes`` and finish the night; the manifest with their names.
 
         Every step may be repeated: names and contents follow from the pieces. Raises DataError unless there are exactly the
         pieces of the plan. ``confirm`` is called before each change of what readers see, and raises if another job has taken
-        the folder over.
+        the folder over. ``before``: the night that changes are told against.
         """
         confirm()
         self._check_pieces(plan)
-        replaces = marked_run(self.folder) is not None
-        stage = join(self.work, "final") if replaces else self.folder
-        merges, names = [], {}
-        for kind, below in (("pieces", ""), ("rejects", "rejects/")):
-            groups = _groups(list(written(self.work, kind).values()), target_bytes)
-            names[kind] = [f"{below}part-{self.run}-{number:05}.parquet" for number in range(len(groups))]
-            for group, name in zip(groups, names[kind], strict=True):
-                schema = REJECTS if kind == "rejects" else None
-                merges.append(runner.submit(storage.patiently, _merge, group, join(stage, name), schema))
-        files = names["pieces"] + names["rejects"]
-        rows = dict(zip(files, runner.get(merges), strict=True))
-        self._check_rows(manifest, [sum(rows[name] for name in names[kind]) for kind in ("pieces", "rejects")])
-        confirm()
-        if replaces:
-            for name in files:
-                storage.patiently(storage.move, join(stage, name), join(self.folder, name))
+        stage = join(self.work, "final")
+        storage.remove(stage)
+        places = {"pieces": stage, "rejects": self.folder}
+        rows = {kind: self._merged(kind, place, target_bytes, runner) for kind, place in places.items()}
+        self._check_rows(manifest, [sum(rows[kind].values()) for kind in places])
+        told, rows["changes"] = self._changes(plan, before, runner)
         storage.patiently(storage.write_bytes, join(self.folder, REPORT), report.encode())
         storage.write_parquet(join(self.folder, COUNTS), label_counts)
-        sizes = {file.uri: file.size for file in storage.all_files(self.folder)}
-        marker = {"run": self.run, "files": names["pieces"], "rejects": names["rejects"], "rows": rows}
-        marker["sizes"] = {name: sizes[join(self.folder, name)] for name in files}
-        storage.patiently(storage.write_json, join(self.folder, MANIFEST), {**manifest, **marker})
+        marker: dict[str, Any] = {"run": self.run, "files": list(rows["pieces"])}
+        marker |= {kind: list(rows[kind]) for kind in ("rejects", "changes")}
+        marker["rows"] = {name: count for part in rows.values() for name, count in part.items()}
+        self.check_place()
+        confirm()
+        if rows["pieces"]:
+            take_place(stage, tags_folder(self.folder), join(self.work, "replaced"))
+        sizes = {file.uri: file.size for file in listed(self.folder)}
+        marker["sizes"] = {name: sizes[uri] for name, uri in files_named(self.folder, marker).items()}
+        storage.patiently(storage.write_json, join(self.folder, MANIFEST), {**manifest, **told, **marker})
         storage.patiently(storage.write_json, join(self.folder, IDENTITY), {"run": self.run, **self.identity})
         confirm()
         storage.patiently(storage.write_json, join(self.folder, SUCCESS), marker)
-        tidy(self.folder)
-        return {**manifest, **marker}
+        settle(self.folder)
+        return {**manifest, **told, **marker}
+
+    def _merged(self, kind: str, place: str, target_bytes: int, runner: Runner) -> dict[str, int]:
+        """The files that pieces of a kind are merged into, in ``place``, and their rows."""
+        groups = _groups(list(written(self.work, kind).values()), target_bytes)
+        below, schema = ("rejects/", REJECTS) if kind == "rejects" else ("", None)
+        names = [f"{below}part-{self.run}-{number:05}.parquet" for number in range(len(groups))]
+        merges = [
+            runner.submit(storage.patiently, _merge, group, join(place, name), schema)
+            for group, name in zip(groups, names, strict=True)
+        ]
+        return dict(zip(names, runner.get(merges), strict=True))
+
+    def _changes(self, plan: Plan, before: str | None, runner: Runner) -> tuple[dict[str, Any], dict[str, int]]:
+        """What the manifest says of the changes, and their files; a night before that cannot be read does not end this one."""
+        if before is None:
+            return {"changes_since": None, "no_changes": "there is no finished night before this"}, {}
+        try:
+            with own_errors():
+                told, files = write_changes(self.folder, self.run, plan, self.work, before, runner)
+        except DataError as error:
+            return {"changes_since": None, "no_changes": str(error)}, {}
+        return {"changes_since": told, "no_changes": None}, files
+
+    def check_place(self) -> None:
+        """ConfigError if there are files of others where the tags are to lie: readers would take them for tags."""
+        runs, place = self._known_runs(), tags_folder(self.folder)
+        for file in storage.all_files(place):
+            if not (storage.is_temporary(file.uri) or _run_of(file.uri.removeprefix(f"{place}/")) in runs):
+                what = "the folder of the day's tags holds something else"
+                raise ConfigError(what, where=file.uri, way_out="move it away, or choose another output")
+
+    def _known_runs(self) -> set[str]:
+        """This run, and those that had the folder before it."""
+        places = (join(self.folder, SUCCESS), join(self.folder, IDENTITY), join(self.work, IDENTITY))
+        known = [content for content in map(read_own, places) if content is not None]
+        return {self.run, *(run for content in known for run in (content["run"], *content.get("replaces", [])))}
 
     def _check_rows(self, manifest: Mapping[str, Any], rows: list[int]) -> None:
         """The files and the counts come from different places: DataError unless they agree."""
@@ -189,107 +229,55 @@ class Night:
             )
 
 
-def is_untidy(folder: str) -> bool:
-    """Whether the driver of a finished night was killed before it had tidied up."""
-    marker, begun = _marker(folder), read_own(join(folder, WORK, IDENTITY))
+def take_over(folder: str) -> None:
+    """If the day has a finished night of the old layout, move it to ``folder``, as if it had been made there."""
+    old = join(output_of(folder), folder.rpartition("/")[2])
+    if marker_of(old) is not None and marker_of(folder) is None:
+        with held(folder):
+            adopt(old)
+        print(f"taken over from the old layout: {old}", flush=True)
+    elif (begun := read_own(join(old, WORK, IDENTITY))) is not None:
+        what, way_out = "an earlier version has begun this night", "finish it by that version, or remove the folder"
+        raise ConfigError(what, where=old, found=f"run {begun['run']}", way_out=way_out)
+
+
+def is_unsettled(folder: str) -> bool:
+    """Whether the driver of a finished night was killed before it was through with `settle`."""
+    marker, begun = marker_of(folder), read_own(join(folder, WORK, IDENTITY))
     return marker is not None and begun is not None and begun["run"] == marker["run"]
 
 
-def tidy(folder: str) -> None:
-    """Remove what no reader of a finished night needs: a replaced night, temporary files of killed tasks, the work.
+def settle(folder: str) -> None:
+    """What is left to do once a night is marked as finished: `nights.point`, and remove what no reader needs.
 
-    Only the lease's holder may. Files are recognised by the names that this run, and those that it replaces, have given them.
+    That is a replaced night, temporary files of killed tasks, the work. Only the lease's holder may. Files are recognised by
+    the names that this run, and those that it replaces, have given them.
     """
-    marker, begun = _marker(folder), read_own(join(folder, WORK, IDENTITY)) or {}
+    point(output_of(folder))
+    marker, begun = marker_of(folder), read_own(join(folder, WORK, IDENTITY)) or {}
     assert marker is not None
     runs = {marker["run"], *begun.get("replaces", [])}
-    kept = {join(folder, name) for name in (*marker["files"], *marker["rejects"])}
-    for file in storage.all_files(folder):
-        part = _PART.fullmatch(file.uri.removeprefix(f"{folder}/"))
-        if part and (part[1] or part[2]) in runs and file.uri not in kept:
+    kept = set(files_named(folder, marker).values())
+    for file in listed(folder):
+        name = next(file.uri.removeprefix(f"{place}/") for place in (folder, tags_folder(folder)) if file.uri.startswith(place))
+        if _run_of(name) in runs and file.uri not in kept:
             storage.remove(file.uri)
     storage.remove(join(folder, WORK), last=IDENTITY)
 
 
-def _check_whole(folder: str, marker: Mapping[str, Any], files: Sequence[FileInfo]) -> None:
-    """DataError if a finished night has lost a file, or a part of one. Unreleased versions noted no sizes."""
-    sizes = {file.uri: file.size for file in files}
-    for name in (*marker["files"], *marker["rejects"]):
-        size, expected = sizes.get(join(folder, name)), marker.get("sizes", {}).get(name)
-        if size is None or expected not in (None, size):
-            raise DataError(
-                "a finished night is damaged",
-                where=join(folder, name),
-                found="no such file" if size is None else f"{size:,} bytes",
-                expected=None if expected is None else f"{expected:,} bytes",
-                way_out="restore the file, or tag again with --overwrite",
-            )
-
-
-def marked_run(folder: str) -> str | None:
-    """The run that a folder's ``_SUCCESS`` names, if there is one."""
-    marker = _marker(folder)
-    return None if marker is None else str(marker["run"])
-
-
-def tag_files(folder: str) -> list[FileInfo]:
-    """The files of tags of a finished night; DataError if it is not finished, or if one of its files is missing or damaged."""
-    marker = _marker(folder)
-    if marker is None:
-        raise DataError("not a finished night", where=folder, found=f"no {SUCCESS}")
-    files = storage.all_files(folder)
-    _check_whole(folder, marker, files)
-    names = {join(folder, name) for name in marker["files"]}
-    return [file for file in files if file.uri in names]
-
-
-def manifest_of(folder: str) -> dict[str, Any]:
-    """The manifest of a finished night; DataError while it is that of another run, or if it is none."""
-    uri = join(folder, MANIFEST)
-    manifest = read_own(uri, "config", "scoring")
-    if manifest is None:
-        raise DataError("not the manifest of a night", where=uri, way_out="restore it, or tag without this night as previous")
-    if manifest["run"] != marked_run(folder):
-        raise DataError("this night is being replaced by another run", where=folder, way_out="finish that run first")
-    return manifest
-
-
-def latest_before(folder: str) -> str | None:
-    """The last finished night before the one in ``folder``, among its siblings, if there is one."""
-    output, _, this = folder.rpartition("/")
-    for name in sorted((name for name in storage.subfolders(output) if _is_day(name) and name < this), reverse=True):
-        if marked_run(join(output, name)) is not None:
-            return join(output, name)
-    return None
-
-
-def _is_day(name: str) -> bool:
-    """Whether a folder's name is ``dt=`` and a day, YYYY-MM-DD."""
-    try:
-        return name == f"dt={parse_day(name)}"
-    except ConfigError:
-        return False
-
-
-def _marker(folder: str) -> dict[str, Any] | None:
-    return read_own(join(folder, SUCCESS), "files", "rejects")
-
-
-def read_own(uri: str, *needs: str) -> dict[str, Any] | None:
-    """A JSON file of ours, which has ``run`` and what it ``needs`` besides, if it is there; None for anything else."""
-    try:
-        content = storage.read_json(uri)
-    except DataError:
-        return None
-    return content if isinstance(content, dict) and content.keys() >= {"run", *needs} else None
+def _run_of(name: str) -> str | None:
+    """The run that has given a file its name, in a folder of tags or of a night; None if none has."""
+    part = _PART.fullmatch(name)
+    return (part[1] or part[2]) if part else None
 
 
 def _other(known: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
     """How another run differs, in words; empty if it does not."""
     now = {name: value for name, value in identity["config"].items() if name != "bundle"}  # its address; see the fingerprint
     before = {name: value for name, value in known.get("config", {}).items() if name in now}
-    words = [difference_in_words({"bundle": known.get("bundle")}, {"bundle": identity["bundle"]})]
+    words = [difference_in_words({name: known.get(name)}, {name: identity.get(name)}) for name in ("bundle", "hierarchy")]
     words += [difference_in_words(*({"input": _versions(each)} for each in (known, identity)))]
+    words += [difference_in_words(*({"filters": each.get("filters")} for each in (known, identity)))]
     words += [difference_in_words(before, now)]
     return ", ".join(filter(None, words))
 

@@ -22,12 +22,14 @@ import pyarrow.parquet as pq
 
 from xmc_ray import storage
 from xmc_ray.data.documents import Rules, text_digest
+from xmc_ray.data.fields import readable
+from xmc_ray.data.filters import LabelFilters
 from xmc_ray.data.labels import IntArray, list_lengths, lists_from_rows
 from xmc_ray.data.reader import Segment, check_unchanged, is_unchanged, read_all
+from xmc_ray.data.tag_hierarchy import TagHierarchy
 from xmc_ray.errors import DataError, ModelError
 from xmc_ray.metrics.calibration import SCORE_BINS
 from xmc_ray.model.text import Tokenizer
-from xmc_ray.on_ray.meters import count_piece
 from xmc_ray.on_ray.predictor import made_by_of, matrix
 from xmc_ray.on_ray.stream import tokenise_table
 from xmc_ray.on_ray.tag.plan import merged, piece_name, unpacked
@@ -35,7 +37,8 @@ from xmc_ray.storage.files import FileInfo, write_parquet
 
 Summary = dict[str, Any]
 """Of a piece: `OUTCOMES` in rows; ``reasons`` {reason of a reject: rows}; ``labels`` [ids, rows, sums of scores]; ``scores``,
-counts in 20 equal bins of [0, 1]; ``samples``, some of its documents with their tags; ``made_by``, what computed it."""
+counts in 20 equal bins of [0, 1]; ``samples``, some of its documents with their tags; ``made_by``, what computed it; where
+documents name filters, ``filters`` {name: [documents, those without a tag]}."""
 
 OUTCOMES = ("tagged", "reused", "rejected", "truncated", "untagged")
 REJECTS = pa.schema([("file", pa.string()), ("row", pa.int64()), *((name, pa.string()) for name in ("id", "reason", "detail"))])
@@ -57,9 +60,10 @@ class PieceReader:
 
     rules: Rules
     tokenizers: Sequence[Tokenizer]
+    keeps_text: bool = False  # in a column ``text``, for a hook
 
     def __call__(self, pieces: list[dict[str, Any]]) -> Iterator[tuple[int, pa.Table]]:
-        """Neighbouring pieces are read in one go; texts are dropped as soon as their chunk is tokenised.
+        """Neighbouring pieces are read in one go; unless kept, texts are dropped as soon as their chunk is tokenised.
 
         Raises DataError for a file that changes meanwhile, before a piece with rows of it is handed on.
         """
@@ -72,9 +76,10 @@ class PieceReader:
     def _tokenised(self, table: pa.Table) -> pa.Table:
         texts = table["text"].combine_chunks()
         is_shown = pa.array(np.arange(len(table)) < _SAMPLES)
-        excerpts = pc.if_else(is_shown, pc.utf8_slice_codeunits(texts, 0, _EXCERPT), _NO_TEXT)
+        excerpts = pc.if_else(is_shown, pc.utf8_slice_codeunits(readable(texts), 0, _EXCERPT), _NO_TEXT)
         table = table.append_column("text_digest", text_digest(texts)).append_column("excerpt", excerpts)
-        return tokenise_table(table, self.tokenizers)
+        tokenised = tokenise_table(table, self.tokenizers)
+        return tokenised.append_column("text", readable(texts)) if self.keeps_text else tokenised
 
 
 class _Stream:
@@ -148,43 +153,79 @@ def some_texts(pieces: pa.Table, rules: Rules, limit: int) -> list[str]:
 
 
 class TagColumns:
-    """Turns predicted ids into the columns of a file of tags: labels, scores, names, model."""
+    """Turns predicted ids into the columns of a file of tags: labels, scores, names, model, filter if documents name one."""
 
     def __init__(
-        self, labels: pa.Table, fingerprint: str, min_score: float, thresholds_L: npt.NDArray[np.float32] | None = None
+        self,
+        labels: pa.Table,
+        fingerprint: str,
+        min_score: float,
+        thresholds_L: npt.NDArray[np.float32] | None = None,
+        filters: LabelFilters | None = None,
+        hierarchy: TagHierarchy | None = None,
     ) -> None:
-        """``thresholds_L``: the least score of each label, beside the minimum for all."""
+        """``labels``: those of the ``hierarchy``, if there is one; ``thresholds_L``: the least score of each label, beside the
+        minimum for all; ``filters``: those of the documents.
+        """
         self.labels = labels["label"].combine_chunks()
         self.names = labels["name"].combine_chunks() if labels["name"].null_count < len(labels) else None
         self.fingerprint = fingerprint
-        self.min_score, self.thresholds_L = min_score, thresholds_L
+        self.min_score, self.thresholds_L, self.hierarchy = min_score, thresholds_L, hierarchy
+        self.filters, self.has_filter = filters, filters is not None and filters.column is not None
+        self.default = None if filters is None else filters.default
 
     @property
     def schema(self) -> pa.Schema:
         """The columns of a file of tags."""
         names = [("names", _STRINGS)] if self.names is not None else []
         lists = [("labels", _STRINGS), ("scores", pa.list_(pa.float32())), *names]
-        return pa.schema([("id", pa.string()), *lists, ("model", pa.string()), ("text_digest", pa.string())])
+        filters = [("filter", pa.string())] if self.has_filter else []
+        return pa.schema([("id", pa.string()), *lists, ("model", pa.string()), ("text_digest", pa.string()), *filters])
 
     def __call__(self, table: pa.Table) -> tuple[pa.Table, Summary]:
-        """The tags, without pads and without scores below the minimum or the label's threshold, and their summary.
+        """The tags and their summary. Beside the columns of ``schema`` there are the labels' `IDS`."""
+        lists = self.lists(table)
+        label_ids = lists.pop(IDS)
+        model = pa.repeat(pa.scalar(self.fingerprint), len(table))
+        columns = {"id": table["id"], **lists, "model": model, "text_digest": table["text_digest"]}
+        columns |= {"filter": table["filter"]} if self.has_filter else {}
+        tags = pa.table({name: columns[name] for name in self.schema.names}).cast(self.schema).append_column(IDS, label_ids)
+        untagged = int((list_lengths(label_ids) == 0).sum())
+        summary = summarise(label_ids.flatten().to_numpy(), lists["scores"].flatten().to_numpy(), untagged)
+        return tags, summary | self.by_filter(tags)
 
-        Beside the columns of ``schema`` there are the labels' `IDS`.
+    def lists(self, table: pa.Table) -> dict[str, pa.ListArray]:
+        """Labels, scores and names of a predicted table, and the labels' `IDS`.
+
+        There are no pads, nor scores below the minimum or the label's threshold. What is left is handed to the hierarchy, which
+        adds no label of the bundle that the document's filter leaves out.
         """
         ids, scores = matrix(table, "ids"), matrix(table, "probabilities")
         kept = (ids >= 0) & (scores >= self.min_score)
         if self.thresholds_L is not None:
             kept &= scores >= self.thresholds_L[ids]
-        rows, kept_ids = np.nonzero(kept)[0], pa.array(ids[kept])
-        columns = {"labels": self.labels.take(kept_ids), "scores": pa.array(scores[kept])}
+        rows, label_ids, tag_scores = np.nonzero(kept)[0], ids[kept], scores[kept]
+        if self.hierarchy is not None:
+            rows, label_ids, tag_scores = self.hierarchy(rows, label_ids, tag_scores)
+            if self.filters is not None:
+                documents = self.filters.of_documents(table["filter"] if self.has_filter else None, len(table))
+                may = documents.admit(rows, label_ids)
+                rows, label_ids, tag_scores = rows[may], label_ids[may], tag_scores[may]
+        kept_ids = pa.array(label_ids)
+        columns = {"labels": self.labels.take(kept_ids), "scores": pa.array(tag_scores), IDS: kept_ids.cast(pa.int32())}
         if self.names is not None:
             columns["names"] = self.names.take(kept_ids)
-        lists = {name: lists_from_rows(rows, values, len(table)) for name, values in columns.items()}
-        model = pa.repeat(pa.scalar(self.fingerprint), len(table))
-        columns = {"id": table["id"], **lists, "model": model, "text_digest": table["text_digest"]}
-        tags = pa.table({name: columns[name] for name in self.schema.names}).cast(self.schema)
-        tags = tags.append_column(IDS, lists_from_rows(rows, kept_ids.cast(pa.int32()), len(table)))
-        return tags, summarise(ids[kept], scores[kept], int((~kept.any(1)).sum()))
+        return {name: lists_from_rows(rows, values, len(table)) for name, values in columns.items()}
+
+    def by_filter(self, tags: pa.Table) -> Summary:
+        """The part of a summary that counts documents by their filters; empty unless they name one."""
+        if not self.has_filter:
+            return {}
+        names = tags["filter"] if self.default is None else tags["filter"].fill_null(self.default)
+        is_untagged = pc.equal(pc.list_value_length(tags["labels"]), 0).cast(pa.int64())
+        counts = pa.table({"name": names, "untagged": is_untagged}).group_by("name")
+        counts = counts.aggregate([("untagged", "count"), ("untagged", "sum")]).sort_by("name").to_pylist()
+        return {"filters": {row["name"]: [row["untagged_count"], row["untagged_sum"]] for row in counts}}
 
 
 def summarise(label_ids: Any, scores: Any, untagged: int) -> Summary:
@@ -261,7 +302,7 @@ class PieceCopier:
         untagged = pc.sum(pc.equal(pc.list_value_length(labels), 0)).as_py() or 0
         summary = summarise(ids.to_numpy(), pc.list_flatten(tags["scores"]).to_numpy(), untagged)
         summary |= {"tagged": 0, "reused": len(tags), "rejected": 0, "reasons": {}, "truncated": 0, "samples": []}
-        summary |= {"made_by": dict(self.made_by)}
+        summary |= {"made_by": dict(self.made_by)} | self.columns.by_filter(tags)
         _finish(self.work, piece_name("r", piece["number"]), tags, summary)
         return summary
 
@@ -297,7 +338,6 @@ def _finish(work: str, name: str, tags: pa.Table, summary: Summary) -> None:
     counts = {name: value for name, value in summary.items() if name != "labels"}
     metadata = {**(tags.schema.metadata or {}), _SUMMARY: json.dumps(counts).encode()}
     write_parquet(_uri(work, "pieces", name), tags.replace_schema_metadata(metadata))
-    count_piece(summary)
 
 
 def _read_summary(uri: str) -> Summary | None:

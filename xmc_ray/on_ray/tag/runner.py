@@ -10,7 +10,7 @@ what a crash costs is counted in pieces.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,8 @@ import ray.data
 from ray.data import TaskPoolStrategy
 
 from xmc_ray.on_ray.predictor import PoolConfig
-from xmc_ray.on_ray.session import arrow_batches, connect, make_room
+from xmc_ray.on_ray.session import arrow_batches, connect, is_cluster, make_room
+from xmc_ray.on_ray.tag.gauges import ActorBoard, Board
 
 Row = dict[str, Any]
 Read = Callable[[list[Row]], Iterator[tuple[int, pa.Table]]]  # rows of a plan -> number and table of each piece
@@ -36,10 +37,20 @@ class Runner:
     """Computes a night on Ray. A subclass may compute it elsewhere: it has handles of its own, and calls the same steps."""
 
     def start(self, pool: PoolConfig) -> PoolConfig:
-        """Wait until Ray has room for the actors, and return the pool with its size settled; ConfigError if it never has."""
+        """Join or start Ray, and return the pool with its size settled. Nothing is asked for yet."""
         connect()
-        make_room("actors", pool.min, pool.needs, pool.patience)
         return pool.settled()
+
+    def make_room(self, pool: PoolConfig) -> None:
+        """Wait until Ray has room for the actors; ConfigError if it never has."""
+        make_room("actors", pool.min, pool.needs, pool.patience, beside=1)
+
+    def board(self, name: str, labels: Mapping[str, str]) -> Board | None:
+        """Where the status of a night is shown; None for a Ray of this machine, which exports no metrics."""
+        if not is_cluster():
+            return None
+        connect()
+        return ActorBoard(name, labels)
 
     def put(self, value: Any) -> Any:
         """A handle to a value that many tasks share."""

@@ -1,43 +1,46 @@
-"""The totals of a night: counts, labels and their drift, progress while it runs, and the report at the end."""
+"""The totals of a night: counts, labels and their drift, and the report at the end."""
 
-import sys
-import threading
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from tqdm import tqdm
 
 from xmc_ray import storage
 from xmc_ray.data.labels import IntArray
 from xmc_ray.errors import DataError
 from xmc_ray.metrics.calibration import SCORE_BINS
 from xmc_ray.metrics.drift import Drift, DriftConfig, psi, worst
-from xmc_ray.on_ray.tag.output import COUNTS, MANIFEST, read_own
+from xmc_ray.on_ray.tag.nights import COUNTS, MANIFEST, read_own
 from xmc_ray.on_ray.tag.pieces import OUTCOMES, Summary
+from xmc_ray.on_ray.tag.plan import Mask
 from xmc_ray.reports.tagging import Night, tagging_report
 
-_SHOWN_LABELS = 1000  # in the manifest, the most frequent ones
+_SHOWN_LABELS = 1000  # in the manifest, the most frequent ones; as many filters
 _SAMPLES = 20  # in the report
+_SHOWN_FILTERS = 10  # in a warning
 
 
 @dataclass
 class Totals:
-    """Sums over the pieces of a night, in any order; ``labels`` has the bundle's labels: label, name, count."""
+    """Sums over the pieces of a night, in any order.
+
+    ``labels`` has the labels that may be tagged: label, name, count. ``compared``: bool[L], those whose drift is measured, if
+    not all: a hierarchy adds and drops broader labels, however the model's own tags are.
+    """
 
     labels: pa.Table
+    compared: Mask | None = None
     counts: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     scores: IntArray = field(default_factory=lambda: np.zeros(SCORE_BINS, np.int64))
     samples: list[dict[str, Any]] = field(default_factory=list)
+    of_filter: Counter[str] = field(default_factory=Counter)  # documents, by the filters that they name
+    untagged_of_filter: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.label_counts: IntArray = np.zeros(len(self.labels), np.int64)
@@ -47,6 +50,9 @@ class Totals:
         """Add a piece that is done."""
         self.counts.update({name: summary[name] for name in OUTCOMES})
         self.reasons.update(summary["reasons"])
+        for name, (documents, untagged) in summary.get("filters", {}).items():
+            self.of_filter[name] += documents
+            self.untagged_of_filter[name] += untagged
         self.scores += np.array(summary["scores"])
         labels, rows, sums = summary["labels"]
         self.label_counts[labels] += np.array(rows, np.int64)
@@ -71,7 +77,22 @@ class Totals:
             "labels": dict(shown),
             "distinct_labels": int((self.label_counts > 0).sum()),
             "scores": self.scores.tolist(),
+            **({"untagged_by_filter": self._untagged_by_filter()} if self.of_filter else {}),
         }
+
+    def _untagged_by_filter(self) -> dict[str, dict[str, int]]:
+        """Filters that documents without a tag have named, those with most of them first."""
+        most = sorted((+self.untagged_of_filter).items(), key=lambda item: (-item[1], item[0]))[:_SHOWN_LABELS]
+        return {name: {"documents": self.of_filter[name], "untagged": untagged} for name, untagged in most}
+
+    def filters_in_vain(self) -> list[str]:
+        """A warning of filters none of whose documents has got a tag, if there are any."""
+        names = sorted(name for name, documents in self.of_filter.items() if documents == self.untagged_of_filter[name])
+        if not names:
+            return []
+        shown = ", ".join(f"{name} ({self.of_filter[name]:,})" for name in names[:_SHOWN_FILTERS])
+        rest = f" and {len(names) - _SHOWN_FILTERS:,} more" if len(names) > _SHOWN_FILTERS else ""
+        return [f"filters that leave all of their documents without a tag: {shown}{rest}"]
 
     def label_table(self) -> pa.Table:
         """All labels: ``label``, ``documents`` that got it, and the sum of its ``scores``."""
@@ -97,7 +118,11 @@ class Totals:
         known = pc.is_valid(ids).to_numpy()
         counts = np.zeros(len(self.labels), np.int64)
         counts[ids.drop_null().to_numpy()] = np.rint(before["scores"].to_numpy()[known]).astype(np.int64)
-        return psi(counts, self.expected_counts)
+        return self._drift(counts)
+
+    def _drift(self, counts: IntArray) -> Drift:
+        """Drift from other counts of the labels."""
+        return psi(*(each if self.compared is None else each * self.compared for each in (counts, self.expected_counts)))
 
     def close(
         self, title: str, manifest: dict[str, Any], previous: str | None, config: DriftConfig, known: Sequence[str] = ()
@@ -106,7 +131,7 @@ class Totals:
 
         ``manifest`` gets the drift; DataError if it is more than the config allows.
         """
-        training = psi(self.labels["count"].to_numpy().astype(np.int64), self.expected_counts)
+        training = self._drift(self.labels["count"].to_numpy().astype(np.int64))
         drifts = {"training": training, "previous": self.drift_from_night(previous) if previous else None}
         manifest["drift"] = {name: drift and drift.total for name, drift in drifts.items()}
         documents = self.counts["tagged"] + self.counts["reused"]
@@ -143,43 +168,3 @@ class Totals:
             warnings=[*known, *warnings],
         )
         return tagging_report(night), warnings
-
-
-@contextmanager
-def progress(totals: Totals, rows: int, every: float | None = None) -> Iterator[None]:
-    """Show how far a night of ``rows`` documents is while the body adds to ``totals``: as a bar on a terminal, else as lines.
-
-    ``every``: seconds between two updates, also while no piece ends; if not given, one on a terminal, and sixty elsewhere.
-    """
-    first, started, is_over = totals.documents, time.monotonic(), threading.Event()
-    is_terminal = sys.stdout.isatty()
-    every = every or (1.0 if is_terminal else 60.0)
-
-    def line() -> str:
-        rate = (totals.documents - first) / (time.monotonic() - started)
-        left = f"{timedelta(seconds=round((rows - totals.documents) / rate))} left" if rate else "no piece done yet"
-        done = f"{totals.documents:,} of {rows:,} documents ({totals.documents / rows:.0%})"
-        return f"{done}, {rate:,.0f}/s, {left}, {totals.counts['rejected']:,} rejected"
-
-    def update() -> None:
-        while not is_over.wait(every):
-            if is_terminal:
-                show()
-            else:
-                print(line(), flush=True)
-
-    def show() -> None:
-        bar.n = totals.documents
-        bar.set_postfix_str(f"{totals.counts['rejected']:,} rejected")
-
-    with tqdm(
-        total=rows, initial=first, unit=" documents", file=sys.stdout, disable=not is_terminal, dynamic_ncols=True
-    ) as bar:
-        thread = threading.Thread(target=update, name="progress", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            is_over.set()
-            thread.join()
-            show()

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 
@@ -70,6 +70,19 @@ class ReportConfig(Settings):
 class TrainConfig(FitConfig):
     """Train a LightXML model and save it as a bundle."""
 
+    essentials: ClassVar = (
+        "documents.uri",
+        "output",
+        "encoder.name",
+        "recipe",
+        "documents.text",
+        "documents.labels",
+        "label_names",
+        "loop.epochs",
+        "loop.minutes",
+        "workers.count",
+    )
+
     documents: DocumentsConfig
     """The training split."""
     output: storage.Address = field(metadata=MAY_CHANGE_ON_RESUME)
@@ -93,6 +106,14 @@ class TrainConfig(FitConfig):
     report: ReportConfig = field(default_factory=ReportConfig, metadata=MAY_CHANGE_ON_RESUME)
     report_seconds: NonNegativeFloat = field(default=10.0, metadata=MAY_CHANGE_ON_RESUME)
     """Seconds from one line of progress to the next."""
+
+    def check(self) -> None:
+        """Raises ConfigError for columns of text that are not the fields, if there are any, and for feedback without ids."""
+        super().check()
+        if self.feedback.uri is not None and self.documents.id is None:
+            what, way_out = "feedback names documents by their ids", "set documents.id to the column of the ids"
+            raise ConfigError(what, found="documents.id = null", way_out=way_out)
+        self.documents.with_fields([*(self.text.fields or {})])
 
     def threads(self, local_workers: int = 1) -> int:
         """Threads of each of so many workers of a machine.

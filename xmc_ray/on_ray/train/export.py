@@ -58,6 +58,8 @@ def keep_best(config: TrainConfig, prepared: Prepared, confirm: Callable[[], Non
     if ranker is not None and prepared.counts["validation"]:  # the checkpoint's are of the model without it
         metrics |= _ask_a_worker(config, validated, chosen, config, prepared, ranker)
     metrics["documents"] = {name: count for name, count in prepared.counts.items() if count}
+    if prepared.feedback is not None:
+        metrics["feedback"] = prepared.feedback
     parts = prepared.tokenizer, prepared.labels, prepared.groups
     bundle = Bundle(model, *parts, metrics=metrics, run_toml=run_toml, calibration=calibration)
     if not storage.is_empty(uri):
@@ -105,7 +107,7 @@ def take_examples(shared: tuple[Saved, TrainConfig, Prepared], chunks: IntArray)
 def solve_labels(config: TrainConfig, labels: range, *examples: Examples) -> Weights:
     """The linear ranker's weights of some labels."""
     threads = config.workers.threads or len(os.sched_getaffinity(0))  # which do not wait for each other
-    return solved(joined(examples), labels, config.linear, threads)
+    return solved(joined(examples), labels, config.linear, threads, config.feedback.judged_weight)
 
 
 def validated(saved: Saved, config: TrainConfig, prepared: Prepared, ranker: LinearRanker) -> dict[str, float]:

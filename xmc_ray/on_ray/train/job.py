@@ -22,7 +22,7 @@ from xmc_ray.exits import keep_signals
 from xmc_ray.model.encoder import check_encoder, try_encoder
 from xmc_ray.model.predict import arithmetic
 from xmc_ray.model.text import Tokenizer
-from xmc_ray.on_ray.session import check_room, connect, find_own, make_room, own_errors
+from xmc_ray.on_ray.session import check_room, connect, find_own, make_room, own_errors, submission_id
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.export import calibration_of_another, keep_best
 from xmc_ray.on_ray.train.journal import journal, say
@@ -45,6 +45,7 @@ def run(config: TrainConfig) -> str:
     else:
         check_encoder(config.encoder, config.text.max_tokens)
     reads = {"documents.uri": config.documents.uri, "label_names": config.label_names, "calibration": config.calibration}
+    reads["feedback.uri"] = config.feedback.uri
     if config.encoder.name.startswith(("/", "s3://")):  # else a name on a hub
         reads["encoder.name"] = config.encoder.name
     check_apart({"output": config.output, "cache": config.cache}, reads)
@@ -52,7 +53,7 @@ def run(config: TrainConfig) -> str:
     if not _is_finished(config, bundle):
         for folder in filter(None, (config.output, config.cache)):
             check_writable(folder)
-        with held(config.output) as lease, own_errors():
+        with held(config.output, job=submission_id()) as lease, own_errors():
             if not _is_finished(config, bundle):  # once more: another job may just have finished here
                 fingerprint, advice = _make(config, lease)
                 say("; WARNING: ".join([f"bundle {fingerprint}: {bundle}", *advice]))
@@ -164,12 +165,14 @@ def _check_workers(config: TrainConfig, prepared: Prepared) -> None:
 def _identity(config: TrainConfig, prepared: Prepared, encoder: str | None) -> Identity:
     plan = epoch_plan(config.loop, prepared.counts["train"])
     return {
+        "feedback": prepared.feedback,
         "labels": prepared.labels.fingerprint,
         "groups": hashlib.sha256(prepared.groups.group_L.tobytes()).hexdigest()[:16],
         "encoder": encoder,
         "model": asdict(config.model)
         | {"freeze": config.encoder.freeze}
-        | {"lexical": [config.lexical.width, config.lexical.columns, config.lexical.rarest]},
+        | {"lexical": [config.lexical.width, config.lexical.columns, config.lexical.rarest]}
+        | ({"fields": config.text.fields} if config.text.fields else {}),
         "documents": asdict(plan) | {"tokens": prepared.tokens.folder.rpartition("/")[2]},
         "order of documents": prepared.tokens.attempt,
     }

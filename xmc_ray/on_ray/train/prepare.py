@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import ray.data
 
 from xmc_ray import storage
+from xmc_ray.data.feedback import Feedback
 from xmc_ray.data.groups import GroupsConfig, LabelGroups, group_labels
 from xmc_ray.data.inputs import list_inputs
 from xmc_ray.data.labels import LabelIndex, list_lengths, read_label_names
@@ -33,13 +34,17 @@ _REJECTED, _LOST = "rejected: ", "unread bytes"  # names of counts
 
 @dataclass
 class Prepared:
-    """``tokens``: documents as tokens and label ids, on storage; ``term_weights``: float32[F] if there is a lexical branch."""
+    """``tokens``: documents as tokens and label ids, on storage; ``term_weights``: float32[F] if there is a lexical branch.
+
+    ``feedback``: the fingerprint of what editors have said of the documents' labels, which is in them already; None without.
+    """
 
     tokens: TokenCache
     tokenizer: Tokenizer
     labels: LabelIndex
     groups: LabelGroups
     term_weights: npt.NDArray[np.float32] | None
+    feedback: str | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -50,26 +55,30 @@ class Prepared:
 def prepare(config: TrainConfig) -> Prepared:
     """Tokenise the documents, unless they are cached; count and group their labels.
 
-    A folder of the cache is named by a fingerprint of the files (size and version), columns, tokenizer, length and held-out
-    share, so a stale one is never read. Labels and their counts are those of all documents, held out or not; groups see only
-    training documents. Raises DataError when too many documents are rejected, and when none is left to train on.
+    A folder of the cache is named by a fingerprint of the files (size and version), columns, tokenizer, length, held-out share
+    and feedback, so a stale one is never read. Labels and their counts are those of all documents, held out or not; groups see
+    only training documents. Raises DataError when too many documents are rejected, when none is left to train on, and for
+    feedback that cannot be read or is of other labels.
     """
     names = read_label_names(config.label_names)
-    tokenizer = Tokenizer.load(config.encoder.name, config.text.max_tokens)
+    config = replace(config, documents=config.documents.with_fields([*(config.text.fields or {})]))
+    tokenizer = Tokenizer.load(config.encoder.name, config.text.max_tokens, config.text.described())
     inputs = list_inputs(config.documents)  # once: the fingerprint is that of the very files that are read
     if inputs.left_out:
         say(str(inputs))
     files = inputs.files
+    feedback = None if config.feedback.uri is None else Feedback.read(config.feedback.uri)
     cache = config.cache or storage.join(config.output, "tokens")
-    folder = storage.join(cache, _fingerprint(config, files, tokenizer))
+    folder = storage.join(cache, _fingerprint(config, files, tokenizer, feedback))
     if not storage.exists(storage.join(folder, MARKER)):
-        _tokenise_all(config, files, tokenizer, folder)
+        _tokenise_all(config, files, tokenizer, folder, feedback)
     tokens = TokenCache.open(folder)
     _check_rejects(config, _rejects_of(tokens.counts, files))  # of an earlier run, perhaps, which allowed more
     labels = tokens.labels if names is None else tokens.labels.with_names(names)
     if names is not None and labels.names.null_count == len(labels):
         say(f"warning: none of the labels has a name in {config.label_names}, such as {labels.labels[0]}")
-    return Prepared(tokens, tokenizer, labels, _groups(tokens, config.groups), _term_weights(tokens, config.lexical))
+    parts = _groups(tokens, config.groups), _term_weights(tokens, config.lexical)
+    return Prepared(tokens, tokenizer, labels, *parts, None if feedback is None else feedback.fingerprint)
 
 
 def profile(prepared: Prepared) -> Profile:
@@ -78,25 +87,36 @@ def profile(prepared: Prepared) -> Profile:
     return Profile.of(tokens.column("train", "tokens"), tokens.column("train", "labels"), prepared.labels)
 
 
-def _fingerprint(config: TrainConfig, files: list[FileInfo], tokenizer: Tokenizer) -> str:
+def _fingerprint(config: TrainConfig, files: list[FileInfo], tokenizer: Tokenizer, feedback: Feedback | None) -> str:
     documents, validation = config.documents, config.validation
     versions = [[file.uri, file.size, file.version] for file in files]
     columns = [documents.id, documents.text, documents.separator, documents.labels, documents.max_bytes]
+    columns += [] if documents.label_separator is None else [documents.label_separator]
     split = [validation.share, validation.calibrate, *filter(None, [validation.series])]
-    content = json.dumps([FORMAT, versions, columns, tokenizer.fingerprint, *split, config.loop.seed])
+    judged = [] if feedback is None else [feedback.fingerprint]
+    content = json.dumps([FORMAT, versions, columns, tokenizer.fingerprint, *split, config.loop.seed, *judged])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _tokenise_all(config: TrainConfig, files: list[FileInfo], tokenizer: Tokenizer, folder: str) -> None:
+def _tokenise_all(
+    config: TrainConfig, files: list[FileInfo], tokenizer: Tokenizer, folder: str, feedback: Feedback | None
+) -> None:
     """Write the token cache. Tokens stay in Ray's object store, which spills to disk, until all labels are counted."""
     rows = read_documents(config.documents, labelled=True, series=config.validation.series, files=files)
+    verdicts = None if feedback is None else ray.put(feedback)
+    if verdicts is not None:
+        rows = rows.map_batches(partial(_with_verdicts, feedback=verdicts), batch_format="pyarrow", batch_size=None)
     tokenised = tokenise(rows, tokenizer, held_out=config.validation).materialize()
     counts: Counter[str] = Counter()
     rejects = Rejects(sum(file.size for file in files))
     labels = LabelIndex.count(_good_labels(config, tokenised, counts, rejects))
+    if feedback is not None:
+        labels = _corrected(tokenised, labels, counts, feedback)
     shared = ray.put(labels)
     train, validation, calibration = (
-        tokenised.map_batches(partial(_usable, use=use, labels=shared), batch_format="pyarrow", batch_size=None)
+        tokenised.map_batches(
+            partial(_usable, use=use, labels=shared, feedback=verdicts), batch_format="pyarrow", batch_size=None
+        )
         for use in (0, 1, 2)
     )
     splits: dict[Split, Iterator[pa.Table]] = {
@@ -105,6 +125,35 @@ def _tokenise_all(config: TrainConfig, files: list[FileInfo], tokenizer: Tokeniz
         "calibration": arrow_batches(calibration),
     }
     write_tokens(folder, labels, counts, splits, config.documents.uri)
+
+
+def _with_verdicts(table: pa.Table, feedback: ray.ObjectRef[Feedback]) -> pa.Table:
+    """With a column ``verdicts``, list<int64>: their numbers in the feedback."""
+    verdicts: Feedback = ray.get(feedback)
+    return table.append_column("verdicts", verdicts.of_documents(table["id"]))
+
+
+def _corrected(tokenised: ray.data.Dataset, labels: LabelIndex, counts: Counter[str], feedback: Feedback) -> LabelIndex:
+    """The ``labels`` counted again as the feedback has them; updates ``counts`` and says what does not count."""
+    found_V, n_L = np.zeros(len(feedback), bool), np.zeros(len(labels), np.int64)
+    unlabelled = 0
+    for table in arrow_batches(tokenised.select_columns(["labels", "verdicts", "held_out", "reason"])):
+        table = table.filter(pc.is_null(table["reason"])).combine_chunks()
+        verdicts = table["verdicts"].combine_chunks()
+        found_V[verdicts.flatten().to_numpy()] = True
+        truth, judged = feedback.corrected(labels.encode(table["labels"].combine_chunks()), verdicts, labels.labels)
+        n_L += np.bincount(truth.flatten().to_numpy(), minlength=len(labels))
+        unlabelled += int((~_is_usable(table["held_out"], truth, judged)).sum())
+    say(str(feedback.tally(found_V, labels.labels)))
+    counts["unlabelled"] = unlabelled
+    return labels.recounted(n_L)
+
+
+def _is_usable(held_out: pa.ChunkedArray, truth: pa.ListArray, judged: pa.ListArray) -> npt.NDArray[np.bool_]:
+    """bool[n]: what a label is known of; in training, that it is wrong will do."""
+    usable: npt.NDArray[np.bool_] = list_lengths(truth) > 0
+    usable |= (list_lengths(judged) > 0) & (np.asarray(held_out) == 0)
+    return usable
 
 
 def _groups(tokens: TokenCache, config: GroupsConfig) -> LabelGroups:
@@ -158,8 +207,14 @@ def _good_labels(
     _check_rejects(config, rejects)
 
 
-def _usable(table: pa.Table, use: int, labels: ray.ObjectRef[LabelIndex]) -> pa.Table:
-    """The good, labelled rows whose ``held_out`` is ``use`` (0, 1 or 2), with labels as ids."""
+def _usable(table: pa.Table, use: int, labels: ray.ObjectRef[LabelIndex], feedback: ray.ObjectRef[Feedback] | None) -> pa.Table:
+    """The good, labelled rows whose ``held_out`` is ``use`` (0, 1 or 2), with labels as ids; with feedback, also ``judged``."""
     table = table.filter(pc.and_(pc.is_null(table["reason"]), pc.equal(table["held_out"], use)))
-    ids = ray.get(labels).encode(table["labels"].combine_chunks())
-    return pa.table({"tokens": table["tokens"], "labels": ids}).filter(pa.array(np.diff(ids.offsets) > 0))
+    index: LabelIndex = ray.get(labels)
+    truth = index.encode(table["labels"].combine_chunks())
+    if feedback is None:
+        return pa.table({"tokens": table["tokens"], "labels": truth}).filter(pa.array(list_lengths(truth) > 0))
+    verdicts: Feedback = ray.get(feedback)
+    truth, judged = verdicts.corrected(truth, table["verdicts"].combine_chunks(), index.labels)
+    usable = pa.array(_is_usable(table["held_out"], truth, judged))
+    return pa.table({"tokens": table["tokens"], "labels": truth, "judged": judged}).filter(usable)

@@ -17,7 +17,7 @@ import tempfile
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from io import StringIO
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import ray.tune
@@ -27,6 +27,7 @@ from ray.tune.schedulers import ASHAScheduler
 from xmc_ray import storage
 from xmc_ray.command import resumed, to_toml
 from xmc_ray.data.documents import DocumentsConfig
+from xmc_ray.data.feedback import FeedbackConfig
 from xmc_ray.data.profile import Profile
 from xmc_ray.data.rejects import MAX_REJECT_SHARE
 from xmc_ray.data.split import ValidationConfig
@@ -35,7 +36,7 @@ from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.exits import keep_signals
 from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.model.text import Tokenizer
-from xmc_ray.on_ray.session import check_room, connect, find_own, is_cluster, own_errors
+from xmc_ray.on_ray.session import check_room, connect, find_own, is_cluster, own_errors, submission_id
 from xmc_ray.on_ray.train import job
 from xmc_ray.on_ray.train.config import TrainConfig, WorkersConfig
 from xmc_ray.on_ray.train.journal import say
@@ -79,6 +80,19 @@ _REPORTED = ("figures", "lift", "weight", "documents", "passes", "rate")
 class TuneConfig(Settings):
     """Choose a recipe by trials and train it: documents and minutes in, a bundle out."""
 
+    essentials: ClassVar = (
+        "documents.uri",
+        "output",
+        "encoder",
+        "minutes",
+        "documents.text",
+        "documents.labels",
+        "label_names",
+        "validation.series",
+        "workers.count",
+        "workers.gpu",
+    )
+
     documents: DocumentsConfig
     """The training split."""
     output: storage.Address = field(metadata=MAY_CHANGE_ON_RESUME)
@@ -94,6 +108,7 @@ class TuneConfig(Settings):
     max_reject_share: Share = field(default=MAX_REJECT_SHARE, metadata=MAY_CHANGE_ON_RESUME)
     """Share of rejected documents above which nothing is tried."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    feedback: FeedbackConfig = field(default_factory=FeedbackConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig, metadata=MAY_CHANGE_ON_RESUME)
     seed: NonNegativeInt = 6088
     """Seed of weights, dropout and the order of documents."""
@@ -104,14 +119,14 @@ def run(config: TuneConfig) -> str:
 
     Raises ConfigError before anything is written if settings do not fit, and a trial's error if all of them fail.
     """
-    reads = {"documents.uri": config.documents.uri, "label_names": config.label_names}
+    reads = {"documents.uri": config.documents.uri, "label_names": config.label_names, "feedback.uri": config.feedback.uri}
     if config.encoder.startswith(("/", "s3://")):  # else a name on a hub
         reads["encoder"] = config.encoder
     check_apart({"output": config.output}, reads)
     check_writable(config.output)
     Tokenizer.load(config.encoder, LENGTH)  # a name that is wrong must not become one that this folder was begun with
     chosen = storage.join(config.output, "recipe.toml")
-    with held(config.output) as lease, own_errors():
+    with held(config.output, job=submission_id()) as lease, own_errors():
         _begin(config)
         if not storage.exists(chosen):
             workers = config.workers
@@ -148,7 +163,8 @@ def choose(config: TuneConfig) -> FitConfig:
 
     Writes ``tune.md`` and, after trials, ``calibration.parquet``.
     """
-    basis = undecided(FitConfig(encoder=EncoderConfig(name=config.encoder), loop=LoopConfig(seed=config.seed)))
+    encoder, loop = EncoderConfig(name=config.encoder), LoopConfig(seed=config.seed)
+    basis = undecided(FitConfig(encoder=encoder, loop=loop, feedback=config.feedback))
     say(f"reading {config.documents.uri}")
     prepared = prepare(_training(_on_everything(config), basis))
     data, trials, judges = profile(prepared), [], None

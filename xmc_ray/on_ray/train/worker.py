@@ -30,16 +30,17 @@ from xmc_ray.errors import DataError
 from xmc_ray.metrics.at_k import Metrics
 from xmc_ray.model.predict import predict
 from xmc_ray.model.sharding import Exchange
-from xmc_ray.model.text import Batch, make_batch
+from xmc_ray.model.text import Batch
 from xmc_ray.on_ray.session import arrow_batches, set_up_streams
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.prepare import Prepared
 from xmc_ray.training.advice import LateLoss
 from xmc_ray.training.checkpoint import Checkpoints, Identity, find, restore
-from xmc_ray.training.fit import build_model, check_encoders, epoch_plan, sample_loss
+from xmc_ray.training.fit import batch_of, build_model, check_encoders, epoch_plan, sample_loss
 from xmc_ray.training.loop import Step, TrainState, data_parallel, train
 
 _RECENT = 100  # steps that a loss in the journal is a mean of
+_ASK_SECONDS = 5.0  # of training, from one look for a notice to the next; Ray Train looks as often
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,7 @@ class _Worker:
         self.checkpoints = Checkpoints(folder, self.config.checkpoints, job.identity)
         self.validated_step = 0
         self.late = LateLoss(self._averaged_sample_loss)
+        self.leaving, self.asked = False, 0.0
         self._resume()
 
     def train(self) -> None:
@@ -97,9 +99,11 @@ class _Worker:
                 reported = time.monotonic()
                 self._report(_progress(step, recent, state, config.loop.epochs))
             # once in a while: validate, save
+            if state.seconds - self.asked >= _ASK_SECONDS:
+                self._look_for_notice()
             if step.number % checks == 0:
                 self._validate_and_save(plan.steps)
-            elif self.checkpoints.due(state):
+            elif self.checkpoints.due(state, hurry=self.leaving):
                 self.checkpoints.save(state)
         if self.validated_step != state.step:
             self._validate_and_save(plan.steps)
@@ -116,6 +120,21 @@ class _Worker:
             self.validated_step = saved.step if saved.metrics else 0
         origin = "from the start" if saved is None else f"after step {saved.step:,}, saved by {saved.workers}: {saved.uri}"
         self._report({"line": f"training with {self.exchange.world} workers {origin}"})
+
+    def _look_for_notice(self) -> None:
+        """Learn whether a machine is to be taken away from a worker, which makes checkpoints frequent (`Checkpoints.due`).
+
+        Ray Train tells all workers the same, and waits for all, so they ask at the same steps: by the clock that they share.
+        """
+        self.asked = self.state.seconds
+        if self.leaving or (notice := ray.train.get_preemption_info()) is None:
+            return
+        self.leaving = True
+        left = "" if notice.deadline_ms is None else f" in {max(0.0, notice.deadline_ms / 1000 - time.time()):.0f} s"
+        ranks = ", ".join(str(rank + 1) for rank in notice.preempted_ranks)
+        self._report(
+            {"line": f"a machine is about to be taken away{left}, with worker {ranks}: saving now and every few seconds"}
+        )
 
     def _validate_and_save(self, steps_per_epoch: int) -> None:
         """Validate on all workers together, which gives one exact result, and save a checkpoint that carries it."""
@@ -151,14 +170,30 @@ class _Worker:
         return counts | {"workers": self.exchange.world, "peak_bytes": peak}
 
     def _validate(self) -> dict[str, float]:
-        """Metrics over the whole validation split, with the averaged weights once there are some."""
+        """Metrics over the whole validation split, with the averaged weights once there are some.
+
+        Validation may take longer than a machine that is taken away has left, so what is trained is saved before it; a notice
+        in the middle makes it start over.
+        """
+        metrics = None
+        while metrics is None:
+            if self.leaving:
+                self.checkpoints.save(self.state)
+            metrics = self._metrics()
+        return {name: value for name, value in metrics.result()["total"].items() if isinstance(value, float)}
+
+    def _metrics(self) -> Metrics | None:
+        """Counts over the whole validation split; None if a notice has come in the middle."""
         metrics = Metrics(self.labels.counts, self.labels.n_documents)
-        model = self.state.model
+        model, leaving = self.state.model, self.leaving
         with self.state.averager.in_use(model):
             for chunk in self.tokens.chunks("validation"):
+                self._look_for_notice()
+                if self.leaving != leaving:
+                    return None
                 tokens, truth = (chunk[name].combine_chunks() for name in ("tokens", "labels"))
                 metrics.update(predict(model, tokens, max(metrics.ks), self.config.loop.prediction)[1], truth)
-        return {name: value for name, value in metrics.result()["total"].items() if isinstance(value, float)}
+        return metrics
 
     def _report(self, entry: dict[str, Any]) -> None:
         if self.exchange.rank == 0:
@@ -202,11 +237,11 @@ def batches(tokens: TokenCache, plan: EpochPlan, epochs: int, first_step: int, e
     for step, table in enumerate(_by_step(arrow_batches(stream)), first_step):
         if table["step"][0].as_py() != step:
             raise DataError("batches are out of order", found=f"step {table['step'][0]}", expected=f"step {step}")
-        yield make_batch(table["tokens"].combine_chunks(), table["labels"].combine_chunks())
+        yield batch_of(table)
 
 
 class _Share:
-    """A task that gives one worker's share of the pool that a row names: ``step`` (int64, rising), ``tokens``, ``labels``."""
+    """A task that gives one worker's share of the pool that a row names: ``step`` (int64, rising) and the cache's columns."""
 
     def __init__(self, tokens: TokenCache, plan: EpochPlan, rank: int, world: int, first_step: int) -> None:
         self.tokens, self.plan, self.rank, self.world, self.first_step = tokens, plan, rank, world, first_step

@@ -1,0 +1,25 @@
+"""A cluster on this machine: its ports."""
+
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from cluster import local
+
+
+def test_no_port_is_one_that_a_connection_may_get_or_that_has_a_server_on_any_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray does not come up where one of its ports is taken."""
+    ephemeral = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    first = int(ephemeral.read_text().split()[0]) if ephemeral.exists() else 49_152
+    ports = local.free_ports(8)
+    assert len({*ports}) == 8 and all(19_999 < port < first for port in ports)
+
+    monkeypatch.setattr(local, "_SERVERS", sorted(ports))
+    with ExitStack() as held:
+        for port, address in zip(ports[:2], ("127.0.0.1", "0.0.0.0"), strict=True):
+            held.enter_context(socket.create_server((address, port)))
+        assert {*local.free_ports(6)} == {*ports[2:]}
+        with pytest.raises(OSError, match=r"7 ports from \d+ to \d+ are not free"):
+            local.free_ports(7)
