@@ -11,6 +11,7 @@ objects are in a temporary folder. It prints the file that a shell has to source
 import argparse
 import json
 import os
+import random
 import secrets
 import shlex
 import shutil
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.error import URLError
@@ -45,6 +46,7 @@ _PORTS = (
     "--runtime-env-agent-port",
     "--metrics-export-port",
 )
+_SERVERS = range(20_000, 32_768)  # ports above those of Ray's workers, and below those that Linux gives to connections
 _START_SECONDS, _END_SECONDS = 120, 5
 STORE_BYTES = 200_000_000  # of each node's object store: all of them share this machine's memory
 
@@ -227,12 +229,20 @@ def ray_start(
 
 
 def free_ports(number: int) -> list[int]:
-    """Distinct free ports; all are held until the last is found."""
-    sockets = [socket.create_server((HOST, 0)) for _ in range(number)]
-    ports: list[int] = [held.getsockname()[1] for held in sockets]
-    for held in sockets:
-        held.close()
-    return ports
+    """Distinct ports that are free on all of this machine's addresses; all are held until the last is found.
+
+    Of those from which the system takes one for each connection, any may be gone before a server binds to it: a `ray start`
+    that then finds one of its ports taken waits for ever.
+    """
+    ports = list[int]()
+    with ExitStack() as held:
+        for port in random.sample(_SERVERS, len(_SERVERS)):
+            with suppress(OSError):
+                held.enter_context(socket.create_server(("", port)))
+                ports.append(port)
+            if len(ports) == number:
+                return ports
+    raise OSError(f"{number} ports from {_SERVERS[0]} to {_SERVERS[-1]} are not free")
 
 
 def _environment(pid: int) -> bytes:
