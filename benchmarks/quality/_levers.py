@@ -19,6 +19,7 @@ from xmc_ray.bundle.ensemble import Listed
 from xmc_ray.data.groups import LabelGroups, balanced_groups, group_labels, label_incidence, unit_rows
 from xmc_ray.data.labels import lists_from_rows
 from xmc_ray.metrics.at_k import propensities
+from xmc_ray.model.judged import Judged
 from xmc_ray.model.lightxml import LightXML, Losses
 from xmc_ray.model.predict import features
 from xmc_ray.model.recall import RecallHead
@@ -94,7 +95,13 @@ class WeightedRecall(RecallHead):
     weight_L: Tensor
 
     def loss(
-        self, features_BF: Tensor, row_P: Tensor, group_P: Tensor, shortlist: int, documents: int
+        self,
+        features_BF: Tensor,
+        row_P: Tensor,
+        group_P: Tensor,
+        shortlist: int,
+        documents: int,
+        judged: Judged | None = None,
     ) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             logits_BL, loss, gradient_BF, gradient_BL = self._without_positives(features_BF)

@@ -32,13 +32,13 @@ from benchmarks.quality._tables import OURS
 SETS = ("tate", "debian-tags", "debian-deps")
 FEW_LABELS = ("debian-tags",)
 SEEDS = {"quality-tate": (6088, 6089, 6090), "quality-debian-tags-joint": (6088, 6089)}  # of a recipe; the others' is the first
-CONFIGS = ROOT / "jobs" / "configs"
+CONFIGS, RECIPES = ROOT / "jobs" / "configs", ROOT / "xmc_ray" / "recipes"
 
 
 def recipes(set_: str, seeds: Sequence[int] | None, settings: list[str]) -> list[Method]:
     """Our methods for a data set: each recipe with each seed (None: its own), and all of them together if there are several."""
     script, named = Path(__file__).with_name("_recipe.py"), f"quality-{set_}"
-    files = sorted(CONFIGS.glob(f"{named}*.toml"), key=lambda file: file.stem) or [CONFIGS / "small-cpu.toml"]
+    files = sorted(CONFIGS.glob(f"{named}*.toml"), key=lambda file: file.stem) or [RECIPES / "small-cpu.toml"]
     single = [
         Method(
             f"{OURS}-{file.stem.removeprefix(f'{named}-').replace(named, 'recipe')}-{seed}",

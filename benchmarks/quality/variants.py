@@ -1,6 +1,6 @@
 """Quality of one recipe and of variants of it: train each in this process, predict the test split, print a table.
 
-    make bench NAME=variants ARGS="--data tate --recipe jobs/configs/small-cpu.toml --variants '' '--lexical.width 0'"
+    make bench NAME=variants ARGS="--data tate --recipe xmc_ray/recipes/small-cpu.toml --variants '' '--lexical.width 0'"
 
 A variant is a line of settings, as the training job takes them, on top of the recipe; it is named by that line. All documents
 are trained on. Finished runs are kept with their predictions, so that several of them can be averaged: a variant ``A + B`` is
@@ -85,7 +85,7 @@ def figures(folder: Path, config: FitConfig, listed: Listed, documents: int | No
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="debian-tags", help="a data set below ../shared/data, or a folder")
-    parser.add_argument("--recipe", type=Path, default=Path("jobs/configs/small-cpu.toml"), help="settings to start from")
+    parser.add_argument("--recipe", type=Path, default=Path("xmc_ray/recipes/small-cpu.toml"), help="settings to start from")
     parser.add_argument("--variants", nargs="+", default=[""], help="lines of settings on top of the recipe")
     parser.add_argument("--documents", type=int, help="the first training documents alone")
     parser.add_argument("--names", action="store_true", help="names of labels are documents, too")

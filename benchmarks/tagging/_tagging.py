@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,19 +25,20 @@ from statistics import median
 from typing import Any, TypeVar
 from unittest.mock import patch
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 import ray
 
 from benchmarks.inputs import DATA, even_groups, require, small_transformer
-from xmc_ray.bundle.ensemble import Members
+from cluster.local import free_ports
 from xmc_ray.bundle.folder import Bundle, save_bundle
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.labels import LabelIndex, list_lengths
 from xmc_ray.model.lightxml import ModelConfig
 from xmc_ray.model.text import TextConfig, Tokenizer, budget_batches
-from xmc_ray.on_ray.predictor import PoolConfig, Predictor, ScoringConfig
+from xmc_ray.on_ray.predictor import PoolConfig, Predictor
 from xmc_ray.on_ray.session import connect
 from xmc_ray.on_ray.stream import token_columns
 from xmc_ray.on_ray.tag import job as tagging
@@ -58,20 +58,24 @@ _T = TypeVar("_T")
 
 
 def tagger(layers: int) -> FitConfig:
-    """MiniLM cut to ``layers`` layers, with the heads of jobs/configs/small-cpu.toml and the library's longest document."""
+    """MiniLM cut to ``layers`` layers, with the heads of xmc_ray/recipes/small-cpu.toml and the library's longest document."""
     config = small_transformer(layers)
     return replace(config, text=TextConfig(max_tokens=MAX_TOKENS), model=ModelConfig(shortlist=16, bottleneck=256))
 
 
-def make_bundle(folder: Path, config: FitConfig, labels: pa.ListArray, most: int | None = None) -> str:
-    """A bundle with untrained heads for ``labels`` (list<string> a document), or for the ``most`` frequent of them."""
+def make_bundle(
+    folder: Path, config: FitConfig, labels: pa.ListArray, most: int | None = None, a_group: int = LABELS_A_GROUP
+) -> str:
+    """A bundle with untrained heads for ``labels`` (list<string> a document), or for the ``most`` frequent of them; there are
+    ``a_group`` labels in a group."""
     index = LabelIndex.count([labels])
     if most is not None and most < len(index):
         kept = pa.array(sorted((-index.counts).argsort(kind="stable")[:most].tolist()))
         index = LabelIndex.from_table(index.to_table().take(kept))
-    groups = even_groups(len(index), -(-len(index) // LABELS_A_GROUP))
+    groups = even_groups(len(index), -(-len(index) // a_group))
     tokenizer = Tokenizer.load(config.encoder.name, config.text.max_tokens)
-    model = build_model(config, tokenizer, index, groups)
+    weight_F = np.ones(config.lexical.columns, np.float32) if config.lexical.width else None
+    model = build_model(config, tokenizer, index, groups, weight_F=weight_F)
     save_bundle(Bundle(model.eval(), tokenizer, index, groups, metrics={}), str(folder))
     return str(folder)
 
@@ -116,7 +120,7 @@ def s3_server() -> Iterator[str]:
     parts = [f"{part}.{port}" for part in ("master", "volume", "filer", "s3") for port in ("port", "port.grpc")]
     keys = {"accessKey": "benchmark-access-key", "secretKey": "benchmark-secret-key"}
     with tempfile.TemporaryDirectory() as temporary:
-        folder, ports = Path(temporary), dict(zip(parts, _free_ports(len(parts)), strict=True))
+        folder, ports = Path(temporary), dict(zip(parts, free_ports(len(parts)), strict=True))
         (folder / "data").mkdir()
         identity = {"name": "owner", "credentials": [keys], "actions": ["Admin"]}
         (folder / "identities.json").write_text(json.dumps({"identities": [identity]}))
@@ -139,14 +143,6 @@ def s3_server() -> Iterator[str]:
                 server.wait()
                 for name, port in ports.items():
                     Path(f"/tmp/seaweedfs-{name.partition('.')[0]}-grpc-{port}.sock").unlink(missing_ok=True)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [held.getsockname()[1] for held in sockets]
-    for held in sockets:
-        held.close()
-    return ports
 
 
 def _wait_for_bucket(bucket: str, seconds: float = 60) -> None:
@@ -216,11 +212,11 @@ class TimedPredictor(Predictor):
     """Notes how long the actor's process has been there, how long it takes to load the model, and the tagging of each piece,
     with its tokens."""
 
-    def __init__(self, bundles: Members, k: int, pool: PoolConfig, scoring: ScoringConfig) -> None:
+    def __init__(self, *arguments: Any) -> None:
         with noted("actor", began=process_start()):
             pass
         with noted("load"):
-            super().__init__(bundles, k, pool, scoring)
+            super().__init__(*arguments)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         lengths = [list_lengths(table[name].combine_chunks()) for name in token_columns(len(self.ensemble.tokenizers))]
@@ -434,6 +430,11 @@ def _signal(processes: list[int], number: signal.Signals) -> None:
 
 def ray_workers() -> list[int]:
     """Ray's tasks and actors below this process."""
+    return [process for process, title in descendants().items() if _is_worker(title)]
+
+
+def descendants() -> dict[int, str]:
+    """All processes below this one, and their command lines."""
     parents, titles = {}, {}
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -442,7 +443,7 @@ def ray_workers() -> list[int]:
     below, level = list[int](), {os.getpid()}
     while level := {process for process, parent in parents.items() if parent in level}:
         below += level
-    return [process for process in below if _is_worker(titles.get(process, ""))]
+    return {process: titles.get(process, "") for process in below}
 
 
 def _is_worker(title: str) -> bool:

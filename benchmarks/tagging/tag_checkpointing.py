@@ -76,7 +76,7 @@ def off(book: Diary, config: TagConfig, plan: Plan) -> Timed:
     began = time.time()
     read = TimedRead(Rules.of(config.documents, labelled=False), tokenizers)
     predictor = partial(TimedPredictor, members, config.k, config.pool, config.model)
-    groups = job._neighbours(plan.pieces, ())
+    groups = plan.tasks(())
     rows = sum(piece["rows"] for piece in Runner().run_pieces(groups, read, predictor, CountPieces(columns), config.pool))
     assert rows == plan.rows, f"{rows} of {plan.rows} rows"
     return Timed("", began, time.time(), book.since(began))

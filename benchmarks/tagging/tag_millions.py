@@ -30,7 +30,7 @@ from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.model.lightxml import ModelConfig
 from xmc_ray.model.text import TextConfig
 from xmc_ray.on_ray.predictor import PoolConfig
-from xmc_ray.on_ray.tag.output import MANIFEST
+from xmc_ray.on_ray.tag.nights import MANIFEST
 
 LABELS, TOKENS, WIDTH, FILES, CHUNK = 4_096, 64, 32, 20, 50_000
 GROWTH, SLACK = 1.1, 50 << 20
@@ -45,8 +45,8 @@ def write_catalogue(data: Path, folder: str, documents: int) -> None:
         pq.write_table(table, f"{folder}/{number:03}.parquet", row_group_size=CHUNK)
 
 
-def write_model(data: Path, folder: str) -> None:
-    """The bundle, with an encoder made here."""
+def write_model(folder: str, labels: pa.ListArray, most: int | None = None) -> None:
+    """The bundle, with an encoder made here; ``labels`` and ``most`` as in `make_bundle`."""
     from transformers import AutoConfig, AutoTokenizer, BertModel
     from transformers.utils import logging
 
@@ -60,7 +60,7 @@ def write_model(data: Path, folder: str) -> None:
         text=TextConfig(max_tokens=TOKENS),
         model=ModelConfig(shortlist=8, bottleneck=WIDTH),
     )
-    make_bundle(Path(folder) / "bundle", config, label_lists(data), most=LABELS)
+    make_bundle(Path(folder) / "bundle", config, labels, most)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, diary() as book:
         apart(write_catalogue, arguments.data, f"{folder}/documents", arguments.documents)
-        apart(write_model, arguments.data, folder)
+        apart(write_model, folder, label_lists(arguments.data), LABELS)
         print(f"{arguments.documents:,} documents, {machine()}", flush=True)
         config = tag_config(
             f"{folder}/documents", f"{folder}/bundle", f"{folder}/nights", pool=PoolConfig(token_budget=arguments.token_budget)

@@ -41,7 +41,7 @@ from benchmarks.tagging._tagging import (
     write_documents,
 )
 from xmc_ray.bundle.folder import load_bundle
-from xmc_ray.on_ray.tag.output import tag_files
+from xmc_ray.on_ray.tag.nights import tag_files
 
 BAR, BATCH, EVERY = 3.0, 32, 4
 

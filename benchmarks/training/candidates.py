@@ -8,7 +8,8 @@ import torch
 
 from benchmarks.frame import side_by_side, verdict
 from xmc_ray.data.groups import LabelGroups
-from xmc_ray.model.ranking import LabelTable, candidate_pairs
+from xmc_ray.model.pairs import candidate_pairs
+from xmc_ray.model.ranking import LabelTable
 from xmc_ray.model.sharding import Exchange
 
 SHAPES = {  # labels, groups, shortlist, batch, labels a document
@@ -23,8 +24,8 @@ def vectorised(table: LabelTable, shortlist_BK: torch.Tensor, row_P: torch.Tenso
     """What training does: pairs, and a target for every place in their groups."""
     group_P = table.group_L[label_P]
     pairs = candidate_pairs(shortlist_BK, row_P, group_P)
-    target_NM = torch.zeros(len(pairs.key_N), table.places)
-    target_NM[torch.searchsorted(pairs.key_N, group_P * len(shortlist_BK) + row_P), table.slot_L[label_P]] = 1
+    target_NM = torch.zeros(len(pairs.key_n), table.places)
+    target_NM[torch.searchsorted(pairs.key_n, group_P * len(shortlist_BK) + row_P), table.slot_L[label_P]] = 1
     return target_NM
 
 

@@ -32,7 +32,7 @@ from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.training.fit import epoch_plan, sample_loss
 from xmc_ray.training.loop import TrainState, train
 
-CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "xmc_ray" / "recipes"
 SETS = {
     "eurlex-4k": "debian-tags",
     "wiki10-31k": "debian-deps",

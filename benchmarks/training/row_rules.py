@@ -1,7 +1,7 @@
 """Which rule should update recall head and label table: quality after one pass over the same documents.
 
 Every rule sees the same model, batches and schedule; encoder and bottleneck keep AdamW and the learning rates of
-jobs/configs/small-cpu.toml. Only the rows' rule and the peak of its learning rate change. State is per row of H numbers:
+xmc_ray/recipes/small-cpu.toml. Only the rows' rule and the peak of its learning rate change. State is per row of H numbers:
 
     adagrad    row-wise Adagrad (`optim.RowAdagrad`)                      4 bytes
     sgd        no momentum, decoupled decay                               0 bytes

@@ -1,8 +1,8 @@
 """Two workers with a thread each against one worker with two threads: the same global batches, documents a second.
 
 Synthetic documents of tate's shape: 32 tokens, 6 labels out of 15,000 in 469 groups, 32 documents a step; heads as in
-jobs/configs/small-cpu.toml. Workers are processes that speak gloo. Sides take turns, each in fresh processes; the ratio is the
-median over the turns. MiniLM cut to 1 layer is the bar's case, all 6 layers are shown beside it.
+xmc_ray/recipes/small-cpu.toml. Workers are processes that speak gloo. Sides take turns, each in fresh processes; the ratio is
+the median over the turns. MiniLM cut to 1 layer is the bar's case, all 6 layers are shown beside it.
 
 Bar: two workers reach at least 0.85 of one worker's throughput (they share the cores that it has alone).
 """
