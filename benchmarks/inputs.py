@@ -12,10 +12,11 @@ import torch
 
 from xmc_ray.data.groups import GroupsConfig, LabelGroups, group_labels
 from xmc_ray.data.labels import LabelIndex, list_lengths
+from xmc_ray.model.batch import Batch
 from xmc_ray.model.encoder import EncoderConfig, TextEncoder, build_encoder
 from xmc_ray.model.lightxml import LightXML, ModelConfig
 from xmc_ray.model.sharding import Exchange
-from xmc_ray.model.text import Batch, TextConfig, Tokenizer
+from xmc_ray.model.tokenizer import TextConfig, Tokenizer
 from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, share_of_batches
 from xmc_ray.training.loop import LoopConfig
 from xmc_ray.training.optim import OptimConfig

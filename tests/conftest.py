@@ -16,6 +16,7 @@ os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     "HF_HUB_OFFLINE": "1",
     "RAY_worker_niceness": "0",  # not starved by whatever else runs here
+    "RAY_prestart_worker_first_driver": "0",  # as a job has it, see `session.connect`
     "OMP_NUM_THREADS": "1",  # many processes share few cores
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # 2 by default: as long as each validation and the end of a run wait for it
     "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "tests" / "support"), os.environ.get("PYTHONPATH")])),
@@ -41,6 +42,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):  # only under pytest-xdist: one process does better with the quick files first
         order = {name: number for number, name in enumerate(LONGEST_FIRST)}
         items.sort(key=lambda item: order.get(item.path.relative_to(ROOT / "tests").as_posix(), len(order)))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Whoever waits for a long run hears at once what has failed, and why: all is told again at its end."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        lines = report.longreprtext.splitlines()
+        told = [line for line in lines if line.startswith("E ")] or lines
+        print(f"\nfailed in {report.when} after {report.duration:.0f} s: {report.nodeid}", *told[:3], sep="\n", flush=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -140,7 +149,7 @@ def bundles(fruit: Path, trained: Path, other_encoder: Path, make_once: Callable
     from xmc_ray.model.encoder import EncoderConfig
     from xmc_ray.model.lexical import LexicalConfig
     from xmc_ray.model.linear import LinearConfig
-    from xmc_ray.model.text import TextConfig
+    from xmc_ray.model.tokenizer import TextConfig
     from xmc_ray.training.fit import FitConfig
     from xmc_ray.training.loop import LoopConfig
     from xmc_ray.training.optim import OptimConfig

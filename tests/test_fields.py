@@ -32,9 +32,9 @@ from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.model.lexical import LexicalConfig
 from xmc_ray.model.lightxml import ModelConfig
 from xmc_ray.model.linear import LinearConfig
-from xmc_ray.model.text import TextConfig, Tokenizer
+from xmc_ray.model.tokenizer import TextConfig, Tokenizer
 from xmc_ray.on_ray import evaluate
-from xmc_ray.on_ray.predictor import PoolConfig
+from xmc_ray.on_ray.pool import PoolConfig
 from xmc_ray.on_ray.tag import job
 from xmc_ray.on_ray.tag.rerank import RerankConfig
 from xmc_ray.on_ray.tag.stage import Tagger

@@ -26,7 +26,7 @@ def test_modules_do_not_import_each_other_in_a_circle() -> None:
 
 
 def test_every_module_has_a_test_file() -> None:
-    """`xmc_ray/model/text.py` has `tests/model/test_text.py`."""
+    """`xmc_ray/model/batch.py` has `tests/model/test_batch.py`."""
     paths = [path.relative_to(ROOT / "xmc_ray") for path in (ROOT / "xmc_ray").rglob("*.py") if path.name != "__init__.py"]
     expected = {path.as_posix(): f"tests/{path.with_name(f'test_{path.name}').as_posix()}" for path in paths}
     assert len(expected) > 50

@@ -28,9 +28,9 @@ from xmc_ray.model.lexical import LexicalConfig
 from xmc_ray.model.lightxml import ModelConfig
 from xmc_ray.model.linear import LinearConfig
 from xmc_ray.model.predict import PredictConfig
-from xmc_ray.model.text import TextConfig
+from xmc_ray.model.tokenizer import TextConfig
 from xmc_ray.on_ray.evaluate import EvaluateConfig, EvaluationPoolConfig, GateConfig
-from xmc_ray.on_ray.predictor import PoolConfig
+from xmc_ray.on_ray.pool import PoolConfig
 from xmc_ray.on_ray.tag.job import TagConfig
 from xmc_ray.on_ray.tag.rerank import RerankConfig
 from xmc_ray.on_ray.tag.retention import KeepConfig, NightsConfig

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from xmc_ray.model.encoder import EncoderConfig as EncoderConfig
     from xmc_ray.model.lexical import LexicalConfig as LexicalConfig
     from xmc_ray.model.lightxml import ModelConfig as ModelConfig
-    from xmc_ray.model.text import TextConfig as TextConfig
-    from xmc_ray.on_ray.predictor import PoolConfig as PoolConfig
+    from xmc_ray.model.tokenizer import TextConfig as TextConfig
+    from xmc_ray.on_ray.pool import PoolConfig as PoolConfig
     from xmc_ray.on_ray.tag.rerank import RerankConfig as RerankConfig
     from xmc_ray.on_ray.tag.stage import StageConfig as StageConfig
     from xmc_ray.on_ray.tag.stage import Tagger as Tagger
@@ -39,11 +39,11 @@ _HOMES = {
     "LoopConfig": "training.loop",
     "ModelConfig": "model.lightxml",
     "OptimConfig": "training.optim",
-    "PoolConfig": "on_ray.predictor",
+    "PoolConfig": "on_ray.pool",
     "RerankConfig": "on_ray.tag.rerank",
     "StageConfig": "on_ray.tag.stage",
     "Tagger": "on_ray.tag.stage",
-    "TextConfig": "model.text",
+    "TextConfig": "model.tokenizer",
     "XMCClassifier": "classifier",
     "tag_dataset": "on_ray.tag.stage",
 }

@@ -42,7 +42,7 @@ from xmc_ray.model.encoder import try_encoder
 from xmc_ray.model.lexical import term_weights
 from xmc_ray.model.predict import PredictConfig, arithmetic
 from xmc_ray.model.svm import train_linear
-from xmc_ray.model.text import Tokenizer
+from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.training.advice import LateLoss, cut_off, everywhere, foreign, on_training
 from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, predictions_and_hits, sample_loss, share_of_batches
 from xmc_ray.training.loop import Step, TrainState, train

@@ -19,12 +19,12 @@ from xmc_ray.bundle.ensemble import Listed
 from xmc_ray.data.groups import LabelGroups, balanced_groups, group_labels, label_incidence, unit_rows
 from xmc_ray.data.labels import lists_from_rows
 from xmc_ray.metrics.at_k import propensities
+from xmc_ray.model.batch import Batch, make_batch
 from xmc_ray.model.judged import Judged
 from xmc_ray.model.lightxml import LightXML, Losses
 from xmc_ray.model.predict import features
 from xmc_ray.model.recall import RecallHead
 from xmc_ray.model.sharding import with_gradient
-from xmc_ray.model.text import Batch, make_batch
 from xmc_ray.training.fit import FitConfig
 from xmc_ray.training.loop import TrainState
 

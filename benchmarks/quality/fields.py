@@ -21,7 +21,7 @@ from benchmarks.frame import verdict
 from benchmarks.inputs import DATA
 from benchmarks.quality.held_out import FIGURES, parted, recipe
 from xmc_ray.classifier import XMCClassifier
-from xmc_ray.model.text import TextConfig
+from xmc_ray.model.tokenizer import TextConfig
 from xmc_ray.training.fit import FitConfig
 
 FIRST = 40  # tokens of the body, about half of them

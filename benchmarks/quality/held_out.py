@@ -27,7 +27,7 @@ from xmc_ray.data.profile import Profile
 from xmc_ray.data.split import ValidationConfig, held_out_use
 from xmc_ray.metrics.calibration import Calibration, Predictions, Reliability
 from xmc_ray.model.encoder import EncoderConfig
-from xmc_ray.model.text import Tokenizer
+from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.training.fit import FitConfig
 from xmc_ray.training.recipe import LENGTH, candidates, undecided
 

@@ -36,9 +36,11 @@ from cluster.local import free_ports
 from xmc_ray.bundle.folder import Bundle, save_bundle
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.labels import LabelIndex, list_lengths
+from xmc_ray.model.batch import budget_batches
 from xmc_ray.model.lightxml import ModelConfig
-from xmc_ray.model.text import TextConfig, Tokenizer, budget_batches
-from xmc_ray.on_ray.predictor import PoolConfig, Predictor
+from xmc_ray.model.tokenizer import TextConfig, Tokenizer
+from xmc_ray.on_ray.pool import PoolConfig
+from xmc_ray.on_ray.predictor import Predictor
 from xmc_ray.on_ray.session import connect
 from xmc_ray.on_ray.stream import token_columns
 from xmc_ray.on_ray.tag import job as tagging

@@ -28,8 +28,8 @@ from benchmarks.tagging._tagging import Timed, apart, diary, label_lists, machin
 from xmc_ray import storage
 from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.model.lightxml import ModelConfig
-from xmc_ray.model.text import TextConfig
-from xmc_ray.on_ray.predictor import PoolConfig
+from xmc_ray.model.tokenizer import TextConfig
+from xmc_ray.on_ray.pool import PoolConfig
 from xmc_ray.on_ray.tag.nights import MANIFEST
 
 LABELS, TOKENS, WIDTH, FILES, CHUNK = 4_096, 64, 32, 20, 50_000

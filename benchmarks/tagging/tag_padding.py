@@ -28,7 +28,8 @@ from benchmarks.tagging._tagging import (
 )
 from xmc_ray.data.labels import IntArray, list_lengths
 from xmc_ray.data.reader import CHUNK
-from xmc_ray.model.text import Tokenizer, budget_batches
+from xmc_ray.model.batch import budget_batches
+from xmc_ray.model.tokenizer import Tokenizer
 
 BAR, BATCH = 0.05, 32
 

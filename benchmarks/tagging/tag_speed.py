@@ -60,9 +60,9 @@ from benchmarks.tagging._tagging import (
 from xmc_ray.bundle.folder import load_bundle
 from xmc_ray.classifier import XMCClassifier
 from xmc_ray.data.labels import IntArray, list_lengths
+from xmc_ray.model.batch import budget_batches, make_batch
 from xmc_ray.model.lightxml import LightXML
 from xmc_ray.model.predict import PredictConfig, predict
-from xmc_ray.model.text import budget_batches, make_batch
 from xmc_ray.training.loop import LoopConfig
 
 BAR, PRECISION_BAR = 0.90, 2.0

@@ -34,7 +34,7 @@ from benchmarks.tagging.tag_changes import changed
 from xmc_ray import XMCClassifier
 from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.model.lexical import LexicalConfig
-from xmc_ray.model.text import TextConfig
+from xmc_ray.model.tokenizer import TextConfig
 from xmc_ray.training.fit import FitConfig
 from xmc_ray.training.loop import LoopConfig
 

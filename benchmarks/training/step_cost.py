@@ -24,9 +24,9 @@ import torch
 
 from benchmarks.frame import verdict
 from benchmarks.inputs import encoder_of, even_groups, small_transformer, synthetic_batches
+from xmc_ray.model.batch import Batch
 from xmc_ray.model.encoder import TextEncoder
 from xmc_ray.model.lightxml import LightXML, ModelConfig
-from xmc_ray.model.text import Batch
 from xmc_ray.training.optim import OptimConfig, Optimizer
 
 SIZES = (10_000, 100_000, 1_000_000, 3_000_000)

@@ -20,8 +20,8 @@ import torch
 
 from benchmarks.frame import verdict
 from benchmarks.inputs import DATA, encoder_of, even_groups, small_transformer, synthetic_batches, training_split
+from xmc_ray.model.batch import Batch
 from xmc_ray.model.lightxml import LightXML
-from xmc_ray.model.text import Batch
 from xmc_ray.training.fit import FitConfig
 from xmc_ray.training.loop import TrainState, train
 

@@ -28,7 +28,7 @@ from xmc_ray.model.lexical import LexicalConfig
 from xmc_ray.model.lightxml import LightXML, ModelConfig
 from xmc_ray.model.linear import LinearConfig
 from xmc_ray.model.predict import PredictConfig
-from xmc_ray.model.text import TextConfig, Tokenizer
+from xmc_ray.model.tokenizer import TextConfig, Tokenizer
 from xmc_ray.training.fit import FitConfig
 from xmc_ray.training.loop import LoopConfig
 from xmc_ray.training.optim import OptimConfig

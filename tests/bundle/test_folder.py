@@ -28,7 +28,7 @@ from xmc_ray.metrics.calibration import Calibration
 from xmc_ray.model.encoder import EncoderConfig, build_encoder
 from xmc_ray.model.lightxml import LightXML, ModelConfig
 from xmc_ray.model.predict import PredictConfig, predict
-from xmc_ray.model.text import Tokenizer
+from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.storage import files, folders
 
 TEXTS = pa.array(["a red apple", "the green pear and a plum", "grape"])

@@ -24,7 +24,7 @@ from xmc_ray.model.encoder import (
     try_encoder,
 )
 from xmc_ray.model.lightxml import ModelConfig
-from xmc_ray.model.text import TextConfig, Tokenizer
+from xmc_ray.model.tokenizer import TextConfig, Tokenizer
 from xmc_ray.storage import folders
 from xmc_ray.training.optim import OptimConfig
 

@@ -19,11 +19,11 @@ from toys import batch_of, documents, on_workers, toy_model
 from xmc_ray.data.filters import DocumentFilters, LabelFilters
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.model import filtering
+from xmc_ray.model.batch import Batch
 from xmc_ray.model.lightxml import LightXML, Scoring
 from xmc_ray.model.linear import LinearRanker
 from xmc_ray.model.predict import Precision, PredictConfig, predict
 from xmc_ray.model.sharding import Exchange
-from xmc_ray.model.text import Batch
 
 QUICK = options(max_examples=150, deadline=None, derandomize=True)
 PATHS = [(1 << 20, 8), (1, 0), (64, 1 << 30), (1, 1 << 30)]  # of exact scoring: in pairs, or all labels, in chunks

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from xmc_ray import ConfigError, EncoderConfig, FitConfig, GroupsConfig, LexicalConfig, LoopConfig, XMCClassifier
 from xmc_ray.data import terms
 from xmc_ray.data.groups import LabelGroups, tfidf, unit_rows
+from xmc_ray.model.batch import make_batch
 from xmc_ray.model.lexical import LexicalBranch, count_terms, term_weights
 from xmc_ray.model.lightxml import LightXML, ModelConfig
 from xmc_ray.model.sharding import Exchange
-from xmc_ray.model.text import make_batch
 
 COLUMNS = 64
 

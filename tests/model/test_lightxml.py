@@ -17,10 +17,10 @@ from toys import batch_of, dense, documents, on_workers, pairs_of, toy_model
 
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.metrics.at_k import propensities
+from xmc_ray.model.batch import Batch
 from xmc_ray.model.lightxml import LightXML, Scoring
 from xmc_ray.model.predict import PredictConfig, predict
 from xmc_ray.model.sharding import Exchange
-from xmc_ray.model.text import Batch
 
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
 Problem = tuple[LightXML, Batch, list[list[int]]]

@@ -13,10 +13,10 @@ from toys import documents, toy_model
 
 from xmc_ray.data.labels import list_lengths
 from xmc_ray.model import svm
+from xmc_ray.model.batch import make_batch
 from xmc_ray.model.linear import LinearConfig
 from xmc_ray.model.predict import PredictConfig, predict
 from xmc_ray.model.svm import Examples, examples_of, joined, ranker_of, solved, train_linear
-from xmc_ray.model.text import make_batch
 
 QUICK = settings(max_examples=15, deadline=None, derandomize=True)
 CONFIG = LinearConfig(candidates=3)

@@ -14,7 +14,8 @@ from xmc_ray.classifier import XMCClassifier
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.on_ray.evaluate import EvaluateConfig, GateConfig, evaluate, pass_gate
-from xmc_ray.on_ray.predictor import PoolConfig, ScoringConfig
+from xmc_ray.on_ray.pool import PoolConfig
+from xmc_ray.on_ray.predictor import ScoringConfig
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

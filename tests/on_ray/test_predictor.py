@@ -8,10 +8,11 @@ import pytest
 
 from xmc_ray import __version__
 from xmc_ray.bundle.ensemble import Ensemble, Members
-from xmc_ray.errors import ConfigError
 from xmc_ray.model.predict import PredictConfig
 from xmc_ray.on_ray import predictor
-from xmc_ray.on_ray.predictor import NothingToPredict, PoolConfig, Predictor, ScoringConfig, made_by_of, matrix, settle_scoring
+from xmc_ray.on_ray.pool import PoolConfig
+from xmc_ray.on_ray.predicted import made_by_of, matrix
+from xmc_ray.on_ray.predictor import NothingToPredict, Predictor, ScoringConfig, settle_scoring
 from xmc_ray.on_ray.stream import token_columns
 
 TEXTS = ["a red apple", "a green pear", "", "a yellow plum and a grape"]
@@ -70,22 +71,3 @@ def test_scoring_is_settled_once_and_bfloat16_without_instructions_is_a_warning(
         monkeypatch.setattr(predictor, "_cpu_has_bfloat16", predictor.ray.remote(lambda has_it=has_it: has_it))
         assert settle_scoring(half, members, TEXTS, 3, POOL) == half
         assert capsys.readouterr().out == expected
-
-
-def test_a_pool_takes_what_it_is_given(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert PoolConfig(min=2, max=3).settled() == PoolConfig(min=2, max=3)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(predictor, "_cores", lambda: 2)
-    assert PoolConfig().settled().max == 2  # an actor a core
-    assert PoolConfig(threads=2).settled().max == 1
-    assert PoolConfig(cpus=4).settled().max == 1  # six CPUs, two of which are left to other tasks
-    monkeypatch.setenv("RAY_ADDRESS", "auto")
-    assert PoolConfig(min=3).settled().max == 3
-    assert PoolConfig(max=2).threads_each == 1 and PoolConfig(max=2, threads=5).threads_each == 5
-    assert PoolConfig(gpu=True, cpus=3).needs == {"CPU": 3.0, "GPU": 1.0}
-
-
-@pytest.mark.parametrize("settings", [{"min": 0}, {"max": -1}, {"min": 3, "max": 2}, {"cpus": 0}, {"threads": -1}])
-def test_settings_that_do_not_fit(settings: dict[str, int]) -> None:
-    with pytest.raises(ConfigError):
-        PoolConfig(**settings)

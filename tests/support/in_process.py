@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from xmc_ray.on_ray.predictor import PoolConfig
+from xmc_ray.on_ray.pool import PoolConfig
 from xmc_ray.on_ray.tag.gauges import Value
 from xmc_ray.on_ray.tag.runner import Predict, Read, Row, Runner, Write
 

@@ -13,10 +13,10 @@ from torch import Tensor, multiprocessing, nn
 
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.model import predict
+from xmc_ray.model.batch import Batch
 from xmc_ray.model.lexical import LexicalBranch
 from xmc_ray.model.lightxml import LightXML, ModelConfig
 from xmc_ray.model.sharding import Exchange, OwnedRows, RowGradients
-from xmc_ray.model.text import Batch
 from xmc_ray.training.optim import OptimConfig
 
 TOKENS = 20  # words of the toy vocabulary

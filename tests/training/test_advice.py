@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.inputs import minilm
 from xmc_ray.data.labels import LabelIndex
-from xmc_ray.model.text import Tokenizer
+from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.training.advice import LateLoss, cut_off, everywhere, foreign, rise, unsettled
 
 KNOWN = {

@@ -13,13 +13,14 @@ from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.data.labels import LabelIndex
 from xmc_ray.errors import ConfigError
+from xmc_ray.model.batch import make_batch
 from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.model.lexical import LexicalConfig, term_weights
 from xmc_ray.model.lightxml import ModelConfig
 from xmc_ray.model.linear import LinearConfig
 from xmc_ray.model.predict import PredictConfig, predict
 from xmc_ray.model.sharding import Exchange
-from xmc_ray.model.text import Tokenizer, make_batch
+from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, predictions_and_hits, sample_loss, share_of_batches
 from xmc_ray.training.loop import LoopConfig

@@ -14,8 +14,8 @@ from toys import OPTIM, documents, toy_model
 from xmc_ray.data.epochs import EpochPlan
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.errors import ModelError
+from xmc_ray.model.batch import Batch
 from xmc_ray.model.predict import PredictConfig, predict
-from xmc_ray.model.text import Batch
 from xmc_ray.training import loop
 from xmc_ray.training.fit import share_of_batches
 from xmc_ray.training.loop import LoopConfig, Step, TrainState, train

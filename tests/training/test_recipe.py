@@ -11,7 +11,7 @@ from xmc_ray.data.profile import Profile
 from xmc_ray.errors import ConfigError
 from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.model.lexical import LexicalConfig
-from xmc_ray.model.text import Tokenizer
+from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.training.fit import FitConfig
 from xmc_ray.training.loop import LoopConfig

@@ -20,7 +20,7 @@ from xmc_ray.model.lightxml import ModelConfig
 from xmc_ray.model.linear import LinearConfig
 from xmc_ray.model.predict import PredictConfig, predict
 from xmc_ray.model.svm import train_linear
-from xmc_ray.model.text import Tokenizer
+from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.training import tuning
 from xmc_ray.training.fit import FitConfig
 from xmc_ray.training.loop import LoopConfig

@@ -15,11 +15,12 @@ from toys import documents, on_workers, toy_model, whole_parameters
 
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.errors import ModelError
+from xmc_ray.model.batch import Batch, make_batch
 from xmc_ray.model.encoder import EncoderConfig, build_encoder
 from xmc_ray.model.lightxml import LightXML, ModelConfig
 from xmc_ray.model.predict import PredictConfig, predict
 from xmc_ray.model.sharding import Exchange
-from xmc_ray.model.text import Batch, Tokenizer, make_batch
+from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.training.fit import check_encoders
 from xmc_ray.training.loop import LoopConfig, TrainState, data_parallel, train
 from xmc_ray.training.optim import OptimConfig

@@ -41,7 +41,7 @@ from xmc_ray.data.labels import IntArray, LabelIndex
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.model.lightxml import Scoring
 from xmc_ray.model.predict import Precision, PredictConfig, arithmetic, predict
-from xmc_ray.model.text import Tokenizer
+from xmc_ray.model.tokenizer import Tokenizer
 
 _ROUNDS = 3  # measurements, of which the median counts
 _WORTH = 1.1  # times the duration of grouped scoring that exact scoring may take
@@ -106,7 +106,7 @@ class Members:
                     way_out="train with validation.calibrate and a validation.share above 0, or give min_score",
                 )
 
-    def computed_by(self, precision: Precision, device: torch.device) -> list[str]:
+    def computed_by(self, precision: Precision, device: str | torch.device) -> list[str]:
         """The arithmetic of each bundle's scores on ``device``, see `predict.arithmetic`."""
         return [arithmetic(precision, device, transformer) for transformer in self.transformers]
 

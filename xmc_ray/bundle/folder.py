@@ -41,7 +41,7 @@ from xmc_ray.model.encoder import load_empty_encoder
 from xmc_ray.model.lexical import LexicalBranch
 from xmc_ray.model.lightxml import LightXML, ModelConfig
 from xmc_ray.model.linear import ARRAYS, LinearRanker
-from xmc_ray.model.text import Tokenizer
+from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.storage import folders
 
 FORMAT = 4  # 1 to 3 were never released

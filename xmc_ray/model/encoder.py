@@ -21,7 +21,8 @@ from transformers.utils import logging as transformers_logging
 
 from xmc_ray.data.fields import ids_of
 from xmc_ray.errors import ConfigError, ModelError
-from xmc_ray.model.text import Batch, Tokenizer, in_one_line, load_error, make_batch
+from xmc_ray.model.batch import Batch, make_batch
+from xmc_ray.model.tokenizer import Tokenizer, in_one_line, load_error
 from xmc_ray.settings import NonNegativeInt, PositiveInt, Settings, Share
 from xmc_ray.storage import ModelName, folders
 

@@ -29,6 +29,7 @@ from xmc_ray.data.groups import LabelGroups
 from xmc_ray.data.labels import IntArray
 from xmc_ray.errors import ConfigError
 from xmc_ray.metrics.at_k import propensities
+from xmc_ray.model.batch import Batch
 from xmc_ray.model.device import KnownMask, upload
 from xmc_ray.model.encoder import TextEncoder
 from xmc_ray.model.filtering import BARRED, BatchFilter, FilterMasks
@@ -38,7 +39,6 @@ from xmc_ray.model.linear import LinearRanker
 from xmc_ray.model.ranking import ALIGNMENT, LabelTable
 from xmc_ray.model.recall import RecallHead
 from xmc_ray.model.sharding import Exchange, OwnedRows
-from xmc_ray.model.text import Batch
 from xmc_ray.settings import Bounds, PositiveInt, Settings, Share
 
 

@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 from xmc_ray.data.filters import DocumentFilters
 from xmc_ray.data.labels import IntArray, list_lengths
+from xmc_ray.model.batch import budget_batches, make_batch
 from xmc_ray.model.device import download, has_bfloat16, upload
 from xmc_ray.model.lightxml import LightXML, Scoring
-from xmc_ray.model.text import budget_batches, make_batch
 from xmc_ray.settings import NonNegativeInt, Settings
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -105,24 +105,25 @@ def margins(model: LightXML, tokens: pa.ListArray, label_DC: IntArray) -> torch.
     return z_DC
 
 
-def settled(precision: Precision, device: torch.device) -> Precision:
+def settled(precision: Precision, device: str | torch.device) -> Precision:
     """``precision`` with ``auto`` replaced by what it is on ``device``, for a CPU by what this machine's has instructions for.
 
     A job settles it once, so that all of its processes compute alike, whatever their CPUs.
     """
     if precision != "auto":
         return precision
-    return "bfloat16" if device.type != "cpu" or cpu_has_bfloat16() else "float32"
+    return "bfloat16" if torch.device(device).type != "cpu" or cpu_has_bfloat16() else "float32"
 
 
-def arithmetic(precision: Precision, device: torch.device, transformer: bool) -> str:
+def arithmetic(precision: Precision, device: str | torch.device, transformer: bool) -> str:
     """The name of a model's arithmetic on ``device``, such as ``cpu float32`` or ``cuda bfloat16``.
 
     ``transformer``: whether the model has one; words alone are always in float32 on a CPU (decision 0022). A GPU need not be
     there. Scores of one name differ by rounding alone, those of two names by more: calibrations and tags hold for one name.
     """
-    in_bfloat16 = settled(precision, device) == "bfloat16" and (transformer or device.type != "cpu")
-    return f"{device.type} {'bfloat16' if in_bfloat16 else 'float32'}"
+    kind = torch.device(device).type
+    in_bfloat16 = settled(precision, device) == "bfloat16" and (transformer or kind != "cpu")
+    return f"{kind} {'bfloat16' if in_bfloat16 else 'float32'}"
 
 
 def cpu_has_bfloat16() -> bool:

@@ -21,7 +21,9 @@ from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.metrics.at_k import Metrics, find_hits, summary, table
 from xmc_ray.metrics.calibration import DEPTH, Reliability, Selection
 from xmc_ray.model.predict import settled
-from xmc_ray.on_ray.predictor import PoolConfig, ScoringConfig, made_by, matrix, predictions, settle_scoring
+from xmc_ray.on_ray.pool import PoolConfig
+from xmc_ray.on_ray.predicted import made_by, matrix
+from xmc_ray.on_ray.predictor import ScoringConfig, predictions, settle_scoring
 from xmc_ray.on_ray.session import arrow_batches, connect, make_room, own_errors
 from xmc_ray.on_ray.stream import read_documents, tokenise
 from xmc_ray.settings import Bounds, OpenShare, Settings, Share

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from ray.util.metrics import Counter, Histogram
 
 from xmc_ray.data.labels import IntArray
-from xmc_ray.model.text import budget_batches
+from xmc_ray.model.batch import budget_batches
 
 _SECONDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100]  # bounds of the histograms
 

@@ -52,6 +52,7 @@ def connect() -> None:
         _init("cannot join the Ray cluster", address, "check RAY_ADDRESS, or unset it to use this machine", options)
         return
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would leave a job 3 % of a core that another program wants
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # else workers start that nobody needs
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA_VISIBLE_DEVICES for tasks without a GPU
     options |= {"address": "local", "num_cpus": max(_LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
     options |= {"runtime_env": {"env_vars": _LOCAL_VARIABLES}}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pyarrow as pa
 
 from xmc_ray.data.labels import LabelIndex
-from xmc_ray.model.text import Tokenizer
+from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.training.fit import SAMPLE
 
 LATE = 2 / 3  # of training: from there on, the loss of a run that has settled hardly falls

@@ -15,13 +15,14 @@ from xmc_ray.data.labels import IntArray, LabelIndex, list_lengths
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.metrics.at_k import find_hits
 from xmc_ray.metrics.calibration import DEPTH
+from xmc_ray.model.batch import Batch, make_batch
 from xmc_ray.model.encoder import EncoderConfig, build_encoder
 from xmc_ray.model.lexical import LexicalBranch, LexicalConfig
 from xmc_ray.model.lightxml import LightXML, ModelConfig
 from xmc_ray.model.linear import LinearConfig
 from xmc_ray.model.predict import PredictConfig, mean_loss, predict
 from xmc_ray.model.sharding import Exchange
-from xmc_ray.model.text import Batch, TextConfig, Tokenizer, make_batch
+from xmc_ray.model.tokenizer import TextConfig, Tokenizer
 from xmc_ray.settings import Settings
 from xmc_ray.training.loop import LoopConfig
 from xmc_ray.training.optim import OptimConfig

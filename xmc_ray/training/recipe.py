@@ -14,7 +14,7 @@ from xmc_ray.model.encoder import EncoderConfig, check_encoder, try_encoder
 from xmc_ray.model.lexical import LexicalConfig
 from xmc_ray.model.lightxml import ModelConfig
 from xmc_ray.model.linear import LinearConfig
-from xmc_ray.model.text import TextConfig, Tokenizer
+from xmc_ray.model.tokenizer import TextConfig, Tokenizer
 from xmc_ray.settings import difference, fixed_settings
 from xmc_ray.training.fit import FitConfig
 from xmc_ray.training.loop import LoopConfig

@@ -28,7 +28,7 @@ from xmc_ray.model.lightxml import LightXML
 from xmc_ray.model.linear import LinearConfig
 from xmc_ray.model.predict import arithmetic, margins, predict
 from xmc_ray.model.svm import train_linear
-from xmc_ray.model.text import Tokenizer
+from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, share_of_batches
 from xmc_ray.training.loop import TrainState, train
 from xmc_ray.training.recipe import Candidate, candidates, pretrained_layers

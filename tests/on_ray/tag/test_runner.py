@@ -15,7 +15,7 @@ from seaweed import S3
 
 from xmc_ray import storage
 from xmc_ray.errors import ConfigError, DataError
-from xmc_ray.on_ray.predictor import PoolConfig
+from xmc_ray.on_ray.pool import PoolConfig
 from xmc_ray.on_ray.session import connect, own_errors
 from xmc_ray.on_ray.tag import runner
 from xmc_ray.on_ray.tag.nights import files_named, latest, tags_folder

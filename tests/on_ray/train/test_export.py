@@ -23,7 +23,7 @@ from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.model.lightxml import ModelConfig
 from xmc_ray.model.predict import PredictConfig
-from xmc_ray.model.text import Tokenizer
+from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.on_ray.train import export
 from xmc_ray.on_ray.train.config import TrainConfig, WorkersConfig
 from xmc_ray.on_ray.train.export import keep_best, predict_held_out

@@ -10,8 +10,8 @@ import torch
 from xmc_ray.data.epochs import EpochPlan
 from xmc_ray.data.labels import LabelIndex
 from xmc_ray.data.token_cache import TokenCache, write_tokens
+from xmc_ray.model.batch import Batch
 from xmc_ray.model.sharding import Exchange
-from xmc_ray.model.text import Batch
 from xmc_ray.on_ray.train import worker
 from xmc_ray.training.fit import share_of_batches
 

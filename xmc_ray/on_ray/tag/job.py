@@ -34,7 +34,9 @@ from xmc_ray.errors import DataError
 from xmc_ray.metrics.drift import DriftConfig
 from xmc_ray.model.predict import settled
 from xmc_ray.on_ray.evaluate import GateConfig, pass_gate
-from xmc_ray.on_ray.predictor import NothingToPredict, PoolConfig, Predictor, ScoringConfig, made_by, settle_scoring
+from xmc_ray.on_ray.pool import PoolConfig
+from xmc_ray.on_ray.predicted import made_by
+from xmc_ray.on_ray.predictor import NothingToPredict, Predictor, ScoringConfig, settle_scoring
 from xmc_ray.on_ray.session import own_errors, submission_id
 from xmc_ray.on_ray.tag import nights, output, tables
 from xmc_ray.on_ray.tag.gauges import Board

@@ -29,8 +29,8 @@ from xmc_ray.data.reader import Segment, check_unchanged, is_unchanged, read_all
 from xmc_ray.data.tag_hierarchy import TagHierarchy
 from xmc_ray.errors import DataError, ModelError
 from xmc_ray.metrics.calibration import SCORE_BINS
-from xmc_ray.model.text import Tokenizer
-from xmc_ray.on_ray.predictor import made_by_of, matrix
+from xmc_ray.model.tokenizer import Tokenizer
+from xmc_ray.on_ray.predicted import made_by_of, matrix
 from xmc_ray.on_ray.stream import tokenise_table
 from xmc_ray.on_ray.tag.plan import merged, piece_name, unpacked
 from xmc_ray.storage.files import FileInfo, write_parquet

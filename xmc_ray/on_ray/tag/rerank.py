@@ -24,7 +24,8 @@ import pyarrow.compute as pc
 
 from xmc_ray.data.labels import IntArray
 from xmc_ray.errors import ConfigError, ModelError
-from xmc_ray.on_ray.predictor import Predictor, matrix, with_predictions
+from xmc_ray.on_ray.predicted import matrix, with_predictions
+from xmc_ray.on_ray.predictor import Predictor
 from xmc_ray.settings import Bounds, PositiveInt, Settings
 
 

@@ -20,7 +20,7 @@ import ray
 import ray.data
 from ray.data import TaskPoolStrategy
 
-from xmc_ray.on_ray.predictor import PoolConfig
+from xmc_ray.on_ray.pool import PoolConfig
 from xmc_ray.on_ray.session import arrow_batches, connect, is_cluster, make_room
 from xmc_ray.on_ray.tag.gauges import ActorBoard, Board
 

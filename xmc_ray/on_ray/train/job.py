@@ -21,7 +21,7 @@ from xmc_ray.errors import ConfigError, ModelError, UnavailableError
 from xmc_ray.exits import keep_signals
 from xmc_ray.model.encoder import check_encoder, try_encoder
 from xmc_ray.model.predict import arithmetic
-from xmc_ray.model.text import Tokenizer
+from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.on_ray.session import check_room, connect, find_own, make_room, own_errors, submission_id
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.export import calibration_of_another, keep_best

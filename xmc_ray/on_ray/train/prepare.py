@@ -22,11 +22,12 @@ from xmc_ray.data.profile import Profile
 from xmc_ray.data.rejects import Rejects
 from xmc_ray.data.token_cache import FORMAT, MARKER, Split, TokenCache, write_tokens
 from xmc_ray.model.lexical import LexicalConfig, term_weights
-from xmc_ray.model.text import Tokenizer
+from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.on_ray.session import arrow_batches
 from xmc_ray.on_ray.stream import read_documents, tokenise
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.journal import say
+from xmc_ray.on_ray.train.labelled import is_usable, usable, with_verdicts
 from xmc_ray.storage.files import FileInfo
 
 _REJECTED, _LOST = "rejected: ", "unread bytes"  # names of counts
@@ -105,7 +106,7 @@ def _tokenise_all(
     rows = read_documents(config.documents, labelled=True, series=config.validation.series, files=files)
     verdicts = None if feedback is None else ray.put(feedback)
     if verdicts is not None:
-        rows = rows.map_batches(partial(_with_verdicts, feedback=verdicts), batch_format="pyarrow", batch_size=None)
+        rows = rows.map_batches(partial(with_verdicts, feedback=verdicts), batch_format="pyarrow", batch_size=None)
     tokenised = tokenise(rows, tokenizer, held_out=config.validation).materialize()
     counts: Counter[str] = Counter()
     rejects = Rejects(sum(file.size for file in files))
@@ -115,7 +116,7 @@ def _tokenise_all(
     shared = ray.put(labels)
     train, validation, calibration = (
         tokenised.map_batches(
-            partial(_usable, use=use, labels=shared, feedback=verdicts), batch_format="pyarrow", batch_size=None
+            partial(usable, use=use, labels=shared, feedback=verdicts), batch_format="pyarrow", batch_size=None
         )
         for use in (0, 1, 2)
     )
@@ -125,12 +126,6 @@ def _tokenise_all(
         "calibration": arrow_batches(calibration),
     }
     write_tokens(folder, labels, counts, splits, config.documents.uri)
-
-
-def _with_verdicts(table: pa.Table, feedback: ray.ObjectRef[Feedback]) -> pa.Table:
-    """With a column ``verdicts``, list<int64>: their numbers in the feedback."""
-    verdicts: Feedback = ray.get(feedback)
-    return table.append_column("verdicts", verdicts.of_documents(table["id"]))
 
 
 def _corrected(tokenised: ray.data.Dataset, labels: LabelIndex, counts: Counter[str], feedback: Feedback) -> LabelIndex:
@@ -143,17 +138,10 @@ def _corrected(tokenised: ray.data.Dataset, labels: LabelIndex, counts: Counter[
         found_V[verdicts.flatten().to_numpy()] = True
         truth, judged = feedback.corrected(labels.encode(table["labels"].combine_chunks()), verdicts, labels.labels)
         n_L += np.bincount(truth.flatten().to_numpy(), minlength=len(labels))
-        unlabelled += int((~_is_usable(table["held_out"], truth, judged)).sum())
+        unlabelled += int((~is_usable(table["held_out"], truth, judged)).sum())
     say(str(feedback.tally(found_V, labels.labels)))
     counts["unlabelled"] = unlabelled
     return labels.recounted(n_L)
-
-
-def _is_usable(held_out: pa.ChunkedArray, truth: pa.ListArray, judged: pa.ListArray) -> npt.NDArray[np.bool_]:
-    """bool[n]: what a label is known of; in training, that it is wrong will do."""
-    usable: npt.NDArray[np.bool_] = list_lengths(truth) > 0
-    usable |= (list_lengths(judged) > 0) & (np.asarray(held_out) == 0)
-    return usable
 
 
 def _groups(tokens: TokenCache, config: GroupsConfig) -> LabelGroups:
@@ -205,16 +193,3 @@ def _good_labels(
     counts.update({f"{_REJECTED}{reason}": rows for reason, rows in rejects.reasons.items()})
     counts[_LOST] = rejects.lost_bytes
     _check_rejects(config, rejects)
-
-
-def _usable(table: pa.Table, use: int, labels: ray.ObjectRef[LabelIndex], feedback: ray.ObjectRef[Feedback] | None) -> pa.Table:
-    """The good, labelled rows whose ``held_out`` is ``use`` (0, 1 or 2), with labels as ids; with feedback, also ``judged``."""
-    table = table.filter(pc.and_(pc.is_null(table["reason"]), pc.equal(table["held_out"], use)))
-    index: LabelIndex = ray.get(labels)
-    truth = index.encode(table["labels"].combine_chunks())
-    if feedback is None:
-        return pa.table({"tokens": table["tokens"], "labels": truth}).filter(pa.array(list_lengths(truth) > 0))
-    verdicts: Feedback = ray.get(feedback)
-    truth, judged = verdicts.corrected(truth, table["verdicts"].combine_chunks(), index.labels)
-    usable = pa.array(_is_usable(table["held_out"], truth, judged))
-    return pa.table({"tokens": table["tokens"], "labels": truth, "judged": judged}).filter(usable)

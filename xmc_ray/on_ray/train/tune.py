@@ -35,7 +35,7 @@ from xmc_ray.data.token_cache import Split
 from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.exits import keep_signals
 from xmc_ray.model.encoder import EncoderConfig
-from xmc_ray.model.text import Tokenizer
+from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.on_ray.session import check_room, connect, find_own, is_cluster, own_errors, submission_id
 from xmc_ray.on_ray.train import job
 from xmc_ray.on_ray.train.config import TrainConfig, WorkersConfig

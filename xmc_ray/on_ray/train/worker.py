@@ -28,9 +28,9 @@ from xmc_ray.data.labels import list_lengths
 from xmc_ray.data.token_cache import TokenCache
 from xmc_ray.errors import DataError
 from xmc_ray.metrics.at_k import Metrics
+from xmc_ray.model.batch import Batch
 from xmc_ray.model.predict import predict
 from xmc_ray.model.sharding import Exchange
-from xmc_ray.model.text import Batch
 from xmc_ray.on_ray.session import arrow_batches, set_up_streams
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.prepare import Prepared

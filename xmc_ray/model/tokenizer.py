@@ -1,18 +1,17 @@
-"""Text to tokens, tokens to batches.
+"""Text to tokens.
 
-Tokens are passed on as Arrow lists of int32, so padding is neither stored nor sent. Documents of similar length share a batch,
-which is padded to its longest document and not to the maximum.
+Tokens are passed on as Arrow lists of int32, so padding is neither stored nor sent. Of a document with fields (`data.fields`)
+each field is encoded by itself, and its tokens say which it is.
 
-Of a document with fields (`data.fields`) each field is encoded by itself, and its tokens say which it is.
-
-Letters: B documents, T tokens, P true and J judged (document, label) pairs.
+Processes that read and tokenise have no use for torch, whose import takes them longer than thousands of documents. So this
+module imports neither torch nor transformers: only `Tokenizer.load`, and what asks for the pretrained tokenizer, do.
 """
 
-import dataclasses
 import hashlib
 import json
 import math
 import os
+import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,13 +22,10 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
-from torch import Tensor
-from transformers import AutoTokenizer
 
 from xmc_ray import storage
 from xmc_ray.data.fields import MARK, MOST, Field, Fields, concatenated, ids_of, numbered_lists, split
-from xmc_ray.data.labels import IntArray, list_lengths
+from xmc_ray.data.labels import IntArray
 from xmc_ray.errors import ConfigError, ModelError, XmcError
 from xmc_ray.settings import Bounds, PositiveInt, Settings
 from xmc_ray.storage import folders
@@ -72,7 +68,7 @@ class Tokenizer:
     def __init__(self, pretrained: Any, max_tokens: int, fields: Fields = ()) -> None:
         if not getattr(pretrained, "is_fast", False):
             raise ModelError("the encoder has no fast tokenizer", found=type(pretrained).__name__, expected="tokenizer.json")
-        self.pretrained = pretrained
+        self._pretrained: Any = pretrained
         self.max_tokens, self.fields = max_tokens, fields
         self._backend = pretrained.backend_tokenizer
         self._backend.no_padding()
@@ -86,9 +82,23 @@ class Tokenizer:
     def load(cls, name: str | Path, max_tokens: int, fields: Fields = ()) -> "Tokenizer":
         """From a hub name, or a folder, local or s3://; raises ModelError when it does not exist or cannot be loaded."""
         try:
+            from transformers import AutoTokenizer
+
             return cls(AutoTokenizer.from_pretrained(folders.loadable(str(name)), trust_remote_code=False), max_tokens, fields)
         except Exception as error:  # what a broken file raises depends on the file
             raise load_error("tokenizer", str(name), error) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process of this job, which thaws the pretrained tokenizer if it asks for it: `encode` does not."""
+        frozen = self._pretrained if isinstance(self._pretrained, bytes) else pickle.dumps(self._pretrained)
+        return self.__dict__ | {"_pretrained": frozen}
+
+    @property
+    def pretrained(self) -> Any:
+        """The tokenizer of transformers."""
+        if isinstance(self._pretrained, bytes):
+            self._pretrained = pickle.loads(self._pretrained)
+        return self._pretrained
 
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.json`` and its accompanying files."""
@@ -248,67 +258,3 @@ def in_one_line(error: Exception) -> str:
     """The beginning of another library's error, with its kind where that says something."""
     text = " ".join(str(error).split())[:300]
     return text if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {text}"
-
-
-def _no_pairs() -> Tensor:
-    return torch.empty(0, dtype=torch.int64)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Padded documents and their labels, on the host, ready for the model.
-
-    ``tokens_BT``: int64, 0 where padded; ``mask_BT``: bool, True at real tokens; ``row_P``, ``label_P``: int64, the true
-    (document, label) pairs, in rising order of rows; empty in prediction. ``row_J``, ``label_J``: likewise the pairs that an
-    editor has judged, each once, right if they are among the true ones (`data.feedback`); empty without feedback.
-    """
-
-    tokens_BT: Tensor
-    mask_BT: Tensor
-    row_P: Tensor
-    label_P: Tensor
-    row_J: Tensor = dataclasses.field(default_factory=_no_pairs)
-    label_J: Tensor = dataclasses.field(default_factory=_no_pairs)
-
-    def split(self, parts: int) -> "list[Batch]":
-        """``parts`` micro-batches of nearly equal size, in order, each padded to its longest document."""
-        ends = [len(self) * part // parts for part in range(parts + 1)]
-        return [self._rows(first, last) for first, last in pairwise(ends)] if parts > 1 else [self]
-
-    def _rows(self, first: int, last: int) -> "Batch":
-        mask_BT = self.mask_BT[first:last]
-        width = int(mask_BT.sum(1).max())
-        inside_P, inside_J = ((row >= first) & (row < last) for row in (self.row_P, self.row_J))
-        truth = self.row_P[inside_P] - first, self.label_P[inside_P]
-        judged = self.row_J[inside_J] - first, self.label_J[inside_J]
-        return Batch(self.tokens_BT[first:last, :width], mask_BT[:, :width], *truth, *judged)
-
-    def __len__(self) -> int:
-        return len(self.tokens_BT)
-
-
-def make_batch(tokens: pa.ListArray, labels: pa.ListArray | None = None, judged: pa.ListArray | None = None) -> Batch:
-    """Pad ``tokens`` (list<int32>[B]) to the longest; ``labels``, and those ``judged``, are list<int32>[B] of label ids."""
-    lengths = list_lengths(tokens)
-    mask_BT = np.arange(max(int(lengths.max(initial=0)), 1)) < lengths[:, None]
-    tokens_BT = np.zeros(mask_BT.shape, np.int64)
-    tokens_BT[mask_BT] = pc.list_flatten(tokens).to_numpy()
-    return Batch(torch.from_numpy(tokens_BT), torch.from_numpy(mask_BT), *_pairs(labels), *_pairs(judged))
-
-
-def _pairs(lists: pa.ListArray | None) -> tuple[Tensor, Tensor]:
-    """Rows and values of lists, int64 each; empty for None."""
-    if lists is None:
-        return _no_pairs(), _no_pairs()
-    row_P, value_P = np.repeat(np.arange(len(lists)), list_lengths(lists)), pc.list_flatten(lists).to_numpy()
-    return torch.from_numpy(row_P), torch.from_numpy(value_P.astype(np.int64))
-
-
-def budget_batches(lengths: IntArray, token_budget: int) -> Iterator[IntArray]:
-    """Row numbers of batches for prediction: longest documents first, at most ``token_budget`` tokens with padding each."""
-    by_length = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(by_length):
-        rows = max(1, token_budget // max(1, int(lengths[by_length[start]])))
-        yield by_length[start : start + rows]
-        start += rows

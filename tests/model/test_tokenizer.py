@@ -1,10 +1,12 @@
-"""Tokens and batches: padded only as far as needed, every row once."""
+"""Text to tokens: what is encoded, cut and counted, also in processes without torch."""
 
 import copy
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -13,8 +15,8 @@ from transformers import AutoTokenizer
 
 from xmc_ray.data.fields import Field, ids_of, join, numbers_of
 from xmc_ray.errors import ConfigError, ModelError
-from xmc_ray.model import text as text_module
-from xmc_ray.model.text import TextConfig, Tokenizer, budget_batches, make_batch
+from xmc_ray.model import tokenizer as tokenizer_module
+from xmc_ray.model.tokenizer import TextConfig, Tokenizer
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True)
 INTS = pa.list_(pa.int32())
@@ -44,7 +46,7 @@ def test_what_is_encoded_at_a_time_changes_nothing(tiny_encoder: Path, texts: li
     tokenizer = Tokenizer.load(tiny_encoder, 16)
     alone = [tokenizer.pretrained.backend_tokenizer.encode(text) for text in texts]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_module, "_PART", size)
+        patch.setattr(tokenizer_module, "_PART", size)
         tokens, truncated = tokenizer.encode(pa.array(texts, pa.string()))
     assert tokens.type == INTS
     assert tokens.to_pylist() == [encoding.ids for encoding in alone]
@@ -198,47 +200,17 @@ def test_the_summary_token_may_stand_last(tiny_encoder: Path) -> None:
     assert Tokenizer(pretrained, 8).summary_position is None
 
 
-@QUICK
-@given(st.lists(st.lists(st.integers(1, 99), max_size=9), min_size=1, max_size=6), st.integers(0, 3))
-def test_a_batch_is_padded_to_its_longest(rows: list[list[int]], n_labels: int) -> None:
-    labels = [[row * 10 + label for label in range(n_labels)] for row in range(len(rows))]
-    batch = make_batch(pa.array(rows, INTS), pa.array(labels, INTS))
-    longest = max(1, *map(len, rows)) if len(rows) > 1 else max(1, len(rows[0]))
-    assert batch.tokens_BT.tolist() == [row + [0] * (longest - len(row)) for row in rows]
-    assert batch.mask_BT.tolist() == [[place < len(row) for place in range(longest)] for row in rows]
-    pairs = [(row, label) for row, true in enumerate(labels) for label in true]
-    assert list(zip(batch.row_P.tolist(), batch.label_P.tolist(), strict=True)) == pairs
-    sliced = make_batch(pa.array([[7], *rows], INTS).slice(1), pa.array([[7], *labels], INTS).slice(1))
-    assert sliced.tokens_BT.tolist() == batch.tokens_BT.tolist()
-    assert sliced.label_P.tolist() == batch.label_P.tolist()
-
-
-@QUICK
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=12), st.data())
-def test_micro_batches_are_the_batch_cut_in_nearly_equal_parts(lengths: list[int], data: st.DataObject) -> None:
-    parts = data.draw(st.integers(1, len(lengths)))
-    rows = [[place + 1] * length for place, length in enumerate(lengths)]
-    labels = [[10 * place + label for label in range(place % 3)] for place in range(len(rows))]
-    batch = make_batch(pa.array(rows, INTS), pa.array(labels, INTS))
-    pieces = batch.split(parts)
-    sizes = [len(piece) for piece in pieces]
-    assert len(pieces) == parts and sum(sizes) == len(batch) and max(sizes) - min(sizes) <= 1
-    first = 0
-    for piece, size in zip(pieces, sizes, strict=True):
-        here = slice(first, first + size)
-        expected = make_batch(pa.array(rows[here], INTS), pa.array(labels[here], INTS))
-        assert {name: tensor.tolist() for name, tensor in vars(piece).items()} == {
-            name: tensor.tolist() for name, tensor in vars(expected).items()
-        }
-        first += size
-
-
-@QUICK
-@given(st.lists(st.integers(0, 40), max_size=30), st.integers(1, 100))
-def test_budget_batches_cover_every_row_once(lengths: list[int], budget: int) -> None:
-    batches = list(budget_batches(np.array(lengths, np.int64), budget))
-    assert sorted(row for rows in batches for row in rows.tolist()) == list(range(len(lengths)))
-    for rows in batches:
-        assert len(rows) == 1 or len(rows) * max(lengths[row] for row in rows) <= budget
-    longest = [max(lengths[row] for row in rows) for rows in batches]
-    assert longest == sorted(longest, reverse=True)
+def test_processes_that_only_read_and_write_have_no_torch(tiny_encoder: Path) -> None:
+    """They are several a night, and its import takes each of them longer than thousands of documents."""
+    frozen = pickle.dumps(Tokenizer.load(tiny_encoder, 8)).hex()
+    script = f"""
+import pickle, sys
+import xmc_ray.on_ray.tag.pieces, xmc_ray.on_ray.tag.runner, xmc_ray.on_ray.tag.output, xmc_ray.on_ray.train.labelled, pyarrow
+tokenizer = pickle.loads(bytes.fromhex("{frozen}"))
+tokens = tokenizer.encode(pyarrow.array(["a red apple"]))[0].to_pylist()
+assert not {{"torch", "transformers"}} & set(sys.modules)
+print(tokens, tokenizer.pretrained.cls_token)
+"""
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    tokens = Tokenizer.load(tiny_encoder, 8).encode(pa.array(["a red apple"]))[0].to_pylist()
+    assert told == f"{tokens} [CLS]\n"
