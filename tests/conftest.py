@@ -56,7 +56,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def float32() -> Iterator[None]:
     """What computes in the process of the tests takes its CPU for one without bfloat16, so that they are alike on all CPUs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("xmc_ray.model.predict.cpu_has_bfloat16", lambda: False)
+        patch.setattr("xmc_ray.model.precision.cpu_has_bfloat16", lambda: False)
         yield
 
 

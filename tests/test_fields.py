@@ -18,10 +18,11 @@ from fruit import COLOURS, KINDS, manifest_of, options, read_night
 from in_process import InProcess
 
 from xmc_ray import command
-from xmc_ray.bundle.ensemble import Ensemble, Members
+from xmc_ray.bundle.ensemble import Ensemble
 from xmc_ray.bundle.explain import ExplainConfig, print_explanation
 from xmc_ray.bundle.extend import ExtendConfig, extend_bundle
 from xmc_ray.bundle.folder import read_settings
+from xmc_ray.bundle.members import Members
 from xmc_ray.classifier import XMCClassifier
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.fields import ids_of, numbers_of

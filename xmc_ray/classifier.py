@@ -23,10 +23,10 @@ import pyarrow as pa
 import torch
 
 from xmc_ray import storage
+from xmc_ray.bundle.content import Bundle, save_bundle
 from xmc_ray.bundle.ensemble import Ensemble
 from xmc_ray.bundle.explain import Explanation, explain
 from xmc_ray.bundle.extend import extend
-from xmc_ray.bundle.folder import Bundle, save_bundle
 from xmc_ray.bundle.regression import RowsConfig
 from xmc_ray.data.columns import Texts, document_columns, label_column, listed, name_table, text_column
 from xmc_ray.data.feedback import Feedback
@@ -40,7 +40,7 @@ from xmc_ray.metrics.at_k import Metrics
 from xmc_ray.metrics.calibration import Calibration
 from xmc_ray.model.encoder import try_encoder
 from xmc_ray.model.lexical import term_weights
-from xmc_ray.model.predict import PredictConfig, arithmetic
+from xmc_ray.model.predict import PredictConfig, computed_by
 from xmc_ray.model.svm import train_linear
 from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.training.advice import LateLoss, cut_off, everywhere, foreign, on_training
@@ -267,8 +267,7 @@ class XMCClassifier:
         labelled = pa.array(list_lengths(truth) > 0)
         tokens, truth = bundle.tokenizer.encode(column.filter(labelled))[0], truth.filter(labelled)
         scores, ids, hits = predictions_and_hits(bundle.model, tokens, truth, len(bundle.labels), self.prediction)
-        device = next(bundle.model.parameters()).device
-        by = arithmetic(self.prediction.precision, device, bundle.model.encoder is not None)
+        by = computed_by(bundle.model, self.prediction.precision)
         bundle.calibration = Calibration.of(scores, ids, hits, bundle.labels.counts, by)
         return self
 

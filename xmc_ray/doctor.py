@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from xmc_ray.errors import ConfigError
-from xmc_ray.model.predict import cpu_has_bfloat16
+from xmc_ray.model.precision import cpu_has_bfloat16
 from xmc_ray.settings import Settings
 from xmc_ray.storage.address import S3Access
 

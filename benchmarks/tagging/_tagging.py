@@ -33,7 +33,7 @@ import ray
 
 from benchmarks.inputs import DATA, even_groups, require, small_transformer
 from cluster.local import free_ports
-from xmc_ray.bundle.folder import Bundle, save_bundle
+from xmc_ray.bundle.content import Bundle, save_bundle
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.labels import LabelIndex, list_lengths
 from xmc_ray.model.batch import budget_batches

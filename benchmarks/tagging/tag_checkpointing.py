@@ -38,7 +38,7 @@ from benchmarks.tagging._tagging import (
     told,
     write_documents,
 )
-from xmc_ray.bundle.ensemble import Members
+from xmc_ray.bundle.members import Members
 from xmc_ray.data.documents import Rules
 from xmc_ray.data.inputs import list_inputs
 from xmc_ray.on_ray.tag import job

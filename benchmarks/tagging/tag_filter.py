@@ -36,8 +36,7 @@ from benchmarks.tagging._tagging import documents_of, label_lists, machine, make
 from xmc_ray.data.filters import FilterConfig, FiltersConfig
 from xmc_ray.data.labels import LabelIndex
 from xmc_ray.model.lexical import LexicalConfig
-from xmc_ray.on_ray.pool import PoolConfig
-from xmc_ray.on_ray.predictor import ScoringConfig
+from xmc_ray.on_ray.pool import PoolConfig, ScoringConfig
 from xmc_ray.on_ray.tag.job import tag
 from xmc_ray.on_ray.tag.runner import Predict, Read, Row, Runner, Write
 

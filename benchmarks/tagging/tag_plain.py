@@ -40,7 +40,7 @@ from benchmarks.tagging._tagging import (
     told,
     write_documents,
 )
-from xmc_ray.bundle.folder import load_bundle
+from xmc_ray.bundle.content import load_bundle
 from xmc_ray.on_ray.tag.nights import tag_files
 
 BAR, BATCH, EVERY = 3.0, 32, 4

@@ -39,7 +39,7 @@ from benchmarks.tagging._numbered import FILE_ROWS, NEW, TAG_ROWS, made, made_ta
 from benchmarks.tagging._tagging import K, apart, machine, tag_config
 from benchmarks.tagging.tag_millions import write_model
 from xmc_ray import storage
-from xmc_ray.bundle.ensemble import Members
+from xmc_ray.bundle.members import Members
 from xmc_ray.data.documents import DocumentsConfig, Rules
 from xmc_ray.on_ray.tag import job as tagging
 from xmc_ray.on_ray.tag import scan as scanning

@@ -57,7 +57,7 @@ from benchmarks.tagging._tagging import (
     told,
     write_documents,
 )
-from xmc_ray.bundle.folder import load_bundle
+from xmc_ray.bundle.content import load_bundle
 from xmc_ray.classifier import XMCClassifier
 from xmc_ray.data.labels import IntArray, list_lengths
 from xmc_ray.model.batch import budget_batches, make_batch

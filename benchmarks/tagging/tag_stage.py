@@ -50,7 +50,7 @@ from benchmarks.tagging._tagging import (
     write_documents,
 )
 from xmc_ray import storage
-from xmc_ray.bundle.ensemble import Members
+from xmc_ray.bundle.members import Members
 from xmc_ray.on_ray.pool import PoolConfig
 from xmc_ray.on_ray.tag.nights import tag_files
 from xmc_ray.on_ray.tag.stage import Tagger

@@ -32,7 +32,7 @@ from benchmarks.frame import verdict
 from benchmarks.inputs import DATA, Split, small_transformer, training_split
 from benchmarks.plain import PlainModel, PlainTrainer
 from xmc_ray.model.batch import Batch
-from xmc_ray.model.predict import cpu_has_bfloat16
+from xmc_ray.model.precision import cpu_has_bfloat16
 from xmc_ray.training.fit import FitConfig, epoch_plan
 from xmc_ray.training.loop import TrainState, train
 

@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xmc_ray.bundle.ensemble import Ensemble, Listed, Members, average, n_listed
-from xmc_ray.bundle.folder import Bundle, load_bundle, save_bundle
+from xmc_ray.bundle.content import Bundle, load_bundle, save_bundle
+from xmc_ray.bundle.ensemble import Ensemble, Listed, average, n_listed
+from xmc_ray.bundle.members import Members
 from xmc_ray.classifier import XMCClassifier
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.data.labels import LabelIndex

@@ -22,7 +22,8 @@ from xmc_ray.model import filtering
 from xmc_ray.model.batch import Batch
 from xmc_ray.model.lightxml import LightXML, Scoring
 from xmc_ray.model.linear import LinearRanker
-from xmc_ray.model.predict import Precision, PredictConfig, predict
+from xmc_ray.model.precision import Precision
+from xmc_ray.model.predict import PredictConfig, predict
 from xmc_ray.model.sharding import Exchange
 
 QUICK = options(max_examples=150, deadline=None, derandomize=True)

@@ -1,8 +1,5 @@
 """Prediction: batches change nothing, precision is the config's, and the model is left as it was."""
 
-import typing
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,9 +8,9 @@ import torch.nn.functional as F
 from toys import documents, toy_model
 
 from xmc_ray.data.groups import LabelGroups
-from xmc_ray.model import predict as module
+from xmc_ray.model import precision
 from xmc_ray.model.lightxml import LightXML, ModelConfig
-from xmc_ray.model.predict import PredictConfig, arithmetic, computing, cpu_has_bfloat16, features, predict, settled
+from xmc_ray.model.predict import PredictConfig, computing, features, predict
 from xmc_ray.training.loop import LoopConfig
 
 
@@ -65,29 +62,11 @@ def test_bfloat16_is_nearly_float32(model: LightXML, tokens: pa.ListArray) -> No
     np.testing.assert_allclose(scores, exact_scores, atol=0.03)
 
 
-@pytest.mark.parametrize("has_it", [False, True])
-def test_arithmetic_is_named_without_the_device(has_it: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kind: results of one arithmetic taken for those of another. A driver has no GPU, and names that of its actors."""
-    monkeypatch.setattr(module, "cpu_has_bfloat16", lambda: has_it)
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert settled("auto", cpu) == ("bfloat16" if has_it else "float32")
-    assert arithmetic("auto", cpu, True) == f"cpu {settled('auto', cpu)}"
-    assert arithmetic("auto", cpu, False) == arithmetic("bfloat16", cpu, False) == "cpu float32"  # words alone
-    assert arithmetic("bfloat16", cpu, True) == "cpu bfloat16"
-    for transformer in (False, True):
-        assert arithmetic("float32", cpu, transformer) == "cpu float32"
-        assert arithmetic("auto", cuda, transformer) == arithmetic("bfloat16", cuda, transformer) == "cuda bfloat16"
-        assert arithmetic("float32", cuda, transformer) == "cuda float32"
-        for precision in typing.get_args(module.Precision):  # whoever settles it first gets the same
-            for device in (cpu, cuda):
-                assert arithmetic(settled(precision, device), device, transformer) == arithmetic(precision, device, transformer)
-
-
 def test_auto_computes_as_it_is_named(model: LightXML, tokens: pa.ListArray, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the CPU where there is a transformer; words alone are the same to the last digit."""
     words = LightXML(None, LabelGroups(np.arange(12) % 7), ModelConfig(shortlist=2, bottleneck=8), lexical=model.lexical)
     for has_it, expected in ((False, "float32"), (True, "bfloat16")):
-        monkeypatch.setattr(module, "cpu_has_bfloat16", lambda has_it=has_it: has_it)
+        monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda has_it=has_it: has_it)
         for one, other in ((model, expected), (words, "float32")):
             found = predict(one, tokens, 4, PredictConfig())
             np.testing.assert_array_equal(found[0], predict(one, tokens, 4, PredictConfig(precision=other))[0])
@@ -118,17 +97,3 @@ def test_token_budgets_depend_on_the_device() -> None:
     assert [PredictConfig().tokens_at_once(device) for device in (cpu, gpu)] == [2048, 8192]
     assert PredictConfig(token_budget=5).tokens_at_once(gpu) == 5
     assert LoopConfig().prediction == PredictConfig()
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "expected"),
-    [
-        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, False),
-        ({"avx512_bf16": True, "amx_bf16": False}, True),
-        ({"amx_bf16": True}, True),
-        ({"avx512_f": True}, False),
-    ],
-)
-def test_which_cpus_have_bfloat16(capabilities: dict[str, Any], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert cpu_has_bfloat16() is expected

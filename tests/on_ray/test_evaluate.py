@@ -9,13 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from xmc_ray import command
-from xmc_ray.bundle.ensemble import Members
+from xmc_ray.bundle.members import Members
 from xmc_ray.classifier import XMCClassifier
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.on_ray.evaluate import EvaluateConfig, GateConfig, evaluate, pass_gate
-from xmc_ray.on_ray.pool import PoolConfig
-from xmc_ray.on_ray.predictor import ScoringConfig
+from xmc_ray.on_ray.pool import PoolConfig, ScoringConfig
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -1,18 +1,16 @@
 """Actors that predict: rows without tokens, sizes of the pool, scoring that is settled by measurement."""
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from xmc_ray import __version__
-from xmc_ray.bundle.ensemble import Ensemble, Members
+from xmc_ray.bundle.ensemble import Ensemble
+from xmc_ray.bundle.members import Members
 from xmc_ray.model.predict import PredictConfig
-from xmc_ray.on_ray import predictor
-from xmc_ray.on_ray.pool import PoolConfig
-from xmc_ray.on_ray.predicted import made_by_of, matrix
-from xmc_ray.on_ray.predictor import NothingToPredict, Predictor, ScoringConfig, settle_scoring
+from xmc_ray.on_ray.pool import PoolConfig, ScoringConfig
+from xmc_ray.on_ray.predicted import NothingToPredict, made_by_of, matrix
+from xmc_ray.on_ray.predictor import Predictor
 from xmc_ray.on_ray.stream import token_columns
 
 TEXTS = ["a red apple", "a green pear", "", "a yellow plum and a grape"]
@@ -53,21 +51,3 @@ def test_rejects_need_no_model() -> None:
     assert matrix(predicted, "ids").tolist() == [[-1] * 3] * 2 and not matrix(predicted, "probabilities").any()
     with pytest.raises(ValueError, match="a document to tag, and no model"):
         nothing(table.set_column(1, "reason", pa.array(["text is null", None])))
-
-
-def test_scoring_is_settled_once_and_bfloat16_without_instructions_is_a_warning(
-    ray_session: None, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    members = Members.read(str(trained / "bundle"))
-    fixed = ScoringConfig(scoring="exact")
-    assert settle_scoring(fixed, members, TEXTS, 3, POOL) is fixed
-    assert capsys.readouterr().out == ""
-    settled = settle_scoring(ScoringConfig(scoring="auto"), members, TEXTS, 3, POOL)
-    assert settled.scoring in ("grouped", "exact")
-    assert capsys.readouterr().out == f"scoring: {settled.scoring}, measured on 4 documents\n"
-    half = ScoringConfig(precision="bfloat16")
-    warning = "warning: the CPU has no bfloat16 instructions: model.precision = float32 is faster\n"
-    for has_it, expected in ((True, ""), (False, warning)):
-        monkeypatch.setattr(predictor, "_cpu_has_bfloat16", predictor.ray.remote(lambda has_it=has_it: has_it))
-        assert settle_scoring(half, members, TEXTS, 3, POOL) == half
-        assert capsys.readouterr().out == expected

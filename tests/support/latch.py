@@ -1,6 +1,7 @@
 """Steps of a job that wait until a test lets them go on, in whatever process they are."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,15 @@ class Latch:
         """For all."""
         self.let(1_000_000_000)
 
-    def hold(self, step: type) -> type:
-        """The class ``step``, whose instances wait when they are called."""
+    def hold(self, step: Callable[..., Any]) -> type:
+        """A class in place of ``step``, which is one or makes the same; its instances wait when they are called."""
         passed, limit = self.passed, self.limit
 
         # In here, so that cloudpickle hands its code, and not the name of this module, to processes that cannot import it.
-        class Held(step):  # type: ignore[misc]
+        class Held:
+            def __init__(self, *arguments: Any, **settings: Any) -> None:
+                self.step = step(*arguments, **settings)
+
             def __call__(self, *arguments: Any) -> Any:
                 with passed.open("a") as file:
                     file.write(".")
@@ -43,7 +47,7 @@ class Latch:
                     turn = file.tell()
                 while turn > int(limit.read_text()):
                     time.sleep(0.01)
-                return super().__call__(*arguments)
+                return self.step(*arguments)
 
         return Held
 
@@ -51,5 +55,5 @@ class Latch:
 if __name__ == "__main__":  # jobs/tag.py with a model that waits: latch.py FOLDER arguments...
     import sys
 
-    job.Predictor = Latch(Path(sys.argv.pop(1))).hold(job.Predictor)  # type: ignore[misc]
+    job.load_predictor = Latch(Path(sys.argv.pop(1))).hold(job.load_predictor)
     raise SystemExit(command.run(job.tag, job.TagConfig))

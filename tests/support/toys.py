@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, multiprocessing, nn
 
 from xmc_ray.data.groups import LabelGroups
-from xmc_ray.model import predict
+from xmc_ray.model import precision
 from xmc_ray.model.batch import Batch
 from xmc_ray.model.lexical import LexicalBranch
 from xmc_ray.model.lightxml import LightXML, ModelConfig
@@ -107,7 +107,7 @@ def on_workers(worlds: Sequence[int], job: Callable[..., Any], folder: Path, *ar
 def _one_worker(rank: int, worlds: Sequence[int], job: Callable[..., Any], folder: str, args: tuple[Any, ...]) -> None:
     """Takes part in every process group that is larger than ``rank``."""
     torch.set_num_threads(1)
-    predict.cpu_has_bfloat16 = lambda: False  # as in the process of the tests: the same on all CPUs
+    precision.cpu_has_bfloat16 = lambda: False  # as in the process of the tests: the same on all CPUs
     for world in (world for world in worlds if rank < world):
         meeting, timeout = f"file://{folder}/meeting-{world}", timedelta(seconds=120)
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world, timeout=timeout)

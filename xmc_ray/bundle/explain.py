@@ -28,14 +28,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xmc_ray import storage
-from xmc_ray.bundle.ensemble import Ensemble, calibration_warning
-from xmc_ray.bundle.folder import Bundle
+from xmc_ray.bundle.content import Bundle
+from xmc_ray.bundle.ensemble import Ensemble
+from xmc_ray.bundle.members import calibration_warning
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.fields import MARK, join, readable
 from xmc_ray.data.labels import IntArray, lists_from_rows, unique_in_rows
 from xmc_ray.data.reader import read_rows
 from xmc_ray.errors import ConfigError, printable
-from xmc_ray.model.predict import PredictConfig, arithmetic, features, margins
+from xmc_ray.model.predict import PredictConfig, computed_by, features, margins
 from xmc_ray.settings import PositiveInt, Settings
 
 _SHOWN, _OTHERS, _WIDTH, _BAR = 12, 5, 100, 24  # words, labels of the group, columns of text, columns of the longest bar
@@ -371,10 +372,8 @@ def _calibration_note(ensemble: Ensemble, config: PredictConfig) -> list[str]:
     calibrations = [bundle.calibration for bundle in ensemble.bundles if bundle.calibration is not None]
     if len(calibrations) < len(ensemble.bundles):
         return []
-    models = [bundle.model for bundle in ensemble.bundles]
-    device = next(models[0].parameters()).device
-    computed_by = [arithmetic(config.precision, device, model.encoder is not None) for model in models]
-    note = calibration_warning([calibration.arithmetic for calibration in calibrations], computed_by)
+    found = [computed_by(bundle.model, config.precision) for bundle in ensemble.bundles]
+    note = calibration_warning([calibration.arithmetic for calibration in calibrations], found)
     return [note] if note else []
 
 

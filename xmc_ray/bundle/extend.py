@@ -26,7 +26,7 @@ from scipy import sparse
 from torch import Tensor
 
 from xmc_ray import storage
-from xmc_ray.bundle.folder import Bundle, changes, check_place, load_bundle, save_bundle
+from xmc_ray.bundle.content import Bundle, changes, check_place, load_bundle, save_bundle
 from xmc_ray.bundle.regression import Known, RowsConfig, Shortlisted, new_rows
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.fields import names_of

@@ -11,41 +11,27 @@
     run.toml             the settings of the run that made it
     README.md            model card
 
-No pickle anywhere.
+No pickle anywhere. What is in it, `content` reads and writes; here it is identified, checked and fetched, without torch.
 """
 
-import dataclasses
 import hashlib
 import json
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
-import safetensors.torch
-import torch
-from jinja2 import Environment, PackageLoader
 
 from xmc_ray import storage
 from xmc_ray.data.fields import Field, Fields
-from xmc_ray.data.groups import LabelGroups
 from xmc_ray.data.labels import LabelIndex
-from xmc_ray.errors import ConfigError, ModelError
-from xmc_ray.metrics.calibration import DEFAULT_PRECISION, Calibration
-from xmc_ray.model.encoder import load_empty_encoder
-from xmc_ray.model.lexical import LexicalBranch
-from xmc_ray.model.lightxml import LightXML, ModelConfig
-from xmc_ray.model.linear import ARRAYS, LinearRanker
-from xmc_ray.model.tokenizer import Tokenizer
+from xmc_ray.errors import ModelError
+from xmc_ray.metrics.calibration import Calibration
 from xmc_ray.storage import folders
 
 FORMAT = 4  # 1 to 3 were never released
-_WITH_FIELDS = 5  # of a bundle with fields, which earlier releases would read as plain texts
+WITH_FIELDS = 5  # of a bundle with fields, which earlier releases would read as plain texts
 _NO_MATCH = "a content that does not match its digest"
 
 MARKER = "config.json"
@@ -53,134 +39,6 @@ WEIGHTS_FILE = "model.safetensors"
 LABELS_FILE = "labels.parquet"
 CALIBRATION_FILE = "calibration.parquet"
 CALIBRATED_BY = "calibrated_by"  # in config.json: the arithmetic of the scores in that file; older bundles lack it
-
-
-class MappedFile(NamedTuple):
-    """A file that is mapped into memory: who writes into it changes what it holds there."""
-
-    path: Path
-    place: tuple[int, int]
-    content: tuple[int, int]
-
-    @classmethod
-    def of(cls, path: Path) -> "MappedFile":
-        """As it is now."""
-        state = path.stat()
-        return cls(path, (state.st_dev, state.st_ino), (state.st_size, state.st_mtime_ns))
-
-    def check(self) -> None:
-        """Raises ModelError if somebody has written into it since; one that was removed or replaced stays mapped as it was."""
-        with suppress(OSError):
-            now = MappedFile.of(self.path)
-            if now.place == self.place and now.content != self.content:
-                raise ModelError(
-                    "the bundle has been overwritten while it was in use",
-                    where=self.path,
-                    way_out="put the bundle back and run again; write another bundle to another folder",
-                )
-
-
-@dataclass
-class Bundle:
-    """A model with everything it needs to tag text. ``fingerprint``: 16 hex digits that depend on all its files.
-
-    Without a ``calibration``, scores are those of the model. ``mapped``: the file that weights are read from as they are used.
-    """
-
-    model: LightXML
-    tokenizer: Tokenizer
-    labels: LabelIndex
-    groups: LabelGroups
-    metrics: dict[str, Any]
-    run_toml: str = ""
-    fingerprint: str = ""
-    calibration: Calibration | None = None
-    mapped: MappedFile | None = None
-
-
-def save_bundle(bundle: Bundle, uri: str, confirm: Callable[[], None] = lambda: None) -> str:
-    """Write a bundle, its marker last, and return its fingerprint. Raises ConfigError if there is something at ``uri``.
-
-    ``confirm`` is called before the marker is written, and raises if another job has taken the place over. Raises ModelError
-    if somebody has written into the file that the bundle's weights are mapped from.
-    """
-    uri = storage.normalise(uri)
-    check_place(uri)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        _write_parts(bundle, folder)
-        if bundle.mapped is not None:
-            bundle.mapped.check()
-        files = {
-            str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": folders.digest(path)}
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
-        settings = _settings(bundle)
-        settings |= {"fingerprint": _fingerprint(settings, files), "files": files}
-        (folder / MARKER).write_text(json.dumps(settings, indent=2) + "\n")
-        folders.upload(folder, uri, last=MARKER, confirm=confirm)
-    bundle.fingerprint = str(settings["fingerprint"])
-    return bundle.fingerprint
-
-
-def check_place(uri: str) -> None:
-    """Raises ConfigError if there is something at ``uri``, where a bundle is to be written."""
-    if not storage.is_empty(uri):
-        raise ConfigError("the place for the bundle is not empty", where=uri, way_out="choose another place or remove it")
-
-
-def changes(extension: dict[str, Any]) -> str:
-    """What ``metrics["extension"]`` counts, in words."""
-    return ", ".join(f"{count:,} {what}" for what, count in extension.items() if isinstance(count, int))
-
-
-def load_bundle(uri: str, fingerprint: str | None = None) -> Bundle:
-    """Open a bundle on the CPU. Raises ModelError when it is not one, is damaged, has another format or ``fingerprint``.
-
-    The weights are memory-mapped: all processes of a machine share the file's pages, and one that changes a weight gets a copy
-    of that page. A bundle on S3 is downloaded once per machine; see `folders.node_copy`.
-    """
-    uri = storage.normalise(uri)
-    settings = read_settings(uri)
-    with local_bundle(uri, fingerprint or settings["fingerprint"]) as folder:
-        return _open(folder, uri)
-
-
-def _open(folder: Path, uri: str) -> Bundle:
-    settings, weights = storage.read_json(folder / MARKER), folder / WEIGHTS_FILE
-    mapped = MappedFile.of(weights)
-    table = pq.read_table(folder / LABELS_FILE)
-    groups = LabelGroups(table["group"].to_numpy().astype(np.int64))
-    encoder = load_empty_encoder(folder / "encoder", **settings["encoder"]) if settings["encoder"] else None
-    state = safetensors.torch.load_file(weights)
-    fields = fields_of(settings)
-    lexical = None
-    with torch.device("meta"):  # shapes without memory
-        if settings["lexical"]:
-            field_weights = [field.weight for field in fields]
-            lexical = LexicalBranch(state["lexical.weight_F"], settings["lexical"]["width"], field_weights)
-        model = LightXML(encoder, groups, ModelConfig(**settings["model"]), lexical=lexical)
-    if settings.get("linear"):  # bundles of before it was there have none
-        start_L1, column_W, weight_W, bias_L = (state[f"linear.{name}"] for name in ARRAYS)
-        model.linear = LinearRanker(start_L1, column_W, weight_W, bias_L, **settings["linear"])
-    try:
-        model.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        found = " ".join(str(error).split())
-        raise ModelError("the weights are not those of the bundle's settings", where=uri, found=found) from error
-    labels = LabelIndex.from_table(table)
-    return Bundle(
-        model=model.eval(),
-        tokenizer=Tokenizer.load(folder, settings["max_tokens"], fields),
-        labels=labels,
-        groups=groups,
-        metrics=json.loads((folder / "metrics.json").read_text()),
-        run_toml=(folder / "run.toml").read_text(),
-        fingerprint=settings["fingerprint"],
-        calibration=read_calibration(folder, labels),
-        mapped=mapped,
-    )
 
 
 @contextmanager
@@ -223,7 +81,7 @@ def read_settings(uri: str) -> dict[str, Any]:
         version = int(settings["xmc_ray_format"])
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError("not a bundle of xmc_ray", where=where, found=repr(error), expected="xmc_ray_format") from error
-    expected = _WITH_FIELDS if settings.get("fields") else FORMAT
+    expected = WITH_FIELDS if settings.get("fields") else FORMAT
     if version != expected:
         raise ModelError(
             "the bundle has another format",
@@ -233,7 +91,7 @@ def read_settings(uri: str) -> dict[str, Any]:
             way_out="upgrade xmc_ray" if version > expected else "train again, or use the release that wrote it",
         )
     own = {name: value for name, value in settings.items() if name not in ("files", "fingerprint")}
-    if _fingerprint(own, settings.get("files")) != settings.get("fingerprint"):  # before anything else in it is believed
+    if fingerprint_of(own, settings.get("files")) != settings.get("fingerprint"):  # before anything else in it is believed
         raise _damaged(where, _NO_MATCH)
     _check_files(uri, settings["files"])
     return dict(settings)
@@ -258,7 +116,7 @@ def _verify(folder: Path, uri: str, fingerprint: str) -> folders.Stamps:
 
     def check() -> None:
         damaged = [name for name, expected in files.items() if folders.digest(folder / name) != expected["sha256"]]
-        if damaged or _fingerprint(settings, files) != fingerprint:
+        if damaged or fingerprint_of(settings, files) != fingerprint:
             raise _damaged(storage.join(uri, *(damaged or [MARKER])[:1]), _NO_MATCH)
 
     return folders.check_once(folder, [MARKER, *files], fingerprint, check)
@@ -269,47 +127,9 @@ def _damaged(where: str, found: str, expected: str | None = None) -> ModelError:
     return ModelError("the bundle is damaged", where=where, found=found, expected=expected, way_out=way_out)
 
 
-def _fingerprint(settings: dict[str, Any], files: object) -> str:
+def fingerprint_of(settings: dict[str, Any], files: object) -> str:
+    """16 hex digits of a ``config.json`` without the fingerprint itself; ``files``: size and digest of each of the others."""
     return hashlib.sha256(json.dumps([settings, files], sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _write_parts(bundle: Bundle, folder: Path) -> None:
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.model.state_dict().items()}
-    safetensors.torch.save_file(state, folder / WEIGHTS_FILE)
-    if bundle.model.encoder is not None:
-        bundle.model.encoder.settings.save_pretrained(folder / "encoder")
-    bundle.tokenizer.save(folder)
-    table = bundle.labels.to_table()
-    table = table.append_column("group", pa.array(bundle.groups.group_L))
-    calibration, thresholds = bundle.calibration, pa.nulls(len(table), pa.float32())
-    if calibration is not None:
-        thresholds = pa.array(calibration.thresholds(DEFAULT_PRECISION))
-        pq.write_table(calibration.to_table(bundle.labels.fingerprint), folder / CALIBRATION_FILE)
-    table = table.append_column("threshold", thresholds)
-    pq.write_table(table, folder / LABELS_FILE)
-    (folder / "metrics.json").write_text(json.dumps(bundle.metrics, indent=2) + "\n")
-    (folder / "run.toml").write_text(bundle.run_toml)
-    (folder / "README.md").write_text(_card(bundle))
-
-
-def _settings(bundle: Bundle) -> dict[str, Any]:
-    encoder, lexical, linear = bundle.model.encoder, bundle.model.lexical, bundle.model.linear
-    read = ("feature_layers", "pooling", "max_tokens")
-    fields = [field._asdict() for field in bundle.tokenizer.fields]
-    return {
-        "xmc_ray_format": _WITH_FIELDS if fields else FORMAT,
-        "labels": len(bundle.labels),
-        "groups": len(bundle.groups),
-        "label_fingerprint": bundle.labels.fingerprint,
-        "max_tokens": bundle.tokenizer.max_tokens,
-        "encoder": None if encoder is None else {name: getattr(encoder, name) for name in read},
-        "lexical": None if lexical is None else {"columns": len(lexical.weight_F), "width": lexical.width},
-        "linear": None if linear is None else {"candidates": linear.candidates, "weight": linear.weight},
-        "model": dataclasses.asdict(bundle.model.config),
-        CALIBRATED_BY: None if bundle.calibration is None else bundle.calibration.arithmetic,
-        **({"fields": fields} if fields else {}),
-        **({"feedback": bundle.metrics["feedback"]} if "feedback" in bundle.metrics else {}),
-    }
 
 
 def _check_files(uri: str, files: dict[str, dict[str, Any]]) -> None:
@@ -320,17 +140,3 @@ def _check_files(uri: str, files: dict[str, dict[str, Any]]) -> None:
         if size != expected["size"]:
             found = "no such file" if size is None else f"{size} bytes"
             raise _damaged(storage.join(uri, name), found, f"{expected['size']} bytes")
-
-
-def _card(bundle: Bundle) -> str:
-    loader = PackageLoader("xmc_ray.bundle")
-    environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    return environment.get_template("card.md.j2").render(
-        bundle=bundle,
-        encoder=bundle.model.encoder,
-        lexical=bundle.model.lexical,
-        longest=bundle.tokenizer.max_tokens,
-        weights=sum(parameter.numel() for parameter in bundle.model.parameters()),
-        linear=bundle.model.linear,
-        changes=changes,
-    )

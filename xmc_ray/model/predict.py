@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,8 @@ from xmc_ray.data.labels import IntArray, list_lengths
 from xmc_ray.model.batch import budget_batches, make_batch
 from xmc_ray.model.device import download, has_bfloat16, upload
 from xmc_ray.model.lightxml import LightXML, Scoring
+from xmc_ray.model.precision import Precision, arithmetic
 from xmc_ray.settings import NonNegativeInt, Settings
-
-Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,30 +104,9 @@ def margins(model: LightXML, tokens: pa.ListArray, label_DC: IntArray) -> torch.
     return z_DC
 
 
-def settled(precision: Precision, device: str | torch.device) -> Precision:
-    """``precision`` with ``auto`` replaced by what it is on ``device``, for a CPU by what this machine's has instructions for.
-
-    A job settles it once, so that all of its processes compute alike, whatever their CPUs.
-    """
-    if precision != "auto":
-        return precision
-    return "bfloat16" if torch.device(device).type != "cpu" or cpu_has_bfloat16() else "float32"
-
-
-def arithmetic(precision: Precision, device: str | torch.device, transformer: bool) -> str:
-    """The name of a model's arithmetic on ``device``, such as ``cpu float32`` or ``cuda bfloat16``.
-
-    ``transformer``: whether the model has one; words alone are always in float32 on a CPU (decision 0022). A GPU need not be
-    there. Scores of one name differ by rounding alone, those of two names by more: calibrations and tags hold for one name.
-    """
-    kind = torch.device(device).type
-    in_bfloat16 = settled(precision, device) == "bfloat16" and (transformer or kind != "cpu")
-    return f"{kind} {'bfloat16' if in_bfloat16 else 'float32'}"
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether this CPU has instructions for bfloat16, such as AVX-512 BF16 and AMX; one without emulates it, slowly."""
-    return any(available for name, available in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+def computed_by(model: LightXML, precision: Precision) -> str:
+    """The name of the arithmetic of a ``model`` where it is now, see `arithmetic`."""
+    return arithmetic(precision, next(model.parameters()).device.type, model.encoder is not None)
 
 
 @contextmanager
@@ -138,7 +116,7 @@ def computing(model: LightXML, precision: Precision) -> Iterator[torch.device]:
     A GPU without bfloat16 computes in float32, with a warning: whoever chose the arithmetic may not have seen that GPU.
     """
     device = next(model.parameters()).device
-    in_bfloat16 = arithmetic(precision, device, model.encoder is not None).endswith("bfloat16")
+    in_bfloat16 = computed_by(model, precision).endswith("bfloat16")
     if in_bfloat16 and device.type != "cpu" and not has_bfloat16(device):
         warnings.warn("this GPU has no bfloat16: it computes in float32", stacklevel=2)
         in_bfloat16 = False

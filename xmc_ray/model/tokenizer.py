@@ -4,7 +4,7 @@ Tokens are passed on as Arrow lists of int32, so padding is neither stored nor s
 each field is encoded by itself, and its tokens say which it is.
 
 Processes that read and tokenise have no use for torch, whose import takes them longer than thousands of documents. So this
-module imports neither torch nor transformers: only `Tokenizer.load`, and what asks for the pretrained tokenizer, do.
+module imports neither torch nor transformers: only `Tokenizer.load`, and who asks for the pretrained tokenizer, does.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import tokenizers
 
 from xmc_ray import storage
 from xmc_ray.data.fields import MARK, MOST, Field, Fields, concatenated, ids_of, numbered_lists, split
@@ -65,12 +66,13 @@ class TextConfig(Settings):
 class Tokenizer:
     """A pretrained (fast) tokenizer that turns batches of strings into lists of tokens: ids, marked by their fields if any."""
 
-    def __init__(self, pretrained: Any, max_tokens: int, fields: Fields = ()) -> None:
-        if not getattr(pretrained, "is_fast", False):
+    def __init__(self, pretrained: Any, max_tokens: int, fields: Fields = (), backend: Any = None) -> None:
+        """``backend``: of the library tokenizers, if it is not the pretrained one's own."""
+        if backend is None and not getattr(pretrained, "is_fast", False):
             raise ModelError("the encoder has no fast tokenizer", found=type(pretrained).__name__, expected="tokenizer.json")
-        self._pretrained: Any = pretrained
+        self._pretrained: Any = pretrained  # or what it is made of, if somebody asks for it: a folder, or a pickle
         self.max_tokens, self.fields = max_tokens, fields
-        self._backend = pretrained.backend_tokenizer
+        self._backend = pretrained.backend_tokenizer if backend is None else backend
         self._backend.no_padding()
         self._backend.no_truncation()
         least = max(3, len(self._backend.encode("").ids) + 1)  # how many a transformer can read, `encoder` finds out
@@ -82,15 +84,25 @@ class Tokenizer:
     def load(cls, name: str | Path, max_tokens: int, fields: Fields = ()) -> "Tokenizer":
         """From a hub name, or a folder, local or s3://; raises ModelError when it does not exist or cannot be loaded."""
         try:
-            from transformers import AutoTokenizer
-
-            return cls(AutoTokenizer.from_pretrained(folders.loadable(str(name)), trust_remote_code=False), max_tokens, fields)
+            return cls(_pretrained(folders.loadable(str(name))), max_tokens, fields)
         except Exception as error:  # what a broken file raises depends on the file
             raise load_error("tokenizer", str(name), error) from error
 
+    @classmethod
+    def of_bundle(cls, folder: Path, max_tokens: int, fields: Fields = (), *, lazily: bool = False) -> "Tokenizer":
+        """As `save` has left it in a local ``folder``; ModelError if it cannot be loaded.
+
+        ``lazily``: the pretrained tokenizer is loaded when it is asked for, from the folder, and so is torch.
+        """
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+            return cls(folder if lazily else _pretrained(str(folder)), max_tokens, fields, backend)
+        except Exception as error:
+            raise load_error("tokenizer", str(folder), error) from error
+
     def __getstate__(self) -> dict[str, Any]:
         """For another process of this job, which thaws the pretrained tokenizer if it asks for it: `encode` does not."""
-        frozen = self._pretrained if isinstance(self._pretrained, bytes) else pickle.dumps(self._pretrained)
+        frozen = self._pretrained if isinstance(self._pretrained, bytes | Path) else pickle.dumps(self._pretrained)
         return self.__dict__ | {"_pretrained": frozen}
 
     @property
@@ -98,6 +110,8 @@ class Tokenizer:
         """The tokenizer of transformers."""
         if isinstance(self._pretrained, bytes):
             self._pretrained = pickle.loads(self._pretrained)
+        elif isinstance(self._pretrained, Path):
+            self._pretrained = _pretrained(str(self._pretrained))
         return self._pretrained
 
     def save(self, folder: Path) -> None:
@@ -223,6 +237,12 @@ class Tokenizer:
             # RoBERTa uses its first token so, but does not call it the summary token
             return "first" if ids and ids[0] == self.pretrained.bos_token_id else None
         return "first" if ids[0] == summary else "last"
+
+
+def _pretrained(place: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
 
 
 def _parts(texts: pa.Array) -> Iterator[pa.Array]:

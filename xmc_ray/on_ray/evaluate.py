@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import ray.data
 
 from xmc_ray import storage
-from xmc_ray.bundle.ensemble import Members
+from xmc_ray.bundle.members import Members
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.inputs import list_inputs
 from xmc_ray.data.labels import LabelIndex, list_lengths
@@ -20,10 +20,10 @@ from xmc_ray.data.rejects import MAX_REJECT_SHARE, Rejects
 from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.metrics.at_k import Metrics, find_hits, summary, table
 from xmc_ray.metrics.calibration import DEPTH, Reliability, Selection
-from xmc_ray.model.predict import settled
-from xmc_ray.on_ray.pool import PoolConfig
+from xmc_ray.model.precision import settled
+from xmc_ray.on_ray.actors import predictions, settle_scoring
+from xmc_ray.on_ray.pool import PoolConfig, ScoringConfig
 from xmc_ray.on_ray.predicted import made_by, matrix
-from xmc_ray.on_ray.predictor import ScoringConfig, predictions, settle_scoring
 from xmc_ray.on_ray.session import arrow_batches, connect, make_room, own_errors
 from xmc_ray.on_ray.stream import read_documents, tokenise
 from xmc_ray.settings import Bounds, OpenShare, Settings, Share

@@ -1,13 +1,14 @@
-"""How many actors hold the model, and what each of them has."""
+"""How many actors hold the model, what each of them has, and how they compute."""
 
 import os
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import ray
 from ray.data import ActorPoolStrategy
 
 from xmc_ray.errors import ConfigError
+from xmc_ray.model.precision import Precision
 from xmc_ray.on_ray.session import is_cluster
 from xmc_ray.settings import Bounds, NonNegativeFloat, NonNegativeInt, PositiveInt, Settings
 
@@ -86,6 +87,16 @@ class PoolConfig(Settings):
         """Arguments of `map_batches`: the number of actors, and the CPUs and GPUs of each."""
         strategy = ActorPoolStrategy(min_size=self.min, max_size=self.max)
         return {"compute": strategy, "num_cpus": self.cpus, "num_gpus": 1 if self.gpu else 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringConfig(Settings):
+    """How an actor computes scores; it changes them."""
+
+    scoring: Literal["grouped", "exact", "auto"] = "grouped"
+    """grouped ranks the labels of the best groups, exact ranks all labels; auto uses exact where it is as fast."""
+    precision: Precision = "auto"
+    """Arithmetic; auto is bfloat16 on a GPU, and for a transformer on CPUs if the driver's has it."""
 
 
 def _cores() -> int:

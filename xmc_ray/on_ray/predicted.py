@@ -5,6 +5,7 @@ Whoever writes it has no use for torch, and gets it here without.
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,26 @@ import pyarrow as pa
 
 from xmc_ray import __version__
 from xmc_ray.data.labels import IntArray
+from xmc_ray.on_ray.stream import token_columns
 
 _MADE_BY = b"made_by"  # key of a predicted table's metadata
+
+
+@dataclass(frozen=True)
+class NothingToPredict:
+    """In place of a `Predictor` of ``k`` labels where every row is a reject: no model is loaded."""
+
+    n_tokenizers: int
+    k: int
+    made_by: Mapping[str, str]
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """All rows are padded with -1. ValueError for a row that is no reject."""
+        if table["reason"].null_count:
+            raise ValueError("a document to tag, and no model")
+        shape = len(table), self.k
+        table = table.drop_columns(token_columns(self.n_tokenizers))
+        return with_predictions(table, np.full(shape, -1, np.int64), np.zeros(shape, np.float32), self.made_by)
 
 
 def with_predictions(table: pa.Table, ids: IntArray, scores: npt.NDArray[np.float32], made_by: Mapping[str, str]) -> pa.Table:

@@ -18,7 +18,8 @@ from xmc_ray.data.epochs import CHUNK
 from xmc_ray.errors import ModelError
 from xmc_ray.model.batch import Batch
 from xmc_ray.model.lightxml import LightXML, Losses
-from xmc_ray.model.predict import Precision, PredictConfig, computing
+from xmc_ray.model.precision import Precision
+from xmc_ray.model.predict import PredictConfig, computing
 from xmc_ray.model.sharding import Exchange
 from xmc_ray.settings import Bounds, NonNegativeInt, PositiveFloat, PositiveInt, Settings
 from xmc_ray.training.optim import Averager, OptimConfig, Optimizer

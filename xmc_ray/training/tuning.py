@@ -26,7 +26,7 @@ from xmc_ray.metrics.calibration import DEPTH, Calibration
 from xmc_ray.model.lexical import term_weights
 from xmc_ray.model.lightxml import LightXML
 from xmc_ray.model.linear import LinearConfig
-from xmc_ray.model.predict import arithmetic, margins, predict
+from xmc_ray.model.predict import computed_by, margins, predict
 from xmc_ray.model.svm import train_linear
 from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, share_of_batches
@@ -296,7 +296,7 @@ def _measured(
     """With the best of some lifts and, if the model has a linear ranker, of `WEIGHTS`."""
     model, prediction, n_labels = state.model, recipe.loop.prediction, len(labels)
     tokens, truth = (held_out[name].combine_chunks() for name in ("tokens", "labels"))
-    by = arithmetic(prediction.precision, next(model.parameters()).device, model.encoder is not None)
+    by = computed_by(model, prediction.precision)
     cost: dict[str, Any] = {"documents": documents, "passes": state.documents / documents}
     cost["rate"] = state.documents / max(state.seconds, 1e-9)
     lift_G = model.recall.lift

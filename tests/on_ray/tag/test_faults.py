@@ -104,7 +104,7 @@ def held_job(latch: Latch, arguments: list[str], **environment: str) -> "subproc
 SLOW = pytest.mark.slow
 STAGES = [
     pytest.param("ReadPieces", "PieceReader", 0, marks=SLOW),
-    ("TagPieces", "Predictor", 3),
+    ("TagPieces", "load_predictor", 3),
     pytest.param("WritePieces", "PieceWriter", 3, marks=SLOW),
 ]
 
@@ -179,7 +179,7 @@ def test_a_kill_costs_an_actor_no_more_than_it_may(
             return super().__call__(packed)
 
     monkeypatch.setattr(runner, "TagPieces", Watched)
-    monkeypatch.setattr(job, "Predictor", latch.let(8).hold(job.Predictor))
+    monkeypatch.setattr(job, "load_predictor", latch.let(8).hold(job.load_predictor))
     with running(lambda: job.tag(parse(arguments(tmp_path)))) as outcome:
         wait_for(lambda: len(pieces(tmp_path)) >= 8 and latch.waiting(), outcome)
         kill(processes("Watched") + processes("WritePieces"))
@@ -210,7 +210,7 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(
     rows = sum(pq.read_metadata(work / "pieces" / name).num_rows for name in done)
 
     latch.passed.unlink()
-    monkeypatch.setattr(job, "Predictor", latch.let(1).hold(job.Predictor))
+    monkeypatch.setattr(job, "load_predictor", latch.let(1).hold(job.load_predictor))
     with running(lambda: job.tag(parse(arguments(tmp_path)))) as outcome:
         wait_for(lambda: len(pieces(tmp_path)) > len(done), outcome)
         kept = {name: (work / "pieces" / name).stat().st_mtime_ns for name in done}
@@ -234,7 +234,7 @@ def test_kills_at_random(
     """Ten of them, of whatever works at the moment, while a piece is tagged after each."""
     rng = random.Random(6088)
     killed = 0
-    monkeypatch.setattr(job, "Predictor", latch.let(1).hold(job.Predictor))
+    monkeypatch.setattr(job, "load_predictor", latch.let(1).hold(job.load_predictor))
     with running(lambda: job.tag(parse(arguments(tmp_path)))) as outcome:
         wait_for(lambda: pieces(tmp_path), outcome)
         while killed < 10 and not outcome:
@@ -298,7 +298,7 @@ def test_storage_is_away_for_twenty_seconds(
 ) -> None:
     """Input, model and output lie there; documents are half read."""
     settings = on_storage(arguments, catalogue, trained, s3, "away")
-    monkeypatch.setattr(job, "Predictor", latch.let(3).hold(job.Predictor))
+    monkeypatch.setattr(job, "load_predictor", latch.let(3).hold(job.load_predictor))
     with running(lambda: job.tag(parse(settings))) as outcome:
         wait_for(lambda: len(done_on_storage(s3, "away")) >= 3, outcome)
         s3.stop()

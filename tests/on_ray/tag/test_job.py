@@ -14,7 +14,7 @@ from fruit import COLOURS, KINDS, contents, document, manifest_of, read_night, w
 from in_process import InProcess
 
 from xmc_ray import __version__, command
-from xmc_ray.bundle.ensemble import Members
+from xmc_ray.bundle.members import Members
 from xmc_ray.classifier import XMCClassifier
 from xmc_ray.errors import ConfigError, DataError, ModelError, XmcError
 from xmc_ray.model.encoder import EncoderConfig
@@ -128,7 +128,7 @@ def test_the_drivers_cpu_settles_what_auto_is_for_each_bundle(
     fruit: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Kind: one setting, read anew in every process. Words alone are in float32, and calibrated so, beside a transformer."""
-    cpu = "xmc_ray.model.predict.cpu_has_bfloat16"
+    cpu = "xmc_ray.model.precision.cpu_has_bfloat16"
     documents = pq.read_table(fruit / "train.parquet").slice(0, 64).to_pydict()
     for name, layers, width in (("words", 0, 8), ("transformer", 1, 0)):
         monkeypatch.setattr(cpu, lambda: True)
@@ -150,7 +150,7 @@ def test_the_drivers_cpu_settles_what_auto_is_for_each_bundle(
         monkeypatch.setattr(cpu, lambda: False)
         return Predictor(*arguments)
 
-    monkeypatch.setattr(job, "Predictor", on_another_machine)
+    monkeypatch.setattr(job, "load_predictor", on_another_machine)
     first = night(22)  # the actor's CPU has no bfloat16, and yet it does as the driver says
     assert first["calibrated_by"] == ["cpu float32", "cpu bfloat16"] and first["arithmetic"] == "cpu bfloat16, cpu float32"
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]

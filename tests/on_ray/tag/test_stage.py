@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xmc_ray import ConfigError, ModelError, PoolConfig, StageConfig, Tagger, tag_dataset
-from xmc_ray.bundle.ensemble import Members
+from xmc_ray.bundle.members import Members
 from xmc_ray.on_ray.session import own_errors
 from xmc_ray.on_ray.tag.stage import as_table, documents_of
 

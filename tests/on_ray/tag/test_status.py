@@ -147,7 +147,7 @@ def test_a_night_with_nothing_to_tag_asks_for_no_machine_loads_no_model_and_pass
     def no_model(*_: object) -> None:
         raise AssertionError("a model was loaded, or evaluated")
 
-    monkeypatch.setattr("xmc_ray.on_ray.tag.job.Predictor", no_model)
+    monkeypatch.setattr("xmc_ray.on_ray.tag.job.load_predictor", no_model)
     monkeypatch.setattr("xmc_ray.on_ray.tag.job.pass_gate", no_model)
     capsys.readouterr()
     write(tmp_path / "in.parquet", [*bad[::-1], *rows, {"id": "more", "text": " "}])

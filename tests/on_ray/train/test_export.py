@@ -14,7 +14,7 @@ import torch
 from fruit import COLOURS, KINDS
 
 from xmc_ray import storage
-from xmc_ray.bundle.folder import load_bundle
+from xmc_ray.bundle.content import load_bundle
 from xmc_ray.command import to_toml
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.groups import LabelGroups

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from xmc_ray import command
-from xmc_ray.bundle.folder import load_bundle
+from xmc_ray.bundle.content import load_bundle
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.labels import LabelIndex
 from xmc_ray.data.profile import Profile

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from xmc_ray import storage
-from xmc_ray.bundle.ensemble import Members
+from xmc_ray.bundle.members import Members
 from xmc_ray.data.documents import DocumentsConfig, Rules
 from xmc_ray.data.filters import FiltersConfig, LabelFilters, resolve
 from xmc_ray.data.hierarchy import Hierarchy
@@ -32,11 +32,11 @@ from xmc_ray.data.rejects import MAX_REJECT_SHARE, Rejects
 from xmc_ray.data.tag_hierarchy import HierarchyConfig, TagHierarchy
 from xmc_ray.errors import DataError
 from xmc_ray.metrics.drift import DriftConfig
-from xmc_ray.model.predict import settled
+from xmc_ray.model.precision import settled
+from xmc_ray.on_ray.actors import load_predictor, settle_scoring
 from xmc_ray.on_ray.evaluate import GateConfig, pass_gate
-from xmc_ray.on_ray.pool import PoolConfig
-from xmc_ray.on_ray.predicted import made_by
-from xmc_ray.on_ray.predictor import NothingToPredict, Predictor, ScoringConfig, settle_scoring
+from xmc_ray.on_ray.pool import PoolConfig, ScoringConfig
+from xmc_ray.on_ray.predicted import NothingToPredict, made_by
 from xmc_ray.on_ray.session import own_errors, submission_id
 from xmc_ray.on_ray.tag import nights, output, tables
 from xmc_ray.on_ray.tag.gauges import Board
@@ -401,7 +401,7 @@ class _Tagging:
             nothing = partial(NothingToPredict, len(self.tokenizers), self.k, self.made_by)
             yield from self.runner.run_pieces(groups, read, nothing, write, _NO_MODEL)
         else:
-            load = partial(Predictor, self.members, self.config.n_listed, self.config.pool, model, self.filters)
+            load = partial(load_predictor, self.members, self.config.n_listed, self.config.pool, model, self.filters)
             predictor = load if rerank is None else partial(Reranked, load, rerank, self.config.k)
             yield from self.runner.run_pieces(groups, read, predictor, write, self.config.pool)
 

@@ -15,7 +15,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,10 @@ import pyarrow.compute as pc
 from xmc_ray.data.labels import IntArray
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.on_ray.predicted import matrix, with_predictions
-from xmc_ray.on_ray.predictor import Predictor
 from xmc_ray.settings import Bounds, PositiveInt, Settings
+
+if TYPE_CHECKING:  # a driver has no use for torch
+    from xmc_ray.on_ray.predictor import Predictor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,7 @@ class Candidates:
 class Reranked:
     """A `Predictor` of candidates with a hook behind it: tokens and ``text`` in, predictions out."""
 
-    def __init__(self, predictor: Callable[[], Predictor], config: RerankConfig, k: int) -> None:
+    def __init__(self, predictor: "Callable[[], Predictor]", config: RerankConfig, k: int) -> None:
         """``predictor`` loads the model, which lists ``config.candidates`` labels. Raises what `RerankConfig.resolve` raises,
         and ModelError where a class raises when it is made."""
         self.config, hook = config, config.resolve()

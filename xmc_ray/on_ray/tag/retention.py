@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from xmc_ray import storage
+from xmc_ray.bundle.folder import MARKER, read_settings
+from xmc_ray.bundle.members import Members
 from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.on_ray.tag import live, nights
 from xmc_ray.on_ray.tag.nights import (
@@ -184,8 +186,6 @@ def _remove(folder: str) -> None:
 
 def unused_bundles(decided: Sequence[Stay]) -> list[str]:
     """Addresses of the bundles that made nights which go, and none that stays. A place with another bundle by now is none."""
-    from xmc_ray.bundle.ensemble import Members  # torch takes seconds to import
-
     used: dict[bool, dict[str, dict[str, Any]]] = {True: {}, False: {}}
     for night in decided:
         manifest = read_own(join(night.folder, MANIFEST), "config", "bundle")
@@ -202,8 +202,6 @@ def unused_bundles(decided: Sequence[Stay]) -> list[str]:
 
 def _remove_bundle(uri: str) -> None:
     """Its own files, ``config.json`` first, without which nobody takes the rest for a bundle."""
-    from xmc_ray.bundle.folder import MARKER, read_settings
-
     names = read_settings(uri)["files"]
     for name in (MARKER, *names):
         storage.remove(join(uri, name))

@@ -23,14 +23,14 @@ import torch
 from ray.data.block import BlockAccessor
 
 from xmc_ray import storage
-from xmc_ray.bundle.ensemble import Members
+from xmc_ray.bundle.members import Members
 from xmc_ray.data.documents import DocumentsConfig, Rules, misfit
 from xmc_ray.data.fields import readable
 from xmc_ray.errors import ConfigError
-from xmc_ray.model.predict import settled
+from xmc_ray.model.precision import settled
 from xmc_ray.model.tokenizer import Tokenizer
-from xmc_ray.on_ray.pool import PoolConfig
-from xmc_ray.on_ray.predictor import Predictor, ScoringConfig
+from xmc_ray.on_ray.pool import PoolConfig, ScoringConfig
+from xmc_ray.on_ray.predictor import Predictor
 from xmc_ray.on_ray.stream import token_columns, tokenise_table
 from xmc_ray.on_ray.tag.pieces import TagColumns
 from xmc_ray.on_ray.tag.rerank import RerankConfig, Reranked

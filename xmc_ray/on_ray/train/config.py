@@ -11,7 +11,7 @@ from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.rejects import MAX_REJECT_SHARE
 from xmc_ray.data.split import ValidationConfig
 from xmc_ray.errors import ConfigError
-from xmc_ray.model.predict import settled
+from xmc_ray.model.precision import settled
 from xmc_ray.settings import MAY_CHANGE_ON_RESUME, Bounds, NonNegativeFloat, NonNegativeInt, PositiveInt, Settings, Share
 from xmc_ray.storage.address import Start
 from xmc_ray.training.checkpoint import CheckpointsConfig
@@ -126,4 +126,4 @@ class TrainConfig(FitConfig):
 
     def settled(self) -> "TrainConfig":
         """With the precision ``auto`` replaced by what it is on this machine, so that all workers compute alike."""
-        return replace(self, loop=replace(self.loop, precision=settled(self.loop.precision, self.workers.device)))
+        return replace(self, loop=replace(self.loop, precision=settled(self.loop.precision, self.workers.device.type)))

@@ -16,7 +16,8 @@ import ray
 import torch
 
 from xmc_ray import storage
-from xmc_ray.bundle.folder import MARKER, Bundle, save_bundle
+from xmc_ray.bundle.content import Bundle, save_bundle
+from xmc_ray.bundle.folder import MARKER
 from xmc_ray.command import to_toml
 from xmc_ray.data.labels import IntArray, LabelIndex
 from xmc_ray.errors import ModelError
@@ -24,7 +25,7 @@ from xmc_ray.metrics.at_k import Metrics
 from xmc_ray.metrics.calibration import Calibration, Predictions, calibration_metrics, cross_fitted
 from xmc_ray.model.lightxml import LightXML
 from xmc_ray.model.linear import LinearRanker
-from xmc_ray.model.predict import arithmetic, predict
+from xmc_ray.model.predict import computed_by, predict
 from xmc_ray.model.svm import Examples, Weights, examples_of, joined, ranker_of, solved
 from xmc_ray.on_ray.session import make_room
 from xmc_ray.on_ray.train.config import TrainConfig
@@ -161,7 +162,7 @@ def predict_held_out(
     documents, truth = (table[name].combine_chunks() for name in ("tokens", "labels"))
     model, prediction = _model_of(saved, config, prepared, ranker).to(device), config.loop.prediction
     predicted = predictions_and_hits(model, documents, truth, len(prepared.labels), prediction)
-    return predicted, arithmetic(prediction.precision, device, model.encoder is not None)
+    return predicted, computed_by(model, prediction.precision)
 
 
 def settle(config: TrainConfig) -> torch.device:

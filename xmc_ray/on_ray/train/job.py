@@ -20,7 +20,7 @@ from xmc_ray.command import resumed, to_toml
 from xmc_ray.errors import ConfigError, ModelError, UnavailableError
 from xmc_ray.exits import keep_signals
 from xmc_ray.model.encoder import check_encoder, try_encoder
-from xmc_ray.model.predict import arithmetic
+from xmc_ray.model.precision import arithmetic
 from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.on_ray.session import check_room, connect, find_own, make_room, own_errors, submission_id
 from xmc_ray.on_ray.train.config import TrainConfig
@@ -78,7 +78,7 @@ def _make(config: TrainConfig, lease: Lease) -> tuple[str, list[str]]:
     say("prepared: " + ", ".join(f"{count:,} {name}" for name, count in prepared.counts.items() if count))
     kind = "flat, one label a group" if prepared.groups.flat else f"{len(prepared.groups):,} groups"
     say(f"labels: {len(prepared.labels):,} ({kind})")
-    say(f"arithmetic: {arithmetic(config.loop.precision, workers.device, encoder is not None)}")
+    say(f"arithmetic: {arithmetic(config.loop.precision, workers.device.type, encoder is not None)}")
     for line in advice_on_documents(config, prepared):
         say(f"WARNING: {line}")
     _check_workers(config, prepared)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import ray
 
 from xmc_ray import storage
-from xmc_ray.bundle.folder import load_bundle
+from xmc_ray.bundle.content import load_bundle
 from xmc_ray.data.labels import IntArray
 from xmc_ray.data.token_cache import TokenCache
 from xmc_ray.metrics.confusion import Findings
