@@ -8,27 +8,27 @@ again, the same command resumes it.
 import hashlib
 import re
 from dataclasses import asdict, replace
-from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from xmc_ray import storage
 from xmc_ray.bundle.folder import MARKER, read_settings
 from xmc_ray.command import resumed, to_toml
-from xmc_ray.errors import ConfigError, ModelError, UnavailableError
+from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.exits import keep_signals
 from xmc_ray.model.encoder import check_encoder, try_encoder
 from xmc_ray.model.precision import arithmetic
 from xmc_ray.model.tokenizer import Tokenizer
-from xmc_ray.on_ray.session import check_room, connect, find_own, make_room, own_errors, submission_id
+from xmc_ray.on_ray.session import check_room, connect, make_room, own_errors, submission_id
 from xmc_ray.on_ray.train.config import TrainConfig
+from xmc_ray.on_ray.train.controlled import EndAtOnce, work
 from xmc_ray.on_ray.train.export import calibration_of_another, keep_best
 from xmc_ray.on_ray.train.journal import journal, say
 from xmc_ray.on_ray.train.prepare import Prepared, prepare, profile
 from xmc_ray.on_ray.train.report import advice_on_documents, advice_on_training, curves_of, write_report
-from xmc_ray.on_ray.train.worker import Job, work
+from xmc_ray.on_ray.train.worker import Job
 from xmc_ray.settings import difference_in_words, fixed_settings
 from xmc_ray.storage.lease import DRIVER, Lease, held, is_free
 from xmc_ray.storage.places import check_apart, check_writable
@@ -210,17 +210,6 @@ def _checkpoints(config: TrainConfig) -> tuple[list[Saved], list[Saved]]:
     return own, foreign
 
 
-class _EndAtOnce(UserCallback):
-    """Ends training at the first error of ours that another attempt would meet again: an error in a callback is final."""
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Raises the error of the first worker that has one."""
-        for error in worker_exceptions.values():
-            own = find_own(error)
-            if own is not None and not isinstance(own, UnavailableError):
-                raise own
-
-
 def _train(config: TrainConfig, prepared: Prepared, identity: Identity, start: str | None) -> None:
     filesystem, path = storage.arrow_filesystem(config.output)
     workers = config.workers
@@ -228,7 +217,7 @@ def _train(config: TrainConfig, prepared: Prepared, identity: Identity, start: s
         job = Job(config=config.settled(), prepared=ray.put(prepared), identity=identity, start=start, mailbox=mailbox)
         trainer = TorchTrainer(
             work,
-            train_loop_config={"job": job},
+            train_loop_config={"job": ray.put(job)},  # unread by the controller
             scaling_config=ScalingConfig(
                 num_workers=workers.count if workers.least is None else (workers.least, workers.count),  # type: ignore[arg-type]
                 use_gpu=workers.gpu,
@@ -240,7 +229,7 @@ def _train(config: TrainConfig, prepared: Prepared, identity: Identity, start: s
                 storage_path=path,
                 storage_filesystem=filesystem,
                 failure_config=FailureConfig(max_failures=workers.max_failures),
-                callbacks=[_EndAtOnce()],  # type: ignore[list-item]
+                callbacks=[EndAtOnce()],  # type: ignore[list-item]
             ),
         )
         with keep_signals():
