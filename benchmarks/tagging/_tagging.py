@@ -327,7 +327,7 @@ def diary() -> Iterator[Diary]:
 @contextmanager
 def timed_stages() -> Iterator[None]:
     """Put the stages that take notes in the place of the library's."""
-    stages: dict[str, Any] = {"PieceReader": TimedRead, "Predictor": TimedPredictor, "PieceWriter": TimedWrite}
+    stages: dict[str, Any] = {"PieceReader": TimedRead, "load_predictor": TimedPredictor, "PieceWriter": TimedWrite}
     steps = {"scan": "scan", "settle_scoring": "scoring"}
     stages |= {name: _noting(what, getattr(tagging, name)) for name, what in steps.items()}
     with ExitStack() as stack:

@@ -208,7 +208,7 @@ def held_up(hold: Path) -> Callable[[dict[str, Any]], Any]:
 
     def work(settings: dict[str, Any]) -> Any:
         from xmc_ray import storage
-        from xmc_ray.on_ray.train import worker
+        from xmc_ray.on_ray.train import reading, worker
 
         write_json = storage.write_json
 
@@ -216,12 +216,12 @@ def held_up(hold: Path) -> Callable[[dict[str, Any]], Any]:
             wait(uri.rpartition("/")[2])
             write_json(uri, *arguments)
 
-        class _Share(worker._Share):
+        class _Share(reading._Share):
             def __call__(self, *arguments: Any) -> Any:
                 wait("batches")
                 return super().__call__(*arguments)
 
-        storage.write_json, worker._Share = write, _Share  # type: ignore[misc]
+        storage.write_json, reading._Share = write, _Share  # type: ignore[misc]
         return worker.work(settings)
 
     return work
