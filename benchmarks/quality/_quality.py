@@ -171,7 +171,7 @@ def _costs(method: Method, data: Path, out: Path, environments: Path, minutes: f
         variables = os.environ | _PATIENT | ({"PYTHONPATH": str(ROOT)} if method.environment is None else {})
         before = _ended_seconds()
         process = subprocess.Popen([python, method.script, data, out, *method.options], stdout=log, stderr=log, env=variables)
-        peak, seconds, in_time = _watch(process, None if minutes is None else 60 * minutes)
+        peak, seconds, in_time = watched(process, None if minutes is None else 60 * minutes)
     if not in_time:
         return {"failure": f"stopped after {minutes:g} minutes", "minutes": minutes}
     if process.returncode:
@@ -260,7 +260,7 @@ def ranking(lists: pa.ListArray, index: LabelIndex) -> IntArray:
     return ids_DK
 
 
-def _watch(process: "subprocess.Popen[bytes]", seconds: float | None) -> tuple[int, float, bool]:
+def watched(process: "subprocess.Popen[bytes]", seconds: float | None) -> tuple[int, float, bool]:
     """Most bytes at one time and CPU seconds of the process and its descendants; False if it was stopped after ``seconds``."""
     started, peak, in_time = time.monotonic(), 0, True
     ticks: dict[int, int] = {}
