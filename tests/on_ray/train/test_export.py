@@ -62,7 +62,7 @@ def prepared(tiny_encoder: Path) -> Any:
     table = pa.table({"tokens": tokenizer.encode(pa.array(TEXTS))[0], "labels": labels.encode(lists)})
     groups = LabelGroups(np.arange(len(labels)) % 3)
     parts = {"tokenizer": tokenizer, "labels": labels, "groups": groups, "term_weights": None}
-    return SimpleNamespace(tokens=Tokens(table), counts={"train": len(table)}, **parts)
+    return SimpleNamespace(tokens=Tokens(table), counts={"train": len(table)}, feedback=None, **parts)
 
 
 @pytest.fixture
