@@ -11,11 +11,13 @@ The jobs on Ray call the same functions.
 
 import math
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from xmc_ray.bundle.content import Bundle, save_bundle
 from xmc_ray.bundle.ensemble import Ensemble
 from xmc_ray.bundle.explain import Explanation, explain
 from xmc_ray.bundle.extend import extend
+from xmc_ray.bundle.hub import upload
 from xmc_ray.bundle.regression import RowsConfig
 from xmc_ray.data.columns import Texts, document_columns, label_column, listed, name_table, text_column
 from xmc_ray.data.feedback import Feedback
@@ -278,9 +281,19 @@ class XMCClassifier:
         """
         return save_bundle(self.bundle, _address(uri))
 
+    def push_to_hub(self, name: str, *, private: bool | None = None, message: str = "A bundle of xmc_ray") -> str:
+        """Write a bundle to the model ``owner/name`` on a hub (`bundle.hub`), in one commit; the address of that commit.
+
+        What the model has there before is replaced, and stays readable by its own commit. Raises ConfigError for an ensemble,
+        for what is no name and for missing rights, UnavailableError if the hub does not answer.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            save_bundle(self.bundle, f"{folder}/bundle")
+            return upload(Path(folder, "bundle"), name, private=private, message=message)
+
     @classmethod
     def load(cls, uri: storage.Uri | Sequence[storage.Uri], device: str | None = None) -> "XMCClassifier":
-        """Open a bundle, or a list of bundles over the same labels, whose scores are averaged.
+        """Open a bundle, or a list of bundles over the same labels, whose scores are averaged; also from ``hf://owner/name``.
 
         Raises ModelError if one is not a bundle, is damaged, has another format, or has other labels than the first;
         ConfigError for an empty list and for a device that is not there.

@@ -31,6 +31,7 @@ from xmc_ray.bundle.folder import (
     read_calibration,
     read_settings,
 )
+from xmc_ray.bundle.hub import pinned
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.data.labels import LabelIndex
 from xmc_ray.errors import ConfigError, ModelError
@@ -129,7 +130,7 @@ def load_bundle(uri: str, fingerprint: str | None = None) -> Bundle:
     The weights are memory-mapped: all processes of a machine share the file's pages, and one that changes a weight gets a copy
     of that page. A bundle on S3 is downloaded once per machine; see `folders.node_copy`.
     """
-    uri = storage.normalise(uri)
+    uri = pinned(storage.normalise(uri))
     settings = read_settings(uri)
     with local_bundle(uri, fingerprint or settings["fingerprint"]) as folder:
         return _open(folder, uri)

@@ -24,6 +24,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from xmc_ray import storage
+from xmc_ray.bundle.hub import download, is_hub
 from xmc_ray.data.fields import Field, Fields
 from xmc_ray.data.labels import LabelIndex
 from xmc_ray.errors import ModelError
@@ -48,6 +49,8 @@ def local_bundle(uri: str, fingerprint: str) -> Iterator[Path]:
     It is verified by its digests: a download once, a folder on this machine whenever its files have been touched. Raises
     ModelError if it is another bundle than that of ``fingerprint``, or damaged, or if it has changed when the body ends.
     """
+    if is_hub(uri):
+        uri = str(download(uri))
     verified: folders.Stamps = {}
     folder = folders.node_copy(uri, fingerprint, lambda folder: verified.update(_verify(folder, uri, fingerprint)))
     try:
@@ -71,6 +74,8 @@ def read_settings(uri: str) -> dict[str, Any]:
 
     Raises ModelError where there is no bundle, or one that is damaged or has another format.
     """
+    if is_hub(uri):
+        uri = str(download(uri))
     where = storage.join(uri, MARKER)
     if not storage.exists(where):
         raise ModelError(

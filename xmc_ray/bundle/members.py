@@ -22,6 +22,7 @@ from xmc_ray.bundle.folder import (
     read_calibration,
     read_settings,
 )
+from xmc_ray.bundle.hub import pinned
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.fields import Fields, names_of
 from xmc_ray.data.labels import LabelIndex
@@ -54,7 +55,7 @@ class Members:
 
         Raises ConfigError for an empty list; ModelError when one is not a bundle, or has other labels or fields than the first.
         """
-        addresses = [storage.normalise(uri) for uri in ([uris] if isinstance(uris, (str, os.PathLike)) else uris)]
+        addresses = [pinned(storage.normalise(uri)) for uri in ([uris] if isinstance(uris, (str, os.PathLike)) else uris)]
         settings = [read_settings(uri) for uri in addresses]
         check_labels([(uri, part["label_fingerprint"]) for uri, part in zip(addresses, settings, strict=True)])
         fields = [fields_of(part) for part in settings]

@@ -102,6 +102,8 @@ def normalise(uri: Uri, *, keep_slashes: bool = False) -> str:
             raise ConfigError("an address on S3 with . or ..", where=text, way_out="write the key in full")
         key = key.strip("/") if keep_slashes else "/".join(filter(None, key.split("/")))
         return f"s3://{bucket}/{key}".rstrip("/")
+    if re.match(r"hf:/", text):
+        return re.sub("/+$", "", re.sub("^hf:/+", "hf://", text))  # of a model hub, which has bundles and nothing else
     if re.match(r"[a-z][a-z0-9+.-]*:/|file:", text, re.IGNORECASE):
         address = re.fullmatch(r"file:(?://(?:localhost)?(?=/)|(?!//))(/.*)", text, re.IGNORECASE | re.DOTALL)
         if address is None:
@@ -151,6 +153,8 @@ def split(uri: Uri) -> tuple[str, str]:
         return "file", "/" + os.path.abspath(text).lstrip("/")
     if re.match("s3:", text, re.IGNORECASE):
         return "s3", "/".join(_bucket_and_key(text)).rstrip("/")
+    if text.startswith("hf://"):
+        return "hf", text.removeprefix("hf://")
     return "file", normalise(text)
 
 
@@ -198,6 +202,10 @@ def filesystem(uri: Uri) -> tuple[fsspec.AbstractFileSystem, str]:
     scheme, path = split(uri)
     if scheme == "file":
         return fsspec.filesystem("file"), path
+    if scheme == "hf":
+        raise ConfigError(
+            "a model hub has no files for this", where=uri, expected=_EXPECTED, way_out="only bundles are read from it"
+        )
     access = S3Access.from_environment()
     return fsspec.filesystem(
         "s3",
@@ -220,7 +228,7 @@ def arrow_filesystem(uri: Uri) -> tuple[pyarrow.fs.FileSystem, str]:
     scheme, path = split(uri)
     if scheme == "file":
         return pyarrow.fs.LocalFileSystem(), path
-    if "//" in path:  # a key that pyarrow's own refuses
+    if scheme == "hf" or "//" in path:  # a key that pyarrow's own refuses
         return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem(uri)[0])), path
     access = S3Access.from_environment()
     endpoint_scheme, _, endpoint_host = (access.endpoint or "https://").partition("://")

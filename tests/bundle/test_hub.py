@@ -1,0 +1,110 @@
+"""Bundles on a model hub, which is a server of this machine: what was pushed comes back, and is known by its commit."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub import Hub, running_hub
+from huggingface_hub import constants
+
+from xmc_ray.bundle.folder import local_bundle
+from xmc_ray.bundle.hub import download, pinned
+from xmc_ray.bundle.members import Members
+from xmc_ray.classifier import XMCClassifier
+from xmc_ray.errors import ConfigError, ModelError, UnavailableError
+from xmc_ray.storage import exists, normalise
+
+TEXTS = ["a red apple", "a green pear"]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with running_hub() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: False, raising=False)
+        yield hub
+
+
+@pytest.fixture
+def classifier(trained: Path) -> XMCClassifier:
+    return XMCClassifier.load(trained / "bundle", "cpu")
+
+
+def test_what_is_pushed_comes_back(hub: Hub, classifier: XMCClassifier) -> None:
+    address = classifier.push_to_hub("shop/tags", message="of this week")
+    commit, files = hub.models["shop/tags"][-1]
+    assert address == f"hf://shop/tags@{commit}"
+    assert files["README.md"].startswith(b"---\nlibrary_name: xmc_ray\n"), "the card of a model begins so"
+    assert {"config.json", "model.safetensors", "tokenizer.json", "encoder/config.json"} <= set(files)
+    for place in ("hf://shop/tags", address):
+        again = XMCClassifier.load(place, "cpu")
+        assert again.bundle.fingerprint == json.loads(files["config.json"])["fingerprint"]
+        assert again.predict(TEXTS, 3) == classifier.predict(TEXTS, 3)
+
+
+def test_a_bundle_that_was_looked_at_is_known_by_its_commit(hub: Hub, classifier: XMCClassifier) -> None:
+    """Kind: an address that is resolved again. Another is pushed to the same name before the actors load it."""
+    first = classifier.push_to_hub("shop/tags")
+    members = Members.read("hf://shop/tags")
+    assert members.uris == [first]
+    classifier.bundle.metrics = {"P@1": 0.0}
+    second = classifier.push_to_hub("shop/tags")
+    assert second != first and Members.read("hf://shop/tags").uris == [second]
+    with local_bundle(members.uris[0], members.fingerprints[0]) as folder:
+        assert json.loads((folder / "config.json").read_text())["fingerprint"] == members.fingerprints[0]
+    with pytest.raises(ModelError, match="has been replaced by another"), local_bundle(second, members.fingerprints[0]):
+        pass
+
+
+def test_files_of_before_are_gone_and_stay_in_their_commit(hub: Hub, classifier: XMCClassifier) -> None:
+    hub.models["shop/tags"] = [("1" * 40, {"old.bin": b"old", "README.md": b"old"})]
+    classifier.push_to_hub("shop/tags")
+    assert "old.bin" not in hub.models["shop/tags"][-1][1]
+    assert sorted(path.name for path in download("hf://shop/tags@" + "1" * 40).iterdir()) == ["README.md", "old.bin"]
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "told"),
+    [
+        ("hf://shop/none", ModelError, "no such model on the hub: hf://shop/none"),
+        ("hf://shop/tags@other", ModelError, "no such model on the hub"),
+        ("hf://shop", ConfigError, "not an address of a model hub"),
+        ("hf://shop/tags/deeper", ConfigError, "not an address of a model hub"),
+    ],
+)
+def test_what_is_not_there_is_one_line(address: str, error: type[Exception], told: str, hub: Hub) -> None:
+    hub.models["shop/tags"] = [("1" * 40, {})]
+    with pytest.raises(error, match=told) as caught:
+        XMCClassifier.load(address, "cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "told"), [(503, UnavailableError, "does not answer"), (403, ConfigError, "refuses")]
+)
+def test_a_hub_that_fails_or_refuses_is_one_line(
+    status: int, error: type[Exception], told: str, hub: Hub, classifier: XMCClassifier
+) -> None:
+    hub.status = status
+    for act in (lambda: pinned("hf://shop/tags"), lambda: classifier.push_to_hub("shop/tags")):
+        with pytest.raises(error, match=f"the hub {told}: hf://shop/tags") as caught:
+            act()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_is_away_is_one_line(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UnavailableError, match="the hub does not answer: hf://shop/tags"):
+        pinned("hf://shop/tags")
+
+
+def test_other_places_are_left_alone_and_a_hub_holds_bundles_alone() -> None:
+    assert pinned("/a/folder") == "/a/folder" and pinned("s3://shop/bundle") == "s3://shop/bundle"
+    assert normalise("hf:/shop/tags/") == "hf://shop/tags"
+    with pytest.raises(ConfigError, match="a model hub has no files for this"):
+        exists("hf://shop/tags/config.json")
