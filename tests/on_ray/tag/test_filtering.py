@@ -103,7 +103,9 @@ def test_filters_hold_to_the_end_of_a_night_and_to_the_next(
         tag(catalogue, *by_tenant, '--filters.deny=["red"]', commit_rows=10)
     first = tag(catalogue, *by_tenant, commit_rows=10)
     whole = tag(catalogue, *by_tenant, output=tmp_path / "whole")
-    assert tags_of(first) == tags_of(whole) and len(tags_of(first)) == 40
+    assert len(tags_of(first)) == len(tags_of(whole)) == 40
+    for key, document in tags_of(whole).items():  # other batches, and so another order of float32 sums
+        assert tags_of(first)[key] == document | {"scores": pytest.approx(document["scores"], rel=1e-5)}
     assert tag(catalogue, *by_tenant, commit_rows=10) == first
 
     # the next day: one document has moved to another tenant, one has another text
