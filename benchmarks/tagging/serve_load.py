@@ -39,18 +39,21 @@ def main() -> int:
     parser.add_argument("--replicas", type=int, default=1)
     arguments = parser.parse_args()
     texts = pq.read_table(DATA / "tate" / "test.parquet", columns=["text"])["text"].to_pylist()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, Path(folder, "log").open("w+") as log:
         bundle = write_bundle(Path(folder))
         (port,) = free_ports(1)
         service = subprocess.Popen(
-            [sys.executable, __file__, "--serve", str(bundle), str(port), str(arguments.replicas)],
+            [sys.executable, "-m", "benchmarks.tagging.serve_load", "--serve", str(bundle), str(port), str(arguments.replicas)],
+            cwd=Path(__file__).parents[2],
             env=os.environ | QUIET,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=log,
         )
         try:
             address = f"http://127.0.0.1:{port}"
-            asyncio.run(wait_for(f"{address}/health", service))
+            if not asyncio.run(answers(f"{address}/health", service)):
+                log.seek(0)
+                raise SystemExit(f"serve-load: the service has ended\n{log.read()[-3000:]}")
             print("| documents a request | documents/s | p50 ms | p95 ms | p99 ms |\n| ---: | ---: | ---: | ---: | ---: |")
             found = {}
             for size in (1, BARRED):
@@ -91,17 +94,18 @@ def run_service(bundle: str, port: str, replicas: str) -> None:
     serve.shutdown()
 
 
-async def wait_for(address: str, service: "subprocess.Popen[bytes]") -> None:
+async def answers(address: str, service: "subprocess.Popen[bytes]") -> bool:
+    """Waits until the service answers; False if it ends before."""
     async with aiohttp.ClientSession() as session:
         while service.poll() is None:
             try:
                 async with session.get(address) as answer:
                     if answer.status == 200:
-                        return
+                        return True
             except aiohttp.ClientError:
                 pass
             await asyncio.sleep(0.5)
-    raise SystemExit("serve-load: the service has ended")
+    return False
 
 
 async def load(address: str, texts: list[str], size: int, clients: int, seconds: float) -> tuple[float, list[float]]:

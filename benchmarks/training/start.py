@@ -44,8 +44,8 @@ def main() -> int:
             libraries[arguments.rev] = library_of(arguments.rev, place / "library")
         taken: dict[tuple[str, str], list[tuple[float, float]]] = {}
         for round_ in range(arguments.rounds):
-            for name, library in libraries.items():
-                for job, figures in jobs(library, place, place / f"{round_}-{len(taken)}"):
+            for number, (name, library) in enumerate(libraries.items()):
+                for job, figures in jobs(library, place, place / f"{round_}-{number}"):
                     taken.setdefault((name, job), []).append(figures)
     medians = {key: [median(column) for column in zip(*figures, strict=True)] for key, figures in taken.items()}
     print("| library | job | seconds | CPU seconds |\n| --- | --- | --- | --- |")
@@ -75,9 +75,8 @@ def command(library: Path, job: str, arguments: list[str]) -> tuple[float, float
     variables = os.environ | QUIET | {"PYTHONPATH": str(library)}
     began = time.perf_counter()
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [sys.executable, library / "jobs" / f"{job}.py", *arguments], stdout=log, stderr=log, env=variables
-        )
+        call = [sys.executable, str(library / "jobs" / f"{job}.py"), *arguments]
+        process = subprocess.Popen(call, cwd=library, stdout=log, stderr=log, env=variables)  # Ray's workers look there first
         _, cpu, _ = watched(process, None)
         if process.returncode:
             log.seek(0)
