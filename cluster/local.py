@@ -47,7 +47,8 @@ _PORTS = (
     "--metrics-export-port",
 )
 _SERVERS = range(20_000, 32_768)  # ports above those of Ray's workers, and below those that Linux gives to connections
-_START_SECONDS, _END_SECONDS = 120, 5
+_START_SECONDS, _END_SECONDS = 90, 5
+_ATTEMPTS = 3  # to start: a `ray start` that finds one of its ports taken, a moment after it was free, waits for ever
 STORE_BYTES = 200_000_000  # of each node's object store: all of them share this machine's memory
 
 
@@ -65,20 +66,39 @@ class LocalCluster:
     processes: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.port, self.dashboard_port = free_ports(2)
-        self.address, self.dashboard = f"{HOST}:{self.port}", f"http://{HOST}:{self.dashboard_port}"
         token = self.folder / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
+        self._take_ports()
+
+    def _take_ports(self) -> None:
+        self.port, self.dashboard_port = free_ports(2)
+        self.address, self.dashboard = f"{HOST}:{self.port}", f"http://{HOST}:{self.dashboard_port}"
         self.environment = {
             "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
             "RAY_API_SERVER_ADDRESS": self.dashboard,
             "RAY_ADDRESS": self.address,
         }
 
     def start(self) -> None:
-        """Start the head and the nodes, and wait until all of them are up; RuntimeError if they do not start."""
+        """Start the head and the nodes, and wait until all of them are up, if need be again with other ports.
+
+        RuntimeError if they do not start.
+        """
+        for left in reversed(range(_ATTEMPTS)):
+            try:
+                return self._start()
+            except RuntimeError:
+                if not left:
+                    raise
+                self._end()
+                for place in self.folder.iterdir():
+                    if place.is_dir():
+                        shutil.rmtree(place, ignore_errors=True)
+                self._take_ports()
+
+    def _start(self) -> None:
         options = {"--port": self.port, "--dashboard-port": self.dashboard_port, "--dashboard-host": HOST, "--num-cpus": 0}
         variables = dict(self.variables)
         if self.grow:
@@ -104,6 +124,10 @@ class LocalCluster:
 
     def stop(self) -> None:
         """Stop everything that was started, and remove the folder."""
+        self._end()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _end(self) -> None:
         for process in reversed(self.processes):
             process.terminate()
         for process in self.processes:
@@ -113,7 +137,7 @@ class LocalCluster:
                 process.kill()
         for pid in self.pids():
             _kill(pid)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.processes.clear()
 
     def pids(self, *words: str) -> list[int]:
         """This cluster's processes, including drivers of jobs, whose command line has all of ``words``.

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster import local
+from cluster.local import LocalCluster, local_cluster
 
 
 def test_no_port_is_one_that_a_connection_may_get_or_that_has_a_server_on_any_address(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,3 +24,23 @@ def test_no_port_is_one_that_a_connection_may_get_or_that_has_a_server_on_any_ad
         assert {*local.free_ports(6)} == {*ports[2:]}
         with pytest.raises(OSError, match=r"7 ports from \d+ to \d+ are not free"):
             local.free_ports(7)
+
+
+def test_a_cluster_that_meets_a_port_of_somebody_else_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ports are free when they are chosen, and not yet taken; who comes between has Ray wait for ever."""
+    free_ports, chosen = local.free_ports, list[list[int]]()
+    with ExitStack() as held:
+
+        def one_is_taken_at_first(number: int) -> list[int]:
+            ports = free_ports(number)
+            if not chosen:
+                held.enter_context(socket.create_server(("127.0.0.1", ports[0])))
+            chosen.append(ports)
+            return ports
+
+        monkeypatch.setattr(local, "free_ports", one_is_taken_at_first)
+        monkeypatch.setattr(local, "_START_SECONDS", 30)
+        with local_cluster(LocalCluster(nodes=0)) as cluster:
+            assert cluster.living() == 1
+            assert cluster.port != chosen[0][0] and cluster.environment["RAY_ADDRESS"].endswith(f":{cluster.port}")
+    assert not cluster.folder.exists() and not cluster.processes
