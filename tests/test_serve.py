@@ -1,6 +1,7 @@
 """Tags over HTTP: those of the classifier, together or alone, and what a request has wrong."""
 
 import json
+import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import ROOT
 
 from cluster.local import free_ports
 from xmc_ray.classifier import XMCClassifier
+from xmc_ray.errors import ModelError
 
 serve = pytest.importorskip("ray.serve", reason="the extra `serve` is not installed")
 
@@ -75,7 +78,7 @@ def test_fewer_labels_and_a_least_score(ask: Ask) -> None:
 
 def test_health_says_which_model_answers(ask: Ask, bundle: str) -> None:
     status, health = ask("/health")
-    assert (status, health["bundle"], health["labels"]) == (200, bundle, 8)
+    assert (status, health["bundle"], health["labels"]) == (200, [bundle], 8)
 
 
 @pytest.mark.parametrize(
@@ -100,11 +103,26 @@ def test_what_a_request_has_wrong_is_its_own(body: object, status: int, told: st
     assert found == status and told in json.dumps(answer["detail"])
 
 
-def test_an_application_of_wrong_settings_is_not_built() -> None:
+def test_an_application_of_wrong_settings_is_not_built(tmp_path: Path) -> None:
     from pydantic import ValidationError
 
-    from xmc_ray.serve import ServeConfig
+    from xmc_ray.serve import ServeConfig, app
 
     for settings in ({}, {"bundle": "x", "k": 0}, {"bundle": "x", "bundles": "y"}):
         with pytest.raises(ValidationError):
             ServeConfig(**settings)
+    with pytest.raises(ModelError, match="not a finished bundle"):
+        app(ServeConfig(bundle=str(tmp_path)))
+
+
+def test_a_replica_that_finds_another_bundle_does_not_answer(bundle: str, tmp_path: Path) -> None:
+    """Kind: an address that is resolved again. Else replicas that start later would answer by another model."""
+    from xmc_ray.bundle.members import Members
+    from xmc_ray.serve import ServeConfig, opened
+
+    place = shutil.copytree(bundle, tmp_path / "bundle")
+    members = Members.read(place)
+    shutil.rmtree(place)
+    shutil.copytree(ROOT / "tests/kept/0.1.0/bundle", place)
+    with pytest.raises(ModelError, match="has been replaced by another"):
+        opened(ServeConfig(bundle=str(place)), members)

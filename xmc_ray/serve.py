@@ -8,14 +8,19 @@ status 400 or 422; what the model has wrong, with 500. For catalogues there are 
 """
 
 import asyncio
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
+import pyarrow.compute as pc
 from fastapi import FastAPI, HTTPException
 from pydantic import BaseModel, Field
 from ray import serve
 from ray.serve import Application
 
+from xmc_ray.bundle.members import Members
 from xmc_ray.errors import ConfigError, DataError, XmcError
+
+if TYPE_CHECKING:
+    from xmc_ray.classifier import XMCClassifier
 
 _web = FastAPI(title="xmc_ray", docs_url=None, redoc_url=None)  # the pages of both come from elsewhere
 
@@ -65,23 +70,28 @@ class Answer(BaseModel):
     tags: list[list[Tag]]
 
 
+def opened(config: ServeConfig, members: Members) -> "XMCClassifier":
+    """The model of a replica. ModelError if another lies there by now: all replicas of an application answer alike."""
+    import torch  # here, and not where the application is built
+
+    from xmc_ray.bundle.ensemble import Ensemble
+    from xmc_ray.classifier import XMCClassifier
+
+    torch.set_num_threads(config.threads)
+    return XMCClassifier(Ensemble.load(members).to("cuda" if config.gpu else "cpu"))
+
+
 @serve.deployment
 @serve.ingress(_web)
 class Tagging:
     """A replica, which holds the model."""
 
-    def __init__(self, config: ServeConfig) -> None:
-        import torch  # here, and not where the application is built
-
-        from xmc_ray.classifier import XMCClassifier
-
-        torch.set_num_threads(config.threads)
-        self.config = config
-        bundles = config.bundle.split(",")
-        self.classifier = XMCClassifier.load(bundles if len(bundles) > 1 else bundles[0], "cuda" if config.gpu else "cpu")
-        self.model = "+".join(bundle.fingerprint for bundle in self.classifier.ensemble.bundles)
+    def __init__(self, config: ServeConfig, members: Members) -> None:
+        self.config, self.members = config, members
+        self.classifier = opened(config, members)
         index = self.classifier.ensemble.labels
-        self.names = dict(zip(index.labels.to_pylist(), index.names.to_pylist(), strict=True))
+        named = pc.is_valid(index.names)  # the others take no memory
+        self.names = dict(zip(index.labels.filter(named).to_pylist(), index.names.filter(named).to_pylist(), strict=True))
         together: Any = self.together  # Serve's decorator makes it more than a method
         together.set_max_batch_size(config.batch)
         together.set_batch_wait_timeout_s(config.wait)
@@ -89,7 +99,8 @@ class Tagging:
     @_web.get("/health")
     def health(self) -> dict[str, Any]:
         """Which model answers."""
-        return {"model": self.model, "bundle": self.config.bundle, "labels": len(self.names)}
+        labels = len(self.classifier.ensemble.labels)
+        return {"model": self.members.fingerprint, "bundle": self.members.uris, "labels": labels}
 
     @_web.post("/tag")
     async def tag(self, request: Request) -> Answer:
@@ -100,11 +111,11 @@ class Tagging:
         found = await self.together(request.texts)
         if isinstance(found, XmcError):
             raise HTTPException(400 if isinstance(found, ConfigError | DataError) else 500, str(found))
-        tags = [
-            [Tag(label=label, name=self.names[label], score=score) for label, score in one[:k] if score >= request.min_score]
-            for one in found
-        ]
-        return Answer(model=self.model, tags=tags)
+        tags = [[self._tag(label, score) for label, score in one[:k] if score >= request.min_score] for one in found]
+        return Answer(model=self.members.fingerprint, tags=tags)
+
+    def _tag(self, label: str, score: float) -> Tag:
+        return Tag(label=label, name=self.names.get(label), score=score)
 
     @serve.batch
     async def together(self, requests: list[list[Any]]) -> list[Any]:
@@ -130,9 +141,10 @@ class Tagging:
 
 
 def app(config: ServeConfig) -> Application:
-    """The application, for `serve run` and `serve.run`."""
+    """The application of the bundle that is there now, for `serve run`; raises what `Members.read` raises."""
+    members = Members.read(config.bundle.split(","))
     options: dict[str, Any] = {"num_replicas": config.replicas, "max_ongoing_requests": 4 * config.batch}
     options |= {"ray_actor_options": {"num_cpus": config.threads, "num_gpus": 1 if config.gpu else 0}}
     options |= {"logging_config": {"enable_access_log": False}}  # a line a request costs more than many a document
-    application: Application = cast(Any, Tagging).options(**options).bind(config)
+    application: Application = cast(Any, Tagging).options(**options).bind(config, members)
     return application

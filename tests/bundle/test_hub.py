@@ -4,15 +4,22 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from fruit import document
 from hub import Hub, running_hub
 from huggingface_hub import constants
+from in_process import InProcess
 
 from xmc_ray.bundle.folder import local_bundle
 from xmc_ray.bundle.hub import download, pinned
 from xmc_ray.bundle.members import Members
 from xmc_ray.classifier import XMCClassifier
+from xmc_ray.command import parse
 from xmc_ray.errors import ConfigError, ModelError, UnavailableError
+from xmc_ray.on_ray.tag import job, retention
+from xmc_ray.on_ray.tag.nights import manifest_of
 from xmc_ray.storage import exists, normalise
 
 TEXTS = ["a red apple", "a green pear"]
@@ -108,3 +115,18 @@ def test_other_places_are_left_alone_and_a_hub_holds_bundles_alone() -> None:
     assert normalise("hf:/shop/tags/") == "hf://shop/tags"
     with pytest.raises(ConfigError, match="a model hub has no files for this"):
         exists("hf://shop/tags/config.json")
+
+
+def test_a_night_notes_the_commit_and_leaves_the_hub_alone_when_it_is_removed(
+    hub: Hub, classifier: XMCClassifier, tmp_path: Path
+) -> None:
+    address = classifier.push_to_hub("shop/tags")
+    pq.write_table(pa.Table.from_pylist([document(number) for number in range(5)]), tmp_path / "in.parquet")
+    settings = {"documents.uri": tmp_path / "in.parquet", "bundle": "hf://shop/tags", "output": tmp_path / "out"}
+    for day in (22, 23):
+        arguments = [f"--{name}={value}" for name, value in {**settings, "date": f"2026-11-{day}"}.items()]
+        night = job.tag(parse(job.TagConfig, arguments), InProcess())
+    assert manifest_of(night)["config"]["bundle"] == address
+    decided = retention.decide(str(tmp_path / "out"), 1)
+    assert [bool(stay.why) for stay in decided].count(False) == 1 and retention.unused_bundles(decided) == []
+    assert hub.models["shop/tags"][-1][0] in address

@@ -13,7 +13,6 @@ from typing import Any
 from xmc_ray.errors import ConfigError, ModelError, UnavailableError, XmcError
 
 _ADDRESS = re.compile(r"hf://(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
-_FIRST = "config.json"
 
 
 def is_hub(uri: str) -> bool:

@@ -117,6 +117,7 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.json`` and its accompanying files."""
         self.pretrained.save_pretrained(str(folder))
+        self._backend.save(str(folder / "tokenizer.json"))  # what `encode` uses, whatever transformers has made of its files
 
     def encode(self, texts: pa.Array) -> tuple[pa.ListArray, pa.BooleanArray]:
         """Tokens (list<int32>[n]) of ``texts`` (string[n]), and which texts were truncated (bool[n])."""

@@ -204,7 +204,10 @@ def filesystem(uri: Uri) -> tuple[fsspec.AbstractFileSystem, str]:
         return fsspec.filesystem("file"), path
     if scheme == "hf":
         raise ConfigError(
-            "a model hub has no files for this", where=uri, expected=_EXPECTED, way_out="only bundles are read from it"
+            "a model hub has no files for this",
+            where=uri,
+            expected=_EXPECTED,
+            way_out="bundles are read there, and pushed",
         )
     access = S3Access.from_environment()
     return fsspec.filesystem(

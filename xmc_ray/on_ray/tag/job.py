@@ -170,6 +170,8 @@ def _tag(config: TagConfig, runner: Runner, started: datetime, reporter: Reporte
     for place in (folder, nights.tags_folder(folder)):
         check_apart({"output": place}, reads)
     members, inputs = Members.read(config.bundle), list_inputs(config.documents)
+    bundles = members.uris if isinstance(config.bundle, list) else members.uris[0]
+    config = replace(config, bundle=bundles)  # of a hub, at the commit that was looked at
     files = inputs.files
     if config.min_precision is not None:
         members.check_precision()

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from xmc_ray import storage
 from xmc_ray.bundle.folder import MARKER, read_settings
+from xmc_ray.bundle.hub import is_hub
 from xmc_ray.bundle.members import Members
 from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.on_ray.tag import live, nights
@@ -193,7 +194,7 @@ def unused_bundles(decided: Sequence[Stay]) -> list[str]:
             used[bool(night.why)][uri] = manifest or {}
     unused = []
     for uri, manifest in used[False].items():
-        if uri not in used[True]:
+        if uri not in used[True] and not is_hub(uri):  # what lies on a hub is for others as well
             with suppress(ModelError):  # it is gone, or something else lies there by now
                 if Members.read(manifest["config"]["bundle"]).fingerprint == manifest["bundle"]:
                     unused.append(uri)
