@@ -156,12 +156,29 @@ def test_bad_files_are_told_in_one_line(tmp_path: Path, columns: dict[str, list[
 
 
 def test_no_files(tmp_path: Path) -> None:
-    (tmp_path / "notes.csv").write_text("id,label,verdict")
+    (tmp_path / "notes.txt").write_text("id,label,verdict")
     for place in (tmp_path, tmp_path / "gone"):
         with pytest.raises(DataError):
             Feedback.read(str(place))
     with pytest.raises(DataError, match="not a Parquet file"):
-        Feedback.read(str(tmp_path / "notes.csv"))
+        Feedback.read(str(tmp_path / "notes.txt"))
+
+
+@pytest.mark.parametrize("zone", ["", "Z", "+01:00"])
+def test_a_spreadsheet_of_verdicts(tmp_path: Path, zone: str) -> None:
+    """The later of two counts, in whatever order they stand."""
+    lines = [
+        "id,label,verdict,at",
+        f"a,x,rejected,2026-11-02T10:00:00{zone}",
+        f"a,x,accepted,2026-11-01T10:00:00{zone}",
+        "b,y,,",
+    ]
+    (tmp_path / "verdicts.csv").write_text("\n".join(lines))
+    feedback = Feedback.read(str(tmp_path))
+    assert feedback.accepted_V.tolist() == [False] and feedback.left_out["incomplete rows"] == 1
+    (tmp_path / "verdicts.csv").write_text("\n".join([*lines, "a,x,rejected,last week"]))
+    with pytest.raises(DataError, match="column 'at' of the feedback is no time"):
+        Feedback.read(str(tmp_path))
 
 
 def test_there_is_a_weight_only_with_feedback() -> None:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +12,6 @@ from xmc_ray.data.labels import (
     label_names,
     list_lengths,
     lists_from_rows,
-    read_label_names,
     tidy,
     unique_in_rows,
 )
@@ -112,19 +110,13 @@ def test_label_names_that_do_not_fit_are_told_in_one_line(columns: dict[str, lis
         label_names(doubled)
 
 
-def test_label_names_are_trimmed_once_each_and_integers_are_text(tmp_path: Path) -> None:
+def test_label_names_are_trimmed_once_each_and_integers_are_text() -> None:
     names = [" Bee", "A", "A ", "none", "blank", "\t", "Sea"]
     table = pa.table({"label": ["b ", "a", "a", None, " ", "c", "c"], "name": names})
     expected = [{"label": "b", "name": "Bee"}, {"label": "a", "name": "A"}, {"label": "c", "name": "Sea"}]
     assert label_names(table).to_pylist() == expected
     table = pa.table({"label": [2, 1, None], "name": pa.array(["x", "y", "z"]).dictionary_encode()})
-    pq.write_table(table, tmp_path / "n.parquet")
-    named = read_label_names(str(tmp_path / "n.parquet"))
-    assert named is not None and named.to_pylist() == [{"label": "2", "name": "x"}, {"label": "1", "name": "y"}]
-    assert read_label_names(None) is None
-    (tmp_path / "n.parquet").write_text("label,name\n")
-    with pytest.raises(DataError, match="not a Parquet file"):
-        read_label_names(str(tmp_path / "n.parquet"))
+    assert label_names(table).to_pylist() == [{"label": "2", "name": "x"}, {"label": "1", "name": "y"}]
     empty = LabelIndex.count([lists([["a"]])]).with_names(pa.table({"label": pa.nulls(0), "name": pa.nulls(0)}))
     assert empty.names.to_pylist() == [None]
 

@@ -31,9 +31,10 @@ from xmc_ray.bundle.regression import Known, RowsConfig, Shortlisted, new_rows
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.fields import names_of
 from xmc_ray.data.groups import LabelGroups, balanced_groups, label_incidence, unit_rows
-from xmc_ray.data.labels import IntArray, LabelIndex, label_names, read_label_names, unique_in_rows
+from xmc_ray.data.labels import IntArray, LabelIndex, label_names, unique_in_rows
 from xmc_ray.data.reader import read_rows
 from xmc_ray.data.rejects import MAX_REJECT_SHARE
+from xmc_ray.data.tables import read_label_names
 from xmc_ray.errors import DataError
 from xmc_ray.metrics.at_k import band_rows
 from xmc_ray.model.lightxml import LightXML
@@ -59,7 +60,7 @@ class ExtendConfig(Settings):
     documents: DocumentsConfig | None = None
     """Labelled documents, with new labels and without (the negatives). The features of all of them are in memory together."""
     label_names: storage.Source | None = None
-    """Parquet file (label, name); a label in it that no document has is added from its name alone."""
+    """Table (label, name): Parquet, CSV, TSV or JSON lines; a label in it that no document has is added from its name alone."""
     deprecate: list[str] = field(default_factory=list)
     """Labels that are never predicted again; they keep their ids."""
     max_reject_share: Share = MAX_REJECT_SHARE

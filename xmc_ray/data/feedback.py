@@ -9,6 +9,7 @@ documents, P true ones, N rows of files, L labels of an index.
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 from xmc_ray import storage
 from xmc_ray.data.labels import IntArray, list_lengths, lists_from_rows
 from xmc_ray.data.strings import as_strings, keep_utf8, plain, trimmed
+from xmc_ray.data.tables import TABLES, read_table
 from xmc_ray.errors import DataError
 from xmc_ray.settings import PositiveFloat, Settings
 
@@ -37,7 +39,8 @@ class FeedbackConfig(Settings):
     """What editors have said of tags."""
 
     uri: storage.Source | None = None
-    """Parquet file, or folder of such files, with columns id, label, verdict (accepted or rejected) and perhaps at, a time."""
+    """Table (Parquet, CSV, TSV or JSON lines), or folder of them, with columns id, label, verdict (accepted or rejected) and
+    perhaps at, a time."""
     weight: PositiveFloat = 4.0
     """How much more than any other a judged pair of document and label counts in training."""
 
@@ -96,9 +99,9 @@ class Feedback:
 
     @classmethod
     def read(cls, uri: str) -> "Feedback":
-        """The verdicts of a Parquet file, or of all such files of a folder, as `of`; later files are later rows."""
-        files = storage.list_files(uri, (".parquet", ".parq", ".pq"))
-        tables = [_comparable(storage.read_parquet(file.uri), file.uri) for file in files]
+        """The verdicts of a table, or of all those of a folder, as `of`; later files are later rows."""
+        files = storage.list_files(uri, TABLES)
+        tables = [_comparable(read_table(file.uri), file.uri) for file in files]
         return cls.of(pa.concat_tables(tables), uri)
 
     def __len__(self) -> int:
@@ -214,6 +217,11 @@ def _times(table: pa.Table, where: str | None) -> pa.Array:
     if not there:
         return pa.nulls(len(table), pa.timestamp("us"))
     values = plain(table.column(there[0]))
+    if pa.types.is_string(values.type):  # of formats that have no times
+        for zone in (None, "UTC"):  # without offsets, and with them
+            with suppress(pa.ArrowInvalid):
+                values = values.cast(pa.timestamp("us", zone))
+                break
     kind = values.type
     if len(there) > 1 or not (pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_null(kind)):
         found = kind if len(there) == 1 else "several such columns"

@@ -21,6 +21,7 @@ from xmc_ray import storage
 from xmc_ray.data.documents import FilterColumn
 from xmc_ray.data.labels import IntArray
 from xmc_ray.data.strings import as_strings, is_list, keep_utf8, plain, trimmed
+from xmc_ray.data.tables import read_table
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.settings import Settings
 
@@ -61,7 +62,8 @@ class FiltersConfig(FilterConfig):
     default: str | None = None
     """Name of the filter of documents that name none, which are rejects otherwise."""
     table: storage.Address | None = None
-    """Parquet file with `label` and further columns of strings, integers or lists of them; a label may have several rows."""
+    """Table (Parquet, CSV, TSV or JSON lines) with `label` and further columns of strings, integers or lists of them, in which
+    a label may have several rows."""
     leave_out: bool = False
     """Leave labels, beginnings and values out that no label of the bundle has, those of `by` included, instead of failing."""
 
@@ -205,7 +207,7 @@ class _LabelTable:
     """Further columns of labels; N rows, in which a label may come several times."""
 
     def __init__(self, uri: str, labels: pa.StringArray) -> None:
-        self.uri, self._table = uri, storage.read_parquet(uri)
+        self.uri, self._table = uri, read_table(uri)
         row_N, texts = self._values("label")
         self._id_R = np.full(len(self._table), -1)  # of all rows; -1 for labels that the index lacks
         self._id_R[row_N] = pc.index_in(trimmed(texts), value_set=labels).fill_null(-1)

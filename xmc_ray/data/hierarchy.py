@@ -16,6 +16,7 @@ from xmc_ray import storage
 from xmc_ray.data.labels import IntArray, label_names, tidy
 from xmc_ray.data.skos import FORMATS, Key, read_skos
 from xmc_ray.data.strings import as_strings, is_list, is_text, keep_utf8, list_values, plain, trimmed
+from xmc_ray.data.tables import read_table
 from xmc_ray.errors import DataError
 
 _MOST_LEVELS, _MOST_PAIRS = 1000, 1 << 26  # of a hierarchy, and of all (label, ancestor) of a bundle: half a GiB
@@ -79,9 +80,9 @@ class Hierarchy:
 
     @classmethod
     def read(cls, uri: storage.Uri, key: Key = "iri", language: str = "en") -> "Hierarchy":
-        """From RDF, as `read_skos`, if the name ends like that, else from Parquet; DataError as these and `from_table`."""
+        """From RDF, as `read_skos`, if the name ends like that, else a table; DataError as `read_table` and `from_table`."""
         uri = str(uri)
-        return cls.from_table(read_skos(uri, key, language) if uri.endswith(tuple(FORMATS)) else storage.read_parquet(uri), uri)
+        return cls.from_table(read_skos(uri, key, language) if uri.endswith(tuple(FORMATS)) else read_table(uri), uri)
 
     @property
     def digest(self) -> str:

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from xmc_ray import storage
 from xmc_ray.data.strings import as_strings, keep_utf8, trimmed
 from xmc_ray.errors import ConfigError, DataError
 
@@ -126,11 +125,6 @@ class LabelIndex:
     def load(cls, path: Path) -> "LabelIndex":
         """Read what `save` has written."""
         return cls.from_table(pq.read_table(path))
-
-
-def read_label_names(uri: str | None) -> pa.Table | None:
-    """The `label_names` of a Parquet file, None without one; DataError for a file that is not such a table."""
-    return None if uri is None else label_names(storage.read_parquet(uri), uri)
 
 
 def label_names(table: pa.Table, where: str | None = None) -> pa.Table:

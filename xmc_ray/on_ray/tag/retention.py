@@ -67,7 +67,7 @@ class NightsConfig(Settings):
     yes: bool = False
     """With `remove`: really remove; without it, say what would go."""
     feedback: storage.Source | None = None
-    """With `feedback`: Parquet file or folder of editors' verdicts, as in training; what they say of tags is shown."""
+    """With `feedback`: table or folder of editors' verdicts, as in training; what they say of tags is shown."""
     last: PositiveInt = 30
     """With `feedback`: how many finished nights are looked at, the latest ones."""
     report: storage.Address | None = None

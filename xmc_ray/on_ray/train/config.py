@@ -90,7 +90,7 @@ class TrainConfig(FitConfig):
     recipe: Literal["given", "auto"] = "given"
     """auto decides the settings of model and training by what kind of data the documents are; given takes them as they are."""
     label_names: storage.Source | None = None
-    """Parquet file with columns label and name, if labels have names; one name a label."""
+    """Table (Parquet, CSV, TSV or JSON lines) with columns label and name, if labels have names; one name a label."""
     max_reject_share: Share = field(default=MAX_REJECT_SHARE, metadata=MAY_CHANGE_ON_RESUME)
     """Share of rejected documents above which training does not start."""
     resume: Start = field(default="auto", metadata=MAY_CHANGE_ON_RESUME)

@@ -17,9 +17,10 @@ from xmc_ray import storage
 from xmc_ray.data.feedback import Feedback
 from xmc_ray.data.groups import GroupsConfig, LabelGroups, group_labels
 from xmc_ray.data.inputs import list_inputs
-from xmc_ray.data.labels import LabelIndex, list_lengths, read_label_names
+from xmc_ray.data.labels import LabelIndex, list_lengths
 from xmc_ray.data.profile import Profile
 from xmc_ray.data.rejects import Rejects
+from xmc_ray.data.tables import read_label_names
 from xmc_ray.data.token_cache import FORMAT, MARKER, Split, TokenCache, write_tokens
 from xmc_ray.model.lexical import LexicalConfig, term_weights
 from xmc_ray.model.tokenizer import Tokenizer
