@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from xmc_ray import EncoderConfig, FitConfig, GroupsConfig, LexicalConfig, LoopConfig, XMCClassifier
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.filters import FilterConfig, FiltersConfig
-from xmc_ray.on_ray.tag.job import TagConfig, tag
+from xmc_ray.on_ray.tag.config import TagConfig
+from xmc_ray.on_ray.tag.job import tag
 from xmc_ray.on_ray.tag.nights import tags_folder
 from xmc_ray.on_ray.tag.runner import Runner
 

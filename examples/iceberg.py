@@ -14,7 +14,8 @@ from pyiceberg.catalog import load_catalog
 
 from xmc_ray.command import parse
 from xmc_ray.exits import run_and_exit
-from xmc_ray.on_ray.tag.job import TagConfig, tag
+from xmc_ray.on_ray.tag.config import TagConfig
+from xmc_ray.on_ray.tag.job import tag
 from xmc_ray.on_ray.tag.runner import Runner
 
 

@@ -10,7 +10,7 @@ from xmc_ray.cli import JOBS
 from xmc_ray.data.split import ValidationConfig
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.model.encoder import EncoderConfig
-from xmc_ray.on_ray.tag.job import TagConfig
+from xmc_ray.on_ray.tag.config import TagConfig
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.settings import Settings, Share
 from xmc_ray.training.fit import FitConfig

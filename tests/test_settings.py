@@ -31,7 +31,7 @@ from xmc_ray.model.predict import PredictConfig
 from xmc_ray.model.tokenizer import TextConfig
 from xmc_ray.on_ray.evaluate import EvaluateConfig, EvaluationPoolConfig, GateConfig
 from xmc_ray.on_ray.pool import PoolConfig
-from xmc_ray.on_ray.tag.job import TagConfig
+from xmc_ray.on_ray.tag.config import TagConfig
 from xmc_ray.on_ray.tag.rerank import RerankConfig
 from xmc_ray.on_ray.tag.retention import KeepConfig, NightsConfig
 from xmc_ray.on_ray.tag.stage import StageConfig

@@ -13,7 +13,8 @@ import xmc_ray
 from xmc_ray import XMCClassifier
 from xmc_ray.command import parse
 from xmc_ray.on_ray.tag import nights
-from xmc_ray.on_ray.tag.job import TagConfig, tag
+from xmc_ray.on_ray.tag.config import TagConfig
+from xmc_ray.on_ray.tag.job import tag
 
 KEPT = sorted((ROOT / "tests" / "kept").iterdir())
 

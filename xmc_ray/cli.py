@@ -33,7 +33,7 @@ JOBS = {
         "train a model: documents with labels in, a bundle out", "on_ray.train.config:TrainConfig", "on_ray.train.job:run"
     ),
     "evaluate": Job("measure a bundle on documents with labels", "on_ray.evaluate:EvaluateConfig", "on_ray.evaluate:evaluate"),
-    "tag": Job("tag a catalogue, one night's work", "on_ray.tag.job:TagConfig", "on_ray.tag.job:tag"),
+    "tag": Job("tag a catalogue, one night's work", "on_ray.tag.config:TagConfig", "on_ray.tag.job:tag"),
     "nights": Job(
         "list nights, name the latest, remove old ones, show feedback",
         "on_ray.tag.retention:NightsConfig",

@@ -45,7 +45,7 @@ from xmc_ray.on_ray.session import connect
 from xmc_ray.on_ray.stream import token_columns
 from xmc_ray.on_ray.tag import job as tagging
 from xmc_ray.on_ray.tag import runner
-from xmc_ray.on_ray.tag.job import TagConfig
+from xmc_ray.on_ray.tag.config import TagConfig
 from xmc_ray.on_ray.tag.output import Night
 from xmc_ray.on_ray.tag.pieces import PieceReader, PieceWriter, Summary
 from xmc_ray.training.fit import FitConfig, build_model

@@ -42,7 +42,7 @@ from xmc_ray.bundle.members import Members
 from xmc_ray.data.documents import Rules
 from xmc_ray.data.inputs import list_inputs
 from xmc_ray.on_ray.tag import job
-from xmc_ray.on_ray.tag.job import TagConfig
+from xmc_ray.on_ray.tag.config import TagConfig
 from xmc_ray.on_ray.tag.pieces import TagColumns
 from xmc_ray.on_ray.tag.plan import Plan
 from xmc_ray.on_ray.tag.runner import Runner

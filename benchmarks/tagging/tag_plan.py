@@ -43,6 +43,7 @@ from xmc_ray.bundle.members import Members
 from xmc_ray.data.documents import DocumentsConfig, Rules
 from xmc_ray.on_ray.tag import job as tagging
 from xmc_ray.on_ray.tag import scan as scanning
+from xmc_ray.on_ray.tag.config import TagConfig
 from xmc_ray.on_ray.tag.output import Night
 from xmc_ray.on_ray.tag.pieces import PieceWriter, TagColumns
 from xmc_ray.on_ray.tag.plan import PIECES, REUSED, Plan, piece_name
@@ -156,7 +157,7 @@ def begin_night(folder: str, pieces: int) -> str:
     return f"{folder}/nights/_nights/dt={DAY}/_work"
 
 
-def night_config(folder: str) -> tagging.TagConfig:
+def night_config(folder: str) -> TagConfig:
     """The night of `begin_night`."""
     return tag_config(f"{folder}/documents", f"{folder}/bundle", f"{folder}/nights", date=DAY)
 

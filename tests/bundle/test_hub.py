@@ -19,6 +19,7 @@ from xmc_ray.classifier import XMCClassifier
 from xmc_ray.command import parse
 from xmc_ray.errors import ConfigError, ModelError, UnavailableError
 from xmc_ray.on_ray.tag import job, retention
+from xmc_ray.on_ray.tag.config import TagConfig
 from xmc_ray.on_ray.tag.nights import manifest_of
 from xmc_ray.storage import exists, normalise
 
@@ -125,7 +126,7 @@ def test_a_night_notes_the_commit_and_leaves_the_hub_alone_when_it_is_removed(
     settings = {"documents.uri": tmp_path / "in.parquet", "bundle": "hf://shop/tags", "output": tmp_path / "out"}
     for day in (22, 23):
         arguments = [f"--{name}={value}" for name, value in {**settings, "date": f"2026-11-{day}"}.items()]
-        night = job.tag(parse(job.TagConfig, arguments), InProcess())
+        night = job.tag(parse(TagConfig, arguments), InProcess())
     assert manifest_of(night)["config"]["bundle"] == address
     decided = retention.decide(str(tmp_path / "out"), 1)
     assert [bool(stay.why) for stay in decided].count(False) == 1 and retention.unused_bundles(decided) == []

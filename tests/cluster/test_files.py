@@ -14,7 +14,7 @@ from schemas import VERSIONS, Document, accepts, check, documents, having, keys,
 
 from xmc_ray import command
 from xmc_ray.errors import ConfigError
-from xmc_ray.on_ray.tag.job import TagConfig
+from xmc_ray.on_ray.tag.config import TagConfig
 from xmc_ray.on_ray.train.config import TrainConfig
 
 FOLDER = ROOT / "cluster"

@@ -16,7 +16,8 @@ from in_process import InProcess
 
 from xmc_ray import EncoderConfig, FitConfig, GroupsConfig, LexicalConfig, LoopConfig, OptimConfig, XMCClassifier
 from xmc_ray.command import parse
-from xmc_ray.on_ray.tag.job import TagConfig, tag
+from xmc_ray.on_ray.tag.config import TagConfig
+from xmc_ray.on_ray.tag.job import tag
 
 CONFIG = {
     "lexical": LexicalConfig(width=8, columns=512, rarest=1),

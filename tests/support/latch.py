@@ -7,6 +7,7 @@ from typing import Any
 
 from xmc_ray import command
 from xmc_ray.on_ray.tag import job
+from xmc_ray.on_ray.tag.config import TagConfig
 
 
 class Latch:
@@ -56,4 +57,4 @@ if __name__ == "__main__":  # jobs/tag.py with a model that waits: latch.py FOLD
     import sys
 
     job.load_predictor = Latch(Path(sys.argv.pop(1))).hold(job.load_predictor)
-    raise SystemExit(command.run(job.tag, job.TagConfig))
+    raise SystemExit(command.run(job.tag, TagConfig))

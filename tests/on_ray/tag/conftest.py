@@ -9,6 +9,7 @@ from in_process import InProcess
 
 from xmc_ray import command
 from xmc_ray.on_ray.tag import job
+from xmc_ray.on_ray.tag.config import TagConfig
 from xmc_ray.on_ray.tag.runner import Runner
 
 
@@ -21,7 +22,7 @@ def tag_with(trained: Path, tmp_path: Path) -> Callable[..., str]:
         given |= {"k": 3, "pool.max": 1, "pool.threads": 1}
         given |= {name.replace("__", "."): value for name, value in settings.items()}
         arguments = [f"--{name}={value}" for name, value in given.items()] + list(further)
-        return job.tag(command.parse(job.TagConfig, arguments), runner)
+        return job.tag(command.parse(TagConfig, arguments), runner)
 
     return tag
 

@@ -33,6 +33,7 @@ from seaweed import S3
 
 from xmc_ray import command, storage
 from xmc_ray.on_ray.tag import job, runner
+from xmc_ray.on_ray.tag.config import TagConfig
 from xmc_ray.storage import folders
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -73,8 +74,8 @@ def latch(tmp_path: Path) -> Iterator[Latch]:
     latch.open()
 
 
-def parse(arguments: list[str]) -> job.TagConfig:
-    return command.parse(job.TagConfig, arguments)
+def parse(arguments: list[str]) -> TagConfig:
+    return command.parse(TagConfig, arguments)
 
 
 def night(folder: object) -> dict[str, Any]:

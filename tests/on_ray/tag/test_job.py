@@ -23,6 +23,7 @@ from xmc_ray.on_ray import evaluate
 from xmc_ray.on_ray.evaluate import evaluate_bundle
 from xmc_ray.on_ray.predictor import Predictor
 from xmc_ray.on_ray.tag import job
+from xmc_ray.on_ray.tag.config import TagConfig
 from xmc_ray.on_ray.tag.nights import tags_folder
 from xmc_ray.on_ray.tag.pieces import PieceWriter
 from xmc_ray.storage.files import join
@@ -144,7 +145,7 @@ def test_the_drivers_cpu_settles_what_auto_is_for_each_bundle(
 
     def night(day: int) -> dict[str, Any]:
         arguments = f"--documents.uri={catalogue}", f"--bundle={bundles}", f"--output={tmp_path}", "--previous=last"
-        return manifest_of(job.tag(command.parse(job.TagConfig, [*arguments, f"--date=2026-11-{day}"]), InProcess()))
+        return manifest_of(job.tag(command.parse(TagConfig, [*arguments, f"--date=2026-11-{day}"]), InProcess()))
 
     def on_another_machine(*arguments: Any) -> Any:
         monkeypatch.setattr(cpu, lambda: False)
@@ -309,7 +310,7 @@ def test_an_ensemble(tag: Callable[..., str], bundles: list[str], tmp_path: Path
     (tmp_path / "tag.toml").write_text(f"bundle = {json.dumps(bundles)}\n")
     settings = [f"--config={tmp_path / 'tag.toml'}", f"--documents.uri={tmp_path / 'in.parquet'}", "--date=2026-11-23"]
     settings += [f"--output={tmp_path / 'out'}", "--k=2", "--pool.max=1", "--pool.threads=1", "--max_reject_share=0.1"]
-    folder = job.tag(command.parse(job.TagConfig, settings), InProcess())
+    folder = job.tag(command.parse(TagConfig, settings), InProcess())
     tags, manifest = read_night(folder)[0], manifest_of(folder)
     assert [manifest[name] for name in ("in", "tagged", "rejected", "truncated")] == [22, 21, 1, 1]
     assert manifest["bundle"] == Members.read(bundles).fingerprint and set(tags["model"].to_pylist()) == {manifest["bundle"]}
@@ -324,7 +325,7 @@ def test_an_ensemble(tag: Callable[..., str], bundles: list[str], tmp_path: Path
     for others in (bundles[::-1], bundles[:1], bundles[0]):
         other = f"--bundle={others if isinstance(others, str) else json.dumps(others)}"
         with pytest.raises(ConfigError, match="another run"):
-            job.tag(command.parse(job.TagConfig, [*settings, other]), InProcess())
+            job.tag(command.parse(TagConfig, [*settings, other]), InProcess())
     with pytest.raises(ConfigError, match="no bundle is given"):
         tag(tmp_path / "in.parquet", "--bundle=[]")
     assert contents(folder) == before

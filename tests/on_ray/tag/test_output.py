@@ -15,7 +15,7 @@ from xmc_ray import storage
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.on_ray.tag import job, nights, output
-from xmc_ray.on_ray.tag.job import TagConfig
+from xmc_ray.on_ray.tag.config import TagConfig
 from xmc_ray.on_ray.tag.nights import folder_of, tags_folder
 from xmc_ray.on_ray.tag.plan import PIECES, REUSED, Plan
 from xmc_ray.settings import fixed_settings

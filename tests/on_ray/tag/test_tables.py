@@ -204,8 +204,9 @@ import sys
 from in_process import InProcess
 from xmc_ray import command
 from xmc_ray.on_ray.tag import job
+from xmc_ray.on_ray.tag.config import TagConfig
 
-job.tag(command.parse(job.TagConfig, sys.argv[1:]), InProcess())
+job.tag(command.parse(TagConfig, sys.argv[1:]), InProcess())
 """
 
 

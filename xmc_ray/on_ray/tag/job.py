@@ -12,35 +12,34 @@ The same command resumes a run that was killed: the plan is kept, and a piece th
 import time
 from collections.abc import Callable, Container, Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from xmc_ray import storage
 from xmc_ray.bundle.members import Members
-from xmc_ray.data.documents import DocumentsConfig, Rules
-from xmc_ray.data.filters import FiltersConfig, LabelFilters, resolve
+from xmc_ray.data.documents import Rules
+from xmc_ray.data.filters import LabelFilters, resolve
 from xmc_ray.data.hierarchy import Hierarchy
 from xmc_ray.data.inputs import Inputs, list_inputs
 from xmc_ray.data.line_ranges import packed_notice
 from xmc_ray.data.reader import check_columns
-from xmc_ray.data.rejects import MAX_REJECT_SHARE, Rejects
-from xmc_ray.data.tag_hierarchy import HierarchyConfig, TagHierarchy
+from xmc_ray.data.rejects import Rejects
+from xmc_ray.data.tag_hierarchy import TagHierarchy
 from xmc_ray.errors import DataError
-from xmc_ray.metrics.drift import DriftConfig
 from xmc_ray.model.precision import settled
 from xmc_ray.on_ray.actors import load_predictor, settle_scoring
-from xmc_ray.on_ray.evaluate import GateConfig, pass_gate
+from xmc_ray.on_ray.evaluate import pass_gate
 from xmc_ray.on_ray.pool import PoolConfig, ScoringConfig
 from xmc_ray.on_ray.predicted import NothingToPredict, made_by
 from xmc_ray.on_ray.session import own_errors, submission_id
 from xmc_ray.on_ray.tag import nights, output, tables
+from xmc_ray.on_ray.tag.config import TagConfig
 from xmc_ray.on_ray.tag.gauges import Board
-from xmc_ray.on_ray.tag.nights import Day
 from xmc_ray.on_ray.tag.output import Night
 from xmc_ray.on_ray.tag.pieces import (
     PieceCopier,
@@ -54,16 +53,14 @@ from xmc_ray.on_ray.tag.pieces import (
 )
 from xmc_ray.on_ray.tag.plan import Plan, piece_name
 from xmc_ray.on_ray.tag.progress import Pace, progress
-from xmc_ray.on_ray.tag.rerank import RerankConfig, Reranked
-from xmc_ray.on_ray.tag.retention import KeepConfig, decide, remove_nights
+from xmc_ray.on_ray.tag.rerank import Reranked
+from xmc_ray.on_ray.tag.retention import decide, remove_nights
 from xmc_ray.on_ray.tag.reuse import Previous
 from xmc_ray.on_ray.tag.runner import Runner
 from xmc_ray.on_ray.tag.scan import scan
 from xmc_ray.on_ray.tag.status import Reporter, Status, reported
-from xmc_ray.on_ray.tag.tables import TableConfig
 from xmc_ray.on_ray.tag.totals import Totals
-from xmc_ray.settings import MAY_CHANGE_ON_RESUME, Bounds, OpenShare, PositiveInt, Settings, Share, fixed_settings
-from xmc_ray.storage.address import PreviousNight
+from xmc_ray.settings import fixed_settings
 from xmc_ray.storage.lease import Lease, held
 from xmc_ray.storage.places import check_apart, check_writable
 
@@ -75,69 +72,6 @@ _PIECE_ROWS, _PIECE_TAGS = 1 << 16, 1 << 24  # of a piece at most, whatever the 
 _MEASURED, _PIECES_MEASURED = 256, 8  # documents that scoring is measured on, of the first pieces
 _SCORING, _ATTEMPTS = "scoring.json", "attempts.json"
 _NO_MODEL = PoolConfig(min=1, max=1, cpus=1, threads=1)  # for pieces of rejects alone
-
-
-@dataclass(frozen=True, kw_only=True)
-class TagConfig(Settings):
-    """Tag a catalogue with a bundle, or with an ensemble of them."""
-
-    essentials: ClassVar = (
-        "documents.uri",
-        "bundle",
-        "output",
-        "date",
-        "previous",
-        "k",
-        "min_precision",
-        "documents.text",
-        "pool.max",
-        "pool.gpu",
-    )
-
-    documents: DocumentsConfig
-    """The catalogue."""
-    bundle: storage.Address | list[storage.Address]
-    """Bundle folder, local or s3://, or a list of them whose scores are averaged."""
-    output: storage.Address = field(metadata=MAY_CHANGE_ON_RESUME)
-    """Folder of all nights: a day's tags lie in its `tags/dt=<day>`, all else of a night in its `_nights/dt=<day>`."""
-    date: Day | None = field(default=None, metadata=MAY_CHANGE_ON_RESUME)
-    """The day, YYYY-MM-DD or dt=YYYY-MM-DD, that names the folder; today (UTC) if not given."""
-    previous: PreviousNight | None = None
-    """A finished night whose tags are reused for unchanged documents: its folder, that of its tags, or `last`."""
-    k: PositiveInt = 10
-    """Maximum number of tags per document, at most all labels."""
-    min_score: Share = 0.0
-    """Minimum score of a tag."""
-    min_precision: OpenShare | None = None
-    """Drop tags below the threshold at which their label reaches this precision; needs calibrated bundles."""
-    filters: FiltersConfig = field(default_factory=FiltersConfig)
-    max_reject_share: Share = field(default=MAX_REJECT_SHARE, metadata=MAY_CHANGE_ON_RESUME)
-    """Share of rejected documents above which the night fails."""
-    overwrite: bool = field(default=False, metadata=MAY_CHANGE_ON_RESUME)
-    """Tag again even if the day's folder holds another run, which stays until it is replaced at the end."""
-    commit_rows: Annotated[int, Bounds(ge=2)] = field(default=20_000, metadata=MAY_CHANGE_ON_RESUME)
-    """Maximum number of documents per actor that are lost when the job is killed."""
-    target_bytes: PositiveInt = field(default=128 << 20, metadata=MAY_CHANGE_ON_RESUME)
-    """Approximate size of the files of tags."""
-    hierarchy: HierarchyConfig | None = None
-    """What broader and narrower labels do to tags."""
-    model: ScoringConfig = field(default_factory=ScoringConfig)
-    rerank: RerankConfig | None = None
-    pool: PoolConfig = field(default_factory=PoolConfig, metadata=MAY_CHANGE_ON_RESUME)
-    gate: GateConfig = field(default_factory=GateConfig, metadata=MAY_CHANGE_ON_RESUME)
-    drift: DriftConfig = field(default_factory=DriftConfig, metadata=MAY_CHANGE_ON_RESUME)
-    table: TableConfig = field(default_factory=TableConfig, metadata=MAY_CHANGE_ON_RESUME)
-    keep: KeepConfig = field(default_factory=KeepConfig, metadata=MAY_CHANGE_ON_RESUME)
-
-    def check(self) -> None:
-        """Raises ConfigError for settings that do not go together with a hook."""
-        if self.rerank is not None:
-            self.rerank.check_use(self.k, self.min_precision)
-
-    @property
-    def n_listed(self) -> int:
-        """How many labels of a document the model lists."""
-        return self.k if self.rerank is None else self.rerank.candidates
 
 
 def tag(config: TagConfig, runner: Runner | None = None) -> str:
