@@ -14,6 +14,8 @@ from xmc_ray.errors import XmcError as XmcError
 if TYPE_CHECKING:
     from xmc_ray.classifier import XMCClassifier as XMCClassifier
     from xmc_ray.data.feedback import FeedbackConfig as FeedbackConfig
+    from xmc_ray.data.filters import FilterConfig as FilterConfig
+    from xmc_ray.data.filters import FiltersConfig as FiltersConfig
     from xmc_ray.data.groups import GroupsConfig as GroupsConfig
     from xmc_ray.data.tag_hierarchy import HierarchyConfig as HierarchyConfig
     from xmc_ray.model.encoder import EncoderConfig as EncoderConfig
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "EncoderConfig": "model.encoder",
     "FeedbackConfig": "data.feedback",
+    "FilterConfig": "data.filters",
+    "FiltersConfig": "data.filters",
     "FitConfig": "training.fit",
     "GroupsConfig": "data.groups",
     "HierarchyConfig": "data.tag_hierarchy",

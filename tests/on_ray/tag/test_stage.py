@@ -19,7 +19,7 @@ from fruit import read_night, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from xmc_ray import ConfigError, ModelError, PoolConfig, StageConfig, Tagger, tag_dataset
+from xmc_ray import ConfigError, FiltersConfig, ModelError, PoolConfig, StageConfig, Tagger, tag_dataset
 from xmc_ray.bundle.members import Members
 from xmc_ray.on_ray.session import own_errors
 from xmc_ray.on_ray.tag.stage import as_table, documents_of
@@ -170,14 +170,25 @@ def test_scores_too_low_are_no_tags(tagger: Tagger, trained: Path) -> None:
     assert (precise["p_labels"].to_pylist() == [[], []]) or not never
 
 
-def test_wrong_columns_and_settings_are_one_line(tagger: Tagger, trained: Path, bundles: list[str]) -> None:
+def test_wrong_columns_and_settings_are_one_line(tagger: Tagger, trained: Path, bundles: list[str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no column 'text'; found title; set text or id"):
         tagger(pa.table({"title": ["a"]}))
     with pytest.raises(ConfigError, match="columns of these names already; found labels, reason; set prefix"):
         tagger(pa.table({"text": ["a"], "labels": ["b"], "reason": ["c"]}))
-    for wrong in ({"k": 0}, {"min_score": 2.0}, {"text": []}, {"min_precision": 1.0}, {"precision": "float16"}):
+    for wrong in (
+        {"k": 0},
+        {"min_score": 2.0},
+        {"text": []},
+        {"min_precision": 1.0},
+        {"precision": "float16"},
+        {"filters": {"deny": ["apple"]}},
+    ):
         with pytest.raises(ConfigError):
             StageConfig(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"no column 'tenant'; found text; set filters\.column"):
+        Tagger(str(trained / "bundle"), pool=POOL, filters=by_tenant(tmp_path))(pa.table({"text": ["a"]}))
+    with pytest.raises(ConfigError, match=r"filters\.deny has labels that no label of the bundle has"):
+        Tagger(str(trained / "bundle"), pool=POOL, filters=FiltersConfig(deny=["unheard of"]))
     with pytest.raises(TypeError, match="labels"):
         Tagger(str(trained / "bundle"), labels=3)
     with pytest.raises(ConfigError, match="min_precision needs a calibrated bundle"):
@@ -197,6 +208,44 @@ def test_several_bundles_are_an_ensemble(bundles: list[str]) -> None:
     tagged = Tagger(bundles, k=3, pool=POOL)(pa.table({"text": TEXTS}))
     assert tagged["reason"].to_pylist() == REASONS
     assert "apple" in tagged["labels"][0].as_py()
+
+
+TENANTS = {"colours": ["green", "red", "yellow"], "kinds": ["apple", "pear", "plum"]}
+
+
+def by_tenant(tmp_path: Path) -> FiltersConfig:
+    pairs = [{"label": label, "tenant": tenant} for tenant, labels in TENANTS.items() for label in labels]
+    return FiltersConfig(column="tenant", by="tenant", table=str(write(tmp_path / "tenants.parquet", pairs)))
+
+
+def test_each_row_gets_labels_of_its_filter(trained: Path, tmp_path: Path, tag: Callable[..., str]) -> None:
+    """As in a night; a row that names no filter that there is has a reason."""
+    tenants = ["colours", "kinds", "nobody", None, 7, "colours"]
+    rows = [{"id": str(n), "text": "a red apple", "tenant": tenant} for n, tenant in enumerate(tenants)]
+    config = by_tenant(tmp_path)
+    tagger = Tagger(str(trained / "bundle"), k=3, pool=POOL, filters=config)
+    tagged = tagger({name: np.array([row[name] for row in rows], object) for name in ("text", "tenant")})
+    unknown = "filter is unknown"
+    assert tagged["reason"].to_pylist() == [None, None, unknown, "filter is null", unknown, None]
+    assert [len(labels) for labels in tagged["labels"].to_pylist()] == [3, 3, 0, 0, 0, 3]
+    for tenant, labels in zip(tenants, tagged["labels"].to_pylist(), strict=True):
+        assert set(labels) <= set(TENANTS.get(tenant, ()))  # type: ignore[arg-type]
+    good = pa.Table.from_pylist([rows[0], rows[1], rows[5]])
+    pq.write_table(good, tmp_path / "in.parquet")
+    filters = ["--filters.column=tenant", "--filters.by=tenant", f"--filters.table={config.table}"]
+    assert tags_of(tagger(good)) == tags_of(read_night(tag(tmp_path / "in.parquet", *filters))[0].sort_by("id"))
+    denied = Tagger(str(trained / "bundle"), k=3, pool=POOL, filters=FiltersConfig(deny=["apple"]))(good)
+    assert all(len(labels) == 3 and "apple" not in labels for labels in denied["labels"].to_pylist())
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_filters_of_a_dataset_are_read_once(trained: Path, tmp_path: Path) -> None:
+    config, rows = by_tenant(tmp_path), [{"text": "a red apple", "tenant": [*TENANTS][n % 2]} for n in range(8)]
+    dataset = ray.data.from_items(rows)
+    tagged = tag_dataset(dataset, str(trained / "bundle"), pool=POOL, k=2, filters=config)
+    Path(str(config.table)).unlink()
+    for row in tagged.take_all():
+        assert len(row["labels"]) == 2 and set(row["labels"]) <= set(TENANTS[row["tenant"]])
 
 
 def reading(tmp_path: Path, rows: int = 20) -> ray.data.Dataset:

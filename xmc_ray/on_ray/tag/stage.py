@@ -26,6 +26,7 @@ from xmc_ray import storage
 from xmc_ray.bundle.members import Members
 from xmc_ray.data.documents import DocumentsConfig, Rules, misfit
 from xmc_ray.data.fields import readable
+from xmc_ray.data.filters import FiltersConfig, LabelFilters, resolve
 from xmc_ray.errors import ConfigError
 from xmc_ray.model.precision import settled
 from xmc_ray.model.tokenizer import Tokenizer
@@ -40,6 +41,7 @@ Bundle = Members | storage.Uri | Sequence[storage.Uri]
 
 _AT_ONCE = 1024  # rows whose texts are gathered: 1 GiB of them at the default max_bytes, and Arrow's strings end at 2
 _OURS = "xmc_ray."  # begins the names of columns that travel between the two steps of `tag_dataset`
+_SETTINGS = {"text": "text or id", "id": "text or id", "filter": "filters.column"}  # that name a column
 _PICKLED = "ray.data.arrow_pickled_object"  # Ray Data's type for columns of values of several types
 
 
@@ -63,6 +65,8 @@ class StageConfig(ScoringConfig):
     """Drop tags below the threshold at which their label reaches this precision; needs calibrated bundles."""
     prefix: str = ""
     """What the names of new columns begin with."""
+    filters: FiltersConfig | LabelFilters | None = None
+    """Which labels a row may get, as in a night; with a column, a row that names no filter that there is is not tagged."""
     rerank: RerankConfig | None = None
     """A hook that scores the best labels again."""
 
@@ -70,6 +74,9 @@ class StageConfig(ScoringConfig):
         """Raises ConfigError if no column is named, or if settings do not go together."""
         if not self.columns:
             raise ConfigError("no column of the text is named", found=repr(self.text), expected="one name or several")
+        if not isinstance(self.filters, FiltersConfig | LabelFilters | None):
+            found = type(self.filters).__name__
+            raise ConfigError("invalid value of StageConfig.filters", found=found, expected="a FiltersConfig")
         if self.rerank is not None:
             self.rerank.check_use(self.k, self.min_precision)
 
@@ -82,18 +89,32 @@ class StageConfig(ScoringConfig):
     def rules(self) -> Rules:
         """How rows become documents: as those of a file in a night."""
         named = [("id", self.id)] if self.id is not None else []
-        return Rules([*named, *(("text", name) for name in self.columns)], self.separator, self.max_bytes, "")
+        filters = None if self.label_filters is None else self.label_filters.documents_column
+        columns = [*named, *(("text", name) for name in self.columns), *([("filter", filters.name)] if filters else [])]
+        return Rules(columns, self.separator, self.max_bytes, "", filters)
 
-    def reading(self, members: Members) -> "StageConfig":
-        """How the bundles read these columns; ConfigError if they have fields, and these are others."""
+    @property
+    def label_filters(self) -> LabelFilters | None:
+        """``filters`` over the labels of the bundles that the config was made ``of``."""
+        return self.filters if isinstance(self.filters, LabelFilters) else None
+
+    def of(self, members: Members) -> "StageConfig":
+        """As these bundles read the columns, and with filters over their labels.
+
+        ConfigError if they have fields, and the columns are others, and for filters that do not fit; DataError for their table.
+        """
         documents = DocumentsConfig(uri="a dataset", text=self.columns, separator=self.separator)
-        return replace(self, separator=members.reading(documents).separator)
+        filters = self.filters
+        if isinstance(filters, FiltersConfig):
+            filters = resolve(filters, members.labels()) if filters.is_set else None
+        return replace(self, separator=members.reading(documents).separator, filters=filters)
 
     def check_columns(self, names: Sequence[str]) -> None:
         """ConfigError if columns to read are not among ``names``, or if new ones are."""
-        for _, name in self.rules.columns:
+        for setting, name in self.rules.columns:
             if name not in names:
-                raise ConfigError(f"the dataset has no column {name!r}", found=", ".join(names), way_out="set text or id")
+                way_out = f"set {_SETTINGS[setting]}"
+                raise ConfigError(f"the dataset has no column {name!r}", found=", ".join(names), way_out=way_out)
         if taken := [name for name in map(self.named, ("labels", "scores", "names", "reason")) if name in names]:
             way_out = "set prefix, such as prefix='predicted_'"
             raise ConfigError("the dataset has columns of these names already", found=", ".join(taken), way_out=way_out)
@@ -122,11 +143,12 @@ class Tagger:
         wrong, and ModelError for a bundle that cannot be read.
         """
         members = _members(bundle)
-        self.config = StageConfig(**settings).reading(members)
+        self.config = StageConfig(**settings).of(members)
         least = self.config.min_precision
         thresholds_L = None if least is None else members.thresholds(least)
         k, rerank = self.config.k, self.config.rerank
-        predictor = Predictor(members, rerank.candidates if rerank else k, pool or _assigned(), self.config)
+        listed, filters = rerank.candidates if rerank else k, self.config.label_filters
+        predictor = Predictor(members, listed, pool or _assigned(), self.config, filters)
         self.predict = Reranked(lambda: predictor, rerank, k) if rerank else predictor
         labels = predictor.ensemble.labels.to_table()
         self.columns = TagColumns(labels, members.fingerprint, self.config.min_score, thresholds_L)
@@ -158,7 +180,7 @@ def tag_dataset(
     the columns are known by then, and ConfigError if Ray has too few CPUs.
     """
     pool, members = pool or PoolConfig(), _members(bundle)
-    config = StageConfig(**settings).reading(members)
+    config = StageConfig(**settings).of(members)
     if config.min_precision is not None:
         members.check_precision()
     if config.rerank is not None:
@@ -171,7 +193,7 @@ def tag_dataset(
     settings["precision"] = settled(config.precision, pool.device)
     _, tokenizers = members.fetch()
     tokenised = dataset.map_batches(_Tokenised(Tokens(config, tokenizers)).__call__, batch_format="pyarrow", batch_size=None)
-    given = {"bundle": members, "pool": pool, **settings}
+    given = {"bundle": members, "pool": pool, **settings, "filters": config.filters}  # which were read once
     batches: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": batch_rows}
     return tokenised.map_batches(_TokensTagger, fn_constructor_kwargs=given, **batches, **pool.resources)
 
@@ -180,7 +202,7 @@ def tag_dataset(
 class Tokens:
     """Turns the texts of a table into ``reason`` and the tokens of each tokenizer, which are empty where there is a reason.
 
-    A hook needs ``text`` as well.
+    Filters of rows need ``filter`` as well, a hook ``text``.
     """
 
     config: StageConfig
@@ -196,6 +218,8 @@ class Tokens:
         documents = documents_of(table, self.config.rules)
         tokenised = tokenise_table(documents.select(["text", "reason"]), self.tokenizers)
         tokenised = tokenised.select(["reason", *token_columns(len(self.tokenizers))])
+        if "filter" in documents.column_names:
+            tokenised = tokenised.append_column("filter", documents["filter"])
         texts = documents["text"].combine_chunks()
         return tokenised.append_column("text", readable(texts)) if self.config.rerank else tokenised
 
@@ -228,7 +252,7 @@ def documents_of(table: pa.Table, rules: Rules) -> pa.Table:
     for setting, name in rules.columns:
         place = table.schema.get_field_index(name)
         if place >= 0 and getattr(table.schema.field(place).type, "extension_name", None) == _PICKLED:
-            values, is_wrong = _unpickled(table.column(place), integers=setting == "id")
+            values, is_wrong = _unpickled(table.column(place), integers=setting in ("id", "filter"))
             table = table.set_column(place, name, values)
             reason = pc.if_else(is_wrong, misfit(setting), reason)
     documents = rules.from_parquet(table, "", 0)
