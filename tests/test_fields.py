@@ -37,10 +37,11 @@ from xmc_ray.model.tokenizer import TextConfig, Tokenizer
 from xmc_ray.on_ray import evaluate
 from xmc_ray.on_ray.pool import PoolConfig
 from xmc_ray.on_ray.tag import job
+from xmc_ray.on_ray.tag.config import TagConfig
 from xmc_ray.on_ray.tag.rerank import RerankConfig
 from xmc_ray.on_ray.tag.stage import Tagger
 from xmc_ray.on_ray.train import job as train_job
-from xmc_ray.on_ray.train import prepare
+from xmc_ray.on_ray.train import prepare, tune
 from xmc_ray.training.fit import FitConfig
 from xmc_ray.training.loop import LoopConfig
 from xmc_ray.training.optim import OptimConfig
@@ -223,7 +224,7 @@ def test_a_night_reads_fields(bundle: str, catalogue: Path, tmp_path: Path) -> N
         given = {"documents.uri": catalogue, "bundle": bundle, "output": tmp_path / "out", "date": "2026-11-23"}
         given |= {"k": 3, "pool.max": 1, "pool.threads": 1, "max_reject_share": 0.1, "model.precision": "float32"}
         arguments = [f"--{name}={value}" for name, value in given.items()]
-        return job.tag(command.parse(job.TagConfig, [*arguments, *further]), InProcess())
+        return job.tag(command.parse(TagConfig, [*arguments, *further]), InProcess())
 
     told = "found .*; expected title, body; set documents.text to the fields in this order"
     for text in ('["text"]', '["body", "title"]', '["title"]'):
@@ -286,6 +287,23 @@ def test_training_and_evaluation_on_ray(tiny_encoder: Path, tmp_path: Path, caps
     assert result["total"] == expected["total"] and result["total"]["P@3"] > 0.8
     with pytest.raises(ConfigError, match="found text; expected title, body"):
         evaluate.evaluate(command.parse(evaluate.EvaluateConfig, given))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_tuning_job_keeps_the_fields(
+    tiny_encoder: Path, catalogue: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = f"--documents.uri={catalogue}", f"--encoder={tiny_encoder}", f"--output={tmp_path}/tuned", "--minutes=0.1"
+    fields = '--documents.text=["title", "body"]', "--text.fields.title=3", "--text.fields.body=0.5", "--text.first.body=8"
+    with pytest.raises(ConfigError, match=r"documents\.text does not list the model's fields"):
+        command.parse(tune.TuneConfig, [*settings, *fields[1:]])
+    with pytest.raises(ConfigError, match=r"an automatic recipe decides text\.max_tokens"):
+        command.parse(tune.TuneConfig, [*settings, "--text.max_tokens=64"])
+    trained: list[train_job.TrainConfig] = []
+    monkeypatch.setattr(train_job, "run", lambda config: trained.append(config) or "bundle")
+    tune.run(command.parse(tune.TuneConfig, [*settings, *fields, "--max_reject_share=0.1"]))
+    (config,) = trained
+    assert config.text == TextConfig(max_tokens=LENGTH, fields={"title": 3.0, "body": 0.5}, first={"body": 8})
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -35,7 +35,7 @@ from xmc_ray.data.token_cache import Split
 from xmc_ray.errors import ConfigError, DataError, ModelError
 from xmc_ray.exits import keep_signals
 from xmc_ray.model.encoder import EncoderConfig
-from xmc_ray.model.tokenizer import Tokenizer
+from xmc_ray.model.tokenizer import TextConfig, Tokenizer
 from xmc_ray.on_ray.session import check_room, connect, find_own, is_cluster, own_errors, submission_id
 from xmc_ray.on_ray.train import job
 from xmc_ray.on_ray.train.config import TrainConfig, WorkersConfig
@@ -99,12 +99,14 @@ class TuneConfig(Settings):
     """Folder of the trials and of the run, local or s3://."""
     encoder: storage.ModelName = "bert-base-uncased"
     """Hub name or folder of a pretrained encoder; if it has no weights, its tokenizer is used."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """The fields, if there are any; recipes decide how much is read."""
     minutes: PositiveFloat = 20.0
     """Time for trials and training; reading, validation and export come on top."""
     search: OpenShare = SEARCH
     """Share of the time that is spent on trials."""
     label_names: storage.Source | None = None
-    """Parquet file with columns label and name, if labels have names."""
+    """Table (Parquet, CSV, TSV or JSON lines) with columns label and name, if labels have names."""
     max_reject_share: Share = field(default=MAX_REJECT_SHARE, metadata=MAY_CHANGE_ON_RESUME)
     """Share of rejected documents above which nothing is tried."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -112,6 +114,17 @@ class TuneConfig(Settings):
     workers: WorkersConfig = field(default_factory=WorkersConfig, metadata=MAY_CHANGE_ON_RESUME)
     seed: NonNegativeInt = 6088
     """Seed of weights, dropout and the order of documents."""
+
+    def check(self) -> None:
+        """Raises ConfigError for columns of text that are not the fields, if there are any, and for what recipes decide."""
+        self.documents.with_fields([*(self.text.fields or {})])
+        undecided(self.basis)
+
+    @property
+    def basis(self) -> FitConfig:
+        """What all recipes have in common."""
+        encoder, loop = EncoderConfig(name=self.encoder), LoopConfig(seed=self.seed)
+        return FitConfig(encoder=encoder, text=self.text, loop=loop, feedback=self.feedback)
 
 
 def run(config: TuneConfig) -> str:
@@ -163,8 +176,7 @@ def choose(config: TuneConfig) -> FitConfig:
 
     Writes ``tune.md`` and, after trials, ``calibration.parquet``.
     """
-    encoder, loop = EncoderConfig(name=config.encoder), LoopConfig(seed=config.seed)
-    basis = undecided(FitConfig(encoder=encoder, loop=loop, feedback=config.feedback))
+    basis = undecided(config.basis)
     say(f"reading {config.documents.uri}")
     prepared = prepare(_training(_on_everything(config), basis))
     data, trials, judges = profile(prepared), [], None
