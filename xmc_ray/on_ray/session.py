@@ -21,14 +21,6 @@ from xmc_ray import exits
 from xmc_ray.errors import ConfigError, UnavailableError, XmcError
 from xmc_ray.on_ray.terminal import without_lines_of_ray
 
-_LOCAL_VARIABLES = {
-    "PYTHONPATH": str(Path(__file__).parents[2]),  # workers find the library even where it is not installed
-    # Waiting threads sleep. Spinning ones fight whatever else runs here: on 2 cores, one of them busy, training made 89
-    # documents a second with the default and 150 with this, on idle cores 238 and 249.
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
-
-
 _FIRST_LINE, _NEXT_LINE = 3.0, 30.0  # seconds to the first line while a cluster has no room, and between two lines
 _LONGEST = 400  # characters of a message of Ray's
 _ANSWER = 20.0  # seconds for which a cluster that does not answer is waited for
@@ -55,14 +47,27 @@ def connect() -> None:
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # else workers start that nobody needs
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA_VISIBLE_DEVICES for tasks without a GPU
     options |= {"address": "local", "num_cpus": max(_LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
-    options |= {"runtime_env": {"env_vars": _LOCAL_VARIABLES}}
-    folder = _files_folder()
-    _init(
-        "cannot start Ray on this machine",
-        folder,
-        "logs/ in the newest session there may say more",
-        {**options, "_temp_dir": folder},
-    )
+    options["_temp_dir"] = folder = _files_folder()
+    paths = str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")  # also where the library is not installed
+    # Waiting threads sleep. Spinning ones fight whatever else runs here: on 2 cores, one of them busy, training made 89
+    # documents a second with the default and 150 with this, on idle cores 238 and 249.
+    with environment({"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_WAIT_POLICY": "PASSIVE"}):
+        _init("cannot start Ray on this machine", folder, "logs/ in the newest session there may say more", options)
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """These variables for processes that are started meanwhile, which inherit them: for a `runtime_env` they would wait."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _init(what: str, where: str, way_out: str, options: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """From checkpoints to a bundle: the best model of a run, calibrated on held-out documents that were not used to choose it.
 
 Calibration depends a little on the arithmetic of the scores, and takes the time of predicting thousands of documents. So they
-are predicted by a task with the resources and the settings of a training worker, not by the driver.
+are predicted with the settings of a training worker: on a cluster by a task with its resources, since the driver has none.
 """
 
 import os
@@ -27,7 +27,7 @@ from xmc_ray.model.lightxml import LightXML
 from xmc_ray.model.linear import LinearRanker
 from xmc_ray.model.predict import computed_by, predict
 from xmc_ray.model.svm import Examples, Weights, examples_of, joined, ranker_of, solved
-from xmc_ray.on_ray.session import make_room
+from xmc_ray.on_ray.session import is_cluster, make_room
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.journal import say
 from xmc_ray.on_ray.train.prepare import Prepared
@@ -143,7 +143,9 @@ def calibration_of_another(uri: str, labels: LabelIndex) -> Calibration:
 
 
 def _ask_a_worker(config: TrainConfig, function: Callable[..., T], *arguments: Any) -> T:
-    """What ``function`` returns on the resources of a worker."""
+    """What ``function`` returns on the resources of a worker; here, where torch is loaded, if this machine is all there is."""
+    if not is_cluster():
+        return function(*arguments)
     workers = config.workers
     make_room("workers", 1, workers.needs, workers.patience)
     answer: T = ray.get(ray.remote(function).options(**workers.resources).remote(*arguments))

@@ -6,6 +6,7 @@ again, the same command resumes it.
 """
 
 import hashlib
+import os
 import re
 from dataclasses import asdict, replace
 
@@ -21,7 +22,7 @@ from xmc_ray.exits import keep_signals
 from xmc_ray.model.encoder import check_encoder, try_encoder
 from xmc_ray.model.precision import arithmetic
 from xmc_ray.model.tokenizer import Tokenizer
-from xmc_ray.on_ray.session import check_room, connect, make_room, own_errors, submission_id
+from xmc_ray.on_ray.session import check_room, connect, environment, is_cluster, make_room, own_errors, submission_id
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.controlled import EndAtOnce, work
 from xmc_ray.on_ray.train.export import calibration_of_another, keep_best
@@ -232,5 +233,15 @@ def _train(config: TrainConfig, prepared: Prepared, identity: Identity, start: s
                 callbacks=[EndAtOnce()],  # type: ignore[list-item]
             ),
         )
-        with keep_signals():
+        with keep_signals(), environment(_of_ray_train()):
             trainer.fit()
+
+
+def _of_ray_train() -> dict[str, str]:
+    """Variables of Ray Train: how often it looks at the workers, since each validation and the end wait for it (2 s if unset).
+
+    Nobody takes away the machine of a local Ray, so a process that waits for notice of it is spared.
+    """
+    seconds = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+    variables = {seconds: os.environ.get(seconds, "0.5")}
+    return variables if is_cluster() else variables | {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
