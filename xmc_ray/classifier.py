@@ -281,14 +281,26 @@ class XMCClassifier:
         """
         return save_bundle(self.bundle, _address(uri))
 
-    def push_to_hub(self, name: str, *, private: bool | None = None, message: str = "A bundle of xmc_ray") -> str:
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        private: bool | None = None,
+        license: str | None = None,
+        datasets: Sequence[str] = (),
+        message: str = "A bundle of xmc_ray",
+    ) -> str:
         """Write a bundle to the model ``owner/name`` on a hub (`bundle.hub`), in one commit; the address of that commit.
 
-        What the model has there before is replaced, and stays readable by its own commit. Raises ConfigError for an ensemble,
-        for what is no name and for missing rights, UnavailableError if the hub does not answer.
+        ``license``, as the hub spells it (``apache-2.0``), and ``datasets``, by their names, stand in the head of the card,
+        which is part of the bundle: its fingerprint changes with them. What the model has on the hub before is replaced, and
+        stays readable by its own commit. Raises ConfigError for an ensemble, for what is no name and for missing rights,
+        UnavailableError if the hub does not answer.
         """
         with tempfile.TemporaryDirectory() as folder:
-            save_bundle(self.bundle, f"{folder}/bundle")
+            given = {"license": license, "datasets": list(datasets)}
+            about = {key: value for key, value in given.items() if value}
+            save_bundle(self.bundle, f"{folder}/bundle", about=about)
             return upload(Path(folder, "bundle"), name, private=private, message=message)
 
     @classmethod

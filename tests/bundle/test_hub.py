@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from fruit import document
 from hub import Hub, running_hub
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, constants
 from in_process import InProcess
 
 from xmc_ray.bundle.folder import local_bundle
@@ -53,6 +53,14 @@ def test_what_is_pushed_comes_back(hub: Hub, classifier: XMCClassifier) -> None:
         again = XMCClassifier.load(place, "cpu")
         assert again.bundle.fingerprint == json.loads(files["config.json"])["fingerprint"]
         assert again.predict(TEXTS, 3) == classifier.predict(TEXTS, 3)
+
+
+def test_the_card_says_what_the_hub_asks_for(hub: Hub, classifier: XMCClassifier) -> None:
+    classifier.push_to_hub("shop/tags", license="apache-2.0", datasets=["shop/titles", 'shop/"odd": names'])
+    card = ModelCard(hub.models["shop/tags"][-1][1]["README.md"].decode())
+    assert card.data.license == "apache-2.0" and card.data.datasets == ["shop/titles", 'shop/"odd": names']
+    assert card.data.library_name == "xmc_ray" and "LightXML" in card.text
+    assert XMCClassifier.load("hf://shop/tags", "cpu").predict(TEXTS, 3) == classifier.predict(TEXTS, 3)
 
 
 def test_a_bundle_that_was_looked_at_is_known_by_its_commit(hub: Hub, classifier: XMCClassifier) -> None:

@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,9 +88,12 @@ class Bundle:
     mapped: MappedFile | None = None
 
 
-def save_bundle(bundle: Bundle, uri: str, confirm: Callable[[], None] = lambda: None) -> str:
+def save_bundle(
+    bundle: Bundle, uri: str, confirm: Callable[[], None] = lambda: None, about: Mapping[str, object] = MappingProxyType({})
+) -> str:
     """Write a bundle, its marker last, and return its fingerprint. Raises ConfigError if there is something at ``uri``.
 
+    ``about``: further entries of the model card's head, such as ``license``; a card is part of the bundle.
     ``confirm`` is called before the marker is written, and raises if another job has taken the place over. Raises ModelError
     if somebody has written into the file that the bundle's weights are mapped from.
     """
@@ -97,7 +101,7 @@ def save_bundle(bundle: Bundle, uri: str, confirm: Callable[[], None] = lambda: 
     check_place(uri)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        _write_parts(bundle, folder)
+        _write_parts(bundle, folder, about)
         if bundle.mapped is not None:
             bundle.mapped.check()
         files = {
@@ -172,7 +176,7 @@ def _open(folder: Path, uri: str) -> Bundle:
     )
 
 
-def _write_parts(bundle: Bundle, folder: Path) -> None:
+def _write_parts(bundle: Bundle, folder: Path, about: Mapping[str, object]) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in bundle.model.state_dict().items()}
     safetensors.torch.save_file(state, folder / WEIGHTS_FILE)
     if bundle.model.encoder is not None:
@@ -188,7 +192,7 @@ def _write_parts(bundle: Bundle, folder: Path) -> None:
     pq.write_table(table, folder / LABELS_FILE)
     (folder / "metrics.json").write_text(json.dumps(bundle.metrics, indent=2) + "\n")
     (folder / "run.toml").write_text(bundle.run_toml)
-    (folder / "README.md").write_text(_card(bundle))
+    (folder / "README.md").write_text(_card(bundle, about))
 
 
 def _settings(bundle: Bundle) -> dict[str, Any]:
@@ -211,7 +215,7 @@ def _settings(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _card(bundle: Bundle) -> str:
+def _card(bundle: Bundle, about: Mapping[str, object]) -> str:
     loader = PackageLoader("xmc_ray.bundle")
     environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     return environment.get_template("card.md.j2").render(
@@ -222,4 +226,5 @@ def _card(bundle: Bundle) -> str:
         weights=sum(parameter.numel() for parameter in bundle.model.parameters()),
         linear=bundle.model.linear,
         changes=changes,
+        about=about,
     )
