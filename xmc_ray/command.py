@@ -27,6 +27,7 @@ from xmc_ray.usage import Option, page
 Config = TypeVar("Config", bound=Settings)
 
 _RECIPES = Path(__file__).with_name("recipes")  # settings of training that come along, each by its name
+_PARSERS: dict[type[Settings], "_Parser"] = {}  # one takes a tenth of a second
 
 
 def run(job: Callable[[Config], object], config_type: type[Config], argv: Sequence[str] | None = None) -> int:
@@ -100,7 +101,13 @@ def _take_marks() -> None:
     set_loader("toml", lambda text: read(text.removeprefix("\ufeff")), exceptions=(ValueError,), json_superset=False)
 
 
-def _parser(config_type: type[Settings]) -> ArgumentParser:
+def _parser(config_type: type[Settings]) -> "_Parser":
+    if config_type not in _PARSERS:
+        _PARSERS[config_type] = _made(config_type)
+    return _PARSERS[config_type]
+
+
+def _made(config_type: type[Settings]) -> "_Parser":
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     _take_marks()
     parser = _Parser(parser_mode="toml", exit_on_error=False, description=config_type.__doc__)
