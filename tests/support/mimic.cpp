@@ -1,13 +1,16 @@
 // A device that claims to be an accelerator and computes on the CPU, in torch's slot for foreign devices (PrivateUse1).
 //
 // Every operation without a kernel of its own arrives at `compute`, which refuses tensors on two devices as CUDA does, tells
-// Python its name, and runs the CPU's kernel on the same memory. What Python is told beside that: what makes the host wait.
+// Python its name, and how many kernels CUDA launches for it, and runs the CPU's kernel on the same memory. What Python is told
+// beside that: what makes the host wait.
 #include <ATen/ATen.h>
+#include <ATen/SDPBackend.h>
 #include <ATen/SparseTensorImpl.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <ATen/native/GroupedMMUtils.h>
+#include <ATen/native/transformers/attention.h>
 #include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/unfold_native.h>
@@ -95,11 +98,64 @@ struct Hooks final : at::PrivateUse1HooksInterface {
 // -- what Python is told -------------------------------------------------------------------------------------------------
 py::object* listener = nullptr;  // never freed: Python may end first
 bool grouped_kernel = true;      // grouped_mm has one kernel for all groups, as on an H100 in bfloat16
+bool apart = false;              // what is one operation on CUDA is many: attention by its parts, lists tensor by tensor
 
-void tell(const std::string& what) {
+void tell(const std::string& what, int64_t kernels = 1) {
   if (!listener) return;
   py::gil_scoped_acquire gil;
-  (*listener)(what);
+  (*listener)(what, kernels);
+}
+
+// -- how many kernels CUDA launches --------------------------------------------------------------------------------------
+// For lists of tensors, `depth` at a time, as PyTorch's ATen/native/cuda/MultiTensorApply.cuh counts: a launch ends with its
+// last tensor or its last block, of which each takes a chunk. The limits are those of builds for CUDA 12; CUDA 13 has seven
+// times as high ones.
+int64_t launches(const std::vector<Tensor>& list, size_t depth) {
+  constexpr int64_t MOST_TENSORS[] = {110, 64, 48, 36, 30}, MOST_BLOCKS = 320, CHUNK = 65536;
+  int64_t launched = 0, tensors = 0, blocks = 0;
+  for (const Tensor& t : list) {
+    int64_t chunks = (t.numel() + CHUNK - 1) / CHUNK;
+    tensors += chunks > 0;
+    for (; chunks > 0; --chunks)
+      if (++blocks == MOST_BLOCKS || (chunks == 1 && tensors == MOST_TENSORS[depth - 1])) {
+        ++launched;
+        blocks = 0;
+        tensors = chunks > 1;
+      }
+  }
+  return launched + (blocks > 0);
+}
+
+bool is_alike(const Tensor& t, const Tensor& first) {
+  return t.sizes() == first.sizes() && t.strides() == first.strides() && t.is_non_overlapping_and_dense();
+}
+
+int64_t kernels(const c10::FunctionSchema& schema, const torch::jit::Stack& stack) {
+  static const std::set<std::string> NONE = {"aten::resize_", "aten::_values", "aten::_indices", "aten::values", "aten::indices",
+                                             "aten::is_coalesced", "aten::_coalesced_", "aten::_nnz", "aten::sparse_dim",
+                                             "aten::dense_dim", "aten::_sparse_coo_tensor_with_dims_and_tensors"};
+  const std::string& name = schema.name();
+  if (NONE.count(name)) return 0;
+  if (name == "aten::native_layer_norm_backward") return 2;  // layer_norm_kernel.cu: the input's gradient, the parameters'
+  if (name.find("aten::_foreach_") != 0 && name.find("aten::_fused_adam") != 0) return 1;
+  const auto& arguments = schema.arguments();
+  std::vector<std::vector<Tensor>> lists;
+  for (size_t place = 0; place < arguments.size(); ++place) {
+    const IValue& value = stack[stack.size() - arguments.size() + place];
+    if (value.isTensorList() && value.toListRef().size() && arguments[place].name() != "state_steps")
+      lists.push_back(value.toTensorVector());
+  }
+  for (const auto& list : lists)
+    for (size_t place = 0; place < list.size(); ++place)
+      if (!is_alike(list[place], lists[0][place]) || list[place].dtype() != list[0].dtype()) return list.size();
+  if (name == "aten::_foreach_norm")  // ForeachReduceOp.cu: two tensors are cleared; 400 norms at a time get their last sum
+    return launches(lists[0], 1) + 2 + (lists[0].size() + 399) / 400;
+  return launches(lists[0], lists.size() + schema.returns().size());
+}
+
+int64_t parts(const c10::FunctionSchema& schema, const IValue& argument) {  // torch's own, of operations that CUDA has as one
+  if (schema.name() == "aten::native_layer_norm") return 2;
+  return schema.name().find("aten::_foreach_") == 0 ? argument.toListRef().size() : 1;
 }
 
 // -- the same memory, seen from the other side ---------------------------------------------------------------------------
@@ -173,7 +229,8 @@ void compute(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
       return t;
     });
   TORCH_CHECK(!(any_here && any_there), "Expected all tensors to be on the same device, but found two, in ", name);
-  tell(schema.overload_name().empty() ? name : name + "." + schema.overload_name());
+  const std::string label = schema.overload_name().empty() ? name : name + "." + schema.overload_name();
+  tell(label, apart ? parts(schema, (*stack)[first]) : kernels(schema, *stack));
   // -- compute
   std::vector<std::pair<Tensor, Tensor>> pairs;
   for (size_t place = first; place < stack->size(); ++place)
@@ -249,6 +306,56 @@ Tensor grouped_mm(const Tensor& a, const Tensor& b, const std::optional<Tensor>&
   return seen_from(HERE, at::_grouped_mm(cpu(a), cpu(b), cpu(*ends), bias, out));
 }
 
+// Attention, of whose parts CUDA makes one kernel forward and three backward (flash_bwd_launch_template.h: dot_do_o, dq_dk_dv,
+// convert_dq); results lie document by document, as theirs do. What dropout keeps rides where CUDA keeps its seed.
+using Number = std::optional<double>;
+
+int64_t attention_kind(const Tensor& q, const Tensor&, const Tensor&, const std::optional<Tensor>&, double, bool, Number,
+                       bool gqa) {
+  return static_cast<int64_t>(apart || q.dim() != 4 || gqa ? at::SDPBackend::math : at::SDPBackend::overrideable);
+}
+Tensor in_float32(const Tensor& t) { return t.defined() ? seen_from(at::kCPU, t).to(at::kFloat) : t; }
+Tensor by_document(const Tensor& t, const Tensor& like) {
+  return seen_from(HERE, t.to(like.scalar_type()).transpose(1, 2).contiguous().transpose(1, 2));
+}
+Tensor attention_weights(const Tensor& q, const Tensor& k, const Tensor& bias, bool causal, double scale) {
+  Tensor logits = q.matmul(k.mT()).mul_(scale);
+  if (bias.defined()) logits.add_(bias);
+  if (causal) logits.masked_fill_(at::ones({q.size(2), k.size(2)}, at::kBool).triu(1), -INFINITY);
+  return logits.softmax(-1);
+}
+double scale_of(const Tensor& q, Number scale) { return scale ? *scale : 1 / std::sqrt(static_cast<double>(q.size(3))); }
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, c10::SymInt, c10::SymInt, Tensor, Tensor, Tensor> attention(
+    const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& bias, double dropout, bool causal, bool,
+    Number scale) {
+  tell("aten::_flash_attention_forward");
+  at::AutoDispatchBelowADInplaceOrView below;
+  Tensor wide_bias = in_float32(bias.value_or(Tensor()));
+  Tensor weight = attention_weights(in_float32(q), in_float32(k), wide_bias, causal, scale_of(q, scale));
+  Tensor kept = at::ones_like(weight);
+  if (dropout > 0) kept.bernoulli_(1 - dropout).div_(1 - dropout);
+  auto none = [] { return empty({0}, at::kFloat, {}, {}, {}, {}); };
+  Tensor out = by_document((weight * kept).matmul(in_float32(v)), q);
+  return {out, none(), none(), none(), q.size(2), k.size(2), seen_from(HERE, kept), none(), none()};
+}
+std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
+    const Tensor& gradient, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& bias, std::array<bool, 4> wanted,
+    const Tensor&, const Tensor&, const Tensor&, const Tensor&, c10::SymInt, c10::SymInt, double, bool causal,
+    const Tensor& kept, const Tensor&, Number scale) {
+  tell("aten::_flash_attention_backward", 3);
+  at::AutoDispatchBelowADInplaceOrView below;
+  const double by = scale_of(q, scale);
+  Tensor out = in_float32(gradient), keep = in_float32(kept);
+  Tensor weight = attention_weights(in_float32(q), in_float32(k), in_float32(bias), causal, by);
+  Tensor of_v = (weight * keep).mT().matmul(out);
+  Tensor of_weight = out.matmul(in_float32(v).mT()) * keep;
+  Tensor of_logits = weight * (of_weight - (of_weight * weight).sum(-1, true));
+  Tensor of_q = of_logits.matmul(in_float32(k)) * by, of_k = of_logits.mT().matmul(in_float32(q)) * by, of_bias;
+  if (wanted[3] && bias.defined()) of_bias = seen_from(HERE, of_logits.sum_to_size(bias.sizes()).to(bias.scalar_type()));
+  return {by_document(of_q, q), by_document(of_k, k), by_document(of_v, v), of_bias};
+}
+
 auto boxed() { return torch::CppFunction::makeFromBoxedFunction<&compute>(); }
 
 TORCH_LIBRARY_IMPL(_, PrivateUse1, m) { m.fallback(boxed()); }
@@ -262,7 +369,12 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_copy_from", TORCH_FN(copy_from));
   m.impl("_local_scalar_dense", TORCH_FN(item));
   m.impl("_grouped_mm", TORCH_FN(grouped_mm));
-  m.impl("resize_", boxed());
+  m.impl("_scaled_dot_product_fused_attention_overrideable", TORCH_FN(attention));
+  m.impl("_scaled_dot_product_fused_attention_overrideable_backward", TORCH_FN(attention_backward));
+  // those with kernels of their own on CUDA, that would be taken apart here
+  for (const char* name : {"resize_", "native_layer_norm", "_foreach_norm.Scalar", "_foreach_mul_.Scalar",
+                           "_foreach_add_.Scalar", "_foreach_copy_"})
+    m.impl(name, boxed());
 }
 TORCH_LIBRARY_IMPL(_, SparsePrivateUse1, m) { m.fallback(boxed()); }
 TORCH_LIBRARY_IMPL(aten, SparsePrivateUse1, m) {  // those with a kernel for all devices, which would not know this one
@@ -285,10 +397,14 @@ TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m) {
   AT_FORALL_PROMOTE(IN_THE_WIDEST)
 }
 }  // namespace at::autocast
+namespace at::native {
+REGISTER_PRIVATEUSE1_DISPATCH(_fused_sdp_choice_stub, &attention_kind)
+}  // namespace at::native
 
 PYBIND11_MODULE(mimic_native, m) {
   c10::SetAllocator(KIND, &memory);
   at::RegisterPrivateUse1HooksInterface(new Hooks());
   m.def("listen", [](py::object heard) { listener = heard.is_none() ? nullptr : new py::object(std::move(heard)); });
   m.def("set_grouped_kernel", [](bool there) { grouped_kernel = there; });
+  m.def("take_apart", [](bool all) { apart = all; });
 }

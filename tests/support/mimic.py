@@ -3,6 +3,10 @@
 Importing it builds `mimic.cpp` with g++ where that has not been done, and makes torch's slot for foreign devices the device
 ``mimic``, for the whole process: it belongs in a process of its own. Like CUDA it raises where tensors of two devices meet, and
 refuses what an H100's `grouped_mm` refuses. It knows nothing of streams, of data types that CUDA's kernels lack, and of speed.
+
+Launches are counted as CUDA makes them, by PyTorch's sources: attention is one kernel forward and three backward, dropout one
+each way, an operation on a list of tensors one for some dozens of them, and what only looks at a tensor none. Operations that
+sort, coalesce or select the best launch several kernels there, and matrix products sometimes a second one; here they are one.
 """
 
 import fcntl
@@ -72,6 +76,16 @@ def become(capability: tuple[int, int]) -> None:
     _native.set_grouped_kernel(capability[0] in (9, 10))
 
 
+@contextmanager
+def apart() -> Iterator[None]:
+    """Attention is made of its parts, and lists are counted tensor by tensor, as launches were before decision 0039."""
+    _native.take_apart(True)
+    try:
+        yield
+    finally:
+        _native.take_apart(False)
+
+
 torch.utils.rename_privateuse1_backend("mimic")
 _module: Any = types.ModuleType("torch.mimic")
 _module.is_available = _module.is_initialized = lambda: True
@@ -90,7 +104,7 @@ DEVICE = torch.device("mimic:0")
 
 
 class Log:
-    """What the host asked of the device, by the line of the library that asked: ``waits`` and ``launches``.
+    """What the host asked of the device, by the line of the library that asked: ``waits`` and ``launches`` of kernels.
 
     ``most_groups``: in a call of `grouped_mm`.
     """
@@ -101,7 +115,7 @@ class Log:
         self.most_groups = 0
         self._lock = threading.Lock()
 
-    def hear(self, what: str) -> None:
+    def hear(self, what: str, kernels: int) -> None:
         with self._lock:
             if what.startswith("groups: "):
                 self.most_groups = max(self.most_groups, int(what[8:]))
@@ -109,7 +123,8 @@ class Log:
                 self.waits[_line(), what[6:]] += 1
             else:
                 name = what.removeprefix("aten::")
-                self.launches[_line(), name] += 1
+                if kernels:
+                    self.launches[_line(), name] += kernels
                 if name in _SIZED_BY_THE_DEVICE:
                     self.waits[_line(), name] += 1
 
@@ -126,6 +141,13 @@ class Log:
             for counts, what in ((self.waits, "waits"), (self.launches, "launches"))
         ]
         return "\n".join(lines + totals)
+
+    def operations(self, per: int = 1) -> str:
+        """Launches by operation, forward or backward, most first, as a table, divided by ``per``."""
+        by_name: Counter[tuple[str, str]] = Counter()
+        for (line, name), count in self.launches.items():
+            by_name["backward" if line == "backward" else "", name] += count
+        return "\n".join(f"{count / per:10.2f}  {name:40} {when}".rstrip() for (when, name), count in by_name.most_common())
 
 
 def _line() -> str:

@@ -12,13 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import torch.nn.functional as F
 from mimic import DEVICE, H100, L4, T4
 from torch import Tensor
 from toys import documents, toy_model
+from transformers import BertConfig, BertModel
 
 from xmc_ray import EncoderConfig, FitConfig, GroupsConfig, LexicalConfig, LoopConfig, ModelConfig, OptimConfig, XMCClassifier
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.model import pairs, ranking, recall, sharding
+from xmc_ray.model.casting import cast_together
 from xmc_ray.model.lightxml import LightXML
 from xmc_ray.model.linear import LinearConfig
 from xmc_ray.model.predict import PredictConfig, predict
@@ -90,6 +93,66 @@ def test_it_counts_waits() -> None:
     assert waits(here.tolist) == waits(here.cpu) == ["copy to the host"]
     assert waits(lambda: there.to(DEVICE)) == waits(lambda: there.to(DEVICE, non_blocking=True)) == ["copy to the device"]
     assert waits(lambda: there.pin_memory().to(DEVICE, non_blocking=True)) == []
+
+
+def test_it_counts_launches_as_cuda_makes_them() -> None:
+    """By MultiTensorApply.cuh: at most 110 tensors of one list, 64 of two, and 320 blocks of 65,536 numbers."""
+    small = [torch.ones(3, device=DEVICE) for _ in range(200)]
+    halves = [torch.empty_like(tensor, dtype=torch.bfloat16) for tensor in small]
+    large = [torch.ones(319 * 65536, device=DEVICE, dtype=torch.bfloat16), torch.ones(65537, device=DEVICE).bfloat16()]
+    assert launches_of(lambda: torch._foreach_mul_(small, 2.0)) == 2
+    assert launches_of(lambda: torch._foreach_copy_(halves, small)) == 4
+    assert halves[7].tolist() == [2, 2, 2]
+    assert launches_of(lambda: torch._foreach_mul_(large, 2.0)) == 2
+    assert launches_of(lambda: torch._foreach_norm(small)) == 2 + 3  # and two tensors to clear, one kernel that ends the sums
+    apart = [torch.ones(2, 3, device=DEVICE) for _ in range(5)]
+    assert launches_of(lambda: torch._foreach_copy_([torch.ones(3, 2, device=DEVICE).t() for _ in apart], apart)) >= 5
+    with mimic.apart():
+        assert launches_of(lambda: torch._foreach_mul_(small, 2.0)) == 200
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_is_one_launch_and_three_backward(masked: bool, causal: bool) -> None:
+    torch.manual_seed(0)
+    if masked and causal:
+        return
+    inputs = [torch.randn(2, 3, 5, 8) for _ in range(3)]
+    inputs += [torch.randn(2, 1, 5, 5)] if masked else []
+    found = []
+    for device in (CPU, DEVICE):
+        here = [tensor.detach().to(device).requires_grad_() for tensor in inputs]
+        with mimic.listening() as log:
+            out = F.scaled_dot_product_attention(*here, is_causal=causal, scale=0.4)
+        assert log.launches.total() == (device == DEVICE)
+        gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(device)
+        with mimic.listening() as log:
+            gradients = torch.autograd.grad(out, here, gradient)
+        assert log.launches.total() == 3 * (device == DEVICE)
+        found.append([out, *gradients])
+    for expected, tensor in zip(*found, strict=True):
+        torch.testing.assert_close(tensor.cpu(), expected, rtol=1e-4, atol=1e-5)
+    dropped = F.scaled_dot_product_attention(*(tensor.to(DEVICE) for tensor in inputs[:3]), dropout_p=0.5)
+    assert not torch.equal(dropped, F.scaled_dot_product_attention(*(tensor.to(DEVICE) for tensor in inputs[:3])))
+
+
+def launches_of(call: Callable[[], object]) -> int:
+    with mimic.listening() as log:
+        call()
+    return log.launches.total()
+
+
+def test_what_a_layer_of_a_transformer_launches() -> None:
+    """Forward: 6 products, 4 casts of inputs, attention, dropout, sum and norm twice, GELU."""
+    tokens_BT = torch.randint(50, (4, 6)).to(DEVICE)
+    counts = []
+    for layers in (2, 3):
+        small: Any = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50}
+        model = BertModel(BertConfig(num_hidden_layers=layers, **small), add_pooling_layer=False).to(DEVICE).train()
+        with torch.autocast("mimic", torch.bfloat16), cast_together(model, torch.bfloat16), mimic.listening() as forward:
+            loss = model(tokens_BT).last_hidden_state.square().sum()
+        counts.append((forward.launches.total(), launches_of(loss.backward)))
+    assert tuple(more - fewer for fewer, more in zip(*counts, strict=True)) == (18, 38)
 
 
 # -- training and prediction ---------------------------------------------------------------------------------------------
@@ -181,6 +244,7 @@ def check_waits(classifier: XMCClassifier) -> None:
         with mimic.listening() as log:
             next(steps)
         assert log.waits.total() <= MOST_WAITS, log.table()
+        assert "_foreach_copy_" in {name for _, name in log.launches}  # weights are cast together
     with mimic.listening() as log:
         classifier.predict(texts, k=2)
     assert log.waits.total() <= MOST_WAITS_OF_PREDICTION, log.table()

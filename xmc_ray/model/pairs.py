@@ -94,9 +94,8 @@ class Grouped:
 
     def _use(self, groups_U: Tensor, rows_U: Tensor) -> None:
         block_N = torch.repeat_interleave(torch.arange(len(groups_U)), rows_U)
-        self.group_U, self.block_N, self.group_N = (
-            upload(part, self.device) for part in (groups_U, block_N, groups_U[block_N])
-        )
+        self.group_U = upload(groups_U, self.device)
+        self.block_N, self.group_N = upload(torch.stack([block_N, groups_U[block_N]]), self.device).unbind()
 
     def __len__(self) -> int:
         return len(self.group_N)

@@ -5,7 +5,7 @@ Letters: D documents, k labels of each, F features.
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from xmc_ray.data.filters import DocumentFilters
 from xmc_ray.data.labels import IntArray, list_lengths
 from xmc_ray.model.batch import budget_batches, make_batch
+from xmc_ray.model.casting import cast_together
 from xmc_ray.model.device import download, has_bfloat16, upload
 from xmc_ray.model.lightxml import LightXML, Scoring
 from xmc_ray.model.precision import Precision, arithmetic
@@ -120,8 +121,10 @@ def computing(model: LightXML, precision: Precision) -> Iterator[torch.device]:
     if in_bfloat16 and device.type != "cpu" and not has_bfloat16(device):
         warnings.warn("this GPU has no bfloat16: it computes in float32", stacklevel=2)
         in_bfloat16 = False
-    attention = _AttentionInFloat32() if in_bfloat16 and device.type == "cpu" else nullcontext()
-    with torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16), attention:
+    mode: AbstractContextManager[object] = nullcontext()
+    if in_bfloat16:
+        mode = _AttentionInFloat32() if device.type == "cpu" else cast_together(model, torch.bfloat16)
+    with torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16), mode:
         yield device
 
 
