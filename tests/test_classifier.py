@@ -453,7 +453,7 @@ def test_feedback_needs_an_id_for_each_text(tiny_encoder: Path, tmp_path: Path) 
 
 
 def test_callbacks_follow_a_fit(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xmc_ray.classifier._LOG_SECONDS", 0.0)
+    monkeypatch.setattr("xmc_ray.callbacks.fit._SECONDS", 0.0)
     monkeypatch.setattr(Recorder, "calls", [])
     steps: list[Step] = []
     settings = config(tiny_encoder, 3)
@@ -470,7 +470,7 @@ def test_callbacks_follow_a_fit(tiny_encoder: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_short_fit_logs_its_first_step_and_its_last(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xmc_ray.classifier._LOG_SECONDS", 1e9)
+    monkeypatch.setattr("xmc_ray.callbacks.fit._SECONDS", 1e9)
     monkeypatch.setattr(Recorder, "calls", [])
     XMCClassifier.fit(*problem(64, seed=0), config=config(tiny_encoder, 3), callbacks=[Recorder()])
     assert [step for step, _ in Recorder.of("on_log")] == [1, 12 * 8]

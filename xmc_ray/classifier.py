@@ -11,9 +11,7 @@ The jobs on Ray call the same functions.
 
 import math
 import os
-import sys
 import tempfile
-import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +19,7 @@ from dataclasses import asdict
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,8 +32,9 @@ from xmc_ray.bundle.explain import Explanation, explain
 from xmc_ray.bundle.extend import extend
 from xmc_ray.bundle.hub import upload
 from xmc_ray.bundle.regression import RowsConfig
-from xmc_ray.callbacks.callback import Callback, Run, Trained, flat
-from xmc_ray.callbacks.calls import Calls, check_callbacks
+from xmc_ray.callbacks.callback import Callback
+from xmc_ray.callbacks.calls import check_callbacks
+from xmc_ray.callbacks.fit import FollowedFit
 from xmc_ray.data.columns import Texts, document_columns, label_column, listed, name_table, text_column
 from xmc_ray.data.feedback import Feedback
 from xmc_ray.data.filters import DocumentFilters, FiltersConfig, resolve
@@ -67,8 +66,6 @@ from xmc_ray.training.recipe import undecided
 from xmc_ray.training.tuning import Choice, choose
 
 Labels = Iterable[Iterable[str | int] | None]
-
-_LOG_SECONDS = 5.0  # from one call of a callback's `on_log` to the next
 
 
 class XMCClassifier:
@@ -163,12 +160,14 @@ class XMCClassifier:
         measure = partial(sample_loss, model, documents, config.loop.prediction)
         untrained, late = measure(), LateLoss(partial(_averaged, state, measure))
         batches_from = partial(share_of_batches, documents, plan, config.loop.epochs, exchange=model.exchange)
-        with _Followed(callbacks, state, config) as followed:
+        recent = deque[tuple[float, float]](maxlen=RECENT)
+        with FollowedFit(callbacks, asdict(config)) as followed:
             for step in train(state, model, batches_from, plan.steps, config.loop):
                 late.update(step.progress)
                 if on_step:
                     on_step(step)
-                followed.log(step)
+                recent.append((step.recall_loss, step.rank_loss))
+                followed.log(step.number, partial(progress_figures, step, recent, state))
             followed.log_last()
             state.averager.keep(model.eval())
             if config.linear.candidates:
@@ -183,7 +182,8 @@ class XMCClassifier:
         if by_rule:
             metrics |= {"recipe": choice.name, "trials": {name: asdict(trial) for name, trial in choice.trials.items()}}
         bundle = Bundle(model, tokenizer, index, groups, metrics=metrics, calibration=choice.calibration)
-        followed.end(losses)
+        figures = dict(zip(("untrained_loss", "late_loss", "sample_loss"), losses, strict=True))
+        followed.end(figures | {"documents": state.documents, "seconds": state.seconds})
         return cls(bundle, config.loop.prediction)
 
     def hierarchy(self, config: HierarchyConfig) -> TagHierarchy:
@@ -327,51 +327,6 @@ class XMCClassifier:
         device = _checked_device(device)
         uris = [_address(part) for part in uri] if isinstance(uri, list | tuple) else _address(uri)
         return cls(Ensemble.load(uris).to(device))
-
-
-class _Followed:
-    """A training that callbacks follow: every few seconds, to its last step, or to the error that ends it."""
-
-    def __init__(self, callbacks: Sequence[Callback], state: TrainState, config: FitConfig) -> None:
-        self._call, self._state = Calls(callbacks, _warn), state
-        self._run = Run(name="fit", settings=flat(asdict(config)))
-        self._recent = deque[tuple[float, float]](maxlen=RECENT)
-        self._at, self._untold = -math.inf, cast(Step | None, None)
-
-    def __enter__(self) -> "_Followed":
-        self._call("on_train_start", self._run)
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            self._call("on_exception", error)
-
-    def log(self, step: Step) -> None:
-        """After every step."""
-        self._recent.append((step.recall_loss, step.rank_loss))
-        self._untold = step
-        if time.monotonic() - self._at >= _LOG_SECONDS:
-            self.log_last()
-
-    def log_last(self) -> None:
-        """Tell of the last step, unless that is done."""
-        if self._untold is not None and self._call.callbacks:
-            self._call("on_log", self._untold.number, progress_figures(self._untold, self._recent, self._state))
-        self._at, self._untold = time.monotonic(), None
-
-    def end(self, losses: tuple[float, float | None, float]) -> None:
-        """``losses``: of some training documents, untrained, late in training and at its end."""
-        figures = dict(zip(("untrained_loss", "late_loss", "sample_loss"), losses, strict=True))
-        counts = {"documents": self._state.documents, "seconds": self._state.seconds}
-        self._call("on_train_end", Trained(metrics=flat(figures | counts)))
-
-
-def _warn(line: str) -> None:
-    """As of the line that has called this library, however deep it is called."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("xmc_ray", "contextlib"):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(line, stacklevel=level)
 
 
 def _ids(ids: Iterable[str | int] | None, n_documents: int) -> pa.StringArray:
