@@ -44,7 +44,7 @@ def test_a_run_is_all_there(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_has_the_same_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Offline each part of it is a folder; ``wandb sync --append`` makes one run of them."""
+    """Offline each part of it is a folder; ``wandb sync`` makes one run of them."""
     monkeypatch.setenv("WANDB_PROJECT", "tags")
     first = WandbCallback()
     first.on_train_start(RUN)
