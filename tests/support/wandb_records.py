@@ -6,24 +6,27 @@ middle one or the last.
 """
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 _BLOCK, _HEADER = 32 * 1024, 7
+_SECONDS = 60.0  # for a run that has ended to be written
 
 
 def records(file: Path) -> Iterator[Any]:
     from wandb.proto.wandb_internal_pb2 import Record
 
     content, place, record = file.read_bytes(), _HEADER, b""
-    assert content[:4] == b":W&B"
-    while place < len(content):
+    while place + _HEADER <= len(content):
         left = _BLOCK - place % _BLOCK
         if left < _HEADER:  # the rest of a block is too short for a piece
             place += left
             continue
         length, kind = int.from_bytes(content[place + 4 : place + 6], "little"), content[place + 6]
+        if place + _HEADER + length > len(content):  # being written
+            return
         record += content[place + _HEADER : place + _HEADER + length]
         place += _HEADER + length
         if kind in (1, 4):
@@ -34,8 +37,14 @@ def records(file: Path) -> Iterator[Any]:
 def offline_runs(folder: Path) -> list[dict[str, Any]]:
     """Of each run in ``folder``, as they began: ``id``, ``project``, ``name``, ``config``, ``history`` (steps
     with their figures), ``summary``, names of ``files`` in artifacts, and the ``exit`` code."""
-    files = folder.glob("wandb/offline-run-*/*.wandb")
-    return [_run(file) for file in sorted(files, key=lambda file: file.parent.name)]
+    files = sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.parent.name)
+    deadline = time.monotonic() + _SECONDS
+    while True:
+        runs = [_run(file) for file in files]
+        if all(run["exit"] is not None for run in runs):
+            return runs
+        assert time.monotonic() < deadline, runs
+        time.sleep(0.1)
 
 
 def _run(file: Path) -> dict[str, Any]:
