@@ -22,12 +22,15 @@ def test_public_names() -> None:
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("xmc_ray", {"torch", "ray", "transformers", "pyarrow"}),
+        ("xmc_ray", {"torch", "ray", "transformers", "pyarrow", "mlflow", "wandb"}),
+        ("xmc_ray.callbacks.calls", {"torch", "ray", "transformers", "mlflow", "wandb"}),
+        ("xmc_ray.callbacks.mlflow, xmc_ray.callbacks.wandb", {"torch", "ray", "transformers", "mlflow", "wandb"}),
         ("xmc_ray.data.convert", {"torch", "ray", "transformers"}),
         ("xmc_ray.data.groups", {"torch", "ray", "transformers"}),
         ("xmc_ray.metrics.at_k", {"torch", "ray", "transformers"}),
         ("xmc_ray.storage", {"torch", "ray", "transformers"}),
-        ("xmc_ray.classifier", {"ray"}),
+        ("xmc_ray.classifier", {"ray", "mlflow", "wandb"}),
+        ("xmc_ray.on_ray.train.job", {"mlflow", "wandb"}),
     ],
 )
 def test_importing_loads_no_more_than_it_needs(module: str, absent: set[str]) -> None:

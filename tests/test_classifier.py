@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from followers import Raises, Recorder
 
 from xmc_ray import (
     ConfigError,
@@ -446,3 +447,52 @@ def test_feedback_needs_an_id_for_each_text(tiny_encoder: Path, tmp_path: Path) 
     for ids in (["1"], [None] * 10, [0.5] * 10):
         with pytest.raises(DataError, match=r"ids are not one for each text.*10 texts"):
             XMCClassifier.fit(texts, labels, config=judging, ids=ids)
+
+
+# -- callbacks -----------------------------------------------------------------------------------------------------------
+
+
+def test_callbacks_follow_a_fit(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xmc_ray.callbacks.fit._SECONDS", 0.0)
+    monkeypatch.setattr(Recorder, "calls", [])
+    steps: list[Step] = []
+    settings = config(tiny_encoder, 3)
+    XMCClassifier.fit(*problem(64, seed=0), config=settings, on_step=steps.append, callbacks=[Recorder()])
+    (run,), *_ = Recorder.of("on_train_start")
+    assert run.settings["loop.epochs"] == 12 and run.settings["encoder.name"] == settings.encoder.name
+    logged = Recorder.of("on_log")
+    assert [step for step, _ in logged] == [step.number for step in steps]
+    assert logged[0][1]["loss"] == pytest.approx(steps[0].loss) and logged[-1][1]["documents_per_second"] > 0
+    assert logged[9][1]["loss"] == pytest.approx(np.mean([step.loss for step in steps[:10]]))
+    (trained,), *_ = Recorder.of("on_train_end")
+    assert trained.bundle is None and trained.metrics["sample_loss"] < trained.metrics["untrained_loss"]
+    assert [call[0] for call in Recorder.calls][-1] == "on_train_end"
+
+
+def test_a_short_fit_logs_its_first_step_and_its_last(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xmc_ray.callbacks.fit._SECONDS", 1e9)
+    monkeypatch.setattr(Recorder, "calls", [])
+    XMCClassifier.fit(*problem(64, seed=0), config=config(tiny_encoder, 3), callbacks=[Recorder()])
+    assert [step for step, _ in Recorder.of("on_log")] == [1, 12 * 8]
+
+
+def test_a_callback_that_raises_is_warned_of_and_the_model_is_the_same(tiny_encoder: Path) -> None:
+    texts, labels = problem(64, seed=0)
+    plain = XMCClassifier.fit(texts, labels, config=config(tiny_encoder, 3))
+    with pytest.warns(UserWarning, match="callback Raises is not called any more: on_log raised RuntimeError: no luck") as said:
+        followed = XMCClassifier.fit(texts, labels, config=config(tiny_encoder, 3), callbacks=[Raises()])
+    assert [warning.filename for warning in said if "Raises" in str(warning.message)] == [__file__]
+    assert followed.predict(texts[:5]) == plain.predict(texts[:5])
+
+
+def test_callbacks_are_told_of_what_ends_a_fit(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Recorder, "calls", [])
+
+    def stop(step: Step) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        XMCClassifier.fit(*problem(64, seed=0), config=config(tiny_encoder, 3), on_step=stop, callbacks=[Recorder()])
+    assert [call[0] for call in Recorder.calls] == ["on_train_start", "on_exception"]
+    with pytest.raises(ConfigError, match="not a callback; found the class Recorder"):
+        XMCClassifier.fit(*problem(64, seed=0), config=config(tiny_encoder, 3), callbacks=[Recorder])  # type: ignore[list-item]

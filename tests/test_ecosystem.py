@@ -1,6 +1,7 @@
 """The blocks of docs/ecosystem.md run as they are printed."""
 
 import gzip
+import os
 import re
 import shlex
 import warnings
@@ -9,6 +10,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from checkout import ROOT
+from followers import trackers_in
+from mlflow import MlflowClient
 
 from xmc_ray.command import parse
 from xmc_ray.data import convert
@@ -21,6 +24,22 @@ SECTIONS = dict(re.findall(r"^##+ (.+?)\n(.*?)(?=^##|\Z)", (ROOT / "docs" / "eco
 def commands(section: str) -> list[list[str]]:
     blocks = re.findall(r"```bash\n(.*?)```", SECTIONS[section], flags=re.S)
     return [shlex.split(line)[1:] for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+
+
+def example(encoder: Path) -> dict[str, object]:
+    """What the blocks of Python take for granted: ``config``, ``texts`` and ``labels``."""
+    from xmc_ray import EncoderConfig, FitConfig, LexicalConfig, LoopConfig
+
+    pairs = [(colour, kind) for _ in range(4) for colour in ("red", "green") for kind in ("apple", "pear")]
+    return {
+        "config": FitConfig(
+            encoder=EncoderConfig(name=str(encoder), layers=0),
+            lexical=LexicalConfig(width=16, columns=1024),
+            loop=LoopConfig(epochs=20, batch_size=4),
+        ),
+        "texts": [f"a {colour} {kind}" for colour, kind in pairs],
+        "labels": [[colour, kind] for colour, kind in pairs],
+    }
 
 
 def test_documents_of_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,22 +76,47 @@ def test_corpora_of_other_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_the_estimator(tiny_encoder: Path) -> None:
     pytest.importorskip("sklearn")
-    from xmc_ray import EncoderConfig, FitConfig, LexicalConfig, LoopConfig
-
     (code,) = re.findall(r"```python\n(.*?)```", SECTIONS["scikit-learn"], flags=re.S)
-    pairs = [(colour, kind) for _ in range(4) for colour in ("red", "green") for kind in ("apple", "pear")]
-    names = {
-        "config": FitConfig(
-            encoder=EncoderConfig(name=str(tiny_encoder), layers=0),
-            lexical=LexicalConfig(width=16, columns=1024),
-            loop=LoopConfig(epochs=20, batch_size=4),
-        ),
-        "texts": [f"a {colour} {kind}" for colour, kind in pairs],
-        "labels": [[colour, kind] for colour, kind in pairs],
-    }
+    names = example(tiny_encoder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exec(code, names)
     assert len(names["scores"]) == 2  # type: ignore[arg-type]
     (row,) = names["probabilities"].toarray()  # type: ignore[attr-defined]
     assert {names["estimator"].classes_[place] for place in row.argsort()[-2:]} == {"red", "apple"}  # type: ignore[attr-defined]
+
+
+def test_a_run_in_a_tracker(
+    ray_session: None, fruit: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xmc_ray.on_ray.train import job
+
+    trackers_in(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ENCODER", str(tiny_encoder))
+    Path("train.parquet").symlink_to(fruit / "train.parquet")
+    ((name, *options),) = commands("Trackers")
+    config = parse(TrainConfig, [os.path.expandvars(option) for option in options])
+    assert name == "train"
+    bundle = job.run(config)
+    (run,) = MlflowClient().search_runs(["0"])
+    assert run.info.status == "FINISHED" and run.data.tags["xmc_ray.bundle"] == bundle
+    names = {*run.data.metrics, *run.data.params, *run.data.tags}
+    for promised in re.findall(r"`((?:train|validation|final|xmc_ray)[./]\w+)`", SECTIONS["Trackers"]):
+        assert promised in names, promised
+
+
+def test_a_callback_of_ones_own(
+    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trackers_in(tmp_path, monkeypatch)
+    (code,) = re.findall(r"```python\n(.*?)```", SECTIONS["Trackers"], flags=re.S)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(code, example(tiny_encoder))
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("step 1: loss ") and last.startswith("step 80: loss ")
+    (run,) = MlflowClient().search_runs(["0"])
+    history = MlflowClient().get_metric_history(run.info.run_id, "train/loss")
+    assert history[0].step == 1 and history[-1].step == 80
+    assert run.data.params["lexical.width"] == "16" and run.data.metrics["final/sample_loss"] > 0

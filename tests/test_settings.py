@@ -316,7 +316,7 @@ def test_settings_that_went_do_not_matter_where_they_might_have_changed() -> Non
 @pytest.mark.parametrize("kind", [TrainConfig, TagConfig])
 def test_what_may_change_in_the_jobs(kind: type) -> None:
     changing = {
-        TrainConfig: "output resume max_reject_share cache calibration checkpoints workers report report_seconds",
+        TrainConfig: "output resume max_reject_share cache calibration checkpoints workers report report_seconds callbacks",
         TagConfig: "output date max_reject_share overwrite commit_rows target_bytes pool gate drift table keep",
     }
     assert changeable(make(kind)) == set(changing[kind].split())

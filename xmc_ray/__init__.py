@@ -12,6 +12,9 @@ from xmc_ray.errors import ModelError as ModelError
 from xmc_ray.errors import XmcError as XmcError
 
 if TYPE_CHECKING:
+    from xmc_ray.callbacks.callback import Callback as Callback
+    from xmc_ray.callbacks.mlflow import MLflowCallback as MLflowCallback
+    from xmc_ray.callbacks.wandb import WandbCallback as WandbCallback
     from xmc_ray.classifier import XMCClassifier as XMCClassifier
     from xmc_ray.data.feedback import FeedbackConfig as FeedbackConfig
     from xmc_ray.data.filters import FilterConfig as FilterConfig
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from xmc_ray.training.optim import OptimConfig as OptimConfig
 
 _HOMES = {
+    "Callback": "callbacks.callback",
     "EncoderConfig": "model.encoder",
     "FeedbackConfig": "data.feedback",
     "FilterConfig": "data.filters",
@@ -41,6 +45,7 @@ _HOMES = {
     "HierarchyConfig": "data.tag_hierarchy",
     "LexicalConfig": "model.lexical",
     "LoopConfig": "training.loop",
+    "MLflowCallback": "callbacks.mlflow",
     "ModelConfig": "model.lightxml",
     "OptimConfig": "training.optim",
     "PoolConfig": "on_ray.pool",
@@ -48,6 +53,7 @@ _HOMES = {
     "StageConfig": "on_ray.tag.stage",
     "Tagger": "on_ray.tag.stage",
     "TextConfig": "model.tokenizer",
+    "WandbCallback": "callbacks.wandb",
     "XMCClassifier": "classifier",
     "tag_dataset": "on_ray.tag.stage",
 }

@@ -13,6 +13,7 @@ import math
 import os
 import tempfile
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -31,6 +32,9 @@ from xmc_ray.bundle.explain import Explanation, explain
 from xmc_ray.bundle.extend import extend
 from xmc_ray.bundle.hub import upload
 from xmc_ray.bundle.regression import RowsConfig
+from xmc_ray.callbacks.callback import Callback
+from xmc_ray.callbacks.calls import check_callbacks
+from xmc_ray.callbacks.fit import FollowedFit
 from xmc_ray.data.columns import Texts, document_columns, label_column, listed, name_table, text_column
 from xmc_ray.data.feedback import Feedback
 from xmc_ray.data.filters import DocumentFilters, FiltersConfig, resolve
@@ -47,7 +51,16 @@ from xmc_ray.model.predict import PredictConfig, computed_by
 from xmc_ray.model.svm import train_linear
 from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.training.advice import LateLoss, cut_off, everywhere, foreign, on_training
-from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, predictions_and_hits, sample_loss, share_of_batches
+from xmc_ray.training.fit import (
+    RECENT,
+    FitConfig,
+    build_model,
+    epoch_plan,
+    predictions_and_hits,
+    progress_figures,
+    sample_loss,
+    share_of_batches,
+)
 from xmc_ray.training.loop import Step, TrainState, train
 from xmc_ray.training.recipe import undecided
 from xmc_ray.training.tuning import Choice, choose
@@ -88,6 +101,7 @@ class XMCClassifier:
         ids: Iterable[str | int] | None = None,
         device: str | None = None,
         on_step: Callable[[Step], None] | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> "XMCClassifier":
         """Train on ``texts`` and their ``labels``; ``names`` maps labels to display names.
 
@@ -97,16 +111,20 @@ class XMCClassifier:
 
         With ``config.feedback`` editors' verdicts correct the labels (`data.feedback`); ``ids`` are those of the documents.
 
-        ``device`` defaults to a GPU if there is one. ``on_step`` is called after every step of that training. Raises DataError
-        if the two lists differ in length, hold no label or something else than texts and labels, ConfigError for settings that
-        a recipe decides, for ``minutes`` that are no positive number, if there are too few documents for ``loop.accumulate`` or
-        there is no such device, ModelError if the encoder is not found or does not work (`encoder.try_encoder`), or if the loss
-        is not finite. Warns of a model that is worse than it could be, with what to change (`training.advice`).
+        ``device`` defaults to a GPU if there is one. ``on_step`` is called after every step of that training; ``callbacks``
+        follow it (`callbacks.callback`), and one that raises is warned of and not called again.
+
+        Raises DataError if the two lists differ in length, hold no label or something else than texts and labels, ConfigError
+        for settings that a recipe decides, for ``minutes`` that are no positive number, if there are too few documents for
+        ``loop.accumulate`` or there is no such device, ModelError if the encoder is not found or does not work
+        (`encoder.try_encoder`), or if the loss is not finite. Warns of a model that is worse than it could be, with what to
+        change (`training.advice`).
         """
         by_rule = config is None or minutes is not None
         config = FitConfig() if config is None else config
         _check_kind(config, "config", FitConfig)
         _check_minutes(minutes, config)
+        check_callbacks(callbacks)
         config = undecided(config) if by_rule else config
         device, named = _checked_device(device), name_table(names)
         column, lists = document_columns(texts, labels, [*(config.text.fields or {})])
@@ -142,22 +160,30 @@ class XMCClassifier:
         measure = partial(sample_loss, model, documents, config.loop.prediction)
         untrained, late = measure(), LateLoss(partial(_averaged, state, measure))
         batches_from = partial(share_of_batches, documents, plan, config.loop.epochs, exchange=model.exchange)
-        for step in train(state, model, batches_from, plan.steps, config.loop):
-            late.update(step.progress)
-            if on_step:
-                on_step(step)
-        state.averager.keep(model.eval())
-        if config.linear.candidates:
-            model.linear = train_linear(model, documents, config.linear, config.loop.prediction)
+        recent = deque[tuple[float, float]](maxlen=RECENT)
+        with FollowedFit(callbacks, asdict(config)) as followed:
+            for step in train(state, model, batches_from, plan.steps, config.loop):
+                late.update(step.progress)
+                if on_step:
+                    on_step(step)
+                recent.append((step.recall_loss, step.rank_loss))
+                followed.log(step.number, partial(progress_figures, step, recent, state))
+            followed.log_last()
+            state.averager.keep(model.eval())
+            if config.linear.candidates:
+                model.linear = train_linear(model, documents, config.linear, config.loop.prediction)
+            losses = untrained, late.value, measure()
         cut = cut_off(truncated.true_count, len(column), config.text.max_tokens)
         language = foreign(tokenizer, columns[0], config.encoder.name)
-        for advice in (*on_training(untrained, late.value, measure()), cut, language, everywhere(index)):
+        for advice in (*on_training(*losses), cut, language, everywhere(index)):
             if advice:
                 warnings.warn(advice, stacklevel=2)
         metrics: dict[str, Any] = {} if feedback is None else {"feedback": feedback.fingerprint}
         if by_rule:
             metrics |= {"recipe": choice.name, "trials": {name: asdict(trial) for name, trial in choice.trials.items()}}
         bundle = Bundle(model, tokenizer, index, groups, metrics=metrics, calibration=choice.calibration)
+        figures = dict(zip(("untrained_loss", "late_loss", "sample_loss"), losses, strict=True))
+        followed.end(figures | {"documents": state.documents, "seconds": state.seconds})
         return cls(bundle, config.loop.prediction)
 
     def hierarchy(self, config: HierarchyConfig) -> TagHierarchy:

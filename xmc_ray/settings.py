@@ -9,11 +9,12 @@ The bounds hold for settings made in Python and for those from the command line,
 bring its values into one form (`Normalised`), as that of addresses does.
 """
 
+import importlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cache
+from functools import cache, reduce
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from annotated_types import GroupedMetadata, Interval, MinLen, MultipleOf, Not, Predicate
@@ -188,6 +189,16 @@ def _bounded(kind: type) -> dict[str, tuple[TypeAdapter[Any], str]]:
             optional = " or None" if type(None) in get_args(hint) else ""
             bounded[name] = TypeAdapter[Any](hint, config=ConfigDict(strict=True)), words + optional
     return bounded
+
+
+def imported(name: str, what: str) -> Any:
+    """What ``package.module:name`` names. Raises ConfigError, about ``what``, where it cannot be imported."""
+    module, _, member = name.partition(":")
+    try:
+        return reduce(getattr, member.split("."), importlib.import_module(module))
+    except Exception as error:  # an import may raise anything
+        found = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{what} cannot be imported", where=name, found=found) from error
 
 
 def expected(hint: Any) -> str:

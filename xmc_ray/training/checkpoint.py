@@ -110,13 +110,21 @@ def find(place: str, warn: Callable[[str], None] = lambda line: None) -> list[Sa
 class Checkpoints:
     """Saves and resumes one worker's part of the checkpoints of a run, which are in the folder ``place``.
 
-    All workers call `save` and `wait` at the same steps.
+    All workers call `save` and `wait` at the same steps. ``saved`` is called in the background, on the first worker, with the
+    step and the address of each checkpoint that is complete.
     """
 
-    def __init__(self, place: str, config: CheckpointsConfig, identity: Identity) -> None:
+    def __init__(
+        self,
+        place: str,
+        config: CheckpointsConfig,
+        identity: Identity,
+        saved: Callable[[int, str], None] = lambda step, uri: None,
+    ) -> None:
         self.place = place
         self.config = config
         self.identity = dict(identity)
+        self._saved = saved
         self.saved_at = 0.0  # seconds of training
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._copying: Future[None] | None = None
@@ -188,6 +196,7 @@ class Checkpoints:
             sizes = _await_files(uri, names, 2 * PATIENCE)  # the others may be waiting for storage themselves
             complete = marker | {"files": sizes}
             storage.patiently(storage.write_json, storage.join(uri, MARKER), complete)
+            self._saved(step, uri)
             storage.patiently(self._remove_old)
 
     def _remove_old(self) -> None:

@@ -1,6 +1,6 @@
 """What training in a single process and on Ray have in common: the config, the untrained model, batches, predictions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -24,10 +24,11 @@ from xmc_ray.model.predict import PredictConfig, mean_loss, predict
 from xmc_ray.model.sharding import Exchange
 from xmc_ray.model.tokenizer import TextConfig, Tokenizer
 from xmc_ray.settings import Settings
-from xmc_ray.training.loop import LoopConfig
+from xmc_ray.training.loop import LoopConfig, Step, TrainState
 from xmc_ray.training.optim import OptimConfig
 
 SAMPLE = 128  # training documents whose loss is measured before and after
+RECENT = 100  # steps that a loss in the journal is a mean of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +135,18 @@ def sample_loss(model: LightXML, documents: pa.Table, config: PredictConfig) -> 
     """
     sample = documents.slice(0, SAMPLE).combine_chunks()
     return mean_loss(model, sample["tokens"].combine_chunks(), sample["labels"].combine_chunks(), config)
+
+
+def progress_figures(step: Step, recent: Iterable[tuple[float, float]], state: TrainState) -> dict[str, float]:
+    """What is reported of training after a step. Losses are means over ``recent`` steps, (recall, rank) each: batches of like
+    length differ."""
+    recall, rank = np.mean([*recent], axis=0).tolist()
+    losses = {"loss": recall + rank, "recall_loss": recall, "rank_loss": rank}
+    names = ("epoch", "progress", "padding_share", "waiting_share", "seconds")
+    shares = {name: getattr(step, name) for name in names}
+    rate = step.documents / step.seconds if step.seconds else 0.0  # the first step has no duration yet
+    sent = sum(state.model.exchange.sent.values())
+    return losses | shares | state.optimizer.learning_rates() | {"documents_per_second": rate, "bytes_sent": sent}
 
 
 def predictions_and_hits(

@@ -19,6 +19,7 @@ from xmc_ray.model.lexical import LexicalConfig
 from xmc_ray.on_ray.session import own_errors
 from xmc_ray.on_ray.train import job
 from xmc_ray.on_ray.train.config import TrainConfig, WorkersConfig
+from xmc_ray.on_ray.train.follow import Follower
 from xmc_ray.on_ray.train.job import _is_finished, run
 from xmc_ray.training.checkpoint import CheckpointsConfig
 from xmc_ray.training.loop import LoopConfig
@@ -166,7 +167,7 @@ def test_what_would_fail_again_is_not_tried_again(
         handlers.append(signal.getsignal(signal.SIGINT))
         try:
             with own_errors():
-                job._train(config, None, {}, None)  # type: ignore[arg-type]
+                job._train(config, None, {}, None, Follower([]))  # type: ignore[arg-type]
         finally:
             handlers.append(signal.getsignal(signal.SIGINT))
 
@@ -200,7 +201,7 @@ def test_workers_that_die_again_and_again_end_training_with_one_line(
 
     def train() -> None:
         with own_errors():
-            job._train(replace(config, workers=WorkersConfig(max_failures=0)), None, {}, None)  # type: ignore[arg-type]
+            job._train(replace(config, workers=WorkersConfig(max_failures=0)), None, {}, None, Follower([]))  # type: ignore[arg-type]
 
     monkeypatch.setattr(job, "work", die)
     assert exit_code(train) == 2

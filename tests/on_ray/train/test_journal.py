@@ -70,3 +70,29 @@ def test_a_storage_that_is_away_delays_the_copies(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(folders, "upload", failing)
     monkeypatch.setattr(files, "_PAUSE", 0)
     assert [entry["step"] for entry in report(tmp_path, *REPORTS)] == [1, 2] and not failures
+
+
+def test_what_is_told_is_in_the_run_folder_already(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a driver that is killed has told of nothing that the next one would not find there."""
+    told: list[dict[str, Any]] = []
+    upload, uploads = folders.upload, []
+
+    def failing(*arguments: Any) -> None:
+        uploads.append(len(told))
+        if len(uploads) == 1:
+            raise UnavailableError("away")
+        upload(*arguments)
+
+    def tell(entry: dict[str, Any]) -> None:
+        written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+        assert entry in written or "checkpoint" in entry
+        told.append(entry)
+
+    monkeypatch.setattr(folders, "upload", failing)
+    checkpoint = {"step": 2, "checkpoint": "/run/checkpoints/step-000000002"}
+    with journal(str(tmp_path), tell) as mailbox:
+        for entry in (*REPORTS, checkpoint):
+            mailbox.put(entry)
+    assert uploads == [0, 0]
+    assert told == [{"step": 1, "loss": 0.5}, {"step": 2, "validation/P@1": 0.25}, checkpoint]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from followers import Recorder
 
 from xmc_ray import command
 from xmc_ray.bundle.content import load_bundle
@@ -35,7 +36,8 @@ def finished(ray_session: None, fruit: Path, tiny_encoder: Path, tmp_path_factor
     output = tmp_path_factory.mktemp("tuned")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuning, "ENOUGH", 20)  # of the few documents there are
-        tuned(fruit, tiny_encoder, output, "--minutes=2", "--search=0.5", "--validation.share=0.2")
+        own = '--callbacks=["followers:Recorder"]'
+        tuned(fruit, tiny_encoder, output, "--minutes=2", "--search=0.5", "--validation.share=0.2", own)
     return output
 
 
@@ -63,6 +65,24 @@ def test_every_recipe_is_tried_on_held_out_documents_and_the_best_is_trained(fin
     assert bundle.calibration is not None and len(bundle.calibration) == bundle.metrics["calibration"]["predictions"] > 100
     assert str(bundle.calibration.arithmetic).startswith("cpu ")
     assert not (finished / "tokens").exists()
+
+
+def test_callbacks_follow_the_training_of_the_best_recipe_alone(finished: Path) -> None:
+    """In the driver, and only there: what follows a trial would be told of other settings."""
+    own = [run for (run,) in Recorder.of("on_train_start") if run.output == f"{finished}/run"]
+    assert len(own) == 1 and own[0].name == f"{finished.name}/run" and own[0].settings["callbacks"] == ["followers:Recorder"]
+    assert json.loads((finished / "run" / "callbacks.json").read_text()) == {"run": own[0].id}
+    assert [trained.bundle for (trained,) in Recorder.of("on_train_end")].count(f"{finished}/run/bundle") == 1
+    assert not [*finished.glob("trials/**/callbacks.json")]
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_any_trial(
+    fruit: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="wandb is missing"):
+        tuned(fruit, tiny_encoder, tmp_path / "out", '--callbacks=["wandb"]')
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_finished_is_not_done_again(

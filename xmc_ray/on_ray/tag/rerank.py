@@ -11,10 +11,8 @@ are the best ``k`` by them, and ``min_score`` is compared with them.
 Letters: D documents, C candidates of each at most, P candidates of all documents together, k tags.
 """
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -25,7 +23,7 @@ import pyarrow.compute as pc
 from xmc_ray.data.labels import IntArray
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.on_ray.predicted import matrix, with_predictions
-from xmc_ray.settings import Bounds, PositiveInt, Settings
+from xmc_ray.settings import Bounds, PositiveInt, Settings, imported
 
 if TYPE_CHECKING:  # a driver has no use for torch
     from xmc_ray.on_ray.predictor import Predictor
@@ -59,12 +57,7 @@ class RerankConfig(Settings):
 
     def resolve(self) -> Callable[..., Any]:
         """What ``function`` names. Raises ConfigError where there is no such thing, or its module cannot be imported."""
-        module, _, name = self.function.partition(":")
-        try:
-            hook = reduce(getattr, name.split("."), importlib.import_module(module))
-        except Exception as error:  # an import may raise anything
-            found = f"{type(error).__name__}: {error}"
-            raise ConfigError("the hook cannot be imported", where=self.function, found=found) from error
+        hook: Callable[..., Any] = imported(self.function, "the hook")
         if not callable(hook):
             raise ConfigError("the hook cannot be called", where=self.function, found=type(hook).__name__)
         return hook

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 
 from xmc_ray import storage
+from xmc_ray.callbacks.calls import check_names
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.rejects import MAX_REJECT_SHARE
 from xmc_ray.data.split import ValidationConfig
@@ -106,10 +107,14 @@ class TrainConfig(FitConfig):
     report: ReportConfig = field(default_factory=ReportConfig, metadata=MAY_CHANGE_ON_RESUME)
     report_seconds: NonNegativeFloat = field(default=10.0, metadata=MAY_CHANGE_ON_RESUME)
     """Seconds from one line of progress to the next."""
+    callbacks: list[str] = field(default_factory=list, metadata=MAY_CHANGE_ON_RESUME)
+    """Who follows the run: mlflow, wandb, or callbacks of your own as package.module:name."""
 
     def check(self) -> None:
-        """Raises ConfigError for columns of text that are not the fields, if there are any, and for feedback without ids."""
+        """Raises ConfigError for columns of text that are not the fields, if there are any, for feedback without ids, and for
+        what is no name of a callback."""
         super().check()
+        check_names(self.callbacks)
         if self.feedback.uri is not None and self.documents.id is None:
             what, way_out = "feedback names documents by their ids", "set documents.id to the column of the ids"
             raise ConfigError(what, found="documents.id = null", way_out=way_out)

@@ -1,8 +1,8 @@
 """The training job: prepare, train data-parallel on Ray Train, keep the best model as a bundle.
 
 A run folder: ``run.toml`` (settings as resolved), ``metrics.jsonl``, ``tensorboard/``; ``tokens/`` (unless there is a cache
-elsewhere) and ``checkpoints/`` (best and last) until the run is finished, ``bundle/`` and ``report.html`` from then on. Run
-again, the same command resumes it.
+elsewhere) and ``checkpoints/`` (best and last) until the run is finished, ``bundle/`` and ``report.html`` from then on;
+``callbacks.json`` if the run has callbacks. Run again, the same command resumes it.
 """
 
 import hashlib
@@ -16,6 +16,8 @@ from ray.train.torch import TorchTrainer
 
 from xmc_ray import storage
 from xmc_ray.bundle.folder import MARKER, read_settings
+from xmc_ray.callbacks.callback import Callback
+from xmc_ray.callbacks.calls import by_name
 from xmc_ray.command import resumed, to_toml
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.exits import keep_signals
@@ -26,6 +28,7 @@ from xmc_ray.on_ray.session import check_room, connect, environment, is_cluster,
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.controlled import EndAtOnce, work
 from xmc_ray.on_ray.train.export import calibration_of_another, keep_best
+from xmc_ray.on_ray.train.follow import Follower, followed
 from xmc_ray.on_ray.train.journal import journal, say
 from xmc_ray.on_ray.train.prepare import Prepared, prepare, profile
 from xmc_ray.on_ray.train.report import advice_on_documents, advice_on_training, curves_of, write_report
@@ -52,18 +55,19 @@ def run(config: TrainConfig) -> str:
     check_apart({"output": config.output, "cache": config.cache}, reads)
     bundle = storage.join(config.output, "bundle")
     if not _is_finished(config, bundle):
+        callbacks = by_name(config.callbacks)
         for folder in filter(None, (config.output, config.cache)):
             check_writable(folder)
         with held(config.output, job=submission_id()) as lease, own_errors():
             if not _is_finished(config, bundle):  # once more: another job may just have finished here
-                fingerprint, advice = _make(config, lease)
+                fingerprint, advice = _make(config, lease, callbacks)
                 say("; WARNING: ".join([f"bundle {fingerprint}: {bundle}", *advice]))
                 return bundle
     say(f"this run is finished: {bundle}")
     return bundle
 
 
-def _make(config: TrainConfig, lease: Lease) -> tuple[str, list[str]]:
+def _make(config: TrainConfig, lease: Lease, callbacks: list[Callback]) -> tuple[str, list[str]]:
     """Prepare, train, keep the best; the bundle's fingerprint, and what to say of what it has learnt."""
     workers, least = config.workers, config.workers.least or config.workers.count
     _checkpoints(config)  # what is not there, or does not work, is told before the documents are read
@@ -89,12 +93,15 @@ def _make(config: TrainConfig, lease: Lease) -> tuple[str, list[str]]:
     start = _check_start(config, identity)
     storage.write_bytes(storage.join(config.output, "run.toml"), to_toml(config).encode())
     make_room("workers", least, workers.needs, workers.patience)  # only now: machines that wait for documents cost money
-    _train(config, prepared, identity, start)
-    lease.confirm()
-    for line in (advice := advice_on_training(curves_of(config.output))):
-        say(f"WARNING: {line}")
-    fingerprint = keep_best(config, prepared, lease.confirm)
-    write_report(config, prepared)
+    with followed(config, callbacks) as follower:
+        _train(config, prepared, identity, start, follower)
+        lease.confirm()
+        for line in (advice := advice_on_training(curves_of(config.output))):
+            say(f"WARNING: {line}")
+        fingerprint = keep_best(config, prepared, lease.confirm)
+        write_report(config, prepared)
+        if callbacks:
+            follower.end(config, fingerprint)
     if config.cache is None:
         storage.remove(storage.join(config.output, "tokens"))
     if not config.checkpoints.keep:
@@ -211,10 +218,10 @@ def _checkpoints(config: TrainConfig) -> tuple[list[Saved], list[Saved]]:
     return own, foreign
 
 
-def _train(config: TrainConfig, prepared: Prepared, identity: Identity, start: str | None) -> None:
+def _train(config: TrainConfig, prepared: Prepared, identity: Identity, start: str | None, follower: Follower) -> None:
     filesystem, path = storage.arrow_filesystem(config.output)
     workers = config.workers
-    with journal(config.output) as mailbox:
+    with journal(config.output, follower.tell) as mailbox:
         job = Job(config=config.settled(), prepared=ray.put(prepared), identity=identity, start=start, mailbox=mailbox)
         trainer = TorchTrainer(
             work,

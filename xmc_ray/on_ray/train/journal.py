@@ -4,9 +4,10 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -26,10 +27,11 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def journal(output: str) -> Iterator[Queue]:
+def journal(output: str, tell: Callable[[dict[str, Any]], object] = lambda entry: None) -> Iterator[Queue]:
     """A queue for the workers' reports: ``line`` is printed, and with a ``step`` the rest goes to both records.
 
-    The records, ``metrics.jsonl`` and TensorBoard's, are copied to ``output`` now and then, and when the block ends.
+    The records, ``metrics.jsonl`` and TensorBoard's, are copied to ``output`` now and then, and when the block ends. What has
+    been copied, ``tell`` is given, entry by entry, as well as those of a ``checkpoint``, which no record has.
     """
     here = ray.get_runtime_context().get_node_id()  # the queue must survive the loss of any other node
     mailbox = Queue(actor_options={"num_cpus": 0, "label_selector": {"ray.io/node-id": here}})
@@ -39,6 +41,12 @@ def journal(output: str) -> Iterator[Queue]:
         lines, before = folder / "metrics.jsonl", storage.join(output, "metrics.jsonl")
         lines.write_bytes(storage.read_bytes(before) if storage.exists(before) else b"")
         writer = SummaryWriter(str(folder / "tensorboard"))
+        untold: list[dict[str, Any]] = []
+
+        def copy() -> None:
+            folders.upload(folder, output)
+            while untold:
+                tell(untold.pop(0))
 
         def read() -> None:
             with suppress(RayError):  # training outlives its journal, and so does its end
@@ -51,8 +59,12 @@ def journal(output: str) -> Iterator[Queue]:
                     entry = mailbox.get(timeout=0.5)
                 except Empty:
                     continue
-                say(entry.pop("line"))
+                if "line" in entry:
+                    say(entry.pop("line"))
                 if "step" not in entry:
+                    continue
+                untold.append(entry)
+                if "checkpoint" in entry:
                     continue
                 with lines.open("a") as file:
                     file.write(json.dumps(entry) + "\n")
@@ -62,7 +74,7 @@ def journal(output: str) -> Iterator[Queue]:
                     copied = time.monotonic()
                     writer.flush()
                     with suppress(XmcError):  # the copy at the end has it all
-                        folders.upload(folder, output)
+                        copy()
 
         reader = threading.Thread(target=read, name="journal")
 
@@ -78,7 +90,7 @@ def journal(output: str) -> Iterator[Queue]:
         except BaseException:
             close()
             with suppress(XmcError):  # what has ended training is what is to be told, and soon
-                folders.upload(folder, output)
+                copy()
             raise
         close()
-        storage.patiently(folders.upload, folder, output)
+        storage.patiently(copy)

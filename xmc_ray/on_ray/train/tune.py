@@ -25,6 +25,7 @@ import torch
 from ray.tune.schedulers import ASHAScheduler
 
 from xmc_ray import storage
+from xmc_ray.callbacks.calls import by_name, check_names
 from xmc_ray.command import resumed, to_toml
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.feedback import FeedbackConfig
@@ -114,6 +115,12 @@ class TuneConfig(Settings):
     workers: WorkersConfig = field(default_factory=WorkersConfig, metadata=MAY_CHANGE_ON_RESUME)
     seed: NonNegativeInt = 6088
     """Seed of weights, dropout and the order of documents."""
+    callbacks: list[str] = field(default_factory=list, metadata=MAY_CHANGE_ON_RESUME)
+    """Who follows the final training, not the trials: mlflow, wandb, or callbacks of your own as package.module:name."""
+
+    def check(self) -> None:
+        """Raises ConfigError for what is no name of a callback."""
+        check_names(self.callbacks)
 
     def check(self) -> None:
         """Raises ConfigError for columns of text that are not the fields, if there are any, and for what recipes decide."""
@@ -136,6 +143,7 @@ def run(config: TuneConfig) -> str:
     if config.encoder.startswith(("/", "s3://")):  # else a name on a hub
         reads["encoder"] = config.encoder
     check_apart({"output": config.output}, reads)
+    by_name(config.callbacks)  # what is not installed is told before minutes of trials
     check_writable(config.output)
     Tokenizer.load(config.encoder, LENGTH)  # a name that is wrong must not become one that this folder was begun with
     chosen = storage.join(config.output, "recipe.toml")
@@ -242,6 +250,7 @@ def _training(config: TuneConfig, recipe: FitConfig) -> TrainConfig:
         cache=storage.join(config.output, "tokens"),
         validation=config.validation,
         workers=config.workers,
+        callbacks=config.callbacks,
     )
 
 

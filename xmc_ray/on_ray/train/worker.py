@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray.data
 import ray.train
 import torch
@@ -28,10 +27,9 @@ from xmc_ray.on_ray.train.prepare import Prepared
 from xmc_ray.on_ray.train.reading import share_of_steps
 from xmc_ray.training.advice import LateLoss
 from xmc_ray.training.checkpoint import Checkpoints, Identity, find, restore
-from xmc_ray.training.fit import batch_of, build_model, check_encoders, epoch_plan, sample_loss
+from xmc_ray.training.fit import RECENT, batch_of, build_model, check_encoders, epoch_plan, progress_figures, sample_loss
 from xmc_ray.training.loop import Step, TrainState, data_parallel, train
 
-_RECENT = 100  # steps that a loss in the journal is a mean of
 _ASK_SECONDS = 5.0  # of training, from one look for a notice to the next; Ray Train looks as often
 
 
@@ -64,7 +62,7 @@ class _Worker:
         check_encoders(encoder, job.identity["encoder"], self.exchange, get_device())
         self.state = TrainState.start(model, self.config.optim)
         folder = storage.join(self.config.output, "checkpoints")
-        self.checkpoints = Checkpoints(folder, self.config.checkpoints, job.identity)
+        self.checkpoints = Checkpoints(folder, self.config.checkpoints, job.identity, self._saved)
         self.validated_step = 0
         self.late = LateLoss(self._averaged_sample_loss)
         self.leaving, self.asked = False, 0.0
@@ -82,7 +80,7 @@ class _Worker:
         if state.step == 0:
             state.untrained_loss = self._sample_loss()
             self._report({"line": f"untrained: loss {state.untrained_loss:.3f} of some training documents"})
-        reported, recent = -config.report_seconds, deque[tuple[float, float]](maxlen=_RECENT)
+        reported, recent = -config.report_seconds, deque[tuple[float, float]](maxlen=RECENT)
         for step in train(state, data_parallel(state.model), batches_from, plan.steps, config.loop):
             recent.append((step.recall_loss, step.rank_loss))
             self.late.update(step.progress)
@@ -187,6 +185,9 @@ class _Worker:
                 metrics.update(predict(model, tokens, max(metrics.ks), self.config.loop.prediction)[1], truth)
         return metrics
 
+    def _saved(self, step: int, uri: str) -> None:
+        self._report({"step": step, "checkpoint": uri})
+
     def _report(self, entry: dict[str, Any]) -> None:
         if self.exchange.rank == 0:
             with suppress(RayError):  # training outlives its journal
@@ -194,20 +195,16 @@ class _Worker:
 
 
 def _progress(step: Step, recent: Iterable[tuple[float, float]], state: TrainState, epochs: int) -> dict[str, Any]:
-    """A line and figures; losses are means over ``recent`` steps (recall, rank): batches of like length differ."""
-    recall, rank = np.mean([*recent], axis=0).tolist()
-    rate = step.documents / step.seconds if step.seconds else 0.0  # the first step has no duration yet
+    """A line and the `fit.progress_figures`."""
+    entry = progress_figures(step, recent, state)
     left = time.strftime("%H:%M:%S", time.gmtime(step.seconds_left)) if step.progress > 0 else "?"
     line = (
         f"step {step.number:,}  epoch {step.epoch + 1}/{epochs}  {100 * step.progress:.0f} %  "
-        f"loss {recall + rank:.3f} (recall {recall:.3f}, rank {rank:.3f})  {rate:.0f} documents/s  "
+        f"loss {entry['loss']:.3f} (recall {entry['recall_loss']:.3f}, rank {entry['rank_loss']:.3f})  "
+        f"{entry['documents_per_second']:.0f} documents/s  "
         f"padding {100 * step.padding_share:.1f} %  waiting {100 * step.waiting_share:.1f} %  {left} left"
     )
-    names = ("epoch", "progress", "padding_share", "waiting_share", "seconds")
-    losses = {"loss": recall + rank, "recall_loss": recall, "rank_loss": rank}
-    figures = losses | {name: getattr(step, name) for name in names} | state.optimizer.learning_rates()
-    sent = sum(state.model.exchange.sent.values())
-    return {"line": line, "step": step.number, **figures, "documents_per_second": rate, "bytes_sent": sent}
+    return {"line": line, "step": step.number, **entry}
 
 
 def batches(tokens: TokenCache, plan: EpochPlan, epochs: int, first_step: int, exchange: Exchange) -> Iterator[Batch]:
