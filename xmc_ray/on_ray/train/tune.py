@@ -119,11 +119,10 @@ class TuneConfig(Settings):
     """Who follows the final training, not the trials: mlflow, wandb, or callbacks of your own as package.module:name."""
 
     def check(self) -> None:
-        """Raises ConfigError for what is no name of a callback."""
+        """Raises ConfigError for columns of text that are not the fields, if there are any, for what recipes decide, and for
+        what is no name of a callback.
+        """
         check_names(self.callbacks)
-
-    def check(self) -> None:
-        """Raises ConfigError for columns of text that are not the fields, if there are any, and for what recipes decide."""
         self.documents.with_fields([*(self.text.fields or {})])
         undecided(self.basis)
 
