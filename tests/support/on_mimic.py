@@ -2,23 +2,37 @@
 
 import inspect
 import itertools
+import json
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import mimic
+import mimic_jobs
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from fruit import manifest_of, options, read_night
 from mimic import DEVICE, H100, L4, T4
 from torch import Tensor
 from toys import documents, toy_model
 from transformers import BertConfig, BertModel
 
-from xmc_ray import EncoderConfig, FitConfig, GroupsConfig, LexicalConfig, LoopConfig, ModelConfig, OptimConfig, XMCClassifier
+from xmc_ray import (
+    EncoderConfig,
+    FitConfig,
+    GroupsConfig,
+    LexicalConfig,
+    LoopConfig,
+    ModelConfig,
+    OptimConfig,
+    XMCClassifier,
+    command,
+)
 from xmc_ray.data.groups import LabelGroups
 from xmc_ray.model import pairs, ranking, recall, sharding
 from xmc_ray.model.casting import cast_together
@@ -26,6 +40,9 @@ from xmc_ray.model.lightxml import LightXML
 from xmc_ray.model.linear import LinearConfig
 from xmc_ray.model.predict import PredictConfig, predict
 from xmc_ray.model.sharding import Exchange
+from xmc_ray.on_ray.tag import job as tag_job
+from xmc_ray.on_ray.tag.config import TagConfig
+from xmc_ray.on_ray.train import job as train_job
 from xmc_ray.training.checkpoint import Checkpoints, CheckpointsConfig
 from xmc_ray.training.fit import epoch_plan, share_of_batches
 from xmc_ray.training.loop import TrainState, train
@@ -341,6 +358,29 @@ def test_such_a_group_refuses_tensors_of_the_host(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sharding, "dist", Mirrored())
     with pytest.raises(AssertionError, match="a tensor on cpu"):
         Exchange(0, 2).sum(torch.zeros(1))
+
+
+# -- the jobs on Ray -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_training_and_a_night_on_ray(fruit: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What wires Ray to a GPU: a worker, the driver that calibrates, and an actor, each with the device where that would be."""
+    mimic_jobs.name_it(monkeypatch)
+    monkeypatch.setattr(train_job, "work", mimic_jobs.work)
+    monkeypatch.setattr(tag_job, "load_predictor", mimic_jobs.load)
+    settings = options(fruit, tiny_encoder, tmp_path / "run", "--loop.precision=bfloat16")
+    bundle = train_job.run(command.parse(train_job.TrainConfig, settings))
+    metrics = json.loads(Path(bundle, "metrics.json").read_text())
+    assert metrics["calibration"]["arithmetic"] == "mimic bfloat16" and metrics["P@1"] > 0.8
+    night = [f"--documents.uri={fruit}/test.parquet", f"--bundle={bundle}", f"--output={tmp_path}/tags", "--k=3"]
+    night += ["--model.precision=bfloat16", "--pool.max=1", "--pool.threads=1"]
+    folder = tag_job.tag(command.parse(TagConfig, night))
+    manifest, tags = manifest_of(folder), read_night(folder)[0].sort_by("id")
+    assert (manifest["tagged"], manifest["arithmetic"]) == (48, "mimic bfloat16")
+    documents = pq.read_table(fruit / "test.parquet").sort_by("id")
+    expected = XMCClassifier.load(bundle, device="mimic:0").predict(documents["text"].to_pylist(), k=3)
+    assert [set(labels) for labels in tags["labels"].to_pylist()] == [{label for label, _ in row} for row in expected]
 
 
 # -- mutants -------------------------------------------------------------------------------------------------------------
