@@ -42,9 +42,9 @@ def _parameters(exported: Callable[..., object]) -> inspect.Signature:
 
 
 def _options(parser: ArgumentParser) -> set[str]:
-    """Without the variants that jsonargparse adds to them: ``--name+`` appends to a list, ``--name.help`` explains a class."""
+    """Without what jsonargparse adds to them: ``--name+`` appends to a list, ``--name.help`` explains a class, and shtab."""
     options = {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
-    return {option for option in options if not option.endswith(("+", ".help"))}
+    return {option for option in options - {"--print_shtab"} if not option.endswith(("+", ".help"))}
 
 
 if __name__ == "__main__":
