@@ -47,6 +47,7 @@ from xmc_ray.metrics.at_k import Metrics
 from xmc_ray.metrics.calibration import Calibration
 from xmc_ray.model.encoder import try_encoder
 from xmc_ray.model.lexical import term_weights
+from xmc_ray.model.precision import settled
 from xmc_ray.model.predict import PredictConfig, computed_by
 from xmc_ray.model.svm import train_linear
 from xmc_ray.model.tokenizer import Tokenizer
@@ -139,7 +140,7 @@ class XMCClassifier:
             index = index.with_names(named)
         tokenizer = Tokenizer.load(config.encoder.name, config.text.max_tokens, config.text.described())
         if not by_rule:
-            try_encoder(config.encoder, tokenizer)
+            try_encoder(config.encoder, tokenizer, settled(config.loop.precision, device))
         tokens, truncated = tokenizer.encode(column)
         documents = pa.table({"tokens": tokens, "labels": truth} | ({} if judged is None else {"judged": judged}))
         labelled = pa.array(list_lengths(truth) + (0 if judged is None else list_lengths(judged)) > 0)

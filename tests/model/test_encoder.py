@@ -55,6 +55,20 @@ def tried(folder: Path, text: int = 24, **settings: object) -> str | None:
     return try_encoder(config, Tokenizer.load(folder, text))
 
 
+def test_an_encoder_that_cannot_compute_in_bfloat16_is_told_apart(tiny_encoder: Path, make_once: Callable[..., Path]) -> None:
+    """DeBERTa fills its masks with the lowest float32."""
+    for kind in ("bert", "deberta"):
+        folder = family(kind, tiny_encoder, make_once)
+        config, tokenizer = EncoderConfig(name=str(folder), feature_layers=2), Tokenizer.load(folder, 24)
+        assert try_encoder(config, tokenizer) == try_encoder(config, tokenizer, "float32")
+        if kind == "bert":
+            assert try_encoder(config, tokenizer, "bfloat16") == try_encoder(config, tokenizer)
+            continue
+        with pytest.raises(ConfigError, match=r"cannot compute in bfloat16: .*; set loop\.precision to float32") as error:
+            try_encoder(config, tokenizer, "bfloat16")
+        assert "\n" not in str(error.value)
+
+
 def test_an_encoder_on_object_storage(s3: S3, tiny_encoder: Path) -> None:
     """Downloaded once, and again when something else lies there."""
     folders.upload(tiny_encoder, s3.uri("encoders/tiny"))

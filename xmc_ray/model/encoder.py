@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from xmc_ray.data.fields import ids_of
 from xmc_ray.errors import ConfigError, ModelError
 from xmc_ray.model.batch import Batch, make_batch
+from xmc_ray.model.precision import Precision
 from xmc_ray.model.tokenizer import Tokenizer, in_one_line, load_error
 from xmc_ray.settings import NonNegativeInt, PositiveInt, Settings, Share
 from xmc_ray.storage import ModelName, folders
@@ -130,12 +131,12 @@ def check_encoder(config: EncoderConfig, max_tokens: int | None = None) -> Any:
     return settings
 
 
-def try_encoder(config: EncoderConfig, tokenizer: Tokenizer) -> str | None:
+def try_encoder(config: EncoderConfig, tokenizer: Tokenizer, precision: Precision = "float32") -> str | None:
     """Build the encoder, run it on a few texts, the longest of ``tokenizer.max_tokens`` tokens, and return its digest.
 
     The digest, 16 hex digits, is that of the same encoder in every process; None without a transformer. Raises ModelError if
     there is no such encoder, its tokenizer is that of another, its weights are not finite, or its features depend on padding or
-    do not depend on the text; ConfigError if a setting does not fit it.
+    do not depend on the text; ConfigError if a setting, or the ``precision`` in which it is to compute, does not fit it.
     """
     if config.layers == 0:
         tokenizer.samples()
@@ -143,6 +144,8 @@ def try_encoder(config: EncoderConfig, tokenizer: Tokenizer) -> str | None:
     encoder = build_encoder(config, tokenizer)
     _try_longest(encoder, config, tokenizer)
     _try_copy(encoder, config.name)
+    if precision == "bfloat16":
+        _try_in_bfloat16(encoder, config.name, make_batch(tokenizer.samples(config.max_tokens)[:-1]))
     return encoder.digest(weights=not config.random)
 
 
@@ -255,6 +258,19 @@ def _from_settings(settings: Any) -> Any:
 
 
 @torch.no_grad()
+def _try_in_bfloat16(encoder: TextEncoder, name: str, texts: Batch) -> None:
+    """As autocast has it compute, on whatever device: some encoders fill masks with numbers that bfloat16 lacks."""
+    found = "its features are not finite"
+    try:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            if encoder(texts.tokens_BT, texts.mask_BT).isfinite().all():
+                return
+    except Exception as error:  # each fails in its own way
+        found = in_one_line(error)
+    way_out = "set loop.precision to float32"
+    raise ConfigError("the encoder cannot compute in bfloat16", where=name, found=found, way_out=way_out)
+
+
 def _try_short(encoder: TextEncoder, config: EncoderConfig, tokenizer: Tokenizer, texts: Batch) -> None:
     """Run the encoder on short ``texts``, and choose a pooling by which the features depend on the text."""
     settings, depth = encoder.settings, encoder.settings.num_hidden_layers

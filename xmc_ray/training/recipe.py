@@ -14,6 +14,7 @@ from xmc_ray.model.encoder import EncoderConfig, check_encoder, try_encoder
 from xmc_ray.model.lexical import LexicalConfig
 from xmc_ray.model.lightxml import ModelConfig
 from xmc_ray.model.linear import LinearConfig
+from xmc_ray.model.precision import Precision
 from xmc_ray.model.tokenizer import TextConfig, Tokenizer
 from xmc_ray.settings import difference, fixed_settings
 from xmc_ray.training.fit import FitConfig
@@ -63,14 +64,14 @@ def undecided(config: FitConfig) -> FitConfig:
     return replace(free, text=replace(free.text, max_tokens=LENGTH), groups=replace(free.groups, max_size=1))
 
 
-def pretrained_layers(name: str, tokenizer: Tokenizer) -> int:
-    """The layers of the encoder ``name``.
+def pretrained_layers(name: str, tokenizer: Tokenizer, precision: Precision = "float32") -> int:
+    """The layers of the encoder ``name``, which is to compute in this ``precision``.
 
     Raises ModelError if it has no weights, or does not work (`encoder.try_encoder`), ConfigError if it cannot be used as in
-    recipes: if it reads fewer tokens, or its lower half cannot be frozen.
+    recipes: if it reads fewer tokens, its lower half cannot be frozen, or it cannot compute so.
     """
     depth = int(check_encoder(EncoderConfig(name=name, feature_layers=1)).num_hidden_layers)
-    try_encoder(_upper_half(name, depth), tokenizer)
+    try_encoder(_upper_half(name, depth), tokenizer, precision)
     return depth
 
 

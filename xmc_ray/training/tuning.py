@@ -26,6 +26,7 @@ from xmc_ray.metrics.calibration import DEPTH, Calibration
 from xmc_ray.model.lexical import term_weights
 from xmc_ray.model.lightxml import LightXML
 from xmc_ray.model.linear import LinearConfig
+from xmc_ray.model.precision import settled
 from xmc_ray.model.predict import computed_by, margins, predict
 from xmc_ray.model.svm import train_linear
 from xmc_ray.model.tokenizer import Tokenizer
@@ -166,11 +167,11 @@ def timed(config: FitConfig, minutes: float) -> FitConfig:
     return replace(config, loop=replace(config.loop, minutes=minutes))
 
 
-def ladder(config: FitConfig, data: Profile, tokenizer: Tokenizer, say: Callable[[str], None]) -> list[Candidate]:
-    """Recipes for such ``data``, the best by rule first; ``config`` as `recipe.undecided` returns it."""
+def ladder(config: FitConfig, data: Profile, tokenizer: Tokenizer, device: str, say: Callable[[str], None]) -> list[Candidate]:
+    """Recipes for such ``data`` on a ``device``, the best by rule first; ``config`` as `recipe.undecided` returns it."""
     depth = 0
     try:
-        depth = pretrained_layers(config.encoder.name, tokenizer)
+        depth = pretrained_layers(config.encoder.name, tokenizer, settled(config.loop.precision, device))
     except (ConfigError, ModelError) as error:
         say(f"words alone, because the encoder is of no use: {error}")
     return candidates(data, config, depth)
@@ -202,7 +203,7 @@ def choose(
     have the minutes that trials leave. Raises the first trial's error if all fail.
     """
     tokens, truth = (documents[name].combine_chunks() for name in ("tokens", "labels"))
-    recipes = ladder(config, Profile.of([tokens], [truth], labels), tokenizer, say)
+    recipes = ladder(config, Profile.of([tokens], [truth], labels), tokenizer, device, say)
     if minutes is None:
         return Choice(recipes[0].config, recipes[0].name)
     budget = Budget(minutes, len(recipes))

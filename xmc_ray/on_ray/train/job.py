@@ -75,7 +75,8 @@ def _make(config: TrainConfig, lease: Lease, callbacks: list[Callback]) -> tuple
         storage.read_parquet(config.calibration)
     if config.recipe == "auto" and not storage.exists(storage.join(config.output, "run.toml")):
         config = _by_rule(config)
-    encoder = try_encoder(config.encoder, Tokenizer.load(config.encoder.name, config.text.max_tokens))
+    tokenizer = Tokenizer.load(config.encoder.name, config.text.max_tokens)
+    encoder = try_encoder(config.encoder, tokenizer, config.settled().loop.precision)
     connect()
     check_room("workers", least, workers.needs)
     say(f"reading {config.documents.uri}")
@@ -126,7 +127,7 @@ def _by_rule(config: TrainConfig) -> TrainConfig:
     config = replace(config, **vars(undecided(config)))
     say(f"reading {config.documents.uri}")
     prepared = prepare(config)
-    chosen = ladder(config, profile(prepared), prepared.tokenizer, say)[0]
+    chosen = ladder(config, profile(prepared), prepared.tokenizer, config.workers.device.type, say)[0]
     say(f"recipe: {chosen.name}, since {chosen.why}")
     return replace(config, **vars(chosen.config))
 

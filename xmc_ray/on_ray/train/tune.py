@@ -187,7 +187,7 @@ def choose(config: TuneConfig) -> FitConfig:
     say(f"reading {config.documents.uri}")
     prepared = prepare(_training(_on_everything(config), basis))
     data, trials, judges = profile(prepared), [], None
-    recipes = ladder(basis, data, prepared.tokenizer, say)
+    recipes = ladder(basis, data, prepared.tokenizer, config.workers.device.type, say)
     budget = Budget(config.minutes, len(recipes), min(_slots(config.workers), len(recipes)), config.search)
     judged = replace(config, validation=held_out_for_trials(config.validation, data.documents))
     note = budget.too_short()
