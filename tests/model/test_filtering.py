@@ -68,14 +68,17 @@ def check(ranked: Any, expected: list[tuple[list[float], list[int]]]) -> None:
     st.sampled_from([1, 30]),
     st.sampled_from(PATHS),
     st.sampled_from([1, 1000]),
+    st.sampled_from([0, 1 << 20]),
 )
 def test_filtered_predictions_equal_the_slow_twin(
-    problem: Problem, k: int, scoring: Scoring, sure: int, path: tuple[int, int], few: int
+    problem: Problem, k: int, scoring: Scoring, sure: int, path: tuple[int, int], few: int, table: int
 ) -> None:
-    """Whatever the order of the documents, of which neighbours share a mask, and however many groups are few."""
+    """Whatever the order of the documents, of which neighbours share a mask, however many groups are few, with a table of what
+    all filters name and without.
+    """
     model, batch, filters = problem
     paths = mock.patch.multiple("xmc_ray.model.ranking", _SCORES=path[0], _DENSE=path[1])
-    with torch.no_grad(), paths, mock.patch.object(filtering, "_FEW", few):
+    with torch.no_grad(), paths, mock.patch.multiple(filtering, _FEW=few, _TABLE=table):
         model.recall.weight *= sure
         of_batch = model.eval().filter_masks(filters.filters).of_batch(filters.number_D)
         check(model.predict(batch, k, scoring, of_batch), reference.predictions(model, batch, k, scoring, sets(filters)))

@@ -1,12 +1,15 @@
 """Filters in prediction: labels that a document must not get are left out before its best ones are chosen.
 
 A mask of every document would have to be gathered for every batch. Documents of one filter are neighbours in a batch instead,
-and each such *run* is masked in place, where a filter makes exceptions: most allow few labels, or all but a few.
+and each such *run* is masked in place, where a filter makes exceptions: most allow few labels, or all but a few. Where all of
+them do, a table says of each filter which groups to look at, or not to look at.
 
 Letters: B documents, b of a run, g own groups, U some of them, W places for such a number, M places in a group, L labels,
 N (document, group) pairs; R runs; C cells of [B, g].
 """
 
+import math
+from collections.abc import Sequence
 from functools import cached_property, lru_cache, partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -22,6 +25,7 @@ from xmc_ray.data.labels import IntArray
 BARRED = -1e30  # in place of a logit: its sigmoid is 0, and yet it is more than the -inf of what is no group at all
 
 _FEW = 4  # times as many groups as filters name, there are at least, where these are gathered for each document
+_TABLE = 1 << 20  # numbers in the table of the groups that all filters name, if there are so few
 _MASK_BYTES = 256 << 20  # of the masks that are kept
 _NONE = np.zeros(0, np.int64)
 
@@ -34,7 +38,7 @@ class FilterMasks:
     """
 
     def __init__(self, filters: LabelFilters, group_L: Tensor, label_GM: Tensor, own: range) -> None:
-        self.filters, self.label_GM = filters, label_GM
+        self.filters, self.label_GM, self.n_own = filters, label_GM, len(own)
         kept = max(1, _MASK_BYTES // (filters.n_labels + 4 * len(own)))  # ids of half of the groups at most
         groups = group_L.cpu().numpy(), (label_GM >= 0).sum(1).cpu().numpy(), slice(own.start, own.stop)
         # not of methods: a cache that knows this object keeps it, and itself, until Python looks for cycles
@@ -43,9 +47,28 @@ class FilterMasks:
 
     def of_batch(self, number_B: IntArray) -> "BatchFilter":
         """The filters of a batch, by their numbers; quick if equal ones are neighbours."""
-        starts = np.flatnonzero(np.diff(number_B, prepend=-1)).tolist()
-        runs = [Run(slice(*ends), int(number_B[ends[0]])) for ends in pairwise([*starts, len(number_B)])]
-        return BatchFilter(self, runs)
+        return BatchFilter(self, number_B)
+
+    @cached_property
+    def table(self) -> "Named | None":
+        """What all filters name, for a batch to take its rows of; None if that is too much, or as `named` says."""
+        if len(self.filters) * (1 + np.diff(self.filters.start_F1).min()) > _TABLE:
+            return None
+        return self.named(range(len(self.filters)), _TABLE)
+
+    def named(self, numbers: Sequence[int], most: float = math.inf) -> "Named | None":
+        """The groups that some filters name; None unless each names some, few of all, all alike, in ``most`` places or fewer."""
+        named = [self.exceptions_g(number) for number in numbers]
+        size_R, kinds = np.array([len(group_U) for group_U, _ in named]), {are_open for _, are_open in named}
+        are_many = _FEW * size_R.max() > self.n_own or len(numbers) * size_R.max() > most
+        if are_many or len(kinds) > 1 or not size_R.all():
+            return None
+        named_RW = np.empty((len(named), size_R.max()), np.int64)
+        for row_W, (group_U, _) in zip(named_RW, named, strict=True):
+            row_W[: len(group_U)], row_W[len(group_U) :] = group_U, group_U[0]
+        group_RW, is_padding_RW = torch.from_numpy(named_RW), torch.from_numpy(np.arange(named_RW.shape[1]) >= size_R[:, None])
+        device = self.label_GM.device
+        return Named(group_RW.to(device), is_padding_RW.to(device), kinds == {True})
 
 
 def _allowed_L1(filters: LabelFilters, device: torch.device, number: int) -> Tensor:
@@ -64,6 +87,16 @@ def _exceptions_g(filters: LabelFilters, groups: tuple[IntArray, IntArray, slice
     return np.flatnonzero(is_open_g == are_open), are_open
 
 
+class Named(NamedTuple):
+    """Own groups that filters name (int64[R, W]), which places repeat the first one (bool[R, W]), and whether they are the open
+    ones.
+    """
+
+    group_RW: Tensor
+    is_padding_RW: Tensor
+    are_open: bool
+
+
 class Run(NamedTuple):
     """Neighbouring documents of a batch, and the number of their filter."""
 
@@ -72,10 +105,16 @@ class Run(NamedTuple):
 
 
 class BatchFilter:
-    """The filters of a batch, as its ``runs``."""
+    """The filters of a batch: their numbers, int64[B]."""
 
-    def __init__(self, masks: FilterMasks, runs: list[Run]) -> None:
-        self.masks, self.runs = masks, runs
+    def __init__(self, masks: FilterMasks, number_B: IntArray) -> None:
+        self.masks, self.number_B = masks, number_B
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """Neighbours of one filter."""
+        starts = np.flatnonzero(np.diff(self.number_B, prepend=-1)).tolist()
+        return [Run(slice(*ends), int(self.number_B[ends[0]])) for ends in pairwise([*starts, len(self.number_B)])]
 
     def bar_groups(self, logit_Bg: Tensor) -> None:
         """Set the logits of own groups without an allowed label to `BARRED`: all at once, since most runs are short."""
@@ -94,19 +133,16 @@ class BatchFilter:
         Those of all groups and None; or [B, W], where filters open few groups, and which these are, int64[B, W]: the others
         need not be looked at.
         """
-        named = [self.masks.exceptions_g(number) for _, number in self.runs]
-        size_R, kinds = np.array([len(group_U) for group_U, _ in named]), {are_open for _, are_open in named}
-        if len(kinds) > 1 or not size_R.all() or _FEW * size_R.max() > logit_Bg.shape[1]:
+        table = self.masks.table
+        named = table or self.masks.named([number for _, number in self.runs])
+        if named is None:
             self.bar_groups(logit_Bg)
             return logit_Bg, None
-        group_RW = np.empty((len(named), size_R.max()), np.int64)
-        for row_W, (group_U, _) in zip(group_RW, named, strict=True):
-            row_W[: len(group_U)], row_W[len(group_U) :] = group_U, group_U[0]
-        group_BW = torch.from_numpy(group_RW).to(logit_Bg.device)[self._run_B]
-        if kinds == {False}:
+        row_B = self._run_B if table is None else torch.from_numpy(self.number_B).to(logit_Bg.device)
+        group_BW = named.group_RW[row_B]
+        if not named.are_open:
             return logit_Bg.scatter_(1, group_BW, BARRED), None
-        is_padding_RW = torch.from_numpy(np.arange(group_RW.shape[1]) >= size_R[:, None]).to(logit_Bg.device)
-        return logit_Bg.gather(1, group_BW).masked_fill_(is_padding_RW[self._run_B], BARRED), group_BW
+        return logit_Bg.gather(1, group_BW).masked_fill_(named.is_padding_RW[row_B], BARRED), group_BW
 
     def _cells(self, n_groups: int, device: torch.device) -> list[Tensor]:
         """Documents whose filters name the groups that are open, int64, and places in their logits, int64[C]: of the groups
