@@ -9,8 +9,9 @@ library's own steps without Ray, so that whatever else the machine does hits all
     denied    50 filters by name that deny a hundredth of the labels each
     own       a filter of its own for every document, with 20 labels
 
-The median over the rounds of the ratios to `none` counts. Bar: `tenants` and `denied` take at most 1.02 times the CPU seconds;
-`own` is only shown.
+The ratio of the least CPU seconds of all rounds counts: what else a machine does can only add to them, and adds more in a single
+round than a filter costs. The medians and ranges of the rounds' own ratios are shown as well. Bar: `tenants` and `denied` take at
+most 1.02 times the CPU seconds; `own` is only shown.
 """
 
 import io
@@ -102,15 +103,15 @@ def catalogue(folder: Path, data: Path, documents: int) -> dict[str, FiltersConf
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA / "tate", help="folder with train.parquet and test.parquet")
-    parser.add_argument("--documents", type=int, default=4096, help="the first ones")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--documents", type=int, default=8192, help="the first ones")
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--layers", type=int, default=1, help="of MiniLM, in groups")
     parser.add_argument("--models", nargs="+", default=["words", "groups"], choices=["words", "groups"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     grouped = tagger(arguments.layers)
     words = replace(grouped, encoder=replace(grouped.encoder, layers=0), lexical=LexicalConfig(width=512))
-    print(f"{arguments.documents:,} documents, {machine()}; CPU seconds a night, and times those without a filter")
+    print(f"{arguments.documents:,} documents, {machine()}; CPU seconds a night, times those without a filter, least by least")
     worst = 0.0
     for name, config, a_group in (("words", words, 1), ("groups", grouped, 32)):
         if name not in arguments.models:
@@ -122,8 +123,10 @@ def main() -> None:
             cpu, wall = measured(folder, bundle, nights, arguments.rounds)
         for night, seconds in cpu.items():
             ratios = [filtered / none for filtered, none in zip(seconds, cpu["none"], strict=True)]
-            print(f"{name:8}{night:9}{spread(seconds):>24}{median(wall[night]):8.1f} s{spread(ratios, 3):>26}", flush=True)
-            worst = max(worst, median(ratios)) if night in ("tenants", "denied") else worst
+            least = min(seconds) / min(cpu["none"])
+            told = f"{spread(seconds):>24}{median(wall[night]):8.1f} s{spread(ratios, 3):>26}{least:8.3f}"
+            print(f"{name:8}{night:9}{told}", flush=True)
+            worst = max(worst, least) if night in ("tenants", "denied") else worst
     verdict("tag-filter", f"{worst:.3f}", f"{BAR:.2f}", worst <= BAR)
 
 

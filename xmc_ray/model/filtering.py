@@ -57,7 +57,7 @@ class FilterMasks:
         return self.named(range(len(self.filters)), _TABLE)
 
     def named(self, numbers: Sequence[int], most: float = math.inf) -> "Named | None":
-        """The groups that some filters name; None unless each names some, few of all, all alike, in ``most`` places or fewer."""
+        """The groups that some filters name; None unless each names some, few of all, all alike, in at most so many places."""
         named = [self.exceptions_g(number) for number in numbers]
         size_R, kinds = np.array([len(group_U) for group_U, _ in named]), {are_open for _, are_open in named}
         are_many = _FEW * size_R.max() > self.n_own or len(numbers) * size_R.max() > most
