@@ -9,9 +9,9 @@ library's own steps without Ray, so that whatever else the machine does hits all
     denied    50 filters by name that deny a hundredth of the labels each
     own       a filter of its own for every document, with 20 labels
 
-The ratio of the least CPU seconds of all rounds counts: what else a machine does can only add to them, and adds more in a single
-round than a filter costs. The medians and ranges of the rounds' own ratios are shown as well. Bar: `tenants` and `denied` take at
-most 1.02 times the CPU seconds; `own` is only shown.
+The ratio of the least CPU seconds of all rounds counts: what else a machine does can only add to them, and adds more in a round
+than a filter costs. Medians and ranges of the rounds' own ratios are shown as well. Bar: `tenants` and `denied` take at most
+1.02 times the CPU seconds; `own` is only shown.
 """
 
 import io
