@@ -26,6 +26,7 @@ BARRED = -1e30  # in place of a logit: its sigmoid is 0, and yet it is more than
 
 _FEW = 4  # times as many groups as filters name, there are at least, where these are gathered for each document
 _TABLE = 1 << 20  # numbers in the table of the groups that all filters name, if there are so few
+_EACH = 16  # of these, a filter counts for so many beside its own: each takes some microseconds to look at
 _MASK_BYTES = 256 << 20  # of the masks that are kept
 _NONE = np.zeros(0, np.int64)
 
@@ -52,7 +53,8 @@ class FilterMasks:
     @cached_property
     def table(self) -> "Named | None":
         """What all filters name, for a batch to take its rows of; None if that is too much, or as `named` says."""
-        if len(self.filters) * (1 + np.diff(self.filters.start_F1).min()) > _TABLE:
+        exceptions_F = np.diff(self.filters.start_F1)
+        if not exceptions_F.all() or _EACH * len(exceptions_F) + exceptions_F.sum() > _TABLE:  # told before any is looked at
             return None
         return self.named(range(len(self.filters)), _TABLE)
 
