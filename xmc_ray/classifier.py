@@ -12,11 +12,7 @@ The jobs on Ray call the same functions.
 import math
 import os
 import tempfile
-import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -34,37 +30,19 @@ from xmc_ray.bundle.hub import upload
 from xmc_ray.bundle.regression import RowsConfig
 from xmc_ray.callbacks.callback import Callback
 from xmc_ray.callbacks.calls import check_callbacks
-from xmc_ray.callbacks.fit import FollowedFit
 from xmc_ray.data.columns import Texts, document_columns, label_column, listed, name_table, text_column
-from xmc_ray.data.feedback import Feedback
 from xmc_ray.data.filters import DocumentFilters, FiltersConfig, resolve
-from xmc_ray.data.groups import group_labels
-from xmc_ray.data.labels import LabelIndex, list_lengths
+from xmc_ray.data.labels import list_lengths
 from xmc_ray.data.strings import as_strings
 from xmc_ray.data.tag_hierarchy import HierarchyConfig, TagHierarchy
 from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.fitting import Documents, fit
 from xmc_ray.metrics.at_k import Metrics
 from xmc_ray.metrics.calibration import Calibration
-from xmc_ray.model.encoder import try_encoder
-from xmc_ray.model.lexical import term_weights
-from xmc_ray.model.precision import settled
 from xmc_ray.model.predict import PredictConfig, computed_by
-from xmc_ray.model.svm import train_linear
-from xmc_ray.model.tokenizer import Tokenizer
-from xmc_ray.training.advice import LateLoss, cut_off, everywhere, foreign, on_training
-from xmc_ray.training.fit import (
-    RECENT,
-    FitConfig,
-    build_model,
-    epoch_plan,
-    predictions_and_hits,
-    progress_figures,
-    sample_loss,
-    share_of_batches,
-)
-from xmc_ray.training.loop import Step, TrainState, train
+from xmc_ray.training.fit import FitConfig, predictions_and_hits
+from xmc_ray.training.loop import Step
 from xmc_ray.training.recipe import undecided
-from xmc_ray.training.tuning import Choice, choose
 
 Labels = Iterable[Iterable[str | int] | None]
 
@@ -129,62 +107,9 @@ class XMCClassifier:
         config = undecided(config) if by_rule else config
         device, named = _checked_device(device), name_table(names)
         column, lists = document_columns(texts, labels, [*(config.text.fields or {})])
-        index = LabelIndex.count([lists])
-        judged = feedback = None
-        if config.feedback.uri is not None:
-            feedback, document_ids = Feedback.read(config.feedback.uri), _ids(ids, len(lists))
-            index, truth, judged = _corrected(feedback, index, lists, document_ids)
-        else:
-            truth = index.encode(lists)
-        if named is not None:
-            index = index.with_names(named)
-        tokenizer = Tokenizer.load(config.encoder.name, config.text.max_tokens, config.text.described())
-        if not by_rule:
-            try_encoder(config.encoder, tokenizer, settled(config.loop.precision, device))
-        tokens, truncated = tokenizer.encode(column)
-        documents = pa.table({"tokens": tokens, "labels": truth} | ({} if judged is None else {"judged": judged}))
-        labelled = pa.array(list_lengths(truth) + (0 if judged is None else list_lengths(judged)) > 0)
-        documents, texts = documents.filter(labelled), column.filter(labelled)
-        warn = partial(warnings.warn, stacklevel=3)
-        choice = Choice(config, "given")
-        if by_rule:
-            choice = choose(config, minutes, texts, documents, index, tokenizer, device, warn)
-            config = choice.config
-        columns = [documents[name].combine_chunks() for name in ("tokens", "labels")]
-        groups = group_labels(config.groups, [columns[0]], [columns[1]], len(index))
-
-        plan = epoch_plan(config.loop, len(documents))
-        plan.check(config.loop.accumulate)
-        weight_F = term_weights([columns[0]], config.lexical) if config.lexical.width else None
-        model = build_model(config, tokenizer, index, groups, weight_F=weight_F, device=device)
-        state = TrainState.start(model, config.optim)
-        measure = partial(sample_loss, model, documents, config.loop.prediction)
-        untrained, late = measure(), LateLoss(partial(_averaged, state, measure))
-        batches_from = partial(share_of_batches, documents, plan, config.loop.epochs, exchange=model.exchange)
-        recent = deque[tuple[float, float]](maxlen=RECENT)
-        with FollowedFit(callbacks, asdict(config)) as followed:
-            for step in train(state, model, batches_from, plan.steps, config.loop):
-                late.update(step.progress)
-                if on_step:
-                    on_step(step)
-                recent.append((step.recall_loss, step.rank_loss))
-                followed.log(step.number, partial(progress_figures, step, recent, state))
-            followed.log_last()
-            state.averager.keep(model.eval())
-            if config.linear.candidates:
-                model.linear = train_linear(model, documents, config.linear, config.loop.prediction)
-            losses = untrained, late.value, measure()
-        cut = cut_off(truncated.true_count, len(column), config.text.max_tokens)
-        language = foreign(tokenizer, columns[0], config.encoder.name)
-        for advice in (*on_training(*losses), cut, language, everywhere(index)):
-            if advice:
-                warnings.warn(advice, stacklevel=2)
-        metrics: dict[str, Any] = {} if feedback is None else {"feedback": feedback.fingerprint}
-        if by_rule:
-            metrics |= {"recipe": choice.name, "trials": {name: asdict(trial) for name, trial in choice.trials.items()}}
-        bundle = Bundle(model, tokenizer, index, groups, metrics=metrics, calibration=choice.calibration)
-        figures = dict(zip(("untrained_loss", "late_loss", "sample_loss"), losses, strict=True))
-        followed.end(figures | {"documents": state.documents, "seconds": state.seconds})
+        document_ids = None if config.feedback.uri is None else _ids(ids, len(lists))
+        given = Documents.of(column, lists, config.feedback, document_ids).named(named)
+        bundle = fit(config, given, device, by_rule=by_rule, minutes=minutes, on_step=on_step, callbacks=callbacks)
         return cls(bundle, config.loop.prediction)
 
     def hierarchy(self, config: HierarchyConfig) -> TagHierarchy:
@@ -351,25 +276,6 @@ def _ids(ids: Iterable[str | int] | None, n_documents: int) -> pa.StringArray:
         found = f"{len(values) - values.null_count:,} ids, {n_documents:,} texts"
         raise DataError("ids are not one for each text", found=found, expected="strings or integers")
     return values
-
-
-def _corrected(
-    feedback: Feedback, index: LabelIndex, lists: pa.ListArray, ids: pa.StringArray
-) -> tuple[LabelIndex, pa.ListArray, pa.ListArray]:
-    """The index, the truth and the judged labels (list<int32>[D]) as editors have them; warns of what does not count."""
-    verdicts, found_V = feedback.of_documents(ids), np.zeros(len(feedback), bool)
-    found_V[verdicts.flatten().to_numpy()] = True
-    tally = feedback.tally(found_V, index.labels)
-    if tally.left_out:
-        warnings.warn(str(tally), stacklevel=3)
-    truth, _ = feedback.corrected(index.encode(lists), verdicts, index.labels)
-    index = index.recounted(np.bincount(truth.flatten().to_numpy(), minlength=len(index)))
-    return index, *feedback.corrected(index.encode(lists), verdicts, index.labels)
-
-
-def _averaged(state: TrainState, measure: Callable[[], float]) -> float:
-    with state.averager.in_use(state.model):
-        return measure()
 
 
 def _check_minutes(minutes: float | None, config: FitConfig) -> None:

@@ -10,6 +10,8 @@ Each is one line that says what is wrong, where, what was found, what was expect
 """
 
 import re
+import sys
+import warnings
 
 # Neither HTML nor UTF-8 can hold these, and a terminal obeys some of them.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -62,3 +64,11 @@ class ModelError(XmcError):
 
 def _rebuild(kind: type[XmcError], what: str, where: object, found: object, expected: object, way_out: str | None) -> XmcError:
     return kind(what, where=where, found=found, expected=expected, way_out=way_out)
+
+
+def warn_caller(line: str) -> None:
+    """A warning at the line that has called this library, however deep within it the reason was found."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "xmc_ray":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(line, stacklevel=level)

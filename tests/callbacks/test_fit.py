@@ -1,4 +1,4 @@
-"""When callbacks are told of a training in this process; `tests/test_classifier.py` has trainings."""
+"""When callbacks are told of a training in this process; `tests/test_fitting.py` has trainings."""
 
 import pytest
 from followers import Raises, Recorder

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xmc_ray import storage
+from xmc_ray import EncoderConfig, FitConfig, GroupsConfig, LoopConfig, ModelConfig, OptimConfig, storage
 from xmc_ray.on_ray.tag.nights import files_named
 
 _TAGS = pa.schema([("id", pa.string()), ("labels", pa.list_(pa.string())), ("scores", pa.list_(pa.float32()))])
@@ -31,6 +31,24 @@ def write_catalogue(folder: Path) -> None:
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}.parquet")
     names = [{"label": label, "name": label.upper()} for label in ["fruit", *COLOURS]]
     pq.write_table(pa.Table.from_pylist(names), folder / "labels.parquet")
+
+
+def problem(n_rows: int, seed: int) -> tuple[list[str], list[list[str]]]:
+    """Texts and labels in memory."""
+    rng = np.random.default_rng(seed)
+    pairs = [(str(rng.choice(COLOURS)), str(rng.choice(KINDS))) for _ in range(n_rows)]
+    return [f"a {colour} {kind}" for colour, kind in pairs], [["fruit", colour, kind] for colour, kind in pairs]
+
+
+def fit_config(tiny_encoder: Path, max_size: int) -> FitConfig:
+    """Settings that learn them in a second; labels in groups of ``max_size``."""
+    return FitConfig(
+        encoder=EncoderConfig(name=str(tiny_encoder), feature_layers=3, pooling="mean"),
+        groups=GroupsConfig(max_size=max_size),
+        model=ModelConfig(shortlist=3, bottleneck=16, dropout=0.1),
+        optim=OptimConfig(encoder_lr=2e-3, head_lr=2e-2),
+        loop=LoopConfig(epochs=12, batch_size=8),
+    )
 
 
 def options(fruit: Path, tiny_encoder: Path, output: object, *further: str) -> list[str]:

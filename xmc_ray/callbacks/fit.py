@@ -1,14 +1,13 @@
 """What callbacks are told of a training in this process: every few seconds, of its last step, and of how it ends."""
 
 import math
-import sys
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from xmc_ray.callbacks.callback import Callback, Run, Trained, flat
 from xmc_ray.callbacks.calls import Calls
+from xmc_ray.errors import warn_caller
 
 _SECONDS = 5.0  # from one call of `on_log` to the next
 
@@ -17,7 +16,7 @@ class FollowedFit:
     """A training that callbacks follow, as a context: an error within ends it. A failing callback is a warning."""
 
     def __init__(self, callbacks: Sequence[Callback], settings: Mapping[str, Any]) -> None:
-        self._call, self._settings = Calls(callbacks, _warn), settings
+        self._call, self._settings = Calls(callbacks, warn_caller), settings
         self._told = -math.inf
         self._untold: tuple[int, Callable[[], dict[str, float]]] | None = None
 
@@ -47,11 +46,3 @@ class FollowedFit:
     def end(self, metrics: Mapping[str, float | None]) -> None:
         """Tell of the model, which is complete; metrics that are None are left out."""
         self._call("on_train_end", Trained(metrics=flat(metrics)))
-
-
-def _warn(line: str) -> None:
-    """As of the line that has called this library, however deep it is called."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "xmc_ray":
-        level, frame = level + 1, frame.f_back
-    warnings.warn(line, stacklevel=level)

@@ -3,7 +3,6 @@
 Letters: D documents, k labels of each, F features.
 """
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from xmc_ray.data.filters import DocumentFilters
 from xmc_ray.data.labels import IntArray, list_lengths
+from xmc_ray.errors import warn_caller
 from xmc_ray.model.batch import budget_batches, make_batch
 from xmc_ray.model.casting import cast_together
 from xmc_ray.model.device import download, has_bfloat16, upload
@@ -119,7 +119,7 @@ def computing(model: LightXML, precision: Precision) -> Iterator[torch.device]:
     device = next(model.parameters()).device
     in_bfloat16 = computed_by(model, precision).endswith("bfloat16")
     if in_bfloat16 and device.type != "cpu" and not has_bfloat16(device):
-        warnings.warn("this GPU has no bfloat16: it computes in float32", stacklevel=2)
+        warn_caller("this GPU has no bfloat16: it computes in float32")
         in_bfloat16 = False
     mode: AbstractContextManager[object] = nullcontext()
     if in_bfloat16:
