@@ -151,7 +151,7 @@ BOUNDS: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
         "first": ([{"title": 1}], [{"title": 0}, {"title": -1}]),
     },
     TrainConfig: {"report_seconds": NOT_NEGATIVE, "max_reject_share": SHARE},
-    TuneConfig: {"minutes": ABOVE_0, "search": OPEN, "seed": AT_LEAST_0, "max_reject_share": SHARE},
+    TuneConfig: {"members": AT_LEAST_1, "minutes": ABOVE_0, "search": OPEN, "seed": AT_LEAST_0, "max_reject_share": SHARE},
     ValidationConfig: {"share": ([0, 1 - TINY], [-TINY, 1.0]), "every": ABOVE_0},
     WorkersConfig: {
         "count": AT_LEAST_1,

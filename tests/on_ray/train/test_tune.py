@@ -14,6 +14,7 @@ from followers import Recorder
 
 from xmc_ray import command
 from xmc_ray.bundle.content import load_bundle
+from xmc_ray.classifier import XMCClassifier
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.labels import LabelIndex
 from xmc_ray.data.profile import Profile
@@ -26,7 +27,7 @@ from xmc_ray.training.fit import FitConfig
 from xmc_ray.training.loop import LoopConfig
 
 
-def tuned(fruit: Path, encoder: Path, output: Path, *further: str) -> str:
+def tuned(fruit: Path, encoder: Path, output: Path, *further: str) -> list[str]:
     settings = [f"--documents.uri={fruit}/train.parquet", f"--encoder={encoder}", f"--output={output}", *further]
     return tune.run(command.parse(TuneConfig, settings))
 
@@ -94,9 +95,46 @@ def test_what_is_finished_is_not_done_again(
     monkeypatch.setattr(tune, "choose", never)
     monkeypatch.setattr(job, "_make", never)
     same = "--minutes=2", "--search=0.5", "--validation.share=0.2"
-    assert tuned(fruit, tiny_encoder, finished, *same) == f"{finished}/run/bundle"
+    assert tuned(fruit, tiny_encoder, finished, *same) == [f"{finished}/run/bundle"]
     with pytest.raises(ConfigError, match=r"trials with other settings.*search = 0\.5 instead of 0\.4"):
         tuned(fruit, tiny_encoder, finished, "--minutes=2", "--validation.share=0.2")
+
+
+def test_a_member_of_an_ensemble_is_trained_in_minutes_that_are_left(
+    finished: Path, fruit: Path, tiny_encoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundles = tuned(fruit, tiny_encoder, finished, "--minutes=2", "--search=0.5", "--validation.share=0.2", "--members=2")
+    assert bundles == [f"{finished}/run/bundle", f"{finished}/run-2/bundle"]
+    assert f"an ensemble of 2: --bundle '{json.dumps(bundles)}'" in capsys.readouterr().out
+    first, second = map(load_bundle, bundles)
+    assert first.labels.fingerprint == second.labels.fingerprint and second.metrics["documents"] == {"train": 240}
+    rows = [bundle.model.state_dict() for bundle in (first, second)]
+    assert any(not rows[0][name].equal(rows[1][name]) for name in rows[0])
+    tags = XMCClassifier.load(bundles, device="cpu").predict(["a red plum number 7"], k=3)
+    assert {label for label, _ in tags[0]} == {"fruit", "red", "plum"}
+
+
+@pytest.mark.parametrize(("seconds", "trained"), [(20.0, 3), (25.0, 2), (31.0, 1), (90.0, 1)])
+def test_no_member_is_begun_that_the_minutes_would_cut_short(
+    seconds: float, trained: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one minute; a model takes so many seconds for all its passes."""
+    began: list[TrainConfig] = []
+
+    def run(config: TrainConfig) -> str:
+        began.append(config)
+        Path(config.output).mkdir()
+        (Path(config.output) / "metrics.jsonl").write_text(json.dumps({"step": 9, "loss": 1.0, "seconds": seconds}))
+        return f"{config.output}/bundle"
+
+    monkeypatch.setattr(tune.job, "run", run)
+    documents = DocumentsConfig(uri="x")
+    training = TrainConfig(documents=documents, output=f"{tmp_path}/run", loop=LoopConfig(minutes=1.0, seed=5))
+    bundles = [*tune._members(TuneConfig(documents=documents, output=str(tmp_path), members=3), training)]
+    names = ["run", "run-2", "run-3"][:trained]
+    assert bundles == [f"{tmp_path}/{name}/bundle" for name in names]
+    assert [(config.loop.seed, config.groups.seed) for config in began] == [(5, 0), (6, 1), (7, 2)][:trained]
+    assert ("no minutes are left for a member" in capsys.readouterr().out) == (trained < 3)
 
 
 def test_trials_on_record_are_not_repeated(
@@ -115,7 +153,8 @@ def test_trials_on_record_are_not_repeated(
     monkeypatch.setattr(tuning, "ENOUGH", 20)
     monkeypatch.setattr(tune.Budget, "second_round", lambda *_: None)  # other figures would want other trials
     monkeypatch.setattr(tune.ray.tune, "Tuner", lambda *_, **__: pytest.fail("tried again"))
-    config: Any = tuned(fruit, tiny_encoder, tmp_path, "--minutes=2", "--search=0.5", "--validation.share=0.2")
+    trained: Any = tuned(fruit, tiny_encoder, tmp_path, "--minutes=2", "--search=0.5", "--validation.share=0.2")
+    (config,) = trained
     assert config.encoder.layers == 0 and config.model.lift == 0.5
 
 

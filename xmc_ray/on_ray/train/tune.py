@@ -10,10 +10,13 @@ the training split decide. Ray Tune runs the trials side by side and stops those
             tune.md, recipe.toml      what was tried; the settings that won, which jobs/train.py takes with --config
             calibration.parquet       the held-out predictions of the trial that won
             run/                      the run folder of the final training, with its bundle
+            run-2/ ...                those of further members of an ensemble, as many as ``members`` and the minutes allow
 """
 
+import json
 import os
 import tempfile
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from io import StringIO
@@ -42,11 +45,13 @@ from xmc_ray.on_ray.train import job
 from xmc_ray.on_ray.train.config import TrainConfig, WorkersConfig
 from xmc_ray.on_ray.train.journal import say
 from xmc_ray.on_ray.train.prepare import Prepared, prepare, profile
+from xmc_ray.on_ray.train.report import curves_of
 from xmc_ray.settings import (
     MAY_CHANGE_ON_RESUME,
     NonNegativeInt,
     OpenShare,
     PositiveFloat,
+    PositiveInt,
     Settings,
     Share,
     difference_in_words,
@@ -106,6 +111,8 @@ class TuneConfig(Settings):
     """Time for trials and training; reading, validation and export come on top."""
     search: OpenShare = SEARCH
     """Share of the time that is spent on trials."""
+    members: PositiveInt = field(default=1, metadata=MAY_CHANGE_ON_RESUME)
+    """Models to train of the best recipe, at most, for an ensemble: those after the first in minutes that it has left over."""
     label_names: storage.Source | None = None
     """Table (Parquet, CSV, TSV or JSON lines) with columns label and name, if labels have names."""
     max_reject_share: Share = field(default=MAX_REJECT_SHARE, metadata=MAY_CHANGE_ON_RESUME)
@@ -133,8 +140,8 @@ class TuneConfig(Settings):
         return FitConfig(encoder=encoder, text=self.text, loop=loop, feedback=self.feedback)
 
 
-def run(config: TuneConfig) -> str:
-    """Choose a recipe, train it, and return the bundle's URI. What an earlier call has finished is not done again.
+def run(config: TuneConfig) -> list[str]:
+    """Choose a recipe, train it, and return the bundle's URI, or those of all members. What is finished is not done again.
 
     Raises ConfigError before anything is written if settings do not fit, and a trial's error if all of them fail.
     """
@@ -160,9 +167,31 @@ def run(config: TuneConfig) -> str:
         training = _training(
             _on_everything(config) if calibrated else config, resumed(FitConfig(), storage.read_bytes(chosen).decode())
         )
-        bundle = job.run(replace(training, calibration=calibration if calibrated else None))
+        training = replace(training, calibration=calibration if calibrated else None)
+        bundles = [*_members(config, training)]
+        if len(bundles) > 1:
+            say(f"an ensemble of {len(bundles)}: --bundle '{json.dumps(bundles)}'")
         storage.remove(storage.join(config.output, "tokens"))
-    return bundle
+    return bundles
+
+
+def _members(config: TuneConfig, training: TrainConfig) -> Iterator[str]:
+    """The bundles of the recipe, trained with seeds of their own as often as its minutes allow, ``config.members`` at most.
+
+    One model that makes all its passes is worth more than two that lack some.
+    """
+    recipe, seconds = training, 0.0
+    for number in range(config.members):
+        if number:
+            loop = replace(recipe.loop, seed=recipe.loop.seed + number)
+            groups = replace(recipe.groups, seed=recipe.groups.seed + number)
+            output = storage.join(config.output, f"run-{number + 1}")
+            training = replace(recipe, loop=loop, groups=groups, output=output)
+            if seconds * (number + 1) / number > 60 * (recipe.loop.minutes or config.minutes):
+                say(f"no minutes are left for a member after {number} of {config.members}")
+                return
+        yield job.run(training)
+        seconds += curves_of(training.output).last("seconds") or 0.0
 
 
 def _begin(config: TuneConfig) -> None:
