@@ -1,6 +1,8 @@
 """Feedback: verdicts against a slow twin; what is wrong with its files, in one line each."""
 
 import datetime as dt
+import gzip
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -144,7 +146,7 @@ def test_feedback_of_another_label_set() -> None:
         ({"id": [1], "label": [None], "verdict": [None]}, "has no verdict.*1 rows with empty cells"),
         (
             {"id": [1], "label": ["a"], "verdict": ["accepted"], "at": ["noon"]},
-            "column 'at' of the feedback is no time.*string",
+            "column 'at' of the feedback is no time.*found 'noon' in row 0; expected as 2026-",
         ),
     ],
 )
@@ -153,6 +155,27 @@ def test_bad_files_are_told_in_one_line(tmp_path: Path, columns: dict[str, list[
     with pytest.raises(DataError, match=f"(?s){message}") as error:
         Feedback.read(str(tmp_path / "feedback.parquet"))
     assert "feedback.parquet" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_times_with_an_offset_and_without_cannot_be_compared(tmp_path: Path) -> None:
+    lines = ["id,label,verdict,at", "a,x,rejected,2026-11-02T10:00:00", "a,x,accepted,2026-11-02T10:00:00Z"]
+    (tmp_path / "verdicts.csv").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"no time: .*; found times with an offset from UTC and others without"):
+        Feedback.read(str(tmp_path))
+
+
+def test_all_tables_of_a_folder_are_read_and_what_is_none_is_told(tmp_path: Path) -> None:
+    for number, name in enumerate(("a.csv", "b.CSV", "c.json", "d.jsonlines")):
+        row = {"id": f"{number}", "label": "x", "verdict": "accepted"}
+        lines = ["id,label,verdict", ",".join(row.values()), "  ,x,accepted"] if "sv" in name.lower() else [json.dumps(row)]
+        (tmp_path / name).write_text("\n".join(lines))
+    (tmp_path / "packed.csv.gz").write_bytes(gzip.compress(b"id,label,verdict\n4,x,rejected"))
+    (tmp_path / "notes.txt").write_text("ask again")
+    feedback = Feedback.read(str(tmp_path))
+    assert feedback.ids.to_pylist() == ["0", "1", "2", "3", "4"] and feedback.accepted_V.tolist() == [True] * 4 + [False]
+    assert feedback.left_out["incomplete rows"] == 2
+    told = str(feedback.tally(np.ones(5, bool), pa.array(["x"])))
+    assert told.endswith(f"left out: 2 incomplete rows, 1 files that are no tables, such as {tmp_path}/notes.txt")
 
 
 def test_no_files(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def allowed(filters: LabelFilters) -> dict[str, list[str]]:
 @given(st.dictionaries(st.text(max_size=2), st.sets(st.integers(0, 6), min_size=1), min_size=1, max_size=5), st.data())
 def test_pairs_of_documents_and_labels_are_admitted_as_sets_say(sets: dict[str, set[int]], data: st.DataObject) -> None:
     """And labels beyond the index's, those of a hierarchy, always."""
-    filters = LabelFilters.of({name: np.array(sorted(ids)) for name, ids in sets.items()}, 7, column="tenant")
+    filters = LabelFilters.over({name: np.array(sorted(ids)) for name, ids in sets.items()}, 7, column="tenant")
     names = data.draw(st.lists(st.sampled_from(sorted(sets)), min_size=1, max_size=6))
     pairs = data.draw(st.lists(st.tuples(st.integers(0, len(names) - 1), st.integers(0, 8)), max_size=20))
     row_P, label_P = np.array(pairs, np.int64).reshape(-1, 2).T
@@ -98,7 +98,7 @@ def test_filters_by_name_and_by_a_column_of_the_table(table: str) -> None:
 @given(st.dictionaries(st.text(max_size=3), st.sets(st.integers(0, 8), min_size=1), min_size=1))
 def test_what_is_kept_of_a_filter_is_the_filter(sets: dict[str, set[int]]) -> None:
     """And no more than half of the labels of each."""
-    filters = LabelFilters.of({name: np.array(list(ids)) for name, ids in sets.items()}, 9)
+    filters = LabelFilters.over({name: np.array(list(ids)) for name, ids in sets.items()}, 9)
     filters = pickle.loads(pickle.dumps(filters))
     assert {name: set(np.flatnonzero(filters.allowed(n)).tolist()) for n, name in enumerate(filters.names.to_pylist())} == sets
     assert np.diff(filters.start_F1).max() <= 4
@@ -170,6 +170,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"allow_where": {"weight": ["1"]}, "table": pa.table({"label": ["c"], "weight": [0.5]})},
         "column 'weight' of the label table has a wrong type: .*; found double",
     ),
+    "several labels a row": (
+        {"allow_where": {"level": ["1"]}, "table": pa.table({"label": [["a/1", "c"]], "level": [1]})},
+        "column 'label' of the label table has a wrong type: .*; found list<.*expected strings or integers, one a row",
+    ),
     "no labels in the table": (
         {"allow_where": {"weight": ["1"]}, "table": pa.table({"weight": ["1"]})},
         "the label table needs one column 'label'",
@@ -205,6 +209,12 @@ def test_what_no_label_has_may_be_left_out(table: str) -> None:
         resolve(FiltersConfig(allow=["d"], leave_out=True), LABELS)
     with pytest.raises(ConfigError, match=r"no filter has a label of the bundle: .*; found column 'tenant'"):
         resolve(FiltersConfig(column="who", by="tenant", table=table, leave_out=True), pa.array(["something else"]))
+
+
+def test_blank_cells_name_no_filter_and_others_are_trimmed(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("label,tenant\n a/1 , acme\na/2,acme \nb/1,  \n")
+    filters = resolve(FiltersConfig(column="who", by="tenant", table=str(tmp_path / "labels.csv")), LABELS)
+    assert allowed(filters) == {"acme": ["a/1", "a/2"]}
 
 
 def test_many_filters_take_memory_by_their_labels(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def problems(draw: Any) -> Problem:
     sizes = draw(st.lists(st.integers(1, n_labels), min_size=1, max_size=4))
     allowed = {str(n): rng.choice(n_labels, size, replace=False) for n, size in enumerate(sizes)}
     batch = batch_of(rng, [[] for _ in range(draw(st.integers(1, 6)))])
-    return model, batch, DocumentFilters(LabelFilters.of(allowed, n_labels), rng.integers(0, len(sizes), len(batch)))
+    return model, batch, DocumentFilters(LabelFilters.over(allowed, n_labels), rng.integers(0, len(sizes), len(batch)))
 
 
 def sets(filters: DocumentFilters) -> list[set[int]]:
@@ -103,7 +103,7 @@ def test_filtered_exact_predictions_are_all_scores_filtered(problem: Problem, k:
 def some_filters(rng: np.random.Generator, n_documents: int, n_labels: int = 12) -> DocumentFilters:
     """Of one label, of a few, and all but one."""
     allowed = {"one": np.array([n_labels - 1]), "few": np.arange(0, n_labels, 4), "most": np.arange(1, n_labels)}
-    return DocumentFilters(LabelFilters.of(allowed, n_labels), rng.integers(0, 3, n_documents))
+    return DocumentFilters(LabelFilters.over(allowed, n_labels), rng.integers(0, 3, n_documents))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -128,7 +128,7 @@ def test_documents_keep_their_order_and_their_own_filter(
 
 def test_a_filter_that_allows_all_labels_changes_nothing() -> None:
     tokens = documents(20)["tokens"].combine_chunks()
-    filters = LabelFilters.of({"": np.arange(12)}, 12).of_documents(None, 20)
+    filters = LabelFilters.over({"": np.arange(12)}, 12).of_documents(None, 20)
     for n_groups, scoring in product((7, 12), get_args(Scoring)):
         model = toy_model(LabelGroups(np.arange(12) % n_groups))
         plain, filtered = (predict(model, tokens, 4, PredictConfig(), scoring, part) for part in (None, filters))

@@ -104,6 +104,14 @@ def name_table(names: Mapping[str | int, str | None] | None) -> pa.Table | None:
     return label_names(pa.table({"label": pa.array(labels, pa.string()), "name": pa.array(values, pa.string())}))
 
 
+def id_column(ids: Any, n_texts: int) -> pa.StringArray:
+    """string[D]: the ids of so many texts, integers as decimal text; DataError for others than one string or integer each."""
+    values = listed(ids, "ids", "strings or integers")
+    if len(values) != n_texts:
+        raise DataError("ids are not one for each text", found=f"{len(values):,} ids, {n_texts:,} texts")
+    return pa.array([_label(value, f"id {number}") for number, value in enumerate(values)], pa.string())
+
+
 def listed(values: Any, name: str, expected: str) -> list[Any]:
     """The values of a list, an array, a column or a generator; DataError for what has no order, no rows, or several columns."""
     is_list = isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping | Set)

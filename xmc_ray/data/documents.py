@@ -22,7 +22,7 @@ from xmc_ray import storage
 from xmc_ray.data import fields as text_fields
 from xmc_ray.data.labels import lists_from_rows, tidy
 from xmc_ray.data.rejects import Reject
-from xmc_ray.data.strings import as_strings, is_list, is_text, keep_utf8, list_values, plain
+from xmc_ray.data.strings import as_strings, is_list, is_text, keep_utf8, list_values, plain, trimmed
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.settings import Bounds, PositiveInt, Settings
 
@@ -256,9 +256,10 @@ class Rules:
         return pa.table({"id": ids, "text": text, **further, "file": files, "row": rows, "reason": reasons, "detail": details})
 
     def _checked_filters(self, values: pa.Array) -> tuple[pa.Array, pa.Array]:
-        """The names of filters, and why a row cannot have the one that it names."""
+        """The names of filters, null where they are blank, and why a row cannot have the one that it names."""
         assert self.filters is not None
         names, is_utf8 = keep_utf8(values)
+        names = trimmed(names)
         is_known = pc.is_in(names, value_set=pa.array(self.filters.known, pa.string()))
         is_given = pc.or_(pc.is_valid(names), pa.scalar(self.filters.is_optional))
         is_known = pc.or_(is_known, pc.invert(pc.is_valid(names)))

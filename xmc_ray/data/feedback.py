@@ -10,7 +10,7 @@ documents, P true ones, N rows of files, L labels of an index.
 import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from xmc_ray import storage
 from xmc_ray.data.labels import IntArray, list_lengths, lists_from_rows
 from xmc_ray.data.strings import as_strings, keep_utf8, plain, trimmed
-from xmc_ray.data.tables import TABLES, read_table
+from xmc_ray.data.tables import list_tables, read_table
 from xmc_ray.errors import DataError
 from xmc_ray.settings import PositiveFloat, Settings
 
@@ -78,7 +78,7 @@ class Feedback:
         """
         ids, labels, words = (_strings(table, name, where) for name in COLUMNS)
         labels, words = trimmed(labels), pc.utf8_lower(trimmed(words))
-        is_whole = pc.and_(pc.and_(pc.is_valid(pc.if_else(pc.equal(ids, ""), None, ids)), labels.is_valid()), words.is_valid())
+        is_whole = pc.and_(pc.and_(trimmed(ids).is_valid(), labels.is_valid()), words.is_valid())
         is_verdict = pc.and_(is_whole, pc.is_in(words, value_set=pa.array([ACCEPTED, REJECTED])))
         left_out = {INCOMPLETE: len(table) - is_whole.true_count, OTHER_WORDS: is_whole.true_count - is_verdict.true_count}
         if len(table) and not is_verdict.true_count:
@@ -100,9 +100,12 @@ class Feedback:
     @classmethod
     def read(cls, uri: str) -> "Feedback":
         """The verdicts of a table, or of all those of a folder, as `of`; later files are later rows."""
-        files = storage.list_files(uri, TABLES)
-        tables = [_comparable(read_table(file.uri), file.uri) for file in files]
-        return cls.of(pa.concat_tables(tables), uri)
+        files, others = list_tables(uri)
+        tables = [_comparable(read_table(file, (*COLUMNS, "at")), file) for file in files]
+        feedback = cls.of(pa.concat_tables(tables), uri)
+        if not others:
+            return feedback
+        return replace(feedback, left_out={**feedback.left_out, f"files that are no tables, such as {others[0]}": len(others)})
 
     def __len__(self) -> int:
         return len(self.label_V)
@@ -218,16 +221,27 @@ def _times(table: pa.Table, where: str | None) -> pa.Array:
         return pa.nulls(len(table), pa.timestamp("us"))
     values = plain(table.column(there[0]))
     if pa.types.is_string(values.type):  # of formats that have no times
-        for zone in (None, "UTC"):  # without offsets, and with them
-            with suppress(pa.ArrowInvalid):
-                values = values.cast(pa.timestamp("us", zone))
-                break
+        texts = trimmed(values)
+        values = _parsed(texts)
+        if values is None:
+            numbered = enumerate(texts.to_pylist())
+            wrong = (f"{text!r} in row {row}" for row, text in numbered if _parsed(pa.array([text])) is None)
+            found, expected = next(wrong, "times with an offset from UTC and others without"), "as 2026-11-30T12:00:00"
+            raise DataError("column 'at' of the feedback is no time", where=where, found=found, expected=expected)
     kind = values.type
     if len(there) > 1 or not (pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_null(kind)):
         found = kind if len(there) == 1 else "several such columns"
         raise DataError("column 'at' of the feedback is no time", where=where, found=found, expected="timestamps")
     zone = kind.tz if pa.types.is_timestamp(kind) else None
     return values.cast(pa.timestamp("us", zone), safe=False).cast(pa.int64()).cast(pa.timestamp("us"))
+
+
+def _parsed(texts: pa.StringArray) -> pa.TimestampArray | None:
+    """Times of ISO 8601, all without an offset from UTC or all with one; None if they are not."""
+    for zone in (None, "UTC"):
+        with suppress(pa.ArrowInvalid):
+            return texts.cast(pa.timestamp("us", zone))
+    return None
 
 
 def _comparable(table: pa.Table, uri: str) -> pa.Table:

@@ -7,7 +7,7 @@ Letters: D documents, E exceptions, F filters, L labels.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -61,7 +61,7 @@ class FiltersConfig(FilterConfig):
     """Column of the label table: each of its values, such as a tenant, is the name of a filter that allows its labels."""
     default: str | None = None
     """Name of the filter of documents that name none, which are rejects otherwise."""
-    table: storage.Address | None = None
+    table: storage.Source | None = None
     """Table (Parquet, CSV, TSV or JSON lines) with `label` and further columns of strings, integers or lists of them, in which
     a label may have several rows."""
     leave_out: bool = False
@@ -71,6 +71,13 @@ class FiltersConfig(FilterConfig):
     def is_set(self) -> bool:
         """Whether there is any filter."""
         return self != FiltersConfig()
+
+    @property
+    def columns(self) -> set[str]:
+        """The columns of the label table that filters go by."""
+        parts = [self, *self.named.values()]
+        where = {name for part in parts for name in (*(part.allow_where or {}), *part.deny_where)}
+        return where if self.by is None else where | {self.by}
 
     def check(self) -> None:
         """Raises ConfigError for settings that lack another one."""
@@ -92,7 +99,8 @@ class LabelFilters:
 
     ``names``: string[F]. The exceptions of filter f are the label ids ``id_E`` (int32) from ``start_F1[f]`` to
     ``start_F1[f + 1]``: if ``denies_F[f]``, it allows all labels but these, else these alone. ``column`` is that of the
-    documents, None if all have the only filter; ``default`` is the name for those that name none.
+    documents, None if all have the only filter; ``default`` is the name for those that name none. ``of`` is the fingerprint of
+    the bundles whose labels these are, where somebody else may have others.
     """
 
     names: pa.StringArray
@@ -102,9 +110,10 @@ class LabelFilters:
     n_labels: int
     column: str | None = None
     default: str | None = None
+    of: str | None = None
 
     @classmethod
-    def of(
+    def over(
         cls, allowed: Mapping[str, IntArray], n_labels: int, column: str | None = None, default: str | None = None
     ) -> "LabelFilters":
         """From the distinct ids of the labels that each filter allows. ConfigError for one that allows none."""
@@ -182,11 +191,11 @@ def resolve(config: FiltersConfig, labels: pa.StringArray) -> LabelFilters:
     Raises ConfigError for what no label has, unless it is to be left out, for a filter that allows no label, for a name that
     two filters have, and for a default that none has; DataError for a table that lacks a column or has one of a wrong type.
     """
-    table = None if config.table is None else _LabelTable(config.table, labels)
+    table = None if config.table is None else _LabelTable(config.table, labels, config.columns)
     choices = _Choices(labels, table, config.leave_out)
     every_L = choices.allowed(config, "filters")
     if config.column is None:
-        return LabelFilters.of({"": np.flatnonzero(every_L)}, len(labels))
+        return LabelFilters.over({"": np.flatnonzero(every_L)}, len(labels))
     allowed = {
         name: np.flatnonzero(every_L & choices.allowed(part, f"filters.named.{name}")) for name, part in config.named.items()
     }
@@ -200,17 +209,20 @@ def resolve(config: FiltersConfig, labels: pa.StringArray) -> LabelFilters:
         raise ConfigError("filters.default is no filter", found=config.default, expected=f"one of {_shown(sorted(allowed))}")
     if not allowed:
         raise ConfigError("no filter has a label of the bundle", where=config.table, found=f"column {config.by!r}")
-    return LabelFilters.of(allowed, len(labels), config.column, config.default)
+    return LabelFilters.over(allowed, len(labels), config.column, config.default)
 
 
 class _LabelTable:
     """Further columns of labels; N rows, in which a label may come several times."""
 
-    def __init__(self, uri: str, labels: pa.StringArray) -> None:
-        self.uri, self._table = uri, read_table(uri)
+    def __init__(self, uri: str, labels: pa.StringArray, columns: Collection[str]) -> None:
+        self.uri, self._table = uri, read_table(uri, {"label", *columns})
+        if "label" in self._table.column_names and is_list(self._table["label"].type):
+            found, expected = self._table["label"].type, "strings or integers, one a row"
+            raise DataError("column 'label' of the label table has a wrong type", where=uri, found=found, expected=expected)
         row_N, texts = self._values("label")
         self._id_R = np.full(len(self._table), -1)  # of all rows; -1 for labels that the index lacks
-        self._id_R[row_N] = pc.index_in(trimmed(texts), value_set=labels).fill_null(-1)
+        self._id_R[row_N] = pc.index_in(texts, value_set=labels).fill_null(-1)
         self._groups: dict[str, dict[str, IntArray]] = {}
 
     def groups(self, column: str) -> dict[str, IntArray]:
@@ -225,7 +237,7 @@ class _LabelTable:
         return self._groups[column]
 
     def _values(self, column: str) -> tuple[IntArray, pa.StringArray]:
-        """Rows and values of a column, without nulls; a list has as many of both as it has values."""
+        """Rows and trimmed values of a column, without null and blank ones; a list has as many of both as it has values."""
         if self._table.column_names.count(column) != 1:
             found = ", ".join(self._table.column_names)
             raise DataError(f"the label table needs one column {column!r}", where=self.uri, found=found or "no column")
@@ -237,7 +249,7 @@ class _LabelTable:
         if pc.any(is_wrong).as_py():
             what, expected = f"column {column!r} of the label table has a wrong type", "strings, integers or lists of them"
             raise DataError(what, where=self.uri, found=values.type, expected=expected)
-        texts = keep_utf8(texts)[0]
+        texts = trimmed(keep_utf8(texts)[0])
         return row_N[texts.is_valid().to_numpy(zero_copy_only=False)], texts.drop_null()
 
 

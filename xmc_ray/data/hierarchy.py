@@ -21,6 +21,7 @@ from xmc_ray.errors import DataError
 
 _MOST_LEVELS, _MOST_PAIRS = 1000, 1 << 26  # of a hierarchy, and of all (label, ancestor) of a bundle: half a GiB
 _SHOWN = 6  # labels of a cycle
+_READ = ("label", "parent", "name")
 
 
 class Lists(NamedTuple):
@@ -82,7 +83,7 @@ class Hierarchy:
     def read(cls, uri: storage.Uri, key: Key = "iri", language: str = "en") -> "Hierarchy":
         """From RDF, as `read_skos`, if the name ends like that, else a table; DataError as `read_table` and `from_table`."""
         uri = str(uri)
-        return cls.from_table(read_skos(uri, key, language) if uri.endswith(tuple(FORMATS)) else read_table(uri), uri)
+        return cls.from_table(read_skos(uri, key, language) if uri.endswith(tuple(FORMATS)) else read_table(uri, _READ), uri)
 
     @property
     def digest(self) -> str:

@@ -34,7 +34,8 @@ class HierarchyConfig(Settings):
     """Broader and narrower labels, and what they do to tags: the `k` best of the model are taken first."""
 
     table: storage.Source = field(metadata=MAY_CHANGE_ON_RESUME)  # its digest may not
-    """Parquet with `label`, `parent` (a string or a list, null at the top) and perhaps `name`; or SKOS: .ttl, .nt, .rdf."""
+    """Table (Parquet, CSV, TSV or JSON lines) with `label`, `parent` (a string or, but in CSV, a list; null at the top) and
+    perhaps `name`; or SKOS: .ttl, .nt, .rdf."""
     key: Key = "iri"
     """What of a SKOS concept is the label: its iri, its notation, or its name (prefLabel)."""
     language: str = "en"

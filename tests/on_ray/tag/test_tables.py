@@ -66,7 +66,7 @@ def check(lake: Lake, folder: str) -> dict[str, Any]:
 
 def test_the_columns_of_a_table_are_those_of_tags() -> None:
     labels = pa.table({"label": ["red"], "name": ["Red"]})
-    filters = LabelFilters.of({"all": np.array([0])}, 1, column="tenant")
+    filters = LabelFilters.over({"all": np.array([0])}, 1, column="tenant")
     assert TagColumns(labels, "model", 0.0, filters=filters).schema == tables.COLUMNS
 
 
