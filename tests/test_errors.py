@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from xmc_ray.errors import ConfigError, DataError, ModelError, UnavailableError, XmcError, printable
+from xmc_ray.errors import ConfigError, DataError, ModelError, UnavailableError, XmcError, printable, scrubbed, warn_caller
 
 KINDS = [XmcError, ConfigError, UnavailableError, DataError, ModelError]
 
@@ -48,3 +48,27 @@ def test_a_file_name_that_is_not_utf_8_is_shown_by_its_bytes() -> None:
 def test_only_unprintable_characters_are_replaced() -> None:
     assert printable("a\x1b[2J\x00\x85\ud83d\uffffz") == "a\N{REPLACEMENT CHARACTER}[2J" + 4 * "\N{REPLACEMENT CHARACTER}" + "z"
     assert printable("tab\t line\n größe 👩‍👩‍👧 \xa0") == "tab\t line\n größe 👩‍👩‍👧 \xa0"
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("at https://me:secret@example.org/api", "at https://***@example.org/api"),
+        ("postgresql://user:p@ssw0rd@db/x failed", "postgresql://***@db/x failed"),
+        ("https://u:pa/ss@h and mail me@example.org", "https://***@h and mail me@example.org"),
+        ("https://h/api?run=7&Access_Token=abc&part=2", "https://h/api?run=7&Access_Token=***&part=2"),
+        ("https://h/x?X-Amz-Signature=abc", "https://h/x?X-Amz-Signature=***"),
+        ("found hunter2hunter2", "found ***"),
+        ("key short, https://h/api?page=2", "key short, https://h/api?page=2"),
+    ],
+)
+def test_credentials_in_somebody_else_s_words_are_not_told(text: str, left: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("my_db_passwd", "hunter2hunter2")
+    monkeypatch.setenv("SOME_KEY", "short")
+    assert scrubbed(text) == left
+
+
+def test_a_warning_is_of_the_line_that_has_called() -> None:
+    with pytest.warns(UserWarning, match="look here") as said:
+        warn_caller("look here")
+    assert said[0].filename == __file__

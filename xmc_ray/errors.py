@@ -9,6 +9,7 @@ XmcError
 Each is one line that says what is wrong, where, what was found, what was expected, and the way out.
 """
 
+import os
 import re
 import sys
 import warnings
@@ -16,6 +17,19 @@ import warnings
 # Neither HTML nor UTF-8 can hold these, and a terminal obeys some of them.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 _BYTE = re.compile("[\udc80-\udcff]")  # of a file name that is not UTF-8, as Python reads it
+_SECRET = "KEY|TOKEN|SECRET|PASS|CREDENTIAL"  # in the name of a variable, or of a parameter in an address
+_PARAMETER = re.compile(rf"(?<=[?&])([^=&\s]*(?:{_SECRET}|SIG)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
+_USER = re.compile(r"(?<=://)\S+@")  # up to the last @, since passwords may hold any character
+_LEAST = 8  # characters of the value of such a variable
+
+
+def scrubbed(text: str) -> str:
+    """The text of somebody else's error, without what looks like a credential."""
+    text = _PARAMETER.sub(r"\1***", _USER.sub("***@", text))
+    for name, value in os.environ.items():
+        if len(value) >= _LEAST and re.search(_SECRET, name, re.IGNORECASE):
+            text = text.replace(value, "***")
+    return text
 
 
 def printable(text: str) -> str:

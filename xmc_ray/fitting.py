@@ -103,16 +103,16 @@ def fit(
     model = build_model(config, tokenizer, given.index, groups, weight_F=weight_F, device=device)
     with FollowedFit(callbacks, asdict(config)) as followed:
         state, losses = _train(config, model, documents, on_step, followed)
-    cut = cut_off(truncated.true_count, len(given.texts), config.text.max_tokens)
-    language = foreign(tokenizer, tokens, config.encoder.name)
-    for advice in filter(None, (*on_training(*losses), cut, language, everywhere(given.index))):
-        warn_caller(advice)
-    metrics: dict[str, Any] = {} if given.feedback is None else {"feedback": given.feedback}
-    if by_rule:
-        metrics |= {"recipe": choice.name, "trials": {name: asdict(trial) for name, trial in choice.trials.items()}}
-    bundle = Bundle(model, tokenizer, given.index, groups, metrics=metrics, calibration=choice.calibration)
-    figures = dict(zip(("untrained_loss", "late_loss", "sample_loss"), losses, strict=True))
-    followed.end(figures | {"documents": state.documents, "seconds": state.seconds})
+        cut = cut_off(truncated.true_count, len(given.texts), config.text.max_tokens)
+        language = foreign(tokenizer, tokens, config.encoder.name)
+        for advice in filter(None, (*on_training(*losses), cut, language, everywhere(given.index))):
+            warn_caller(advice)
+        metrics: dict[str, Any] = {} if given.feedback is None else {"feedback": given.feedback}
+        if by_rule:
+            metrics |= {"recipe": choice.name, "trials": {name: asdict(trial) for name, trial in choice.trials.items()}}
+        bundle = Bundle(model, tokenizer, given.index, groups, metrics=metrics, calibration=choice.calibration)
+        figures = dict(zip(("untrained_loss", "late_loss", "sample_loss"), losses, strict=True))
+        followed.end(figures | {"documents": state.documents, "seconds": state.seconds})
     return bundle
 
 

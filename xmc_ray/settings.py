@@ -21,7 +21,7 @@ from annotated_types import GroupedMetadata, Interval, MinLen, MultipleOf, Not, 
 from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
-from xmc_ray.errors import ConfigError
+from xmc_ray.errors import ConfigError, scrubbed
 
 MAY_CHANGE_ON_RESUME = {"may_change_on_resume": True}  # metadata of a field that does not decide what a job produces
 
@@ -197,7 +197,7 @@ def imported(name: str, what: str) -> Any:
     try:
         return reduce(getattr, member.split("."), importlib.import_module(module))
     except Exception as error:  # an import may raise anything
-        found = f"{type(error).__name__}: {error}"
+        found = scrubbed(f"{type(error).__name__}: {error}")
         raise ConfigError(f"{what} cannot be imported", where=name, found=found) from error
 
 

@@ -61,6 +61,32 @@ def test_credentials_are_not_in_the_line(monkeypatch: pytest.MonkeyPatch) -> Non
     assert lines[0].endswith("OSError: request to https://***@example.org/api failed with key ***")
 
 
+def test_one_that_is_dropped_may_end_what_it_has_begun() -> None:
+    """Else a run would go on for ever in its tracker; one that fails there as well is left."""
+    ended: list[BaseException] = []
+
+    class Fails(Callback):
+        def on_log(self, step: int, metrics: Any) -> None:
+            raise OSError("away")
+
+        def on_exception(self, error: BaseException) -> None:
+            ended.append(error)
+            raise error
+
+    lines: list[str] = []
+    call = Calls([Fails()], lines.append)
+    call("on_log", 1, {})
+    call("on_exception", KeyboardInterrupt())
+    assert [str(error) for error in ended] == ["away"] and len(lines) == 1
+
+
+def test_credentials_are_not_in_the_error_of_what_cannot_be_made() -> None:
+    with pytest.raises(
+        ConfigError, match=r"cannot be made: .*; found OSError: no such tracker at https://\*\*\*@example\.org$"
+    ):
+        by_name(["followers:CannotBeMade"])
+
+
 def test_each_has_its_own_copy() -> None:
     class Greedy(Callback):
         def on_log(self, step: int, metrics: Any) -> None:

@@ -1,5 +1,7 @@
 """When callbacks are told of a training in this process; `tests/test_fitting.py` has trainings."""
 
+from typing import Any
+
 import pytest
 from followers import Raises, Recorder
 
@@ -51,3 +53,15 @@ def test_a_warning_is_of_the_line_that_has_called() -> None:
     ):
         followed.log(1, lambda: {"loss": 1.0})
     assert said[0].filename == __file__
+
+
+def test_what_has_begun_is_told_of_an_end_before_the_first_step() -> None:
+    """Ctrl-C while a later callback begins."""
+
+    class Interrupted(Recorder):
+        def on_train_start(self, run: Any) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), FollowedFit([Recorder(), Interrupted()], {}):
+        pytest.fail("it has begun")
+    assert [call[0] for call in Recorder.calls] == ["on_train_start", "on_exception", "on_exception"]

@@ -31,6 +31,15 @@ def history(client: MlflowClient, run: Logged, name: str) -> list[tuple[int, flo
     return [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
 
 
+def test_names_of_settings_may_hold_what_mlflow_does_not_take(client: MlflowClient) -> None:
+    """Fields of documents are such names."""
+    fields = {"text.fields.title (en)": 2.0, "text.fields.title@en": 1.0, "text.fields.a,b": 1.0, "text.fields.a#b": 3.0}
+    MLflowCallback().on_train_start(replace(RUN, settings=fields))
+    (run,) = runs(client)
+    expected = {"text.fields.title _en_": "2.0", "text.fields.title_at_en": "1.0", "text.fields.a_b": "3.0"}
+    assert run.data.params == expected
+
+
 def test_a_run_is_all_there(client: MlflowClient, tmp_path: Path) -> None:
     report = tmp_path / "report.html"
     report.write_text("<p>é</p>")

@@ -52,7 +52,7 @@ class Raises(Callback):
 
 class CannotBeMade(Callback):
     def __init__(self) -> None:
-        raise OSError("no such tracker")
+        raise OSError("no such tracker at https://me:secret@example.org")
 
 
 class Hangs(Callback):

@@ -1,21 +1,19 @@
 """How hooks are called: one callback after another, and none of them can end or hold up a training."""
 
-import os
-import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, Literal
 
 from xmc_ray.callbacks.callback import Callback
-from xmc_ray.errors import ConfigError
+from xmc_ray.errors import ConfigError, scrubbed
 from xmc_ray.settings import imported
 
 Hook = Literal["on_train_start", "on_log", "on_validation", "on_checkpoint", "on_train_end", "on_exception"]
 
 _KNOWN = {"mlflow": "xmc_ray.callbacks.mlflow:MLflowCallback", "wandb": "xmc_ray.callbacks.wandb:WandbCallback"}
 _EXPECTED = f"{', '.join(_KNOWN)} or package.module:name"
-_SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD")  # in the name of an environment variable
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -44,8 +42,8 @@ def check_callbacks(callbacks: Iterable[object]) -> None:
 class Calls:
     """Calls a hook of several callbacks, in their order.
 
-    One that raises is named in a line for ``warn``, and not called again: what it follows is incomplete from then on, and a
-    tracker that is away would have every hook wait for it.
+    One that raises is named in a line for ``warn``, and not called again but for its ``on_exception``: what it follows is
+    incomplete from then on, and a tracker that is away would have every hook wait for it.
     """
 
     def __init__(self, callbacks: Iterable[Callback], warn: Callable[[str], object]) -> None:
@@ -59,6 +57,9 @@ class Calls:
                 getattr(callback, hook)(*own)
             except (Exception, SystemExit) as error:
                 self.callbacks = [other for other in self.callbacks if other is not callback]
+                if hook != "on_exception":  # or its run would look as if it went on for ever
+                    with suppress(Exception):
+                        callback.on_exception(error)
                 self._warn(_failure(callback, hook, error))
 
 
@@ -96,7 +97,8 @@ def _made(name: str) -> Callback:
     except ConfigError:
         raise
     except Exception as error:  # anyone's
-        raise ConfigError("the callback cannot be made", where=name, found=f"{type(error).__name__}: {error}") from error
+        found = scrubbed(f"{type(error).__name__}: {error}")
+        raise ConfigError("the callback cannot be made", where=name, found=found) from error
     if not isinstance(callback, Callback):
         expected = "a subclass of xmc_ray.Callback, or an object of one"
         raise ConfigError("not a callback", where=name, found=type(callback).__name__, expected=expected)
@@ -104,10 +106,7 @@ def _made(name: str) -> Callback:
 
 
 def _failure(callback: Callback, hook: Hook, error: BaseException) -> str:
-    """A line; what looks like a credential is not in it."""
+    """A line."""
     first = (str(error).strip().splitlines() or [""])[0]
-    text = re.sub(r"(?<=://)[^/\s@]+(?=@)", "***", f"{type(error).__name__}: {first}")
-    for name, value in os.environ.items():
-        if _SECRET.search(name) and len(value) >= 8:
-            text = text.replace(value, "***")
+    text = scrubbed(f"{type(error).__name__}: {first}")
     return f"warning: callback {type(callback).__name__} is not called any more: {hook} raised {text}"

@@ -21,7 +21,11 @@ class FollowedFit:
         self._untold: tuple[int, Callable[[], dict[str, float]]] | None = None
 
     def __enter__(self) -> "FollowedFit":
-        self._call("on_train_start", Run(name="fit", settings=flat(self._settings)))
+        try:
+            self._call("on_train_start", Run(name="fit", settings=flat(self._settings)))
+        except BaseException as error:  # Ctrl-C, when some may have begun
+            self._call("on_exception", error)
+            raise
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:

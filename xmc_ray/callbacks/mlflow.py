@@ -55,7 +55,8 @@ class MLflowCallback(Callback):
         else:
             self._run = client.create_run(experiment, run_name=run.name, tags=_tags(run)).info.run_id
         logged = set(known[0].data.params) if known else set()  # MLflow refuses another value
-        params = [Param(name, str(value)[:_LONGEST]) for name, value in run.settings.items() if name not in logged]
+        named = {_named(name): str(value)[:_LONGEST] for name, value in run.settings.items()}  # of two alike the last
+        params = [Param(name, value) for name, value in named.items() if name not in logged]
         for first in range(0, len(params), _AT_ONCE):
             client.log_batch(self._run, params=params[first : first + _AT_ONCE])
 

@@ -32,7 +32,7 @@ class WandbCallback(Callback):
     def on_train_start(self, run: Run) -> None:
         """Begin the run, or go on with it: its id in Weights & Biases is `Run.id`.
 
-        What is printed stays here, and a run of the caller's own stays open.
+        What is printed and what the working folder holds stay here, and a run of the caller's own stays open.
         """
         import wandb
 
@@ -43,7 +43,9 @@ class WandbCallback(Callback):
             resume="allow",
             config=dict(run.settings),
             allow_val_change=True,  # some settings may change when a run is resumed
-            settings=wandb.Settings(console="off", reinit="create_new", login_timeout=_LOGIN),
+            settings=wandb.Settings(
+                console="off", disable_git=True, disable_code=True, reinit="create_new", login_timeout=_LOGIN
+            ),
         )
 
     def on_log(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -93,6 +93,23 @@ def test_an_error_is_told_and_raised(config: TrainConfig) -> None:
     assert str(error) == "no luck" and not Recorder.of("on_train_end")
 
 
+def test_a_bundle_without_readable_metrics_ends_the_run_all_the_same(
+    config: TrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with followed(config, [Recorder()]) as follower:
+        follower.end(config, "0123")
+    ((trained,),) = Recorder.of("on_train_end")
+    assert trained.fingerprint == "0123" and trained.metrics == {} and not Recorder.of("on_exception")
+    assert "warning: callbacks are told of the bundle without its metrics: " in capsys.readouterr().out
+
+
+def test_an_error_before_the_first_step_is_told(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(config.output, follow.FILE).write_text("not JSON")
+    with pytest.raises(DataError), followed(config, [Recorder()]):
+        pytest.fail("it has begun")
+    assert len(Recorder.of("on_exception")) == 1
+
+
 def test_without_callbacks_nothing_is_kept(config: TrainConfig) -> None:
     with followed(config, []) as follower:
         follower.tell(FIRST)

@@ -14,6 +14,7 @@ from typing import Any
 from xmc_ray import storage
 from xmc_ray.callbacks.callback import Callback, Run, Trained, flat
 from xmc_ray.callbacks.calls import Calls, InBackground
+from xmc_ray.errors import XmcError
 from xmc_ray.on_ray.session import find_own
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.journal import say
@@ -66,24 +67,24 @@ class Follower:
     def end(self, config: TrainConfig, fingerprint: str) -> None:
         """Tell of the bundle, and of the report if there is one."""
         bundle, report = (storage.join(config.output, name) for name in ("bundle", "report.html"))
-        metrics = flat(storage.read_json(storage.join(bundle, "metrics.json")), "/")
-        files = {"report.html": report} if storage.exists(report) else {}
-        trained = Trained(
-            metrics={name: value for name, value in metrics.items() if type(value) in (int, float)},
-            bundle=bundle,
-            fingerprint=fingerprint,
-            files=files | {"README.md": storage.join(bundle, "README.md")},
-        )
-        self.call("on_train_end", trained)
+        metrics: dict[str, Any] = {}
+        files = {"README.md": storage.join(bundle, "README.md")}
+        try:
+            metrics = flat(storage.read_json(storage.join(bundle, "metrics.json")), "/")
+            files |= {"report.html": report} if storage.exists(report) else {}
+        except XmcError as error:  # the bundle is complete: no reason to fail
+            say(f"warning: callbacks are told of the bundle without its metrics: {error}")
+        figures = {name: value for name, value in metrics.items() if type(value) in (int, float)}
+        self.call("on_train_end", Trained(metrics=figures, bundle=bundle, fingerprint=fingerprint, files=files))
 
 
 @contextmanager
 def followed(config: TrainConfig, callbacks: list[Callback]) -> Iterator[Follower]:
     """Callbacks are told of what happens within; at its end they get some time for what is left to do."""
     follower = Follower(callbacks)
-    if callbacks:
-        follower.begin(config)
     try:
+        if callbacks:
+            follower.begin(config)
         yield follower
     except BaseException as error:
         follower.call("on_exception", find_own(error) or error)
