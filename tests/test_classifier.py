@@ -1,5 +1,6 @@
 """The classifier in one process, on a problem with a simple rule."""
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from xmc_ray import (
     ConfigError,
     DataError,
     HierarchyConfig,
+    LexicalConfig,
     LoopConfig,
     ModelError,
     XMCClassifier,
@@ -143,6 +145,15 @@ def test_labels_are_chosen_among_allowed_ones(classifier: XMCClassifier) -> None
         classifier.predict(texts, allow=[])
     with pytest.raises(DataError, match="deny are no list"):
         classifier.predict(texts, deny="red")
+
+
+def test_a_model_of_words_can_be_pickled_after_labels_were_chosen(tiny_encoder: Path) -> None:
+    """The hooks of a transformer cannot."""
+    settings = fit_config(tiny_encoder, 3)
+    words = replace(settings, encoder=replace(settings.encoder, layers=0), lexical=LexicalConfig(width=16, columns=4096))
+    classifier = XMCClassifier.fit(*problem(32, seed=0), config=replace(words, loop=LoopConfig(epochs=1)), device="cpu")
+    before = classifier.predict(["a red apple"], k=2, deny=["apple"])
+    assert pickle.loads(pickle.dumps(classifier)).predict(["a red apple"], k=2, deny=["apple"]) == before
 
 
 def test_a_hierarchy_is_of_the_classifier_s_labels(classifier: XMCClassifier, tiny_encoder: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Fewer casts: the same bits as by autocast alone, forward and backward, by far fewer kernels."""
 
+import threading
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
@@ -176,3 +177,31 @@ def test_the_model_has_its_weights_back_after_an_error() -> None:
         model(torch.tensor([[99]]))
     after = dict(model.named_parameters())
     assert after.keys() == before.keys() and all(after[name] is before[name] for name in before)
+
+
+def test_threads_that_cast_one_model_take_turns() -> None:
+    """Kind: what one has put aside is not what the other puts back."""
+    model = bert(1)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    first_in, second_asks = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with torch.autocast("cpu", torch.bfloat16), cast_together(model, torch.bfloat16):
+            first_in.set()
+            second_asks.wait(60)
+            with cast_together(model, torch.bfloat16):  # its own thread may, within
+                pass
+
+    def second() -> None:
+        first_in.wait(60)
+        threading.Timer(0.2, second_asks.set).start()
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), cast_together(model, torch.bfloat16):
+            assert not first_thread.is_alive() or second_asks.is_set()
+
+    first_thread, second_thread = threading.Thread(target=first), threading.Thread(target=second)
+    for thread in (first_thread, second_thread):
+        thread.start()
+    for thread in (first_thread, second_thread):
+        thread.join(60)
+    assert all(isinstance(weight, nn.Parameter) and weight.dtype == torch.float32 for weight in model.parameters())
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())

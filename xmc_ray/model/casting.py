@@ -4,13 +4,27 @@ Autocast casts each weight and each bias of a linear layer by a kernel of its ow
 forward and 144 backward for a BERT of twelve layers, most of them shorter than it takes to launch them.
 """
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 _TOGETHER = 1 << 24  # numbers: about as many as one kernel of CUDA takes; more would keep workers waiting for the gradients
+
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()  # not in the models, which are pickled
+_LOCK = threading.Lock()
+
+
+@contextmanager
+def used_alone(model: nn.Module) -> Iterator[None]:
+    """Other threads wait until the block ends before they use ``model`` in such a block."""
+    with _LOCK:
+        own = _LOCKS.setdefault(model, threading.RLock())
+    with own:
+        yield
 
 
 @contextmanager
@@ -18,8 +32,13 @@ def cast_together(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """The weights and biases of ``model``'s linear layers are of ``dtype`` within the block, cast by a few kernels.
 
     Belongs inside `torch.autocast`, which would cast them to that type anyway. Gradients reach the float32 parameters by as few
-    kernels. Until the block ends, nobody else may use the model.
+    kernels. Until the block ends, nobody else may use the model; another thread that would cast it waits.
     """
+    with used_alone(model):
+        yield from _cast_layers(model, dtype)
+
+
+def _cast_layers(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     layers = [part for part in model.modules() if type(part).forward is nn.Linear.forward]
     own = [{name: part for name, part in layer._parameters.items() if part is not None} for layer in layers]
     cast: dict[Tensor, Tensor] = {}

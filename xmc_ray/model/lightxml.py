@@ -17,7 +17,7 @@ J judged ones.
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -144,6 +144,10 @@ class LightXML(nn.Module):
         self.table = None if groups.flat else LabelTable(groups, config.bottleneck, self.exchange, 2 * seed + 1, dtype)
         self.group_L = torch.from_numpy(groups.group_L)  # on the host
         self.register_buffer("label_GM", torch.from_numpy(groups.label_GM), persistent=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without masks of filters, which cannot be pickled and are made again when they are asked for."""
+        return self.__dict__ | {"_filter_masks": None}
 
     @property
     def heads(self) -> dict[str, OwnedRows]:

@@ -19,7 +19,7 @@ from xmc_ray.data.filters import DocumentFilters
 from xmc_ray.data.labels import IntArray, list_lengths
 from xmc_ray.errors import warn_caller
 from xmc_ray.model.batch import budget_batches, make_batch
-from xmc_ray.model.casting import cast_together
+from xmc_ray.model.casting import cast_together, used_alone
 from xmc_ray.model.device import download, has_bfloat16, upload
 from xmc_ray.model.lightxml import LightXML, Scoring
 from xmc_ray.model.precision import Precision, arithmetic
@@ -114,7 +114,8 @@ def computed_by(model: LightXML, precision: Precision) -> str:
 def computing(model: LightXML, precision: Precision) -> Iterator[torch.device]:
     """Computes ``model`` forward in its arithmetic (see `arithmetic`); yields its device.
 
-    A GPU without bfloat16 computes in float32, with a warning: whoever chose the arithmetic may not have seen that GPU.
+    A GPU without bfloat16 computes in float32, with a warning: whoever chose the arithmetic may not have seen that GPU. On a
+    GPU one thread at a time computes with a model, whose weights are cast meanwhile.
     """
     device = next(model.parameters()).device
     in_bfloat16 = computed_by(model, precision).endswith("bfloat16")
@@ -124,7 +125,8 @@ def computing(model: LightXML, precision: Precision) -> Iterator[torch.device]:
     mode: AbstractContextManager[object] = nullcontext()
     if in_bfloat16:
         mode = _AttentionInFloat32() if device.type == "cpu" else cast_together(model, torch.bfloat16)
-    with torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16), mode:
+    alone = nullcontext() if device.type == "cpu" else used_alone(model)
+    with alone, torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16), mode:
         yield device
 
 
