@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,27 @@ def test_filters_of_a_dataset_are_read_once(trained: Path, tmp_path: Path) -> No
         assert len(row["labels"]) == 2 and set(row["labels"]) <= set(TENANTS[row["tenant"]])
 
 
+def test_filters_over_the_labels_of_another_bundle_are_refused(tagger: Tagger, trained: Path) -> None:
+    """Their ids would be other labels here."""
+    members = Members.read(str(trained / "bundle"))
+    filters = StageConfig(filters=FiltersConfig(allow=["apple"])).of(members).filters
+    table = pa.table({"text": ["a red apple"]})
+    assert Tagger(members, k=1, pool=POOL, filters=filters)(table)["labels"].to_pylist() == [["apple"]]
+    with pytest.raises(ConfigError, match="labels of another bundle; found that of an unknown one; give a FiltersConfig"):
+        Tagger(members, k=1, pool=POOL, filters=replace(filters, of=None))
+
+
+def test_a_pool_of_nothing_but_a_device_takes_the_threads_there_are(trained: Path) -> None:
+    members = Members.read(str(trained / "bundle"))
+    for pool in (PoolConfig(), PoolConfig(min=2), None):
+        assert Tagger(members, k=1, pool=pool)(pa.table({"text": ["a red apple"]}))["reason"].to_pylist() == [None]
+
+
+def test_a_batch_without_rows_and_columns_is_one_without_tags(tagger: Tagger) -> None:
+    for table in (pa.table({}), pa.table({"text": pa.nulls(0, pa.string())})):
+        assert len(tagged := tagger(table)) == 0 and tagged.column_names[-1] == "reason"
+
+
 def reading(tmp_path: Path, rows: int = 20) -> ray.data.Dataset:
     kinds = ["a red apple", None, "a green pear", " "]
     rows_ = [{"sku": number, "title": kinds[number % 4], "labels": [number]} for number in range(rows)]
@@ -288,6 +310,17 @@ def test_a_dataset_is_tagged_when_it_is_consumed(trained: Path, tmp_path: Path) 
     mixed = ray.data.from_items([{"title": "a red apple"}, {"title": 5}, {"title": None}], override_num_blocks=1)
     rows = tag_dataset(mixed, bundle, pool=POOL, **settings).take_all()
     assert sorted(str(row["x_reason"]) for row in rows) == ["None", "text is not a string", "text is null"]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_columns_that_are_called_like_the_stage_s_own_stay(trained: Path) -> None:
+    bundle = str(trained / "bundle")
+    rows = [{"text": "a red apple", "xmc_ray.source": "shop", "xmc_ray.price": 7}]
+    (row,) = tag_dataset(ray.data.from_items(rows), bundle, pool=POOL, k=1, prefix="xmc_ray.new_").take_all()
+    assert {name: row[name] for name in rows[0]} == rows[0] and len(row["xmc_ray.new_labels"]) == 1
+    taken = ray.data.from_items([{"text": "a red apple", "xmc_ray.reason": None}])
+    with pytest.raises(ConfigError, match=r"columns of the stage's own; found xmc_ray\.reason"), own_errors():
+        tag_dataset(taken, bundle, pool=POOL, k=1).take_all()
 
 
 @pytest.mark.usefixtures("ray_session")

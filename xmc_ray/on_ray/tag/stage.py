@@ -106,7 +106,10 @@ class StageConfig(ScoringConfig):
         documents = DocumentsConfig(uri="a dataset", text=self.columns, separator=self.separator)
         filters = self.filters
         if isinstance(filters, FiltersConfig):
-            filters = resolve(filters, members.labels()) if filters.is_set else None
+            filters = replace(resolve(filters, members.labels()), of=members.fingerprint) if filters.is_set else None
+        elif filters is not None and filters.of != members.fingerprint:  # its ids would be other labels here
+            found, way_out = f"that of {filters.of or 'an unknown one'}", "give a FiltersConfig"
+            raise ConfigError("filters over the labels of another bundle", found=found, way_out=way_out)
         return replace(self, separator=members.reading(documents).separator, filters=filters)
 
     def check_columns(self, names: Sequence[str]) -> None:
@@ -143,12 +146,15 @@ class Tagger:
         wrong, and ModelError for a bundle that cannot be read.
         """
         members = _members(bundle)
+        pool = _assigned() if pool is None else pool
+        if not (pool.max or pool.threads):  # of a number of actors, which nobody has said, each would get a part of the cores
+            pool = replace(pool, threads=torch.get_num_threads())
         self.config = StageConfig(**settings).of(members)
         least = self.config.min_precision
         thresholds_L = None if least is None else members.thresholds(least)
         k, rerank = self.config.k, self.config.rerank
         listed, filters = rerank.candidates if rerank else k, self.config.label_filters
-        predictor = Predictor(members, listed, pool or _assigned(), self.config, filters)
+        predictor = Predictor(members, listed, pool, self.config, filters)
         self.predict = Reranked(lambda: predictor, rerank, k) if rerank else predictor
         labels = predictor.ensemble.labels.to_table()
         self.columns = TagColumns(labels, members.fingerprint, self.config.min_score, thresholds_L)
@@ -208,6 +214,13 @@ class Tokens:
     config: StageConfig
     tokenizers: Sequence[Tokenizer]
 
+    @property
+    def names(self) -> list[str]:
+        """The columns that come out."""
+        further = {"filter": self.config.label_filters is not None and self.config.label_filters.column is not None}
+        further |= {"text": self.config.rerank is not None}
+        return ["reason", *token_columns(len(self.tokenizers)), *(name for name, is_there in further.items() if is_there)]
+
     def __call__(self, table: pa.Table) -> pa.Table:
         """ConfigError if a column is missing, or if a new one is there already."""
         if len(table):  # a block without rows may have no columns
@@ -217,11 +230,11 @@ class Tokens:
     def _tokenised(self, table: pa.Table) -> pa.Table:
         documents = documents_of(table, self.config.rules)
         tokenised = tokenise_table(documents.select(["text", "reason"]), self.tokenizers)
-        tokenised = tokenised.select(["reason", *token_columns(len(self.tokenizers))])
-        if "filter" in documents.column_names:
+        if "filter" in self.names:
             tokenised = tokenised.append_column("filter", documents["filter"])
-        texts = documents["text"].combine_chunks()
-        return tokenised.append_column("text", readable(texts)) if self.config.rerank else tokenised
+        if "text" in self.names:
+            tokenised = tokenised.append_column("text", readable(documents["text"].combine_chunks()))
+        return tokenised.select(self.names)
 
 
 @dataclass(frozen=True)
@@ -231,8 +244,12 @@ class _Tokenised:
     tokens: Tokens
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        for name, column in zip((tokens := self.tokens(table)).column_names, tokens.columns, strict=True):
-            table = table.append_column(_OURS + name, column)
+        if taken := {_OURS + name for name in self.tokens.names} & {*table.column_names}:
+            way_out = f"rename what begins with {_OURS}"
+            raise ConfigError("the dataset has columns of the stage's own", found=", ".join(sorted(taken)), way_out=way_out)
+        tokens = self.tokens(table)
+        for name in self.tokens.names:
+            table = table.append_column(_OURS + name, tokens[name])
         return table
 
 
@@ -241,8 +258,8 @@ class _TokensTagger(Tagger):
 
     def __call__(self, batch: pa.Table | Mapping[str, Any]) -> pa.Table:
         table = as_table(batch)
-        ours = [name for name in table.column_names if name.startswith(_OURS)]
-        tokens = table.select(ours).rename_columns([name.removeprefix(_OURS) for name in ours])
+        ours = [_OURS + name for name in self.tokens.names]
+        tokens = table.select(ours).rename_columns(self.tokens.names)
         return self.tagged(table.drop_columns(ours), tokens)
 
 
@@ -277,7 +294,8 @@ def _members(bundle: Bundle) -> Members:
 
 
 def _slices(table: pa.Table) -> Iterator[pa.Table]:
-    return (table.slice(first, _AT_ONCE) for first in range(0, max(1, len(table)), _AT_ONCE))
+    starts = range(0, max(1, len(table)), _AT_ONCE)
+    return (table.slice(first, min(_AT_ONCE, len(table) - first)) for first in starts)  # a table of no column has any length
 
 
 class _Plain(pickle.Unpickler):
