@@ -239,8 +239,11 @@ def test_feedback_needs_an_id_for_each_text(tiny_encoder: Path, tmp_path: Path) 
     judging = replace(words_alone(tiny_encoder, 1), feedback=FeedbackConfig(uri=str(tmp_path / "feedback.parquet")))
     with pytest.raises(ConfigError, match="feedback needs the ids of the documents; give ids, one for each text"):
         XMCClassifier.fit(texts, labels, config=judging)
-    for ids in (["1"], [None] * 10, [0.5] * 10):
-        with pytest.raises(DataError, match=r"ids are not one for each text.*10 texts"):
+    for ids, told in ((["1"], "ids are not one for each text; found 1 ids, 10 texts"), ([*"abc", None] * 3, "10 texts")):
+        with pytest.raises(DataError, match=told):
+            XMCClassifier.fit(texts, labels, config=judging, ids=ids)
+    for ids in ([*range(9), None], [*range(9), 0.5], [*range(9), True]):
+        with pytest.raises(DataError, match="not a string: id 9; found"):
             XMCClassifier.fit(texts, labels, config=judging, ids=ids)
 
 

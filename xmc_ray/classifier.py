@@ -13,6 +13,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,9 @@ from xmc_ray.bundle.hub import upload
 from xmc_ray.bundle.regression import RowsConfig
 from xmc_ray.callbacks.callback import Callback
 from xmc_ray.callbacks.calls import check_callbacks
-from xmc_ray.data.columns import Texts, document_columns, label_column, listed, name_table, text_column
+from xmc_ray.data.columns import Texts, document_columns, id_column, label_column, listed, name_table, text_column
 from xmc_ray.data.filters import DocumentFilters, FiltersConfig, resolve
 from xmc_ray.data.labels import list_lengths
-from xmc_ray.data.strings import as_strings
 from xmc_ray.data.tag_hierarchy import HierarchyConfig, TagHierarchy
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.fitting import Documents, fit
@@ -107,8 +107,10 @@ class XMCClassifier:
         config = undecided(config) if by_rule else config
         device, named = _checked_device(device), name_table(names)
         column, lists = document_columns(texts, labels, [*(config.text.fields or {})])
-        document_ids = None if config.feedback.uri is None else _ids(ids, len(lists))
-        given = Documents.of(column, lists, config.feedback, document_ids).named(named)
+        if config.feedback.uri is not None and ids is None:
+            raise ConfigError("feedback needs the ids of the documents", way_out="give ids, one for each text")
+        id_D = None if ids is None else id_column(ids, len(lists))
+        given = Documents.of(column, lists, config.feedback, id_D).named(named)
         bundle = fit(config, given, device, by_rule=by_rule, minutes=minutes, on_step=on_step, callbacks=callbacks)
         return cls(bundle, config.loop.prediction)
 
@@ -252,7 +254,7 @@ class XMCClassifier:
         with tempfile.TemporaryDirectory() as folder:
             given = {"license": license, "datasets": list(datasets)}
             about = {key: value for key, value in given.items() if value}
-            save_bundle(self.bundle, f"{folder}/bundle", about=about)
+            save_bundle(replace(self.bundle), f"{folder}/bundle", about=about)  # this one keeps its own fingerprint
             return upload(Path(folder, "bundle"), name, private=private, message=message)
 
     @classmethod
@@ -265,17 +267,6 @@ class XMCClassifier:
         device = _checked_device(device)
         uris = [_address(part) for part in uri] if isinstance(uri, list | tuple) else _address(uri)
         return cls(Ensemble.load(uris).to(device))
-
-
-def _ids(ids: Iterable[str | int] | None, n_documents: int) -> pa.StringArray:
-    """The ids of documents as text; ConfigError without any, DataError for others than one string or integer each."""
-    if ids is None:
-        raise ConfigError("feedback needs the ids of the documents", way_out="give ids, one for each text")
-    values, is_wrong = as_strings(pa.array(listed(ids, "ids", "strings or integers")), integers=True)
-    if len(values) != n_documents or values.null_count or is_wrong.true_count:
-        found = f"{len(values) - values.null_count:,} ids, {n_documents:,} texts"
-        raise DataError("ids are not one for each text", found=found, expected="strings or integers")
-    return values
 
 
 def _check_minutes(minutes: float | None, config: FitConfig) -> None:

@@ -84,6 +84,32 @@ def test_files_of_before_are_gone_and_stay_in_their_commit(hub: Hub, classifier:
     assert sorted(path.name for path in download("hf://shop/tags@" + "1" * 40).iterdir()) == ["README.md", "old.bin"]
 
 
+@pytest.mark.parametrize("private", [True, False])
+def test_a_model_that_is_there_is_not_written_where_others_see_more_than_asked_for(
+    private: bool, hub: Hub, classifier: XMCClassifier
+) -> None:
+    hub.models["shop/tags"] = [("1" * 40, {})]
+    if not private:
+        hub.private.add("shop/tags")
+    found = "a public one" if private else "a private one"
+    with pytest.raises(ConfigError, match=f"the model is there already: hf://shop/tags; found {found}"):
+        classifier.push_to_hub("shop/tags", private=private)
+    assert len(hub.models["shop/tags"]) == 1
+    classifier.push_to_hub("shop/tags", private=not private)
+    classifier.push_to_hub("shop/new", private=private)
+    assert ("shop/new" in hub.private) == private
+
+
+def test_a_push_changes_nothing_here(hub: Hub, classifier: XMCClassifier) -> None:
+    """The copy that is pushed has a card, and so a fingerprint, of its own."""
+    before = classifier.bundle.fingerprint
+    classifier.push_to_hub("shop/tags", license="mit")
+    hub.status = 503
+    with pytest.raises(UnavailableError):
+        classifier.push_to_hub("shop/tags", license="apache-2.0")
+    assert classifier.bundle.fingerprint == before
+
+
 @pytest.mark.parametrize(
     ("address", "error", "told"),
     [

@@ -18,6 +18,7 @@ class Hub:
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
         self.models: dict[str, list[tuple[str, dict[str, bytes]]]] = {}
+        self.private: set[str] = set()
         self.status: int | None = None
         self.asked: list[str] = []
 
@@ -56,6 +57,8 @@ class _Handler(BaseHTTPRequestHandler):
             if name in self.hub.models:
                 return self._send({"error": "exists", "url": f"{self.hub.endpoint}/{name}"}, 409)
             self.hub.models[name] = [("0" * 40, {})]
+            if wanted.get("private") or wanted.get("visibility") == "private":
+                self.hub.private.add(name)
             return self._send({"url": f"{self.hub.endpoint}/{name}", "name": name})
         if path == "/api/validate-yaml":
             return self._send({"errors": [], "warnings": []})
@@ -76,8 +79,8 @@ class _Handler(BaseHTTPRequestHandler):
             if (known := self.hub.files(found[1], found[2] or "main")) is None:
                 return self._missing(found[1])
             siblings = [{"rfilename": name} for name in known[1]]
-            info = {"id": found[1], "modelId": found[1], "sha": known[0], "siblings": siblings, "private": False, "tags": []}
-            return self._send(info | {"downloads": 0, "likes": 0})
+            info = {"id": found[1], "modelId": found[1], "sha": known[0], "siblings": siblings, "tags": []}
+            return self._send(info | {"private": found[1] in self.hub.private, "downloads": 0, "likes": 0})
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/.*)?", path):
             if (known := self.hub.files(found[1], found[2])) is None:
                 return self._missing(found[1])

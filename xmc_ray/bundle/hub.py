@@ -41,7 +41,8 @@ def download(uri: str) -> Path:
 def upload(folder: Path, name: str, *, private: bool | None, message: str) -> str:
     """Replace all files of the model ``owner/name`` by those of a folder, in one commit; the address with that commit.
 
-    The model is created if it is not there. Raises as `download`.
+    The model is created if it is not there. Raises as `download`, and ConfigError for one that is there and not as ``private``
+    as asked for.
     """
     from huggingface_hub import HfApi
 
@@ -49,7 +50,10 @@ def upload(folder: Path, name: str, *, private: bool | None, message: str) -> st
     _parts(uri)
     api = HfApi()
     with _explained(uri):
-        api.create_repo(name, private=private, exist_ok=True)
+        api.create_repo(name, private=private, exist_ok=True)  # which leaves one that exists as it is
+        if private is not None and api.model_info(name).private != private:
+            found, way_out = ("private", "public")[private], "change that on the hub, or give another name"
+            raise ConfigError("the model is there already", where=uri, found=f"a {found} one", way_out=way_out)
         commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message=message, delete_patterns="*")
     return f"{uri}@{commit.oid}"
 
