@@ -137,6 +137,29 @@ def test_no_member_is_begun_that_the_minutes_would_cut_short(
     assert ("no minutes are left for a member" in capsys.readouterr().out) == (trained < 3)
 
 
+def test_trials_of_other_documents_or_verdicts_are_not_gone_on_with(
+    fruit: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a training is not: they were judged by another truth."""
+    shutil.copy(fruit / "train.parquet", tmp_path / "train.parquet")
+    (tmp_path / "verdicts.csv").write_text("id,label,verdict\ntrain-0,fruit,accepted\n")
+    monkeypatch.setattr(tune, "choose", lambda config: config.basis)
+    monkeypatch.setattr(tune.job, "run", lambda config: "a bundle")
+    monkeypatch.setattr(tune, "connect", lambda: None)
+    monkeypatch.setattr(tune, "check_room", lambda *_: None)
+    settings = "--minutes=2", f"--feedback.uri={tmp_path}/verdicts.csv"
+    tuned(tmp_path, tiny_encoder, tmp_path / "out", *settings)
+    tuned(tmp_path, tiny_encoder, tmp_path / "out", *settings)
+    (tmp_path / "verdicts.csv").write_text("id,label,verdict\ntrain-0,fruit,rejected\n")
+    with pytest.raises(ConfigError, match=f"other feedback than in the trials in {tmp_path}/out: {tmp_path}/verdicts"):
+        tuned(tmp_path, tiny_encoder, tmp_path / "out", *settings)
+    (tmp_path / "verdicts.csv").write_text("id,label,verdict\ntrain-0,fruit,accepted\n")
+    tuned(tmp_path, tiny_encoder, tmp_path / "out", *settings)
+    (tmp_path / "train.parquet").write_bytes((fruit / "test.parquet").read_bytes())
+    with pytest.raises(ConfigError, match="other documents than in the trials"):
+        tuned(tmp_path, tiny_encoder, tmp_path / "out", *settings)
+
+
 def test_trials_on_record_are_not_repeated(
     finished: Path, fruit: Path, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

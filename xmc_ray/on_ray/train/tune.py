@@ -5,6 +5,7 @@ for as many passes as it would make over all of them in the time that is kept fo
 the training split decide. Ray Tune runs the trials side by side and stops those that fall behind (ASHA, Li et al. 2020).
 
     <output>/tune.toml                settings; the same command goes on where it stopped
+            documents.json            which documents and feedback the trials read
             trials/<recipe>.json      what a trial reached
             trials/<recipe>.parquet   its held-out predictions
             tune.md, recipe.toml      what was tried; the settings that won, which jobs/train.py takes with --config
@@ -13,6 +14,7 @@ the training split decide. Ray Tune runs the trials side by side and stops those
             run-2/ ...                those of further members of an ensemble, as many as ``members`` and the minutes allow
 """
 
+import hashlib
 import json
 import os
 import tempfile
@@ -28,10 +30,12 @@ import torch
 from ray.tune.schedulers import ASHAScheduler
 
 from xmc_ray import storage
+from xmc_ray.bundle.folder import MARKER
 from xmc_ray.callbacks.calls import by_name, check_names
 from xmc_ray.command import resumed, to_toml
 from xmc_ray.data.documents import DocumentsConfig
-from xmc_ray.data.feedback import FeedbackConfig
+from xmc_ray.data.feedback import Feedback, FeedbackConfig
+from xmc_ray.data.inputs import list_inputs
 from xmc_ray.data.profile import Profile
 from xmc_ray.data.rejects import MAX_REJECT_SHARE
 from xmc_ray.data.split import ValidationConfig
@@ -155,6 +159,8 @@ def run(config: TuneConfig) -> list[str]:
     chosen = storage.join(config.output, "recipe.toml")
     with held(config.output, job=submission_id()) as lease, own_errors():
         _begin(config)
+        if not storage.exists(storage.join(config.output, "run", "bundle", MARKER)):
+            _check_read(config)
         if not storage.exists(chosen):
             workers = config.workers
             connect()
@@ -205,6 +211,22 @@ def _begin(config: TuneConfig) -> None:
         if other:
             raise ConfigError("the folder holds trials with other settings", where=config.output, found=other, way_out=way_out)
     storage.write_bytes(written, to_toml(config).encode())
+
+
+def _check_read(config: TuneConfig) -> None:
+    """Keep which documents and feedback are read, or raise ConfigError if they are no longer those of trials on record.
+
+    Trials judged by other documents, or by another truth, are not comparable, and calibrate no model of these.
+    """
+    uri, way_out = storage.join(config.output, "documents.json"), "choose another output, or put back what was there"
+    files = [[file.uri, file.size, file.version] for file in list_inputs(config.documents).files]
+    feedback = None if config.feedback.uri is None else Feedback.read(config.feedback.uri).fingerprint
+    now = {"documents": hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16], "feedback": feedback}
+    began = storage.read_json(uri) if storage.exists(uri) else now
+    for what, place in (("documents", config.documents.uri), ("feedback", config.feedback.uri)):
+        if began.get(what) != now[what]:
+            raise ConfigError(f"other {what} than in the trials in {config.output}", where=place, way_out=way_out)
+    storage.write_json(uri, now)
 
 
 def choose(config: TuneConfig) -> FitConfig:
