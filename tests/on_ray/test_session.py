@@ -248,6 +248,20 @@ def test_a_folder_of_somebody_else_is_left_alone(not_connected: pytest.MonkeyPat
         session.connect()
 
 
+def test_workers_look_where_the_driver_does(not_connected: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An installed library is found last, after what PYTHONPATH names; a checkout that the driver has is found first."""
+    given: list[str] = []
+    not_connected.setattr(ray, "init", lambda **options: given.append(os.environ["PYTHONPATH"]))
+    not_connected.setenv("RAY_TMPDIR", str(tmp_path))
+    not_connected.setenv("PYTHONPATH", "/mine")
+    not_connected.delenv("RAY_ADDRESS", raising=False)
+    session.connect()
+    own = str(Path(session.__file__).parents[2])
+    not_connected.setattr(session, "site_folders", lambda: {own})
+    session.connect()
+    assert given == [f"{own}{os.pathsep}/mine", "/mine"]
+
+
 def test_a_ray_that_cannot_start_is_one_line(not_connected: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fail(**options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", f"{options['_temp_dir']}/session")

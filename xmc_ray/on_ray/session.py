@@ -3,8 +3,10 @@
 import json
 import logging
 import os
+import site
 import socket
 import sys
+import sysconfig
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -48,7 +50,8 @@ def connect() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CUDA_VISIBLE_DEVICES for tasks without a GPU
     options |= {"address": "local", "num_cpus": max(_LOCAL_CPUS, os.cpu_count() or 1), "include_dashboard": False}
     options["_temp_dir"] = folder = _files_folder()
-    paths = str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")  # also where the library is not installed
+    own = str(Path(__file__).parents[2])  # first, so that all processes have this library, where Python does not look anyway
+    paths = None if own in site_folders() else own, os.environ.get("PYTHONPATH")
     # Waiting threads sleep. Spinning ones fight whatever else runs here: on 2 cores, one of them busy, training made 89
     # documents a second with the default and 150 with this, on idle cores 238 and 249.
     with environment({"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_WAIT_POLICY": "PASSIVE"}):
@@ -68,6 +71,11 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def site_folders() -> set[str]:
+    """Where what is installed lies, which every Python looks through last."""
+    return {*site.getsitepackages(), site.getusersitepackages(), *(sysconfig.get_path(name) for name in ("purelib", "platlib"))}
 
 
 def _init(what: str, where: str, way_out: str, options: Mapping[str, Any]) -> None:

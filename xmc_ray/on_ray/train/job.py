@@ -8,6 +8,7 @@ elsewhere) and ``checkpoints/`` (best and last) until the run is finished, ``bun
 import hashlib
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import ray
@@ -76,8 +77,10 @@ def _make(config: TrainConfig, lease: Lease, callbacks: list[Callback]) -> tuple
     if config.recipe == "auto" and not storage.exists(storage.join(config.output, "run.toml")):
         config = _by_rule(config)
     tokenizer = Tokenizer.load(config.encoder.name, config.text.max_tokens)
-    encoder = try_encoder(config.encoder, tokenizer, config.settled().loop.precision)
-    connect()
+    with ThreadPoolExecutor(1) as beside:  # both take seconds, and neither of them both cores
+        trial = beside.submit(try_encoder, config.encoder, tokenizer, config.settled().loop.precision)
+        connect()
+        encoder = trial.result()
     check_room("workers", least, workers.needs)
     say(f"reading {config.documents.uri}")
     prepared = prepare(config)
@@ -101,12 +104,12 @@ def _make(config: TrainConfig, lease: Lease, callbacks: list[Callback]) -> tuple
             say(f"WARNING: {line}")
         fingerprint = keep_best(config, prepared, lease.confirm)
         write_report(config, prepared)
-        if callbacks:
+        if config.cache is None:
+            storage.remove(storage.join(config.output, "tokens"))
+        if not config.checkpoints.keep:
+            storage.remove(storage.join(config.output, "checkpoints"))
+        if callbacks:  # at the end: trackers may take their time
             follower.end(config, fingerprint)
-    if config.cache is None:
-        storage.remove(storage.join(config.output, "tokens"))
-    if not config.checkpoints.keep:
-        storage.remove(storage.join(config.output, "checkpoints"))
     return fingerprint, advice
 
 
