@@ -12,7 +12,7 @@ import pyarrow as pa
 from xmc_ray.data.documents import Rules
 from xmc_ray.data.labels import IntArray
 from xmc_ray.on_ray.tag import scan
-from xmc_ray.storage.files import FileInfo
+from xmc_ray.storage.listing import FileInfo
 
 FILE_ROWS = 50_000  # of a file of documents
 TAG_ROWS = 1_000_000  # of a file of the night before

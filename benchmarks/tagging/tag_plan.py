@@ -48,7 +48,7 @@ from xmc_ray.on_ray.tag.output import Night
 from xmc_ray.on_ray.tag.pieces import PieceWriter, TagColumns
 from xmc_ray.on_ray.tag.plan import PIECES, REUSED, Plan, piece_name
 from xmc_ray.on_ray.tag.runner import Runner
-from xmc_ray.storage.files import FileInfo
+from xmc_ray.storage.listing import FileInfo
 
 BAR = 2 << 30
 FILE_BYTES, TAG_BYTES = 50_000_000, 128 << 20  # of a file of documents, and of tags

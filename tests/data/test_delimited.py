@@ -18,7 +18,7 @@ from xmc_ray.data.inputs import format_of, list_inputs
 from xmc_ray.data.line_ranges import packed_notice
 from xmc_ray.data.reader import Segment, check_columns, file_parts, read_file, read_rows
 from xmc_ray.errors import ConfigError, DataError
-from xmc_ray.storage.files import FileInfo
+from xmc_ray.storage.listing import FileInfo
 
 CELLS = st.text(st.sampled_from('aé€,;\t"\n \r'), max_size=8)
 DIALECTS = st.sampled_from([(",", "csv"), ("\t", "tsv")])

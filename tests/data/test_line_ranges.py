@@ -19,7 +19,7 @@ from xmc_ray.data import line_ranges, reader
 from xmc_ray.data.documents import DocumentsConfig, Rules
 from xmc_ray.data.line_ranges import packed_notice, whole_lines
 from xmc_ray.data.reader import Segment, file_parts, read_all, read_file
-from xmc_ray.storage.files import FileInfo
+from xmc_ray.storage.listing import FileInfo
 
 RULES = Rules.of(DocumentsConfig(uri="/x"), labelled=False)
 TEXTS = st.text(st.sampled_from("aé€😀 \\n"), max_size=12)

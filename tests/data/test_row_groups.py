@@ -17,7 +17,7 @@ from xmc_ray.data import row_groups
 from xmc_ray.data.documents import DocumentsConfig, Rules
 from xmc_ray.data.reader import Segment, read_all
 from xmc_ray.data.row_groups import Opened, RowGroups, row_ranges
-from xmc_ray.storage.files import FileInfo
+from xmc_ray.storage.listing import FileInfo
 
 RULES = Rules.of(DocumentsConfig(uri="/x"), labelled=False)
 

@@ -12,7 +12,7 @@ from made_nights import write_night
 from xmc_ray.errors import DataError
 from xmc_ray.show.night import read_night
 from xmc_ray.show.tags import START, Hits, Position, Query, document, extremes, search
-from xmc_ray.storage.files import FileInfo
+from xmc_ray.storage.listing import FileInfo
 
 DOCUMENTS = [
     (

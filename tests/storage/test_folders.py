@@ -12,7 +12,7 @@ from seaweed import S3
 from xmc_ray import storage
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.storage import folders
-from xmc_ray.storage.files import FileInfo
+from xmc_ray.storage.listing import FileInfo
 
 
 def test_upload_and_local_copy_are_inverse(place: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from xmc_ray import storage
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.errors import DataError
-from xmc_ray.storage.files import FileInfo
+from xmc_ray.storage.listing import FileInfo
 
 EXPECTED = (
     "one of *.parquet, *.jsonl, *.csv, *.tsv, *.arrow "

@@ -13,7 +13,7 @@ import numpy as np
 from xmc_ray.data.inputs import format_by_name, format_of, mark_length, open_text
 from xmc_ray.data.rejects import Damaged
 from xmc_ray.errors import DataError
-from xmc_ray.storage.files import FileInfo
+from xmc_ray.storage.listing import FileInfo
 
 LARGE = 64 << 20  # bytes of a file that several tasks read, and about as many that one task reads of it
 _BYTES, _TAIL = 4 << 20, 1 << 16  # read at a time; and first of all of what lies beyond a range

@@ -28,7 +28,8 @@ from xmc_ray.data.line_ranges import LARGE, line_ranges, refuse_array, whole_lin
 from xmc_ray.data.rejects import MAX_REJECT_SHARE, Damaged, Reject, Rejects
 from xmc_ray.data.row_groups import Opened, row_ranges
 from xmc_ray.errors import ConfigError, DataError
-from xmc_ray.storage.files import PATIENCE, FileInfo
+from xmc_ray.storage.files import PATIENCE
+from xmc_ray.storage.listing import FileInfo
 
 CHUNK = 1024  # most rows of a chunk
 _SMALL, _AHEAD = 1 << 20, 16  # bytes of a file that is read ahead, and how many are

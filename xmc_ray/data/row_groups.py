@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xmc_ray import storage
-from xmc_ray.storage.files import FileInfo
+from xmc_ray.storage.listing import FileInfo
 
 
 def row_ranges(file: FileInfo, size: int) -> list[tuple[int, int | None]]:

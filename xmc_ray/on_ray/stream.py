@@ -17,7 +17,7 @@ from xmc_ray.data.inputs import list_inputs
 from xmc_ray.data.reader import Segment, check_columns, file_parts, read_file
 from xmc_ray.data.split import ValidationConfig, held_out_use
 from xmc_ray.model.tokenizer import Tokenizer
-from xmc_ray.storage.files import FileInfo
+from xmc_ray.storage.listing import FileInfo
 
 
 def read_documents(

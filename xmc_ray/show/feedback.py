@@ -9,7 +9,8 @@ from xmc_ray import storage
 from xmc_ray.data.feedback import Feedback
 from xmc_ray.errors import DataError
 from xmc_ray.metrics.live import LivePrecision, Share
-from xmc_ray.storage.files import FileInfo, join
+from xmc_ray.storage.files import join
+from xmc_ray.storage.listing import FileInfo
 
 FILE = "feedback.parquet"  # see `data.feedback`
 _MOST_BYTES = 256 << 20  # of feedback that is read for a page

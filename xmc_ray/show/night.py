@@ -9,7 +9,8 @@ from xmc_ray import storage
 from xmc_ray.errors import XmcError
 from xmc_ray.on_ray.tag import nights
 from xmc_ray.on_ray.tag.nights import IDENTITY, REMOVED, SUCCESS, WORK, manifest_of, marker_of, read_own, tag_files
-from xmc_ray.storage.files import FileInfo, join
+from xmc_ray.storage.files import join
+from xmc_ray.storage.listing import FileInfo
 
 State = Literal["finished", "unfinished", "damaged"]
 

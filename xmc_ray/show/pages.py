@@ -20,7 +20,8 @@ from xmc_ray.show.labels import count_of, frequent
 from xmc_ray.show.night import Night, count, drift, read_night, seconds
 from xmc_ray.show.tags import PAGE, SECONDS, Position, Query, document, extremes, search
 from xmc_ray.show.texts import Texts, look_up
-from xmc_ray.storage.files import FileInfo, join
+from xmc_ray.storage.files import join
+from xmc_ray.storage.listing import FileInfo
 
 _NIGHTS = 60  # latest ones in charts and tables
 _LOOK_UP = 1.5  # seconds for the texts of a list of documents

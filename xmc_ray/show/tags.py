@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from xmc_ray import storage
 from xmc_ray.errors import DataError
-from xmc_ray.storage.files import FileInfo
+from xmc_ray.storage.listing import FileInfo
 
 PAGE, SECONDS = 25, 2.0  # documents of a page, and how long a scan for them may take
 _ROWS = 4096  # of a batch

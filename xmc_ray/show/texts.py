@@ -12,7 +12,8 @@ from xmc_ray.data import fields
 from xmc_ray.data.documents import DocumentsConfig, Rules, text_digest
 from xmc_ray.data.reader import Segment, read_file
 from xmc_ray.errors import XmcError
-from xmc_ray.storage.files import FileInfo, join
+from xmc_ray.storage.files import join
+from xmc_ray.storage.listing import FileInfo
 
 _ROWS = 8192  # of a chunk
 

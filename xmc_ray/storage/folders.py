@@ -16,7 +16,8 @@ from pathlib import Path
 
 from xmc_ray.errors import ConfigError, DataError, XmcError
 from xmc_ray.storage.address import Uri, explained, filesystem, is_local, normalise_name, split
-from xmc_ray.storage.files import all_files, copy_file, join, move, patiently, remove, sync
+from xmc_ray.storage.files import copy_file, join, move, patiently, remove, sync
+from xmc_ray.storage.listing import all_files
 
 _MOVERS = 16  # files that are moved on S3 at a time
 _SETTLED = 1_000_000_000  # nanoseconds after which a file's next change certainly has another time

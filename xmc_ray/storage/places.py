@@ -7,7 +7,8 @@ from pathlib import Path
 
 from xmc_ray.errors import ConfigError
 from xmc_ray.storage.address import below, explained, filesystem, is_local, split
-from xmc_ray.storage.files import is_hidden, join
+from xmc_ray.storage.files import join
+from xmc_ray.storage.listing import is_hidden
 
 _PROBE = bytes(4096)  # a full disk may take an empty file
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from xmc_ray.errors import DataError
 from xmc_ray.on_ray.tag.plan import Plan, merged, pack, piece_name, reused, unpacked
-from xmc_ray.storage.files import FileInfo
+from xmc_ray.storage.listing import FileInfo
 
 BEFORE = [FileInfo(uri=name, size=2, version="v") for name in ("x", "y")]
 FILES = [FileInfo(uri=name, size=1, version="") for name in ("a", "b")]

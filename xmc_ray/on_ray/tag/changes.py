@@ -19,7 +19,8 @@ from xmc_ray.on_ray.tag.pieces import written
 from xmc_ray.on_ray.tag.plan import Mask, Plan, unpacked
 from xmc_ray.on_ray.tag.runner import Runner
 from xmc_ray.on_ray.tag.scan import share_of
-from xmc_ray.storage.files import FileInfo, join
+from xmc_ray.storage.files import join
+from xmc_ray.storage.listing import FileInfo
 
 KINDS = ("added", "changed", "removed")
 _LABELS, _SCORES = pa.list_(pa.string()), pa.list_(pa.float32())

@@ -19,7 +19,8 @@ from typing import Annotated, Any
 from xmc_ray import storage
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.settings import Normalised
-from xmc_ray.storage.files import FileInfo, join
+from xmc_ray.storage.files import join
+from xmc_ray.storage.listing import FileInfo
 
 TAGS, NIGHTS, LATEST = "tags", "_nights", "_latest.json"
 SUCCESS, MANIFEST, IDENTITY, WORK, COUNTS = "_SUCCESS", "manifest.json", "run.json", "_work", "label-counts.parquet"

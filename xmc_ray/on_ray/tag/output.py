@@ -53,9 +53,10 @@ from xmc_ray.on_ray.tag.pieces import IDS, REJECTS, written
 from xmc_ray.on_ray.tag.plan import Plan
 from xmc_ray.on_ray.tag.runner import Runner
 from xmc_ray.settings import difference_in_words
-from xmc_ray.storage.files import FileInfo, join
+from xmc_ray.storage.files import join
 from xmc_ray.storage.folders import take_place
 from xmc_ray.storage.lease import held, is_free
+from xmc_ray.storage.listing import FileInfo
 
 _PART = re.compile(r"(?:(?:rejects|changes)/)?(?:part-(\w+)-\d{5}\.parquet|\.part-(\w+)-\d{5}\.parquet\.[0-9a-f]{32})")
 _ROWS, _BYTES = 1 << 16, 256 << 20  # either is enough for a row group: a piece of a few hundred rows makes none of its own

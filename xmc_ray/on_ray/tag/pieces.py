@@ -33,7 +33,8 @@ from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.on_ray.predicted import made_by_of, matrix
 from xmc_ray.on_ray.stream import tokenise_table
 from xmc_ray.on_ray.tag.plan import merged, piece_name, unpacked
-from xmc_ray.storage.files import FileInfo, write_parquet
+from xmc_ray.storage.files import write_parquet
+from xmc_ray.storage.listing import FileInfo
 
 Summary = dict[str, Any]
 """Of a piece: `OUTCOMES` in rows; ``reasons`` {reason of a reject: rows}; ``labels`` [ids, rows, sums of scores]; ``scores``,

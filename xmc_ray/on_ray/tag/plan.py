@@ -17,7 +17,8 @@ import pyarrow as pa
 from xmc_ray import storage
 from xmc_ray.data.labels import IntArray
 from xmc_ray.errors import DataError
-from xmc_ray.storage.files import FileInfo, write_parquet
+from xmc_ray.storage.files import write_parquet
+from xmc_ray.storage.listing import FileInfo
 
 Mask = npt.NDArray[np.bool_]
 

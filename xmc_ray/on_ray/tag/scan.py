@@ -26,7 +26,7 @@ from xmc_ray.data.reader import CHUNK, Segment, check_unchanged, file_parts, rea
 from xmc_ray.errors import DataError
 from xmc_ray.on_ray.tag.plan import Plan, pack, reused, row_at
 from xmc_ray.on_ray.tag.runner import Runner
-from xmc_ray.storage.files import FileInfo
+from xmc_ray.storage.listing import FileInfo
 
 _TASK_PARTS = 256  # parts of files, of `LARGE` bytes together, that one task scans
 _SHARE_ROWS = 2 << 20  # of both nights in one share of the hash join, whose task takes some 150 bytes for each

@@ -29,7 +29,7 @@ from xmc_ray.on_ray.stream import read_documents, tokenise
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.journal import say
 from xmc_ray.on_ray.train.labelled import is_usable, usable, with_verdicts
-from xmc_ray.storage.files import FileInfo
+from xmc_ray.storage.listing import FileInfo
 
 _REJECTED, _LOST = "rejected: ", "unread bytes"  # names of counts
 
