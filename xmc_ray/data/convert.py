@@ -29,13 +29,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from xmc_ray import storage
-from xmc_ray.data.documents import load_object
 from xmc_ray.data.inputs import format_by_name, mark_length, open_text
 from xmc_ray.data.labels import list_lengths, unique_in_rows
 from xmc_ray.data.rejects import Reject
 from xmc_ray.data.skos import FORMATS, read_skos
 from xmc_ray.data.strings import trimmed
 from xmc_ray.data.text_folders import read_annif_folder, read_texts
+from xmc_ray.data.values import load_object
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.settings import PositiveInt, Settings
 from xmc_ray.storage.places import check_apart, check_writable

@@ -22,11 +22,12 @@ import pyarrow.parquet as pq
 from xmc_ray import storage
 from xmc_ray.data.arrow_files import arrow_columns, arrow_rows
 from xmc_ray.data.delimited import DELIMITERS, Delimited, delimited_columns
-from xmc_ray.data.documents import DocumentsConfig, Rules, load_object
+from xmc_ray.data.documents import DocumentsConfig, Rules
 from xmc_ray.data.inputs import format_by_name, format_of, list_inputs, open_text
 from xmc_ray.data.line_ranges import LARGE, line_ranges, refuse_array, whole_lines
 from xmc_ray.data.rejects import MAX_REJECT_SHARE, Damaged, Reject, Rejects
 from xmc_ray.data.row_groups import Opened, row_ranges
+from xmc_ray.data.values import load_object
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.storage.files import PATIENCE
 from xmc_ray.storage.listing import FileInfo

@@ -24,9 +24,10 @@ from ray.data.block import BlockAccessor
 
 from xmc_ray import storage
 from xmc_ray.bundle.members import Members
-from xmc_ray.data.documents import DocumentsConfig, Rules, misfit
+from xmc_ray.data.documents import DocumentsConfig, Rules
 from xmc_ray.data.fields import readable
 from xmc_ray.data.filters import FiltersConfig, LabelFilters, resolve
+from xmc_ray.data.values import misfit
 from xmc_ray.errors import ConfigError
 from xmc_ray.model.precision import settled
 from xmc_ray.model.tokenizer import Tokenizer
