@@ -25,7 +25,8 @@ import torch
 from xmc_ray import storage
 from xmc_ray.bundle.content import Bundle, save_bundle
 from xmc_ray.bundle.ensemble import Ensemble
-from xmc_ray.bundle.explain import Explanation, explain
+from xmc_ray.bundle.explain import explain
+from xmc_ray.bundle.explanation import Explanation
 from xmc_ray.bundle.extend import extend
 from xmc_ray.bundle.hub import upload
 from xmc_ray.bundle.regression import RowsConfig

@@ -1,4 +1,4 @@
-"""Contributions of words against texts scored without them one by one; the path of a label; neighbours; what is shown."""
+"""Contributions of words against texts scored without them one by one; the path of a label; neighbours."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from xmc_ray import command
-from xmc_ray.bundle import explain
+from xmc_ray.bundle import explain, explanation
 from xmc_ray.bundle.ensemble import Ensemble
 from xmc_ray.bundle.explain import ExplainConfig
 from xmc_ray.classifier import XMCClassifier
@@ -98,7 +98,7 @@ def test_contributions_equal_the_slow_twin(
     kind: str, words: list[str], label: str, classifiers: dict[str, XMCClassifier]
 ) -> None:
     found = classifiers[kind].explain(" ".join(words), label)
-    expected = reference.contributions(words, explain._PUNCTUATION, scorer(classifiers[kind], label))
+    expected = reference.contributions(words, explanation._PUNCTUATION, scorer(classifiers[kind], label))
     assert [word.word.casefold() for word in found.words] == list(expected)
     for word in found.words:
         times, worth = expected[word.word.casefold()]
@@ -187,19 +187,6 @@ def test_words_that_are_not_read_cost_nothing(
         assert word.contribution == (mean if mean is None else pytest.approx(mean, abs=1e-6))
 
 
-def test_a_terminal_obeys_nothing_in_texts_and_labels(classifiers: dict[str, XMCClassifier]) -> None:
-    code, told = "\x1b[2J\x9b2J\x07\x7f", "\ufffd[2J\ufffd2J\ufffd\ufffd"
-    documents = [text.replace("red", f"red{code}\n") for text in TEXTS]
-    found = classifiers["both in groups"].explain(f"a red{code} plum", "red", (documents, LABELS))
-    others = replace(found.paths[0], bundle=code, others=((f"plum\n{code}", 0.5),))
-    shown = str(replace(found, label=f"red\r{code}", name=f"Red{code}\nness", paths=(others,)))
-    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", shown)
-    assert shown.count("\n") == str(replace(found, paths=(replace(others, others=()),))).count("\n")  # the page's own
-    assert shown.startswith(f"red {told} (Red{told} ness): score ") and f"bundle {told}: score " in shown
-    assert f"others in it: plum {told} 0.500\n" in shown
-    assert f" red{told}\n" in shown and f"red{told}]" in shown and re.search(rf"\d a red{re.escape(told)} \w+$", shown)
-
-
 @pytest.mark.parametrize("text", ["", " \n\t"])
 def test_a_text_without_words(text: str, ensemble: XMCClassifier) -> None:
     found = ensemble.explain(text, "plum")
@@ -261,5 +248,5 @@ def test_the_job(classifiers: dict[str, XMCClassifier], tmp_path: Path, capsys: 
         explain_job(options | {"nearest": 0})
 
 
-def explain_job(options: dict[str, object]) -> explain.Explanation:
+def explain_job(options: dict[str, object]) -> explanation.Explanation:
     return explain.print_explanation(command.parse(ExplainConfig, [f"--{name}={value}" for name, value in options.items()]))

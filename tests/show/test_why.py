@@ -2,7 +2,7 @@
 
 import pytest
 
-from xmc_ray.bundle.explain import Explanation, Word
+from xmc_ray.bundle.explanation import Explanation, Word
 from xmc_ray.errors import ModelError
 from xmc_ray.show.why import Bar, bars, marked, why
 

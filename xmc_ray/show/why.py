@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from xmc_ray.bundle.ensemble import Ensemble
-from xmc_ray.bundle.explain import Explanation, bare, explain
+from xmc_ray.bundle.explain import explain
+from xmc_ray.bundle.explanation import Explanation, bare
 from xmc_ray.bundle.members import Members
 from xmc_ray.errors import ModelError
 from xmc_ray.model.predict import PredictConfig
