@@ -14,9 +14,10 @@ from xmc_ray import storage
 from xmc_ray.data import delimited, line_ranges
 from xmc_ray.data.delimited import Delimited
 from xmc_ray.data.documents import DocumentsConfig, Rules
+from xmc_ray.data.input_columns import check_columns
 from xmc_ray.data.inputs import format_of, list_inputs
 from xmc_ray.data.line_ranges import packed_notice
-from xmc_ray.data.reader import Segment, check_columns, file_parts, read_file, read_rows
+from xmc_ray.data.reader import Segment, file_parts, read_file, read_rows
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.storage.listing import FileInfo
 

@@ -11,8 +11,9 @@ import pytest
 
 from xmc_ray import storage
 from xmc_ray.data.documents import DocumentsConfig, Rules
+from xmc_ray.data.input_columns import check_columns
 from xmc_ray.data.inputs import format_of, list_inputs, mark_length
-from xmc_ray.data.reader import Segment, check_columns, read_file, read_rows
+from xmc_ray.data.reader import Segment, read_file, read_rows
 from xmc_ray.errors import DataError
 
 LINE = json.dumps({"id": "1", "text": "a"}).encode() + b"\n"

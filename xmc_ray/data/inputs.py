@@ -159,6 +159,12 @@ def format_by_name(uri: str) -> Format | None:
     return Format(_KINDS[ending], _PACKED[packed and packed.lower()])
 
 
+def kind_by_name(uri: str) -> Kind:
+    """The kind that a name says; "json" for others, which are looked at when they are read."""
+    known = format_by_name(uri)
+    return "json" if known is None else known.kind
+
+
 def _refuse_splits(folder: str, files: Sequence[FileInfo]) -> None:
     """DataError for a folder of several splits of a dataset, which would be read as one."""
     if any(file.uri == storage.join(folder, _SPLITS) for file in files):

@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 import ray.data
 
 from xmc_ray.data.documents import DocumentsConfig, Rules
+from xmc_ray.data.input_columns import check_columns
 from xmc_ray.data.inputs import list_inputs
-from xmc_ray.data.reader import Segment, check_columns, file_parts, read_file
+from xmc_ray.data.reader import Segment, file_parts, read_file
 from xmc_ray.data.split import ValidationConfig, held_out_use
 from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.storage.listing import FileInfo

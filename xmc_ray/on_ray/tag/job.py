@@ -25,9 +25,9 @@ from xmc_ray.bundle.members import Members
 from xmc_ray.data.documents import Rules
 from xmc_ray.data.filters import LabelFilters, resolve
 from xmc_ray.data.hierarchy import Hierarchy
+from xmc_ray.data.input_columns import check_columns
 from xmc_ray.data.inputs import Inputs, list_inputs
 from xmc_ray.data.line_ranges import packed_notice
-from xmc_ray.data.reader import check_columns
 from xmc_ray.data.rejects import Rejects
 from xmc_ray.data.tag_hierarchy import TagHierarchy
 from xmc_ray.errors import DataError
