@@ -30,6 +30,7 @@ from cluster.local import free_ports
 
 RATE_BAR, LATENCY_BAR, BARRED = 500, 50, 8
 QUIET = {"RAY_AUTH_MODE": "disabled", "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
+QUIET |= {"RAY_worker_niceness": "0"}  # as docs/serve.md advises
 
 
 def main() -> int:
@@ -75,7 +76,8 @@ def write_bundle(folder: Path) -> Path:
     from xmc_ray import FitConfig, XMCClassifier
     from xmc_ray.command import parse
 
-    config = parse(FitConfig, ["--config=small-cpu", f"--encoder.name={minilm()}", "--loop.minutes=0.2", "--model.lift=0"])
+    settings = ["--loop.minutes=0.2", "--model.lift=0", "--linear.candidates=0"]
+    config = parse(FitConfig, ["--config=small-cpu", f"--encoder.name={minilm()}", *settings])
     table = pq.read_table(DATA / "tate" / "train.parquet", columns=["text", "labels"])
     XMCClassifier.fit(table["text"].to_pylist(), table["labels"].to_pylist(), config=config).save(folder / "bundle")
     return folder / "bundle"

@@ -114,7 +114,7 @@ def test_calibration_is_fitted_by_the_arithmetic_of_training(
 
 def test_calibration_is_fitted_on_the_resources_of_a_worker(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kind: what a worker computes with a GPU is computed again by the driver, which has none, and other threads."""
-    assert export._ask_a_worker(config, sum, [1, 2]) == 3, "on one machine there is nobody else to ask"
+    assert export.ask_a_worker(config, sum, [1, 2]) == 3, "on one machine there is nobody else to ask"
     monkeypatch.setattr(export, "is_cluster", lambda: True)
     asked: dict[str, Any] = {}
     task = SimpleNamespace(remote=lambda *arguments: arguments)
@@ -122,7 +122,7 @@ def test_calibration_is_fitted_on_the_resources_of_a_worker(config: TrainConfig,
     monkeypatch.setattr(ray, "get", lambda arguments: arguments)
     monkeypatch.setattr(export, "make_room", lambda *wanted: asked.update(room=wanted))
     config = replace(config, workers=WorkersConfig(count=2, gpu=True, cpus=3, threads=1, patience=5))
-    assert export._ask_a_worker(config, predict_held_out, "saved", "prepared") == ("saved", "prepared")
+    assert export.ask_a_worker(config, predict_held_out, "saved", "prepared") == ("saved", "prepared")
     assert asked == {"num_cpus": 3, "num_gpus": 1, "room": ("workers", 1, {"CPU": 3.0, "GPU": 1.0}, 5)}
     threads = torch.get_num_threads()
     assert export.settle(config).type == "cuda" and torch.get_num_threads() == 1

@@ -57,7 +57,7 @@ def keep_best(config: TrainConfig, prepared: Prepared, confirm: Callable[[], Non
     model = _model_of(chosen, config, prepared, ranker).eval()
     metrics: dict[str, Any] = dict(chosen.metrics) | {"step": chosen.step, "calibration": measured}
     if ranker is not None and prepared.counts["validation"]:  # the checkpoint's are of the model without it
-        metrics |= _ask_a_worker(config, validated, chosen, config, prepared, ranker)
+        metrics |= ask_a_worker(config, validated, chosen, config, prepared, ranker)
     metrics["documents"] = {name: count for name, count in prepared.counts.items() if count}
     if prepared.feedback is not None:
         metrics["feedback"] = prepared.feedback
@@ -131,7 +131,7 @@ def _calibration(
         return calibration, counts | {"arithmetic": calibration.arithmetic, "taken_from": config.calibration}
     if not len(prepared.tokens.some("calibration", _MOST)):
         return None, {"documents": 0, "predictions": 0}
-    predicted, by = _ask_a_worker(config, predict_held_out, saved, config, prepared, ranker)
+    predicted, by = ask_a_worker(config, predict_held_out, saved, config, prepared, ranker)
     calibration = Calibration.of(*predicted, prepared.labels.counts, by)
     counts = {"documents": len(predicted[0]), "predictions": len(calibration), "bands": calibration.sizes(), "arithmetic": by}
     return calibration, counts | calibration_metrics(calibration, cross_fitted(predicted, prepared.labels.counts))
@@ -142,7 +142,7 @@ def calibration_of_another(uri: str, labels: LabelIndex) -> Calibration:
     return Calibration.of_another(storage.read_parquet(uri), labels.fingerprint, labels.counts, uri)
 
 
-def _ask_a_worker(config: TrainConfig, function: Callable[..., T], *arguments: Any) -> T:
+def ask_a_worker(config: TrainConfig, function: Callable[..., T], *arguments: Any) -> T:
     """What ``function`` returns on the resources of a worker; here, where torch is loaded, if this machine is all there is."""
     if not is_cluster():
         return function(*arguments)

@@ -5,8 +5,6 @@ The bundle is written first, and a report that cannot be made is only a warning:
 
 from dataclasses import asdict
 
-import ray
-
 from xmc_ray import storage
 from xmc_ray.bundle.content import load_bundle
 from xmc_ray.data.labels import IntArray
@@ -14,7 +12,7 @@ from xmc_ray.data.token_cache import TokenCache
 from xmc_ray.metrics.confusion import Findings
 from xmc_ray.model.predict import predict
 from xmc_ray.on_ray.train.config import TrainConfig
-from xmc_ray.on_ray.train.export import settle
+from xmc_ray.on_ray.train.export import ask_a_worker, settle
 from xmc_ray.on_ray.train.journal import say
 from xmc_ray.on_ray.train.prepare import Prepared
 from xmc_ray.reports.curves import Curves
@@ -78,11 +76,9 @@ def _held_out(bundle: str, config: TrainConfig, tokens: TokenCache) -> Findings 
     chunks = tokens.some("validation", config.report.documents)
     if not len(chunks):
         return None
-    findings: Findings = ray.get(_predict.options(**config.workers.resources).remote(bundle, config.settled(), tokens, chunks))
-    return findings
+    return ask_a_worker(config, _predict, bundle, config.settled(), tokens, chunks)
 
 
-@ray.remote
 def _predict(bundle: str, config: TrainConfig, tokens: TokenCache, chunks: IntArray) -> Findings:
     """Predict some chunks of the held-out documents, one at a time, with the model of a bundle."""
     device, opened = settle(config), load_bundle(bundle)
