@@ -13,13 +13,13 @@ from in_process import InProcess
 
 from xmc_ray import storage
 from xmc_ray.data.documents import DocumentsConfig
-from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.errors import ConfigError, DataError, UnavailableError
 from xmc_ray.on_ray.tag import job, nights, output
 from xmc_ray.on_ray.tag.config import TagConfig
 from xmc_ray.on_ray.tag.nights import folder_of, tags_folder
 from xmc_ray.on_ray.tag.plan import PIECES, REUSED, Plan
 from xmc_ray.settings import fixed_settings
-from xmc_ray.storage import files
+from xmc_ray.storage import listing
 
 
 def test_rejects_of_an_older_version_are_merged(tmp_path: Path) -> None:
@@ -122,6 +122,59 @@ def test_a_night_that_replaces_another_leaves_it_until_the_end(tag: Callable[...
     tag(catalogue, "--overwrite", max_reject_share=0.1)
     assert len(read_night(folder)[0]) == 30
     assert not set(before) & {str(path) for path in Path(folder).glob("part-*")}
+
+
+@pytest.mark.parametrize("at", ["take_place", "confirm"])
+def test_a_replacement_that_fails_at_its_end_has_changed_nothing_of_the_night_that_stays(
+    at: str, tag: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its report and counts of labels included, by which others compare."""
+    catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(10)])
+    folder = tag(catalogue)
+    before = contents(folder)
+
+    def fail(*_: Any) -> None:
+        raise UnavailableError("storage is away")
+
+    with monkeypatch.context() as patch:
+        if at == "take_place":
+            patch.setattr(output, "take_place", fail)
+        else:
+            patch.setattr(output.Night, "check_place", fail)
+        with pytest.raises(UnavailableError):
+            tag(catalogue, "--overwrite", k=1)
+    assert contents(folder).items() >= before.items()
+    tag(catalogue, "--overwrite", k=1)
+    assert all(len(labels) == 1 for labels in read_night(folder)[0]["labels"].to_pylist())
+
+
+def test_whose_a_folder_was_is_never_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However a driver is killed while it clears the work of the run before up."""
+    folder = folder_of(str(tmp_path), "2026-11-23")
+    first = output.Night(folder, "0123abcd", {"config": {}})
+    first.begin()
+    work = Path(first.work)
+    for name in ("plan.json", "pieces/a.parquet", "rejects/b.parquet"):
+        (work / name).parent.mkdir(exist_ok=True)
+        (work / name).write_text("x")
+    removed: list[str] = []
+
+    def remove(uri: str) -> None:
+        removed.append(Path(uri).name)
+        if len(removed) in (1, 3):
+            raise KeyboardInterrupt
+        Path(uri).unlink()
+
+    second = output.Night(folder, "89abcdef", {"config": {}})
+    with monkeypatch.context() as patch:
+        patch.setattr(output.storage, "remove", remove)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                second.begin()
+            assert storage.read_json(work / "run.json")["run"] == "0123abcd"
+    second.begin()
+    assert storage.read_json(work / "run.json") == {"run": "89abcdef", "config": {}, "replaces": ["0123abcd"]}
+    assert removed[-1] != "plan.json" and [path.name for path in work.rglob("*.*")] == ["run.json"]
 
 
 def test_an_unfinished_night_of_an_older_version_is_resumed_and_another_is_named_by_its_setting(tmp_path: Path) -> None:
@@ -414,9 +467,9 @@ def test_a_finished_night_is_listed_once_when_it_is_started_again(
 ) -> None:
     catalogue = write(tmp_path / "in.parquet", [document(n) for n in range(10)])
     folder, listed = tag(catalogue), []
-    local_files = files._local_files
+    local_files = listing._local_files
     monkeypatch.setattr(
-        files, "_local_files", lambda path, *how, **more: [listed.append(path), *local_files(path, *how, **more)][1:]
+        listing, "_local_files", lambda path, *how, **more: [listed.append(path), *local_files(path, *how, **more)][1:]
     )
     assert tag(catalogue) == folder
     assert [listed.count(place) for place in (folder, tags_folder(folder))] == [1, 1]

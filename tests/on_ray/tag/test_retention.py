@@ -172,3 +172,39 @@ def test_nights_of_the_old_layout_are_taken_over_and_removed(tag_days: Callable[
     job("adopt", output)
     assert nights.all_nights(str(output)) == [f"{output}/_nights/dt=2026-11-{day}" for day in (20, 21)]
     assert nights.latest(str(output)).endswith("dt=2026-11-21")
+
+
+def test_a_bundle_that_a_night_in_the_making_needs_stays(
+    tag_days: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By what it was begun with: it has no manifest yet. Where nobody knows, none goes."""
+    output = tmp_path / "out"
+    folders = tag_days(20, 21)
+    manifest = json.loads(Path(folders[0], "manifest.json").read_text())
+    other = manifest | {"config": manifest["config"] | {"bundle": "/another"}}
+    Path(folders[1], "manifest.json").write_text(json.dumps(other))
+    Path(folders[1], "run.json").write_text(json.dumps(other))
+    assert retention.unused_bundles(decide(str(output), 1)) == [manifest["config"]["bundle"]]
+    begun = output / "_nights" / "dt=2026-11-23" / "_work" / "run.json"
+    storage.write_json(begun, {name: manifest[name] for name in ("run", "bundle", "config")})
+    assert retention.unused_bundles(decide(str(output), 1)) == []
+    begun.write_text("{")
+    capsys.readouterr()
+    assert retention.unused_bundles(decide(str(output), 1)) == []
+    assert f"no bundle is removed: that of {begun.parent.parent} is not known" in capsys.readouterr().out
+
+
+def test_the_night_that_was_just_made_stays_whatever_its_day(tag_days: Callable[..., list[str]], tmp_path: Path) -> None:
+    tag_days(21, 22)
+    (folder,) = tag_days(20, keep__nights=1)
+    assert [Path(night).name[-2:] for night in nights.all_nights(str(tmp_path / "out"))] == ["20", "22"]
+    assert nights.marker_of(folder) is not None
+
+
+def test_a_night_that_is_not_in_its_table_yet_stays(tag_days: Callable[..., list[str]], tmp_path: Path) -> None:
+    folders = tag_days(20, 21, 22)
+    for folder, other, snapshot in ((folders[0], None, None), (folders[1], "of before", 7)):
+        record = {"run": other or nights.marked_run(folder), "uuid": "", "attempts": [], "snapshot": snapshot}
+        Path(folder, "table.json").write_text(json.dumps(record))
+    decided = decide(str(tmp_path / "out"), 1)
+    assert days(decided, "not in its table yet") == ["20", "21"] and days(decided, "one of the latest") == ["22"]

@@ -245,6 +245,7 @@ def test_a_catalogue_that_is_away_leaves_the_night_finished(
         tag(catalogue, *IN_TABLE)
     folder = str(tmp_path / "out" / "_nights" / "dt=2026-11-23")
     assert len(read_night(folder)[0]) == 40 and nights.latest(str(tmp_path / "out")) == folder
+    assert storage.read_json(f"{folder}/table.json")["snapshot"] is None, "so that it stays until it is there"
     away = lake.file.rename(tmp_path / "away")
     lake.file.mkdir()
     with pytest.raises(UnavailableError, match="cannot be reached"):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fruit import manifest_of, write
 from pages import Page
@@ -91,3 +92,16 @@ def test_totals_do_not_depend_on_the_order_of_pieces() -> None:
     assert forward.label_scores[0] != backward.label_scores[0], "floats"
     assert forward.label_table() == backward.label_table()
     assert forward.expected_counts.tolist() == backward.expected_counts.tolist()
+
+
+@pytest.mark.parametrize("damage", ["bytes", "columns"])
+def test_counts_of_the_night_before_that_cannot_be_read_do_not_end_this_one(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if damage == "bytes":
+        (tmp_path / "label-counts.parquet").write_bytes(b"half a file")
+    else:
+        pq.write_table(pa.table({"name": ["red"]}), tmp_path / "label-counts.parquet")
+    totals = Totals(pa.table({"label": ["red"], "name": [None], "count": [1]}))
+    assert totals.drift_from_night(str(tmp_path)) is None
+    assert "warning: no drift from the night before: " in capsys.readouterr().out

@@ -89,7 +89,7 @@ def tag(config: TagConfig, runner: Runner | None = None) -> str:
     with reported(reporter):
         folder = _tag(config, runner, started, reporter)
     if config.keep.nights is not None:  # whatever becomes of it, the night is finished
-        for gone in remove_nights(config.output, decide(config.output, config.keep.nights)):
+        for gone in remove_nights(config.output, decide(config.output, config.keep.nights, made=folder)):
             print(f"removed: {gone}", flush=True)
     return folder
 
@@ -346,8 +346,9 @@ class _Tagging:
         uri, model = storage.join(self.night.work, _SCORING), self.model
         if storage.exists(uri):
             return replace(model, scoring=storage.read_json(uri))
-        if self.previous.folder:
-            model = replace(model, scoring=nights.manifest_of(self.previous.folder)["scoring"])
+        before: Any = nights.manifest_of(self.previous.folder)["scoring"] if self.previous.folder else "auto"
+        if before != "auto":  # which a night with nothing to tag has left open
+            model = replace(model, scoring=before)
         elif is_needed:
             texts = some_texts(plan.pieces.slice(0, _PIECES_MEASURED), self.rules, _MEASURED)
             model = settle_scoring(model, self.members, texts, self.config.n_listed, self.config.pool)

@@ -118,10 +118,15 @@ class Night:
 
     def begin(self) -> None:
         """Claim the folder for this night, unless it is claimed already."""
-        if not self._is_begun():
-            replaces = sorted(self._known_runs() - {self.run})
-            storage.remove(self.work, last=IDENTITY)
-            storage.write_json(join(self.work, IDENTITY), {"run": self.run, **self.identity, "replaces": replaces})
+        if self._is_begun():
+            return
+        claim, replaces = join(self.work, IDENTITY), sorted(self._known_runs() - {self.run})
+        # The earlier claim stays until this one takes its place, or it would be forgotten whose the files here are; so does its
+        # plan until its pieces are gone.
+        others = [file.uri for file in storage.all_files(self.work) if file.uri != claim]
+        for uri in sorted(others, key=lambda uri: -uri.count("/")):
+            storage.remove(uri)
+        storage.write_json(claim, {"run": self.run, **self.identity, "replaces": replaces})
 
     def _is_begun(self) -> bool:
         begun = read_own(join(self.work, IDENTITY))
@@ -152,8 +157,6 @@ class Night:
         rows = {kind: self._merged(kind, place, target_bytes, runner) for kind, place in places.items()}
         self._check_rows(manifest, [sum(rows[kind].values()) for kind in places])
         told, rows["changes"] = self._changes(plan, before, runner)
-        storage.patiently(storage.write_bytes, join(self.folder, REPORT), report.encode())
-        storage.write_parquet(join(self.folder, COUNTS), label_counts)
         marker: dict[str, Any] = {"run": self.run, "files": list(rows["pieces"])}
         marker |= {kind: list(rows[kind]) for kind in ("rejects", "changes")}
         marker["rows"] = {name: count for part in rows.values() for name, count in part.items()}
@@ -163,6 +166,9 @@ class Night:
             take_place(stage, tags_folder(self.folder), join(self.work, "replaced"))
         sizes = {file.uri: file.size for file in listed(self.folder)}
         marker["sizes"] = {name: sizes[uri] for name, uri in files_named(self.folder, marker).items()}
+        # not before: until then these are of the night that stays if this one fails
+        storage.patiently(storage.write_bytes, join(self.folder, REPORT), report.encode())
+        storage.patiently(storage.write_parquet, join(self.folder, COUNTS), label_counts)
         storage.patiently(storage.write_json, join(self.folder, MANIFEST), {**manifest, **told, **marker})
         storage.patiently(storage.write_json, join(self.folder, IDENTITY), {"run": self.run, **self.identity})
         confirm()

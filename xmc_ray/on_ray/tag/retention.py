@@ -124,14 +124,23 @@ def _remove_old(config: NightsConfig) -> None:
         print("nothing has been removed; give --yes to do so")
 
 
-def decide(output: str, keep: int) -> list[Stay]:
-    """All nights of an output, by day, each with the reason why it stays, if the ``keep`` latest finished ones do."""
+def decide(output: str, keep: int, made: str | None = None) -> list[Stay]:
+    """All nights of an output, by day, each with the reason why it stays, if the ``keep`` latest finished ones do.
+
+    ``made``: a night that has just been made, of whatever day.
+    """
     folders = all_nights(output)
     finished = [folder for folder in folders if marked_run(folder) is not None]
     stay = dict.fromkeys(finished[len(finished) - min(keep, len(finished)) :], f"one of the latest {keep}")
     pointer = read_own(join(output, nights.LATEST), "night")
     if pointer is not None and join(output, pointer["night"]) in finished:
         stay.setdefault(join(output, pointer["night"]), "the one that _latest.json names")
+    if made is not None:
+        stay.setdefault(made, "just made")
+    for folder in finished:
+        record = read_own(join(folder, TABLE), "snapshot")
+        if record is not None and (record["snapshot"] is None or record["run"] != marked_run(folder)):
+            stay.setdefault(folder, "not in its table yet")
     for folder in folders:
         if folder not in finished and not storage.exists(join(folder, REMOVED)):
             stay[folder] = "unfinished"
@@ -186,12 +195,20 @@ def _remove(folder: str) -> None:
 
 
 def unused_bundles(decided: Sequence[Stay]) -> list[str]:
-    """Addresses of the bundles that made nights which go, and none that stays. A place with another bundle by now is none."""
+    """Addresses of the bundles that made nights which go, and none that stays. A place with another bundle by now is none.
+
+    Nights that are being made, or made again, count by what they were begun with. None where nobody knows of a night that
+    stays.
+    """
     used: dict[bool, dict[str, dict[str, Any]]] = {True: {}, False: {}}
     for night in decided:
-        manifest = read_own(join(night.folder, MANIFEST), "config", "bundle")
-        for uri in _bundles(manifest):
-            used[bool(night.why)][uri] = manifest or {}
+        names = (MANIFEST, IDENTITY, join(WORK, IDENTITY)) if night.why else (MANIFEST,)
+        known = [content for name in names if (content := read_own(join(night.folder, name), "config", "bundle")) is not None]
+        for content in known:
+            used[bool(night.why)] |= dict.fromkeys(_bundles(content), content)
+        if night.why and not any(map(_bundles, known)):
+            print(f"no bundle is removed: that of {night.folder} is not known", flush=True)
+            return []
     unused = []
     for uri, manifest in used[False].items():
         if uri not in used[True] and not is_hub(uri):  # what lies on a hub is for others as well

@@ -10,6 +10,7 @@ Attempts are noted before they write data files, so that those of an attempt tha
 
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -85,6 +86,17 @@ def commit(table: "DayTable", folder: str, runner: Runner, confirm: Callable[[],
     try:
         snapshot = _commit(table, folder, runner, confirm)
     except XmcError as error:
+        record = read_own(join(folder, TABLE))
+        if record is None or record["run"] != marked_run(folder):  # so that the night stays until it is there
+            with suppress(XmcError):
+                pending: dict[str, Any] = {
+                    "catalog": table.catalog_name,
+                    "table": table.name,
+                    "uuid": "",
+                    "attempts": [],
+                    "snapshot": None,
+                }
+                storage.write_json(join(folder, TABLE), {"run": marked_run(folder), **pending})
         what = f"the night is finished, but not in the table {table.name}: {error.what}"
         way_out = "; then ".join(filter(None, [error.way_out, "run the same command again, which commits it"]))
         raise type(error)(what, where=error.where, found=error.found, expected=error.expected, way_out=way_out) from None

@@ -109,11 +109,15 @@ class Totals:
         return np.rint(self._score_sums).astype(np.int64)
 
     def drift_from_night(self, folder: str) -> Drift | None:
-        """Drift from another night; None if that has no counts."""
+        """Drift from another night; None if that has no counts, or none that can be read: it does not end this one."""
         uri = storage.join(folder, COUNTS)
         if not storage.exists(uri):
             return None
-        before = storage.read_parquet(uri)
+        try:
+            before = storage.read_parquet(uri, ["label", "scores"])
+        except DataError as error:
+            print(f"warning: no drift from the night before: {error}", flush=True)
+            return None
         ids = pc.index_in(before["label"], value_set=self.labels["label"].combine_chunks())
         known = pc.is_valid(ids).to_numpy()
         counts = np.zeros(len(self.labels), np.int64)
