@@ -196,20 +196,23 @@ def resolve(config: FiltersConfig, labels: pa.StringArray) -> LabelFilters:
     every_L = choices.allowed(config, "filters")
     if config.column is None:
         return LabelFilters.over({"": np.flatnonzero(every_L)}, len(labels))
-    allowed = {
-        name: np.flatnonzero(every_L & choices.allowed(part, f"filters.named.{name}")) for name, part in config.named.items()
-    }
+    allowed: dict[str, IntArray] = {}
+    for given, part in config.named.items():
+        if (name := given.strip()) in allowed:  # as the names in documents are trimmed
+            raise ConfigError("two filters have one name", found=name, way_out=f"rename filters.named.{name}")
+        allowed[name] = np.flatnonzero(every_L & choices.allowed(part, f"filters.named.{name}"))
     if table is not None and config.by is not None:
         for name, ids in table.groups(config.by).items():
             if name in allowed:
                 raise ConfigError("two filters have one name", found=name, way_out=f"rename filters.named.{name}")
             if len(ids) or not config.leave_out:
                 allowed[name] = ids[every_L[ids]]
-    if config.default is not None and config.default not in allowed:
-        raise ConfigError("filters.default is no filter", found=config.default, expected=f"one of {_shown(sorted(allowed))}")
+    default = None if config.default is None else config.default.strip()
+    if default is not None and default not in allowed:
+        raise ConfigError("filters.default is no filter", found=default, expected=f"one of {_shown(sorted(allowed))}")
     if not allowed:
         raise ConfigError("no filter has a label of the bundle", where=config.table, found=f"column {config.by!r}")
-    return LabelFilters.over(allowed, len(labels), config.column, config.default)
+    return LabelFilters.over(allowed, len(labels), config.column, default)
 
 
 class _LabelTable:
@@ -293,7 +296,7 @@ class _Choices:
         for column, wanted in where.items():
             assert self.table is not None
             groups = self.table.groups(column)
-            ids = [groups.get(value, _NONE) for value in wanted]
+            ids = [groups.get(value.strip(), _NONE) for value in wanted]
             self._check(f"{setting}.{column}", "values", wanted, np.array([len(part) > 0 for part in ids], bool))
             masks.append(_mask(len(self.labels), np.concatenate([_NONE, *ids])))
         return np.asarray(np.all(masks, axis=0)) if masks else self._none()
