@@ -13,6 +13,7 @@ from torch import Tensor
 
 from xmc_ray.bundle import regression
 from xmc_ray.bundle.regression import Known, RowsConfig, Shortlisted, from_documents, from_names, new_rows
+from xmc_ray.errors import DataError
 
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -87,3 +88,9 @@ def test_chunks_change_nothing_and_outputs_without_documents_come_from_names(mon
         torch.testing.assert_close(part[1], expected[1])
     used_DN = pairs.of(np.arange(4))
     assert used_DN.tolist() == [[group in row for group in (0, 1, 2, 0)] for row in pairs.shortlist_DK.tolist()]
+
+
+def test_where_all_labels_are_deprecated_no_name_teaches_anything() -> None:
+    known = Known(torch.ones(2, 3), torch.ones(2, 3), torch.full((2,), -torch.inf))
+    with pytest.raises(DataError, match="no label in use to learn from how a name becomes a label"):
+        from_names(torch.ones(1, 3), known, RowsConfig())

@@ -55,3 +55,8 @@ def test_budget_batches_cover_every_row_once(lengths: list[int], budget: int) ->
         assert len(rows) == 1 or len(rows) * max(lengths[row] for row in rows) <= budget
     longest = [max(lengths[row] for row in rows) for rows in batches]
     assert longest == sorted(longest, reverse=True)
+
+
+def test_a_micro_batch_of_empty_documents_has_a_column() -> None:
+    batch = make_batch(pa.array([[1, 2], [], []], pa.list_(pa.int32())))
+    assert [part.tokens_BT.shape for part in batch.split(3)] == [(1, 2), (1, 1), (1, 1)]

@@ -15,7 +15,7 @@ from xmc_ray.data.groups import LabelGroups
 from xmc_ray.model.lightxml import LightXML
 from xmc_ray.model.ranking import LabelTable
 from xmc_ray.model.recall import RecallHead
-from xmc_ray.model.sharding import Exchange, OwnedRows, part_of, seeded_normal, with_gradient
+from xmc_ray.model.sharding import Exchange, OwnedRows, mean_squares, part_of, seeded_normal, with_gradient
 
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
 GROUPS = LabelGroups(np.arange(20) % 7)
@@ -196,3 +196,11 @@ def test_a_known_gradient_is_chained_like_any_other() -> None:
     (value * 2).backward()
     assert value.item() == 7
     assert inputs.grad is not None and inputs.grad.tolist() == [60.0, 600.0]
+
+
+def test_documents_without_features_say_nothing_of_their_length() -> None:
+    parts = [torch.tensor([[3.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [1.0, 2.0]])]
+    mean_H, documents = mean_squares(parts, 2)
+    assert mean_H.tolist() == [5.0, 2.0] and documents == 4
+    assert mean_squares([torch.zeros(3, 2)], 2)[0].tolist() == [0.0, 0.0]
+    assert mean_squares([], 2)[0].tolist() == [0.0, 0.0]

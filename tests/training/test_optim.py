@@ -441,3 +441,16 @@ def test_averaging_is_off_by_default() -> None:
     assert averager.averaged == {}
     with averager.in_use(model):
         assert all(torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_first_step_is_the_first_with_features() -> None:
+    """Empty documents say nothing of the length of features: by a length of 0 every later step would be endless."""
+    rows = ScriptedRows(torch.zeros(2, 1, 4))
+    optimizer = RowAdagrad({"rows": rows}, 0.0)
+    full, rows.squares_H = rows.squares_H, torch.zeros(4)
+    rows.due = [RowGradients(torch.tensor([0]), torch.zeros(1, 1, 4), torch.ones(1, 1))]
+    optimizer.step(0.1)
+    assert optimizer.power == {} and not rows.bias.any() and not optimizer.square["rows"].any()
+    rows.squares_H = full
+    optimizer.step(0.1)
+    assert optimizer.power["rows"] == pytest.approx(1) and -10 < rows.bias[0] < 0

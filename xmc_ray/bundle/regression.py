@@ -25,6 +25,7 @@ from scipy import sparse
 from torch import Tensor
 
 from xmc_ray.data.labels import IntArray
+from xmc_ray.errors import DataError
 from xmc_ray.settings import PositiveFloat, PositiveInt, Settings, Share
 
 _CELLS = 1 << 24  # (document, output) cells that are in memory together
@@ -114,6 +115,9 @@ def from_documents(
 def from_names(name_NF: Tensor, known: Known, config: RowsConfig) -> tuple[Tensor, Tensor]:
     """float32[N, F] and float32[N]: the module's A (x, 1) for names with features x; A is not fitted on deprecated labels."""
     in_use_E = known.bias_E.isfinite()
+    if not in_use_E.any():
+        way_out = "give labelled documents of the new labels"
+        raise DataError("no label in use to learn from how a name becomes a label", found="deprecated ones", way_out=way_out)
     x_EI = F.pad(known.name_EF[in_use_E], (0, 1), value=1.0).double()
     rows_EI = torch.cat([known.weight_EF.float(), known.bias_E[:, None]], dim=1)[in_use_E].double()
     square = x_EI.T @ x_EI

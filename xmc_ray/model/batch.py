@@ -46,7 +46,7 @@ class Batch:
 
     def _rows(self, first: int, last: int) -> "Batch":
         mask_BT = self.mask_BT[first:last]
-        width = int(mask_BT.sum(1).max())
+        width = max(1, int(mask_BT.sum(1).max()))  # of empty documents, as in `make_batch`
         inside_P, inside_J = ((row >= first) & (row < last) for row in (self.row_P, self.row_J))
         truth = self.row_P[inside_P] - first, self.label_P[inside_P]
         judged = self.row_J[inside_J] - first, self.label_J[inside_J]

@@ -58,7 +58,7 @@ def predict(
     masks = None if filters is None else model.filter_masks(filters.filters)
     scores, labels = np.zeros((len(tokens), k), np.float32), np.full((len(tokens), k), -1, np.int64)
     with _predicting(model, config) as device:
-        for rows in budget_batches(list_lengths(tokens), config.tokens_at_once(device)):
+        for rows in budget_batches(_read_lengths(model, tokens), config.tokens_at_once(device)):
             if filters is not None:
                 rows = rows[filters.number_D[rows].argsort(kind="stable")]
             shares = [rows[rank :: exchange.world] for rank in range(exchange.world)]
@@ -77,7 +77,7 @@ def mean_loss(model: LightXML, tokens: pa.ListArray, truth: pa.ListArray, config
     """
     exchange, total = model.exchange, 0.0
     with _predicting(model, config) as device:
-        for rows in budget_batches(list_lengths(tokens), config.tokens_at_once(device)):
+        for rows in budget_batches(_read_lengths(model, tokens), config.tokens_at_once(device)):
             batch = make_batch(tokens.take(pa.array(rows)), truth.take(pa.array(rows)))
             losses = torch.stack(model(batch, len(rows) * exchange.world)).double().sum()  # all workers have the same rows
             total += exchange.sum(losses).item() * len(rows)
@@ -88,7 +88,7 @@ def features(model: LightXML, tokens: pa.ListArray, config: PredictConfig) -> to
     """float32[D, F], on the CPU: features of documents ``tokens`` (list<int32>[D]), in their order; for a single process."""
     features_DF = torch.zeros(len(tokens), model.width)
     with _predicting(model, config) as device:
-        for rows in budget_batches(list_lengths(tokens), config.tokens_at_once(device)):
+        for rows in budget_batches(_read_lengths(model, tokens), config.tokens_at_once(device)):
             features_DF[rows] = model.features(make_batch(tokens.take(pa.array(rows)))).float().cpu()
     return features_DF
 
@@ -105,9 +105,22 @@ def margins(model: LightXML, tokens: pa.ListArray, label_DC: IntArray) -> torch.
     return z_DC
 
 
+def _read_lengths(model: LightXML, tokens: pa.ListArray) -> IntArray:
+    """int64[D]: the tokens that the costly part of the model reads, which is the encoder if there is one."""
+    lengths = list_lengths(tokens)
+    most = getattr(model.encoder, "max_tokens", None)
+    return lengths if most is None else np.minimum(lengths, most)
+
+
 def computed_by(model: LightXML, precision: Precision) -> str:
-    """The name of the arithmetic of a ``model`` where it is now, see `arithmetic`."""
-    return arithmetic(precision, next(model.parameters()).device.type, model.encoder is not None)
+    """The name of the arithmetic of a ``model`` where it is now, see `arithmetic`; a GPU without bfloat16 has float32."""
+    device = next(model.parameters()).device
+    return arithmetic(precision if _can(device) else "float32", device.type, model.encoder is not None)
+
+
+def _can(device: torch.device) -> bool:
+    """Whether all formats are there; a CPU without instructions for one computes in it all the same."""
+    return device.type == "cpu" or has_bfloat16(device)
 
 
 @contextmanager
@@ -119,9 +132,8 @@ def computing(model: LightXML, precision: Precision) -> Iterator[torch.device]:
     """
     device = next(model.parameters()).device
     in_bfloat16 = computed_by(model, precision).endswith("bfloat16")
-    if in_bfloat16 and device.type != "cpu" and not has_bfloat16(device):
+    if not _can(device) and arithmetic(precision, device.type, model.encoder is not None).endswith("bfloat16"):
         warn_caller("this GPU has no bfloat16: it computes in float32")
-        in_bfloat16 = False
     mode: AbstractContextManager[object] = nullcontext()
     if in_bfloat16:
         mode = _AttentionInFloat32() if device.type == "cpu" else cast_together(model, torch.bfloat16)

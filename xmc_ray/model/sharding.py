@@ -211,8 +211,8 @@ class OwnedRows(nn.Module):
         return (group >= self.own.start) & (group < self.own.stop)
 
     def input_squares(self) -> tuple[Tensor, int]:
-        """The mean square of each input, float32[H], over the documents of all workers since the last call of `gradients`; and
-        their number.
+        """The mean square of each input, float32[H], over the documents of all workers since the last call of `gradients` that
+        have any that is not 0; and the number of all of them.
         """
         raise NotImplementedError
 
@@ -222,12 +222,15 @@ class OwnedRows(nn.Module):
 
 
 def mean_squares(parts_BH: Sequence[Tensor], width: int) -> tuple[Tensor, int]:
-    """The mean square of each column, float32[H], over the rows of all parts, and their number; zeros without any."""
+    """The mean square of each column, float32[H], over the rows of all parts that are not zero; and the number of all rows.
+
+    An empty document has no features, and says nothing of their length.
+    """
     if not parts_BH:
         return torch.zeros(width), 0
-    total_H = torch.stack([part_BH.float().square().sum(0) for part_BH in parts_BH]).sum(0)
-    n = sum(len(part_BH) for part_BH in parts_BH)
-    return total_H / max(1, n), n
+    squares_BH = [part_BH.float().square() for part_BH in parts_BH]
+    filled = torch.stack([(part_BH > 0).any(1).sum() for part_BH in squares_BH]).sum()
+    return torch.stack([part_BH.sum(0) for part_BH in squares_BH]).sum(0) / filled.clamp(min=1), sum(map(len, parts_BH))
 
 
 def seeded_normal(rows: range, shape: tuple[int, ...], std: float, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -193,8 +193,10 @@ class RowAdagrad:
     def step(self, lr: float) -> None:
         """Update the rows that have gradients, a chunk of groups at a time."""
         for name, head in self.heads.items():
-            if name not in self.power:
-                self._start(name, head)
+            if name not in self.power and not self._start(name, head):
+                for _ in head.gradients():  # dropped: only biases would learn from documents without features
+                    pass
+                continue
             bias_power = self._bias_power(name)
             reach = lr * math.sqrt(_INPUTS) / max(math.sqrt(self.power[name] + bias_power), _TINY)
             kept = 1 - lr * self.decay
@@ -208,9 +210,14 @@ class RowAdagrad:
                 part.descend(head.weight, kept, rate)
                 head.bias[part.groups] -= bias * rate * bias_power
 
-    def _start(self, name: str, head: OwnedRows) -> None:
-        """What stays as it is in the first step: lengths, scales, and what accumulators begin with."""
+    def _start(self, name: str, head: OwnedRows) -> bool:
+        """What stays as it is in the first step: lengths, scales, and what accumulators begin with.
+
+        False where no document of the step has features: then the next one is the first.
+        """
         square_H, documents = head.input_squares()
+        if not square_H.any():
+            return False
         if head.steady:
             own_H, scale_H = square_H[: head.steady], torch.ones_like(square_H)
             mean = own_H.mean()
@@ -219,6 +226,7 @@ class RowAdagrad:
             square_H = square_H * scale_H.square()
         self.power[name] = square_H.sum().item()
         self.square[name] += (self.power[name] + self._bias_power(name)) / max(1, documents) ** 2
+        return True
 
     def _bias_power(self, name: str) -> float:
         """The square of the input that the bias is the weight of."""
