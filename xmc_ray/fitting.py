@@ -28,6 +28,7 @@ from xmc_ray.training.fit import (
     FitConfig,
     build_model,
     epoch_plan,
+    in_chunks,
     progress_figures,
     sample_loss,
     share_of_batches,
@@ -99,7 +100,7 @@ def fit(
     tokens, truth = (documents[name].combine_chunks() for name in ("tokens", "labels"))
     groups = group_labels(config.groups, [tokens], [truth], len(given.index))
     epoch_plan(config.loop, len(documents)).check(config.loop.accumulate)
-    weight_F = term_weights([tokens], config.lexical) if config.lexical.width else None
+    weight_F = term_weights(in_chunks(tokens), config.lexical) if config.lexical.width else None
     model = build_model(config, tokenizer, given.index, groups, weight_F=weight_F, device=device)
     with FollowedFit(callbacks, asdict(config)) as followed:
         state, losses = _train(config, model, documents, on_step, followed)

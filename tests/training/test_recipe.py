@@ -114,3 +114,8 @@ def test_a_setting_that_a_recipe_decides_is_refused_by_name() -> None:
         undecided(FitConfig(lexical=LexicalConfig(width=64)))
     with pytest.raises(ConfigError, match=r"loop\.epochs"):
         undecided(FitConfig(loop=LoopConfig(epochs=3)))
+
+
+def test_millions_of_labels_are_never_tried_flat() -> None:
+    assert "words, flat" in ladder(replace(HUGE, labels=200_000))
+    assert "words, flat" not in ladder(replace(HUGE, labels=200_001))

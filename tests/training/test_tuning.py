@@ -1,8 +1,10 @@
 """Trials of recipes without Ray: what they get, what they are judged by, and what calibrates the model that is trained then."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +17,7 @@ from xmc_ray.data.labels import LabelIndex
 from xmc_ray.data.split import ValidationConfig
 from xmc_ray.metrics.calibration import DEPTH
 from xmc_ray.model.encoder import EncoderConfig
-from xmc_ray.model.lexical import LexicalConfig, term_weights
+from xmc_ray.model.lexical import LexicalConfig
 from xmc_ray.model.lightxml import ModelConfig
 from xmc_ray.model.linear import LinearConfig
 from xmc_ray.model.predict import PredictConfig, predict
@@ -23,7 +25,7 @@ from xmc_ray.model.svm import train_linear
 from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.training import tuning
 from xmc_ray.training.fit import FitConfig
-from xmc_ray.training.loop import LoopConfig
+from xmc_ray.training.loop import LoopConfig, Step
 from xmc_ray.training.recipe import Candidate
 from xmc_ray.training.tuning import (
     FINISHED,
@@ -54,10 +56,9 @@ def tried(tiny_encoder: Path, lift: float, candidates: int = 0) -> list[Trial]:
         loop=LoopConfig(epochs=4, batch_size=8),
     )
     groups = LabelGroups(np.arange(len(index)))
-    weight_F = term_weights([tokens], config.lexical)
     trials = []
     for trial, calibration in run_trial(
-        config, tokenizer, index, groups, weight_F, table.slice(24).combine_chunks(), table.slice(0, 24).combine_chunks(), "cpu"
+        config, tokenizer, index, groups, table.slice(24).combine_chunks(), table.slice(0, 24).combine_chunks(), "cpu"
     ):
         trials.append(trial)
         first = calibration.hit_N.reshape(24, -1)[:, 0]  # all labels of each held-out document, best first
@@ -74,6 +75,21 @@ def test_a_trial_reports_its_quarters_and_ends_with_the_best_lift(lift: float, c
     assert trials[-1].lift in (LIFTS if lift else [0.0]) and trials[-1].weight in (WEIGHTS if candidates else [0.0])
     assert all(one.passes < other.passes for one, other in pairwise(trials)) and trials[-1].passes == 4.0
     assert trials[-1].documents == 72 and trials[-1].figures["P@1"] > 0.9
+    assert all(0 < trial.rate < 1e6 for trial in trials)
+
+
+def test_the_rate_of_a_trial_counts_no_document_of_a_step_whose_end_it_has_not_seen(
+    tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock is read when a step begins: one of a few large steps would be too fast by one of them."""
+
+    def four_steps(*_: Any) -> Iterator[Step]:
+        for number in range(1, 5):
+            yield Step(number, 0, number / 5, 0.0, 0.0, 8 * number, 0, 0, number - 1.0, 0.0)
+
+    monkeypatch.setattr(tuning, "train", four_steps)
+    *_, last = tried(tiny_encoder, 0.0, 0)
+    assert last.rate == 8.0
 
 
 def test_scores_of_each_weight_are_those_of_a_model_with_it() -> None:
@@ -98,6 +114,7 @@ def test_a_recipe_is_settled_by_its_trial() -> None:
     assert Trial(FINISHED, lift=0.5, weight=2.0).settled(recipe).linear == LinearConfig(candidates=25, weight=2.0)
     without = Trial(FINISHED, lift=0.5).settled(recipe)
     assert without.linear.candidates == 0 and without.model.lift == 0.5
+    assert Trial("stopped, behind the others", {"P@1": 0.5}).settled(recipe) == recipe, "it has chosen nothing"
 
 
 def test_a_trial_makes_as_many_passes_over_its_part_as_the_training_over_everything() -> None:

@@ -101,6 +101,11 @@ def check_encoders(own: str | None, expected: object, exchange: Exchange, device
         )
 
 
+def in_chunks(documents: pa.ListArray) -> Iterator[pa.ListArray]:
+    """Documents in memory as chunks, so that what is made of each takes no memory for all of them at once."""
+    return (documents.slice(first, CHUNK) for first in range(0, len(documents), CHUNK))
+
+
 def epoch_plan(config: LoopConfig, n_documents: int) -> EpochPlan:
     """The order of ``n_documents`` training documents."""
     return EpochPlan(n_documents=n_documents, batch_size=config.batch_size, window=config.window, seed=config.seed)

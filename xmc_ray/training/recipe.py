@@ -30,6 +30,7 @@ _STEPS = {True: 2_000, False: 4_000}  # at least, by whether labels are frequent
 _PASSES = {"words": (4, 64), "transformer": (2, 16)}  # at least, but for many documents, and at most
 _PASSES_OF_MANY = 2
 _FLAT = 50_000  # labels up to which every label is scored for every document
+_FLAT_AT_ALL = 200_000  # labels up to which that is tried: a step takes memory for each label and document
 _READ = 64  # tokens that the transformer reads
 
 
@@ -42,19 +43,26 @@ class Candidate:
     config: FitConfig
 
 
-def undecided(config: FitConfig) -> FitConfig:
-    """The settings to read documents by before a recipe is chosen: those of ``config`` that no recipe decides.
+def free_settings(config: FitConfig) -> FitConfig:
+    """Those of ``config`` that no recipe decides; the others at their defaults.
 
-    These are the encoder's name, the fields, the feedback, the seeds, and the loop's time, precision and memory. Raises
-    ConfigError for any other that is not at its default.
+    These are the encoder's name, the fields, the feedback, the seeds, and the loop's time, precision and memory.
     """
-    free = FitConfig(
+    return FitConfig(
         encoder=EncoderConfig(name=config.encoder.name),
         text=TextConfig(fields=config.text.fields, first=config.text.first),
         groups=GroupsConfig(seed=config.groups.seed),
         loop=LoopConfig(**{name: getattr(config.loop, name) for name in _FREE}),
         feedback=config.feedback,
     )
+
+
+def undecided(config: FitConfig) -> FitConfig:
+    """The settings to read documents by before a recipe is chosen: `free_settings`.
+
+    Raises ConfigError for any other that is not at its default.
+    """
+    free = free_settings(config)
     given = FitConfig(**{name: getattr(config, name) for name in vars(free)})
     other = difference(fixed_settings(free), fixed_settings(given))
     if other is not None:
@@ -91,7 +99,7 @@ def candidates(profile: Profile, config: FitConfig, depth: int) -> list[Candidat
     if depth:
         why = "a pretrained encoder knows words that are too rare to learn here"
         ladder.insert(0 if frequent else 1, Candidate("transformer", why, _with_transformer(profile, words, depth)))
-    if profile.labels > 1_000:
+    if 1_000 < profile.labels <= _FLAT_AT_ALL:
         groups, why = (1, "no label is lost to the shortlist") if words.groups.max_size > 1 else (32, "more passes in a time")
         ladder.append(Candidate("words, in groups" if groups > 1 else "words, flat", why, _heads(words, groups)))
     turned = replace(words, optim=_rates(words.optim, not frequent), lexical=_lexical(profile, not frequent))

@@ -30,7 +30,7 @@ from xmc_ray.model.precision import settled
 from xmc_ray.model.predict import computed_by, margins, predict
 from xmc_ray.model.svm import train_linear
 from xmc_ray.model.tokenizer import Tokenizer
-from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, share_of_batches
+from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, in_chunks, share_of_batches
 from xmc_ray.training.loop import TrainState, train
 from xmc_ray.training.recipe import Candidate, candidates, pretrained_layers
 
@@ -69,7 +69,9 @@ class Trial:
         return float(np.mean([*self.figures.values()])) if self.figures else -1.0
 
     def settled(self, recipe: FitConfig) -> FitConfig:
-        """The recipe with what was chosen when it was tried."""
+        """The recipe with what was chosen when it was tried to its end."""
+        if self.state != FINISHED:  # no linear ranker has been there to choose a weight for
+            return recipe
         linear = replace(recipe.linear, weight=self.weight) if self.weight else LinearConfig()
         return replace(recipe, model=replace(recipe.model, lift=self.lift), linear=linear)
 
@@ -220,18 +222,17 @@ def choose(
         part = _some(documents, use_D == 0, round_.documents, config.loop.seed)
         columns = [[part[name].combine_chunks()] for name in ("tokens", "labels")]
         reached: list[tuple[Trial, Calibration | None]] = []
-        errors: list[ModelError] = []
+        errors: list[Exception] = []
         for recipe in round_.recipes:
             limited = timed(recipe.config, round_.minutes)
             groups = group_labels(limited.groups, columns[0], columns[1], len(labels))
-            weight_F = term_weights(columns[0], limited.lexical) if limited.lexical.width else None
             try:
-                *_, last = run_trial(limited, tokenizer, labels, groups, weight_F, part, held_out, device)
+                *_, last = run_trial(limited, tokenizer, labels, groups, part, held_out, device)
                 reached.append(last)
-            except ModelError as error:
+            except (ModelError, MemoryError, torch.OutOfMemoryError) as error:
                 errors.append(error)
                 reached.append((Trial(f"failed: {error}"), None))
-        if len(errors) == len(reached):
+        if len(errors) == len(reached) and round_.stops:  # the first round: after it there is something to fall back to
             raise errors[0]
         return reached
 
@@ -240,8 +241,10 @@ def choose(
     trials = {recipe.name: trial for recipe, (trial, _) in zip(recipes, reached, strict=True)}
     second = budget.second_round(recipes, [trial for trial, _ in reached], n_train)
     if second is not None:
-        recipes, reached = second.recipes, tried(second)
-        trials |= {recipe.name: trial for recipe, (trial, _) in zip(recipes, reached, strict=True)}
+        again = tried(second)
+        trials |= {recipe.name: trial for recipe, (trial, _) in zip(second.recipes, again, strict=True)}
+        if any(trial.figures for trial, _ in again):
+            recipes, reached = second.recipes, again
     best = max(range(len(recipes)), key=lambda number: reached[number][0].score)  # the first of equal ones
     trial, calibration = reached[best]
     chosen = trial.settled(timed(recipes[best].config, budget.of_training))
@@ -259,7 +262,6 @@ def run_trial(
     tokenizer: Tokenizer,
     labels: LabelIndex,
     groups: LabelGroups,
-    weight_F: npt.NDArray[np.float32] | None,
     documents: pa.Table,
     held_out: pa.Table,
     device: str,
@@ -269,20 +271,24 @@ def run_trial(
     Tables have columns ``tokens``, ``labels`` and perhaps ``judged``, list<int32> each. The last trial is finished: it has the
     linear ranker, if the recipe has one, and the best of `LIFTS` and `WEIGHTS`. The calibration is of its held-out predictions.
     """
+    weight_F = term_weights(in_chunks(documents["tokens"].combine_chunks()), recipe.lexical) if recipe.lexical.width else None
     model = build_model(recipe, tokenizer, labels, groups, device=device, weight_F=weight_F)
     state, plan = TrainState.start(model, recipe.optim), epoch_plan(recipe.loop, len(documents))
     plan.check(recipe.loop.accumulate)
     batches_from = partial(share_of_batches, documents, plan, recipe.loop.epochs, exchange=model.exchange)
-    measure = partial(_measured, state, recipe, labels, len(documents), held_out)
-    quarter = 1
+    measure, rate = partial(_measured, state, recipe, labels, len(documents), held_out), 0.0
+    quarter, before = 1, 0
     for step in train(state, model, batches_from, plan.steps, recipe.loop):
+        if step.seconds > 0:
+            rate = before / step.seconds  # the clock has been read at the beginning of the step
+        before = step.documents
         if quarter < QUARTERS and step.progress >= quarter / QUARTERS:
             quarter += 1
-            yield measure("unfinished", [recipe.model.lift])
+            yield measure("unfinished", [recipe.model.lift], rate)
     if recipe.linear.candidates:
         with state.averager.in_use(model):
             model.linear = train_linear(model, documents, recipe.linear, recipe.loop.prediction)
-    yield measure(FINISHED, LIFTS)
+    yield measure(FINISHED, LIFTS, rate)
 
 
 def _measured(
@@ -293,13 +299,14 @@ def _measured(
     held_out: pa.Table,
     how: str,
     lifts: Sequence[float],
+    rate: float,
 ) -> tuple[Trial, Calibration]:
     """With the best of some lifts and, if the model has a linear ranker, of `WEIGHTS`."""
     model, prediction, n_labels = state.model, recipe.loop.prediction, len(labels)
     tokens, truth = (held_out[name].combine_chunks() for name in ("tokens", "labels"))
     by = computed_by(model, prediction.precision)
     cost: dict[str, Any] = {"documents": documents, "passes": state.documents / documents}
-    cost["rate"] = state.documents / max(state.seconds, 1e-9)
+    cost["rate"] = rate
     lift_G = model.recall.lift
     whole_G = None if lift_G is None else lift_G.clone()  # of the recipe's own lift
     reached = []

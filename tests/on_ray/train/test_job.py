@@ -12,6 +12,7 @@ from families import changed
 
 from xmc_ray import command
 from xmc_ray.data.documents import DocumentsConfig
+from xmc_ray.data.feedback import FeedbackConfig
 from xmc_ray.errors import ConfigError, DataError, ModelError, UnavailableError, XmcError
 from xmc_ray.exits import exit_code
 from xmc_ray.model.encoder import EncoderConfig
@@ -104,6 +105,22 @@ def test_a_run_of_an_older_version_is_resumed_or_refused_in_one_line(config: Tra
     assert "\n" not in str(refused.value)
 
 
+def test_an_automatic_run_is_not_gone_on_with_by_other_settings(tmp_path: Path) -> None:
+    """Those that no recipe decides; the recipe itself is that of the run."""
+    documents = DocumentsConfig(uri="x")
+    asked = TrainConfig(documents=documents, output=str(tmp_path), recipe="auto", loop=LoopConfig(minutes=10.0))
+    began = replace(asked, loop=replace(asked.loop, epochs=3, batch_size=7))
+    (tmp_path / "run.toml").write_text(command.to_toml(began))
+    assert job._as_begun(asked).loop == began.loop
+    for other, found in (
+        ({"loop": LoopConfig(minutes=600.0)}, r"loop\.minutes = 10\.0 instead of 600\.0"),
+        ({"encoder": EncoderConfig(name="another")}, r"encoder\.name = .* instead of '.*another'"),
+        ({"feedback": FeedbackConfig(uri="/verdicts")}, r"feedback\.uri = None instead of '/verdicts'"),
+    ):
+        with pytest.raises(ConfigError, match=rf"a run with other settings: .*; found {found}"):
+            job._as_begun(replace(asked, **other))  # type: ignore[arg-type]
+
+
 def test_a_checkpoint_that_is_not_there_is_told_before_the_documents_are_read(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +204,11 @@ def test_an_encoder_is_tried_before_a_document_is_read(
     config = replace(config, output=str(tmp_path / "run"), encoder=encoder, lexical=LexicalConfig(width=8))
     for step in ("connect", "prepare"):
         monkeypatch.setattr(job, step, lambda *_: pytest.fail("too late"))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(ModelError, match="the tokenizer does not tell texts apart"):
+        job.run(config)
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setattr(job, "connect", lambda: None)  # a Ray of this machine starts meanwhile
     with pytest.raises(ModelError, match="the tokenizer does not tell texts apart"):
         job.run(config)
 

@@ -4,10 +4,12 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from followers import Recorder
@@ -25,6 +27,7 @@ from xmc_ray.on_ray.train.tune import JUDGED_BY, TuneConfig
 from xmc_ray.training import tuning
 from xmc_ray.training.fit import FitConfig
 from xmc_ray.training.loop import LoopConfig
+from xmc_ray.training.tuning import FINISHED, Trial
 
 
 def tuned(fruit: Path, encoder: Path, output: Path, *further: str) -> list[str]:
@@ -158,6 +161,40 @@ def test_trials_of_other_documents_or_verdicts_are_not_gone_on_with(
     (tmp_path / "train.parquet").write_bytes((fruit / "test.parquet").read_bytes())
     with pytest.raises(ConfigError, match="other documents than in the trials"):
         tuned(tmp_path, tiny_encoder, tmp_path / "out", *settings)
+
+
+def test_judges_are_drawn_from_all_over_the_held_out_documents() -> None:
+    """They lie in the order of the files, such as one language after the other."""
+    tables = [pa.table({"tokens": [[number]] * 4096, "labels": [[0]] * 4096}) for number in range(40)]
+    cache = SimpleNamespace(
+        some=lambda split, documents: np.arange(min(40, documents // 4096)) * 40 // min(40, documents // 4096),
+        chunks=lambda split, numbers: (tables[number] for number in numbers),
+    )
+    drawn: Any = tune._some(SimpleNamespace(tokens=cache), "validation", 4096)  # type: ignore[arg-type]
+    found = drawn["tokens"].combine_chunks().flatten().to_numpy()
+    assert len(drawn) == 4096 and len(np.unique(found)) == 16 and np.bincount(found).max() < 400
+
+
+def test_a_second_round_that_fails_leaves_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Profile.of([pa.array([[1, 2]])], [pa.array([[0]])], LabelIndex.count([pa.array([["a"]])]))
+    recipes = [tune.Candidate(name, "", FitConfig(loop=LoopConfig(epochs=n))) for n, name in enumerate(("words", "others"), 1)]
+    reached = [Trial(FINISHED, {"P@1": score}, documents=100, passes=1.0, rate=100.0) for score in (0.5, 0.6)]
+    rounds = iter([reached, [Trial("failed: out of luck")] * 3])
+    for name, value in {
+        "prepare": lambda _: SimpleNamespace(tokenizer=None, labels=["a"], counts={"train": 5_000, "validation": 500}),
+        "profile": lambda _: data,
+        "ladder": lambda *_: recipes,
+        "_slots": lambda _: 2,
+        "_tried": lambda config, round_: next(rounds)[: len(round_.recipes)],
+    }.items():
+        monkeypatch.setattr(tune, name, value)
+    config = TuneConfig(documents=DocumentsConfig(uri="x"), output=str(tmp_path), minutes=20.0)
+    assert tune.choose(config).loop.epochs == 2
+    table = (tmp_path / "tune.md").read_text()
+    assert "**others** is trained" in table and table.count("out of luck") >= 2 and next(rounds, None) is None
+    workers = replace(config, workers=replace(config.workers, count=2))
+    with pytest.raises(ConfigError, match="more workers than label groups; found 2 workers, 1 groups of the recipe 'words'"):
+        tune.choose(workers)
 
 
 def test_trials_on_record_are_not_repeated(

@@ -39,8 +39,10 @@ from xmc_ray.storage.lease import DRIVER, Lease, held, is_free
 from xmc_ray.storage.places import check_apart, check_writable
 from xmc_ray.training.checkpoint import Identity, Saved, find
 from xmc_ray.training.fit import epoch_plan
-from xmc_ray.training.recipe import undecided
+from xmc_ray.training.recipe import free_settings, undecided
 from xmc_ray.training.tuning import ladder
+
+_OTHER_PLACE = "choose another output or remove it"
 
 
 def run(config: TrainConfig) -> str:
@@ -79,6 +81,8 @@ def _make(config: TrainConfig, lease: Lease, callbacks: list[Callback]) -> tuple
     tokenizer = Tokenizer.load(config.encoder.name, config.text.max_tokens)
     with ThreadPoolExecutor(1) as beside:  # both take seconds, and neither of them both cores
         trial = beside.submit(try_encoder, config.encoder, tokenizer, config.settled().loop.precision)
+        if is_cluster():
+            trial.result()  # what is wrong is told before a cluster is waited for
         connect()
         encoder = trial.result()
     check_room("workers", least, workers.needs)
@@ -114,11 +118,15 @@ def _make(config: TrainConfig, lease: Lease, callbacks: list[Callback]) -> tuple
 
 
 def _as_begun(config: TrainConfig) -> TrainConfig:
-    """With the recipe of a run that has begun, if there is one. Raises ConfigError for settings that a recipe decides."""
+    """With the recipe of a run that has begun, if there is one.
+
+    Raises ConfigError for settings that a recipe decides, and for others than those that the run began with.
+    """
     free, written = undecided(config), storage.join(config.output, "run.toml")
     if storage.exists(written):
         began = resumed(config, storage.read_bytes(written).decode())
         if began.recipe == "auto":
+            _refuse(config, difference_in_words(*(fixed_settings(free_settings(one)) for one in (began, config))))
             return replace(config, **{name: getattr(began, name) for name in vars(free)})
     return config
 
@@ -140,27 +148,30 @@ def _is_finished(config: TrainConfig, bundle: str) -> bool:
 
     Raises ConfigError if it holds something else or a run with other settings, and for ``never`` if it holds anything.
     """
-    other_place = "choose another output or remove it"
     if is_free(config.output):
         return False
     if config.resume == "never":
-        raise ConfigError("the run folder is not empty", where=config.output, way_out=f"{other_place}, or --resume auto")
+        raise ConfigError("the run folder is not empty", where=config.output, way_out=f"{_OTHER_PLACE}, or --resume auto")
     written = storage.join(config.output, "run.toml")
     if not storage.exists(written):
         ours = storage.join(config.output, "tokens") + "/", storage.join(config.output, DRIVER)
         foreign = [file.uri for file in storage.all_files(config.output) if not file.uri.startswith(ours)]
         if foreign:
-            raise ConfigError("the run folder is not empty", where=config.output, found=foreign[0], way_out=other_place)
+            raise ConfigError("the run folder is not empty", where=config.output, found=foreign[0], way_out=_OTHER_PLACE)
         return False
     began = resumed(config, storage.read_bytes(written).decode())
-    other = difference_in_words(fixed_settings(began), fixed_settings(config))
-    if other:
-        what = "the run folder holds a run with other settings"
-        raise ConfigError(what, where=config.output, found=other, way_out=other_place)
+    _refuse(config, difference_in_words(fixed_settings(began), fixed_settings(config)))
     if not storage.exists(storage.join(bundle, MARKER)):
         return False
     read_settings(bundle)
     return True
+
+
+def _refuse(config: TrainConfig, other: str | None) -> None:
+    """ConfigError if there is another setting than the run began with."""
+    if other:
+        what = "the run folder holds a run with other settings"
+        raise ConfigError(what, where=config.output, found=other, way_out=_OTHER_PLACE)
 
 
 def _check_workers(config: TrainConfig, prepared: Prepared) -> None:
