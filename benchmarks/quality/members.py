@@ -44,7 +44,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         pq.write_table(rest, f"{folder}/train.parquet")
         settings = {"documents.uri": f"{folder}/train.parquet", "encoder": minilm(), "output": f"{folder}/tuned"}
-        settings |= {"minutes": given.minutes, "members": given.members}
+        settings |= {"documents.id": "null", "minutes": given.minutes, "members": given.members}
         call = [sys.executable, str(ROOT / "jobs" / "tune.py"), *(f"--{name}={value}" for name, value in settings.items())]
         subprocess.run(call, check=True, stdout=sys.stderr, env=os.environ | {"PYTHONPATH": str(ROOT)})
         bundles = sorted(Path(folder, "tuned").glob("run*/bundle"))
