@@ -178,7 +178,7 @@ def test_judges_are_drawn_from_all_over_the_held_out_documents() -> None:
 def test_a_second_round_that_fails_leaves_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = Profile.of([pa.array([[1, 2]])], [pa.array([[0]])], LabelIndex.count([pa.array([["a"]])]))
     recipes = [tune.Candidate(name, "", FitConfig(loop=LoopConfig(epochs=n))) for n, name in enumerate(("words", "others"), 1)]
-    reached = [Trial(FINISHED, {"P@1": score}, documents=100, passes=1.0, rate=100.0) for score in (0.5, 0.6)]
+    reached = [Trial(FINISHED, dict.fromkeys(JUDGED_BY, score), documents=100, passes=1.0, rate=100.0) for score in (0.5, 0.6)]
     rounds = iter([reached, [Trial("failed: out of luck")] * 3])
     for name, value in {
         "prepare": lambda _: SimpleNamespace(tokenizer=None, labels=["a"], counts={"train": 5_000, "validation": 500}),
