@@ -64,10 +64,11 @@ def test_broken_lines_are_counted() -> None:
         b"{}",
         b"",
         b'{"step": "x"}',
+        b'{"step": 3, "loss": 1%s}' % (b"0" * 400),
         b"\xff",
     ]
     journal = Curves.read(lines)
-    assert (journal.points, journal.broken) == ({"loss": [(1, 2.0)]}, 5)
+    assert (journal.points, journal.broken) == ({"loss": [(1, 2.0)]}, 6)
 
 
 def steps(journal: Curves, name: str) -> list[int]:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_nights import write_night
 
-from xmc_ray.errors import DataError
+from xmc_ray.errors import DataError, XmcError
 from xmc_ray.metrics.live import Share
 from xmc_ray.show.feedback import feedback_of, live_precision
 from xmc_ray.show.night import read_night
@@ -45,4 +45,19 @@ def test_what_is_no_feedback_is_an_error(tmp_path: Path) -> None:
     feedback = feedback_of(str(tmp_path))
     assert feedback is not None
     with pytest.raises(DataError, match="no column 'verdict'"):
+        live_precision(night.files, feedback)
+
+
+def test_a_file_of_tags_that_is_damaged_or_has_gone_is_an_error(tmp_path: Path) -> None:
+    night = read_night(str(write_night(tmp_path / "out", "2026-11-24", DOCUMENTS)))
+    write(tmp_path)
+    feedback = feedback_of(str(tmp_path))
+    assert feedback is not None
+    (file,) = (Path(file.uri) for file in night.files)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:4] + bytes(len(whole) // 4) + whole[4 + len(whole) // 4 :])
+    with pytest.raises(XmcError, match=r"read.*part-run20261124"):
+        live_precision(night.files, feedback)
+    file.unlink()
+    with pytest.raises(DataError, match="no such file"):
         live_precision(night.files, feedback)

@@ -24,7 +24,8 @@ class Curves:
 
     @classmethod
     def read(cls, lines: Iterable[bytes]) -> "Curves":
-        """From the lines of ``metrics.jsonl``. A line that is not a JSON object with a ``step`` is left out and counted.
+        """From the lines of ``metrics.jsonl``. A line that is not a JSON object with a ``step``, or that
+        has an integer beyond any float, is left out and counted.
 
         A step has at most two lines, its losses first and its validation after them: where lines do not rise by step and
         kind, the run has gone back.
@@ -62,6 +63,7 @@ def _entry(line: bytes) -> tuple[int, dict[str, float]] | None:
     try:
         entry: Any = json.loads(line)
         step = int(entry.pop("step"))
+        figures = {name: float(value) for name, value in entry.items() if isinstance(value, int | float)}
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
-    return step, {name: float(value) for name, value in entry.items() if isinstance(value, int | float) and isfinite(value)}
+    return step, {name: value for name, value in figures.items() if isfinite(value)}

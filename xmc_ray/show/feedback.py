@@ -32,10 +32,11 @@ def live_precision(files: Sequence[FileInfo], feedback: FileInfo) -> Share:
     live, wanted = LivePrecision(verdicts), ds.field("id").isin(verdicts.ids)
     for file in files:
         filesystem, path = storage.arrow_filesystem(file.uri)
-        try:
-            fragment = ds.ParquetFileFormat().make_fragment(path, filesystem)
-            for batch in fragment.to_batches(columns=["id", "labels", "scores"], filter=wanted, use_threads=False):
-                live.update(pa.Table.from_batches([batch]))
-        except pa.ArrowException as error:
-            raise DataError("a file of tags cannot be read", where=file.uri, found=error) from None
+        with storage.explained(file.uri):
+            try:
+                fragment = ds.ParquetFileFormat().make_fragment(path, filesystem)
+                for batch in fragment.to_batches(columns=["id", "labels", "scores"], filter=wanted, use_threads=False):
+                    live.update(pa.Table.from_batches([batch]))
+            except pa.ArrowException as error:
+                raise DataError("a file of tags cannot be read", where=file.uri, found=error) from None
     return live.total

@@ -340,9 +340,9 @@ def _score_of(row: Mapping[str, Any], label: str) -> float | None:
 
 
 def _is_stale(row: Mapping[str, Any], texts: Texts) -> bool:
-    """Whether the text is not that which the night has read."""
+    """Whether the text is known not to be that which the night has read."""
     text = texts.found.get(row["id"])
-    return text is not None and row.get("text_digest") not in (None, text.digest)
+    return text is not None and text.digest is not None and row.get("text_digest") not in (None, text.digest)
 
 
 def _count(folder: str, label: str) -> Any:

@@ -7,22 +7,24 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from xmc_ray import storage
+from xmc_ray.bundle import folder
 from xmc_ray.data import fields
 from xmc_ray.data.documents import DocumentsConfig, Rules, text_digest
 from xmc_ray.data.reader import Segment, read_file
 from xmc_ray.errors import XmcError
-from xmc_ray.storage.files import join
 from xmc_ray.storage.listing import FileInfo
 
 _ROWS = 8192  # of a chunk
 
 
 class Text(NamedTuple):
-    """A document's text as a bundle reads it, with marks between fields, and the digest that a night notes of it."""
+    """A document's text as a bundle reads it, with marks between fields, and the digest that a night notes of it.
+
+    Without a digest it is not known how the bundle reads it.
+    """
 
     text: str
-    digest: str
+    digest: str | None
 
     @property
     def readable(self) -> str:
@@ -40,18 +42,19 @@ class Texts(NamedTuple):
 def look_up(manifest: Mapping[str, Any], ids: Sequence[str], seconds: float) -> Texts:
     """The texts of documents with these ``ids``, looked for in the catalogue for at most ``seconds``; raises for none."""
     deadline, found, left = time.monotonic() + seconds, dict[str, Text](), dict.fromkeys(ids)
+    note = "The catalogue does not have all of these documents any more."
     try:
-        documents = _documents(manifest)
+        documents, is_certain = _documents(manifest)
         files = [FileInfo(**file) for file in manifest["input"]]
         rules = Rules.of(documents, labelled=False)
         for chunk in (chunk for file in files for chunk in read_file(Segment(file), rules, _ROWS)):
-            if chunk.reject is not None:
-                return Texts(found, f"The catalogue is not as the night has read it: {chunk.reject}.")
+            if chunk.reject is not None:  # of one file: others may have the documents
+                note = f"The catalogue is not as the night has read it: {chunk.reject}."
             here = chunk.table.filter(pc.is_in(chunk.table["id"], value_set=pa.array([*left], pa.string())))
             here = here.filter(pc.is_null(here["reason"]))
             columns = (here["id"], here["text"], text_digest(here["text"].combine_chunks()))
             for id, text, digest in zip(*(column.to_pylist() for column in columns), strict=True):
-                found.setdefault(id, Text(text, digest))
+                found.setdefault(id, Text(text, digest if is_certain else None))
                 left.pop(id, None)
             if not left:
                 return Texts(found)
@@ -61,16 +64,19 @@ def look_up(manifest: Mapping[str, Any], ids: Sequence[str], seconds: float) -> 
         return Texts(found, f"The catalogue cannot be read: {error}.")
     except (KeyError, TypeError, ValueError):
         return Texts(found, "The manifest does not say where the catalogue is: another version of xmc_ray may have written it.")
-    return Texts(found, "The catalogue does not have all of these documents any more.")
+    return Texts(found, note)
 
 
-def _documents(manifest: Mapping[str, Any]) -> DocumentsConfig:
-    """How the night has read its catalogue; the names of its bundle's fields are in the bundle, if that is still there."""
+def _documents(manifest: Mapping[str, Any]) -> tuple[DocumentsConfig, bool]:
+    """How the night has read its catalogue, and whether that is certain: whether several columns are fields is said by its
+    bundle, which may have gone."""
     known = DocumentsConfig(**manifest["config"]["documents"])
+    if len(known.text) == 1:
+        return known, True
     bundles = manifest["config"]["bundle"]
     first = bundles if isinstance(bundles, str) else bundles[0]
     try:
-        settings = storage.read_json(join(first, "config.json"))
+        settings = folder.read_settings(first)
     except XmcError:
-        return known
-    return known.with_fields([field["name"] for field in settings.get("fields", [])])
+        return known, False
+    return known.with_fields(fields.names_of(folder.fields_of(settings))), True
