@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import pyarrow.compute as pc
 from fastapi import FastAPI, HTTPException
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from ray import serve
 from ray.serve import Application
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from xmc_ray.classifier import XMCClassifier
 
 _web = FastAPI(title="xmc_ray", docs_url=None, redoc_url=None)  # the pages of both come from elsewhere
+_TOLD = 3  # things that a request has wrong
 
 
 class ServeConfig(BaseModel, extra="forbid"):
@@ -61,6 +64,17 @@ class Tag(BaseModel):
     label: str
     name: str | None
     score: float
+
+
+@_web.exception_handler(RequestValidationError)
+async def refused(_: object, error: RequestValidationError) -> JSONResponse:
+    """One line, without what was sent: the answer may not be able to hold it, such as NaN and halves of letters."""
+    told = []
+    for one in error.errors():
+        place = ".".join(str(part) for part in one["loc"] if isinstance(part, int) or part in Request.model_fields)
+        told.append(f"{place}: {one['msg']}" if place else one["msg"])
+    rest = f"; {len(told) - _TOLD:,} more" if len(told) > _TOLD else ""
+    return JSONResponse({"detail": f"the request is not as expected: {'; '.join(told[:_TOLD])}{rest}"}, 422)
 
 
 class Answer(BaseModel):
