@@ -5,7 +5,17 @@ import pickle
 
 import pytest
 
-from xmc_ray.errors import ConfigError, DataError, ModelError, UnavailableError, XmcError, printable, scrubbed, warn_caller
+from xmc_ray.errors import (
+    ConfigError,
+    DataError,
+    ModelError,
+    UnavailableError,
+    XmcError,
+    one_line,
+    printable,
+    scrubbed,
+    warn_caller,
+)
 
 KINDS = [XmcError, ConfigError, UnavailableError, DataError, ModelError]
 
@@ -47,6 +57,7 @@ def test_a_file_name_that_is_not_utf_8_is_shown_by_its_bytes() -> None:
 
 def test_only_unprintable_characters_are_replaced() -> None:
     assert printable("a\x1b[2J\x00\x85\ud83d\uffffz") == "a\N{REPLACEMENT CHARACTER}[2J" + 4 * "\N{REPLACEMENT CHARACTER}" + "z"
+    assert one_line("two\nlines\u2028 \x1b[2J") == "two lines  \N{REPLACEMENT CHARACTER}[2J"
     assert printable("tab\t line\n größe 👩‍👩‍👧 \xa0") == "tab\t line\n größe 👩‍👩‍👧 \xa0"
 
 

@@ -41,6 +41,11 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def one_line(text: str) -> str:
+    """The text `printable`, with spaces in place of ends of lines: for data among the words of a job."""
+    return printable(" ".join(text.splitlines()))
+
+
 class XmcError(Exception):
     """Base of all errors raised on purpose; ``str()`` is one line fit for a terminal."""
 

@@ -170,12 +170,12 @@ def test_all_tables_of_a_folder_are_read_and_what_is_none_is_told(tmp_path: Path
         lines = ["id,label,verdict", ",".join(row.values()), "  ,x,accepted"] if "sv" in name.lower() else [json.dumps(row)]
         (tmp_path / name).write_text("\n".join(lines))
     (tmp_path / "packed.csv.gz").write_bytes(gzip.compress(b"id,label,verdict\n4,x,rejected"))
-    (tmp_path / "notes.txt").write_text("ask again")
+    (tmp_path / "notes\n.txt").write_text("ask again")
     feedback = Feedback.read(str(tmp_path))
     assert feedback.ids.to_pylist() == ["0", "1", "2", "3", "4"] and feedback.accepted_V.tolist() == [True] * 4 + [False]
     assert feedback.left_out["incomplete rows"] == 2
     told = str(feedback.tally(np.ones(5, bool), pa.array(["x"])))
-    assert told.endswith(f"left out: 2 incomplete rows, 1 files that are no tables, such as {tmp_path}/notes.txt")
+    assert told.endswith(f"left out: 2 incomplete rows, 1 files that are no tables, such as {tmp_path}/notes .txt")
 
 
 def test_no_files(tmp_path: Path) -> None:

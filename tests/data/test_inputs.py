@@ -69,6 +69,13 @@ def test_what_is_left_out_of_a_folder_is_counted_by_ending_with_an_example(tmp_p
     assert f"; 1 (no ending), such as {tmp_path}/README" in str(inputs)
 
 
+def test_the_name_of_a_file_that_is_left_out_cannot_pass_for_a_line(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b\nfinished \x1b[2J"):
+        (tmp_path / name).write_bytes(LINE)
+    told = str(list_inputs(DocumentsConfig(uri=str(tmp_path))))
+    assert told.endswith(f"{tmp_path}/b finished \N{REPLACEMENT CHARACTER}[2J")
+
+
 def test_a_folder_without_input_says_what_it_has(tmp_path: Path) -> None:
     for name in ("b.doc", "c.doc", "d.odt", "_x.csv"):
         (tmp_path / name).write_bytes(LINE)

@@ -42,3 +42,10 @@ def test_labels_cannot_break_the_page(kind: str) -> None:
     live = live_of(label)
     page = Page(live_report(label, live, live.tally(pa.array([label, "missed"])), calibrated=True))
     assert page.texts.count(label) >= 2 and not any(page.having(tag) for tag in FOREIGN_TAGS)
+
+
+def test_labels_cannot_command_the_terminal_or_pass_for_lines() -> None:
+    label = "\x1b[31mred\ndt=2026-11-23  100.0%"
+    live = live_of(label)
+    *_, last = lines(live, live.tally(pa.array([label, "missed"])), calibrated=True)
+    assert last.startswith("label \N{REPLACEMENT CHARACTER}[31mred dt=2026-11-23  100.0%  75.0% of 20") and last.isprintable()

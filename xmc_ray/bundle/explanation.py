@@ -4,7 +4,7 @@ import textwrap
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from xmc_ray.errors import printable
+from xmc_ray.errors import one_line
 
 _SHOWN, _WIDTH, _BAR = 12, 100, 24  # words, columns of text, columns of the longest bar
 _PUNCTUATION = ".,:;!?()[]{}<>\"'`“”‘’«»…"
@@ -81,7 +81,7 @@ class Explanation:
         parts = [[f"{title}: score {self.score:.4f}{chance}, {odds}", *(f"note: {note}" for note in self.notes)]]
         parts += [[line for path in self.paths for line in _path_lines(path, self.n_labels)]]
         parts += [self._word_lines(), self._neighbour_lines()]
-        return "\n\n".join("\n".join(map(_one_line, part)) for part in parts if part)
+        return "\n\n".join("\n".join(map(one_line, part)) for part in parts if part)
 
     def _word_lines(self) -> list[str]:
         read = [(word, word.contribution) for word in self.words if word.contribution is not None]
@@ -132,8 +132,3 @@ def _path_lines(path: Path, n_labels: int) -> list[str]:
 
 def _named(word: Word) -> str:
     return word.word if word.field is None else f"{word.field}: {word.word}"
-
-
-def _one_line(text: str) -> str:
-    """Text from documents and labels without line breaks and terminal control sequences."""
-    return printable(" ".join(text.splitlines()))

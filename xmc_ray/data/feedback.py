@@ -23,7 +23,7 @@ from xmc_ray import storage
 from xmc_ray.data.labels import IntArray, list_lengths, lists_from_rows
 from xmc_ray.data.strings import as_strings, keep_utf8, plain, trimmed
 from xmc_ray.data.tables import list_tables, read_table
-from xmc_ray.errors import DataError
+from xmc_ray.errors import DataError, one_line
 from xmc_ray.settings import PositiveFloat, Settings
 
 Mask = npt.NDArray[np.bool_]
@@ -197,7 +197,7 @@ class Tally(NamedTuple):
     def __str__(self) -> str:
         left_out = ", ".join(f"{n:,} {reason}" for reason, n in self.left_out.items())
         used = f"feedback: {self.accepted:,} accepted and {self.rejected:,} rejected labels of documents"
-        return f"{used}; left out: {left_out}" if left_out else used
+        return one_line(f"{used}; left out: {left_out}") if left_out else used
 
 
 def _strings(table: pa.Table, name: str, where: str | None) -> pa.StringArray:

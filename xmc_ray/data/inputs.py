@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from xmc_ray import storage
 from xmc_ray.data.documents import DocumentsConfig
-from xmc_ray.errors import DataError
+from xmc_ray.errors import DataError, one_line
 from xmc_ray.storage.listing import FileInfo
 
 EXPECTED = (
@@ -65,7 +65,7 @@ class Inputs:
 
     def __str__(self) -> str:
         """What is left out, in words for a log; empty if nothing is."""
-        return f"left out: {_described(self.left_out)}" if self.left_out else ""
+        return one_line(f"left out: {_described(self.left_out)}") if self.left_out else ""
 
 
 def list_inputs(config: DocumentsConfig) -> Inputs:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from xmc_ray.data.feedback import Tally
+from xmc_ray.errors import one_line
 from xmc_ray.metrics.live import ENOUGH, LivePrecision, Share
 from xmc_ray.reports.render import percent, render
 
@@ -18,7 +19,7 @@ def lines(live: LivePrecision, tally: Tally, calibrated: bool) -> Iterator[str]:
     for low, high, part, mean in live.by_score():
         yield f"scores {low:.1f} to {high:.1f}  {share(part)}  {percent(mean)} {_PROMISED if calibrated else _UNCALIBRATED}"
     for label, part in live.worst():
-        yield f"label {label}  {share(part)}"
+        yield f"label {one_line(label)}  {share(part)}"
 
 
 def live_report(title: str, live: LivePrecision, tally: Tally, calibrated: bool) -> str:

@@ -105,3 +105,10 @@ def test_counts_of_the_night_before_that_cannot_be_read_do_not_end_this_one(
     totals = Totals(pa.table({"label": ["red"], "name": [None], "count": [1]}))
     assert totals.drift_from_night(str(tmp_path)) is None
     assert "warning: no drift from the night before: " in capsys.readouterr().out
+
+
+def test_names_of_filters_cannot_command_the_terminal_or_pass_for_lines() -> None:
+    totals = Totals(pa.table({"label": ["a"]}))
+    totals.of_filter["\x1b[31mred\nfinished"] = totals.untagged_of_filter["\x1b[31mred\nfinished"] = 3
+    (warning,) = totals.filters_in_vain()
+    assert warning.endswith(": \N{REPLACEMENT CHARACTER}[31mred finished (3)")

@@ -136,6 +136,16 @@ def test_label_names_are_checked_before_documents_are_read(fruit: Path, tiny_enc
         prepared(fruit, tiny_encoder, tmp_path / "cache", "--documents.uri=/nowhere", f"--label_names={tmp_path}/names.parquet")
 
 
+def test_a_label_in_a_warning_cannot_pass_for_a_line(
+    tiny_encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"id": f"d{number}", "text": f"text {number}", "labels": ["\x1b[31mred\nfinished"]} for number in range(20)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    pq.write_table(pa.table({"label": ["x"], "name": ["X"]}), tmp_path / "names.parquet")
+    prepared(tmp_path, tiny_encoder, tmp_path / "cache", f"--label_names={tmp_path}/names.parquet")
+    assert "names.parquet, such as \N{REPLACEMENT CHARACTER}[31mred finished\n" in capsys.readouterr().out
+
+
 def write_feedback(path: Path, *verdicts: tuple[str, str, str]) -> Path:
     ids, labels, words = zip(*verdicts, strict=True)
     pq.write_table(pa.table({"id": ids, "label": labels, "verdict": words}), path)

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from xmc_ray import storage
 from xmc_ray.data.labels import IntArray
-from xmc_ray.errors import DataError
+from xmc_ray.errors import DataError, one_line
 from xmc_ray.metrics.calibration import SCORE_BINS
 from xmc_ray.metrics.drift import Drift, DriftConfig, psi, worst
 from xmc_ray.on_ray.tag.nights import COUNTS, MANIFEST, read_own
@@ -90,7 +90,7 @@ class Totals:
         names = sorted(name for name, documents in self.of_filter.items() if documents == self.untagged_of_filter[name])
         if not names:
             return []
-        shown = ", ".join(f"{name} ({self.of_filter[name]:,})" for name in names[:_SHOWN_FILTERS])
+        shown = ", ".join(f"{one_line(name)} ({self.of_filter[name]:,})" for name in names[:_SHOWN_FILTERS])
         rest = f" and {len(names) - _SHOWN_FILTERS:,} more" if len(names) > _SHOWN_FILTERS else ""
         return [f"filters that leave all of their documents without a tag: {shown}{rest}"]
 

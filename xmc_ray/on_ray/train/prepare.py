@@ -22,6 +22,7 @@ from xmc_ray.data.profile import Profile
 from xmc_ray.data.rejects import Rejects
 from xmc_ray.data.tables import read_label_names
 from xmc_ray.data.token_cache import FORMAT, MARKER, Split, TokenCache, write_tokens
+from xmc_ray.errors import one_line
 from xmc_ray.model.lexical import LexicalConfig, term_weights
 from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.on_ray.session import arrow_batches
@@ -78,7 +79,7 @@ def prepare(config: TrainConfig) -> Prepared:
     _check_rejects(config, _rejects_of(tokens.counts, files))  # of an earlier run, perhaps, which allowed more
     labels = tokens.labels if names is None else tokens.labels.with_names(names)
     if names is not None and labels.names.null_count == len(labels):
-        say(f"warning: none of the labels has a name in {config.label_names}, such as {labels.labels[0]}")
+        say(f"warning: none of the labels has a name in {config.label_names}, such as {one_line(str(labels.labels[0]))}")
     parts = _groups(tokens, config.groups), _term_weights(tokens, config.lexical)
     return Prepared(tokens, tokenizer, labels, *parts, None if feedback is None else feedback.fingerprint)
 
