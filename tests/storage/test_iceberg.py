@@ -275,5 +275,7 @@ def test_a_catalogue_that_is_away_is_one_line(
 
 def test_no_secret_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     error = ValueError("cannot log in to https://me:pass@host/x with hush\nand more")
-    assert iceberg._line(error, {"token": "hush", "uri": "x"}) == "cannot log in to https://host/x with <token>"
+    assert iceberg._line(error, {"token": "hush", "uri": "x"}) == "cannot log in to https://***@host/x with <token>"
+    for address in ("postgresql://u:p/ss@db/x", "postgresql://u:p@ss@db/x"):
+        assert iceberg._line(ValueError(f"cannot parse '{address}'"), {}) == "cannot parse 'postgresql://***@db/x'"
     assert iceberg._line(ValueError(), {"s3.secret-access-key": ""}) == "ValueError"

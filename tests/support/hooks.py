@@ -59,5 +59,19 @@ def in_words(candidates: Candidates) -> list[str]:
     return ["good"] * len(candidates.scores)
 
 
+def far_too_large(candidates: Candidates) -> list[int]:
+    return [10**400] * len(candidates.scores)
+
+
+class _Guarded:
+    def __array__(self, *_: object, **__: object) -> npt.NDArray[np.float32]:
+        raise RuntimeError("requires grad")
+
+
+def guarded(candidates: Candidates) -> _Guarded:
+    """As a tensor of torch that requires a gradient."""
+    return _Guarded()
+
+
 def nothing(candidates: Candidates) -> None:
     return None

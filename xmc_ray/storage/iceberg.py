@@ -36,7 +36,7 @@ from pyiceberg.transforms import IdentityTransform
 from pyiceberg.utils.config import Config
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from xmc_ray.errors import ConfigError, DataError, UnavailableError
+from xmc_ray.errors import ConfigError, DataError, UnavailableError, scrubbed
 from xmc_ray.storage.address import S3Access, arrow_filesystem, explained, is_unavailable
 
 DAY = "dt"
@@ -294,4 +294,4 @@ def _line(error: BaseException, properties: Mapping[str, str]) -> str:
     for name, value in properties.items():
         if value and _SECRET.search(name):
             text = text.replace(value, f"<{name}>")
-    return re.sub(r"://[^/@\s]*@", "://", text)
+    return scrubbed(text)

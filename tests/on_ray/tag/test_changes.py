@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from xmc_ray import storage
 from xmc_ray.on_ray.tag import changes
 from xmc_ray.on_ray.tag.changes import SCHEMA, compare
-from xmc_ray.on_ray.tag.nights import tags_folder
+from xmc_ray.on_ray.tag.nights import tag_files, tags_folder
+from xmc_ray.storage.listing import FileInfo
 
 TAGS = pa.schema([("id", pa.string()), ("labels", pa.list_(pa.string())), ("scores", pa.list_(pa.float32()))])
 Side = dict[str, tuple[list[str], list[float]]]
@@ -108,3 +109,21 @@ def test_a_night_before_that_is_damaged_does_not_end_this_one(
     assert manifest_of(now)["tagged"] == 10 and manifest_of(now)["changes_since"] is None
     assert "a finished night is damaged" in manifest_of(now)["no_changes"]
     assert "warning: no changes are told: a finished night is damaged" in capsys.readouterr().out
+
+
+def test_a_night_before_that_is_removed_meanwhile_does_not_end_this_one(
+    tag: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its marker goes after its files were listed."""
+
+    def removed(folder: str) -> list[FileInfo]:
+        files = tag_files(folder)
+        Path(folder, "_SUCCESS").unlink()
+        return files
+
+    catalogue = write(tmp_path / "in.parquet", [document(number) for number in range(10)])
+    before = tag(catalogue, date="2026-11-22")
+    monkeypatch.setattr(changes, "tag_files", removed)
+    now = tag(catalogue)
+    assert manifest_of(now)["changes_since"] is None
+    assert manifest_of(now)["no_changes"] == f"not a finished night: {before}; found no _SUCCESS"

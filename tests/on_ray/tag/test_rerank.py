@@ -70,6 +70,8 @@ def test_only_candidates_are_scored(trained: Path) -> None:
         ("logits", r"hooks:logits; found \d+ others, such as -"),
         ("too_few", r"hooks:too_few; found shape \(\d+,\)"),
         ("in_words", "hooks:in_words; found list: could not convert string"),
+        ("far_too_large", "hooks:far_too_large; found list: int too large to convert to float"),
+        ("guarded", "hooks:guarded; found _Guarded: requires grad"),
         ("nothing", r"hooks:nothing; found shape \(\)"),
     ],
 )

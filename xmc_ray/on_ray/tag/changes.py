@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from xmc_ray import storage
 from xmc_ray.data.labels import list_lengths
 from xmc_ray.data.reader import check_unchanged
-from xmc_ray.on_ray.tag.nights import CHANGES, marker_of, tag_files
+from xmc_ray.errors import DataError
+from xmc_ray.on_ray.tag.nights import CHANGES, SUCCESS, marker_of, tag_files
 from xmc_ray.on_ray.tag.pieces import written
 from xmc_ray.on_ray.tag.plan import Mask, Plan, unpacked
 from xmc_ray.on_ray.tag.runner import Runner
@@ -39,10 +40,11 @@ def write_changes(
     """Write what the pieces in ``work`` change of the finished night ``before``, as files of ``run`` in ``folder``.
 
     Returns what the manifest says of it (that night, its run, rows of each kind), and the rows of each file by its name; the
-    same files if it is done again. Raises DataError if the night before is damaged, or changes meanwhile.
+    same files if it is done again. Raises DataError if the night before is damaged, or changes or is removed meanwhile.
     """
     files, marker = tag_files(before), marker_of(before)
-    assert marker is not None
+    if marker is None:  # removed meanwhile
+        raise DataError("not a finished night", where=before, found=f"no {SUCCESS}")
     keep = {row["uri"]: row["keep"] for row in plan.reused.to_pylist()} if plan.previous == before else {}
     pieces = [(file, b"") for name, file in written(work).items() if name.startswith("t")]
     rows = plan.rows + sum(marker.get("rows", {}).values()) - 2 * (pc.sum(plan.reused["rows"]).as_py() or 0) * bool(keep)

@@ -116,7 +116,7 @@ class Reranked:
     def _checked(self, scores: Any, pairs: int) -> npt.NDArray[np.float32]:
         try:
             scores_P = np.asarray(scores, np.float32)
-        except (ValueError, TypeError) as error:
+        except Exception as error:  # what the hook returns may have a conversion of its own
             raise self._error(f"{type(scores).__name__}: {error}", pairs) from error
         if scores_P.shape != (pairs,):
             raise self._error(f"shape {scores_P.shape}", pairs)
