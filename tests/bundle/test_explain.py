@@ -135,6 +135,19 @@ def test_the_path_agrees_with_predictions(kind: str, classifiers: dict[str, XMCC
             assert [other for _, other in path.others] == sorted((other for _, other in path.others), reverse=True)
 
 
+@pytest.mark.parametrize("max_size", [1, 3])
+def test_labels_that_the_linear_ranker_does_not_look_at_have_the_scores_of_predictions(
+    max_size: int, tiny_encoder: Path
+) -> None:
+    classifier = fitted(tiny_encoder, 0, 16, max_size, candidates=2)
+    behind = 0
+    for label, score in classifier.predict(["a red apple"], k=8)[0]:
+        found = classifier.explain("a red apple", label)
+        assert found.score == pytest.approx(score, abs=1e-6)
+        behind += "the linear ranker reorders the first 2 labels, and this is none of them" in found.notes
+    assert behind == len(classifier.predict(["a red apple"], k=8)[0]) - 2
+
+
 def test_a_group_that_is_not_shortlisted_is_said_so(classifiers: dict[str, XMCClassifier]) -> None:
     classifier = classifiers["transformer in groups"]
     found = [classifier.explain("a red apple", label) for label in (*COLOURS, *KINDS, "fruit")]

@@ -14,6 +14,7 @@ Letters: B documents, C characters, F features, G groups, M places in a group, T
 two rows besides.
 """
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -115,16 +116,24 @@ def explain(
     texts = text.split(MARK, len(ensemble.fields) - 1) if ensemble.fields else [text]
     forms, times, word_C, field_W = words_of(texts)
     names: Sequence[str | None] = ensemble.fields or [None]
-    paths, odds, is_read, queries = [], [], [], []
+    paths, odds, is_read, queries, notes = [], [], [], [], list[str]()
     for bundle in ensemble.bundles:
         variants, variant_W = without_each_word(bundle, text, word_C, len(forms))
         features_VF = features(bundle.model, variants, config)
         on_device_VF = features_VF.to(bundle.model.recall.weight.device)
         likelihood_L, likelihood_V = torch.ones(len(bundle.labels)), None
         if (ranker := bundle.model.linear) is not None:
-            every_1L, this_V1 = np.arange(len(bundle.labels))[None], np.full((len(variants), 1), label_id)
-            likelihood_L = ranker.likelihood(margins(bundle.model, variants[:1], every_1L))[0]
-            likelihood_V = ranker.likelihood(margins(bundle.model, variants, this_V1))[:, 0].to(on_device_VF.device)
+            first = _first(bundle, on_device_VF[:1], ranker.candidates)
+            behind = float(ranker.likelihood(torch.tensor(-math.inf)))  # as prediction has it for all labels but the first
+            likelihood_L.fill_(behind)
+            likelihood_L[first] = ranker.likelihood(margins(bundle.model, variants[:1], first[None]))[0]
+            likelihood_V, is_behind = torch.full((len(variants),), behind), label_id not in first
+            if not is_behind:
+                this_V1 = np.full((len(variants), 1), label_id)
+                likelihood_V = ranker.likelihood(margins(bundle.model, variants, this_V1))[:, 0]
+            likelihood_V = likelihood_V.to(on_device_VF.device)
+            reordered = f"the linear ranker reorders the first {ranker.candidates} labels, and this is none of them"
+            notes += [reordered] if is_behind and reordered not in notes else []
         paths.append(_path(bundle, on_device_VF[:1], label_id, likelihood_L))
         odds.append(bundle.model.log_odds(on_device_VF, label_id, likelihood_V).cpu()[variant_W])
         is_read.append(variant_W[1:-1] > 0)
@@ -149,7 +158,7 @@ def explain(
         without_words=float(odds_W[-1]),
         words=() if disabled else words,
         paths=tuple(paths),
-        notes=(*_notes(paths, words, disabled), *_calibration_note(ensemble, config)),
+        notes=(*_notes(paths, words, disabled), *notes, *_calibration_note(ensemble, config)),
         neighbours=_nearest(ensemble, query_F, label, config, documents or (), nearest),
     )
 
@@ -198,6 +207,16 @@ def without_each_word(bundle: Bundle, text: str, word_C: IntArray, n_words: int)
 
 
 # -- scores --------------------------------------------------------------------------------------------------------------
+
+
+def _first(bundle: Bundle, features_1F: Tensor, count: int) -> IntArray:
+    """int64[C]: the labels that score highest without the linear ranker, which reorders them."""
+    recall_1G, rank_1GM = bundle.model.probabilities(features_1F)
+    score_GM = recall_1G[0].cpu()[:, None] * (1 if rank_1GM is None else rank_1GM[0].cpu())
+    members = torch.from_numpy(bundle.groups.label_GM)
+    label_GM = F.pad(members, (0, score_GM.shape[1] - members.shape[1]), value=-1)
+    best = score_GM.masked_fill(label_GM < 0, -1).flatten().topk(min(count, len(bundle.labels))).indices
+    return np.asarray(label_GM.flatten()[best])
 
 
 def _path(bundle: Bundle, features_1F: Tensor, label: int, likelihood_L: Tensor) -> Path:
