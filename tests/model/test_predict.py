@@ -44,6 +44,19 @@ def test_features_are_in_the_order_of_the_documents(budget: int, model: LightXML
     assert model.training
 
 
+def test_what_the_encoder_does_not_read_takes_none_of_its_budget(model: LightXML, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else long documents, of which it reads the beginnings, would go through it one by one."""
+    long = pa.array([[1, 2, 3, 4] * 50] * 8, pa.list_(pa.int32()))
+    sizes: list[int] = []
+    features_of = model.features
+    monkeypatch.setattr(model, "features", lambda batch: sizes.append(len(batch)) or features_of(batch))
+    for most, expected in ((4, [8]), (100, [1] * 8), (None, [1] * 8)):
+        monkeypatch.setattr(model.encoder, "max_tokens", most, raising=False)
+        sizes.clear()
+        predict(model, long, 3, PredictConfig(token_budget=32))
+        assert sizes == expected
+
+
 def test_prediction_of_nothing(model: LightXML) -> None:
     nothing = pa.array([], pa.list_(pa.int32()))
     scores, labels = predict(model, nothing, 3, PredictConfig())

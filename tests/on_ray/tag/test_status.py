@@ -1,6 +1,7 @@
 """What a night says of itself: on the console, to a board, and when it ends in whatever way."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,24 @@ def test_a_night_with_nothing_to_tag_asks_for_no_machine_loads_no_model_and_pass
     manifest = manifest_of(second)
     assert [manifest[name] for name in ("in", "tagged", "reused", "rejected")] == [34, 0, 30, 4]
     assert runner.rooms == 0 and manifest["scoring"] == manifest_of(first)["scoring"]
+
+
+def test_what_a_night_with_nothing_to_tag_has_left_open_is_measured_by_the_next(
+    night: Callable[..., tuple[str, InProcess]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def settle(model: Any, *_: object) -> Any:
+        asked.append(model.scoring)
+        return replace(model, scoring="exact")
+
+    monkeypatch.setattr("xmc_ray.on_ray.tag.job.settle_scoring", settle)
+    auto = "--model.scoring=auto"
+    first, _ = night(write(tmp_path / "in.parquet", [{"id": "bad", "text": None}]), auto, max_reject_share=1.0)
+    write(tmp_path / "in.parquet", [document(n) for n in range(5)])
+    second, _ = night(tmp_path / "in.parquet", auto, "--previous=last", date="2026-11-24", max_reject_share=1.0)
+    assert manifest_of(first)["scoring"] == "auto" and manifest_of(second)["not_reused"] is None
+    assert asked == ["auto"] and manifest_of(second)["scoring"] == "exact"
 
 
 def test_the_gate_comes_after_the_census_and_before_anything_is_written(
