@@ -123,9 +123,11 @@ class Night:
         claim, replaces = join(self.work, IDENTITY), sorted(self._known_runs() - {self.run})
         # The earlier claim stays until this one takes its place, or it would be forgotten whose the files here are; so does its
         # plan until its pieces are gone.
-        others = [file.uri for file in storage.all_files(self.work) if file.uri != claim]
-        for uri in sorted(others, key=lambda uri: -uri.count("/")):
-            storage.remove(uri)
+        for name in storage.subfolders(self.work):
+            storage.remove(join(self.work, name))
+        for file in storage.all_files(self.work):
+            if file.uri != claim:
+                storage.remove(file.uri)
         storage.write_json(claim, {"run": self.run, **self.identity, "replaces": replaces})
 
     def _is_begun(self) -> bool:

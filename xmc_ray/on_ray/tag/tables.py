@@ -89,14 +89,7 @@ def commit(table: "DayTable", folder: str, runner: Runner, confirm: Callable[[],
         record = read_own(join(folder, TABLE))
         if record is None or record["run"] != marked_run(folder):  # so that the night stays until it is there
             with suppress(XmcError):
-                pending: dict[str, Any] = {
-                    "catalog": table.catalog_name,
-                    "table": table.name,
-                    "uuid": "",
-                    "attempts": [],
-                    "snapshot": None,
-                }
-                storage.write_json(join(folder, TABLE), {"run": marked_run(folder), **pending})
+                storage.write_json(join(folder, TABLE), _new_record(table, "", folder))
         what = f"the night is finished, but not in the table {table.name}: {error.what}"
         way_out = "; then ".join(filter(None, [error.way_out, "run the same command again, which commits it"]))
         raise type(error)(what, where=error.where, found=error.found, expected=error.expected, way_out=way_out) from None
@@ -108,7 +101,7 @@ def _commit(table: "DayTable", folder: str, runner: Runner, confirm: Callable[[]
     from xmc_ray.storage import iceberg
 
     now = storage.patiently(table.create)
-    record = _record(folder, str(now.metadata.table_uuid)) or _new_record(table, now, folder)
+    record = _record(folder, str(now.metadata.table_uuid)) or _new_record(table, str(now.metadata.table_uuid), folder)
     done = iceberg.find(now, record["run"])
     if done is None:
         attempt = uuid.uuid4().hex[:8]
@@ -166,6 +159,6 @@ def _record(folder: str, table: str) -> dict[str, Any]:
     return record if record and (record["run"], record["uuid"]) == (marked_run(folder), table) else {}
 
 
-def _new_record(table: "DayTable", now: "Table", folder: str) -> dict[str, Any]:
-    named = {"catalog": table.catalog_name, "table": table.name, "uuid": str(now.metadata.table_uuid)}
+def _new_record(table: "DayTable", uuid: str, folder: str) -> dict[str, Any]:
+    named = {"catalog": table.catalog_name, "table": table.name, "uuid": uuid}
     return {"run": marked_run(folder), **named, "attempts": [], "snapshot": None}
