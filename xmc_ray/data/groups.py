@@ -156,7 +156,7 @@ def halve(vectors: sparse.csr_array, rng: np.random.Generator) -> npt.NDArray[np
     transposed = vectors.T  # a view: csr read as csc
     seeds = np.zeros(n_rows, np.float32)
     seeds[rng.choice(n_rows, 2, replace=False)] = -1, 1
-    direction = transposed @ seeds
+    direction, total = transposed @ seeds, transposed @ np.ones(n_rows, np.float32)
     right = np.zeros(n_rows, bool)
     for _ in range(_ROUNDS):
         order = np.argsort(vectors @ direction, kind="stable")
@@ -164,7 +164,8 @@ def halve(vectors: sparse.csr_array, rng: np.random.Generator) -> npt.NDArray[np
         right[order[n_rows - n_rows // 2 :]] = True
         if (before == right).all():
             break
-        direction = _unit(transposed @ right.astype(np.float32)) - _unit(transposed @ (~right).astype(np.float32))
+        of_right = transposed @ right.astype(np.float32)
+        direction = _unit(of_right) - _unit(total - of_right)
     return right
 
 

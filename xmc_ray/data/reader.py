@@ -85,17 +85,17 @@ class Segment:
         return self.size if self.rows == _ALL and chunk.reject is not None and chunk.start == chunk.end else 0
 
 
-def file_parts(files: Sequence[FileInfo]) -> pa.Table:
+def file_parts(files: Sequence[FileInfo], size: int = LARGE) -> pa.Table:
     """What one task reads at least, numbered, a row for `Segment.from_row` each, in order.
 
-    A part is a file, or of a large one row groups, or a byte range of JSON lines, whose rows count from 0.
+    A part is a file, or of a larger one row groups of about ``size`` bytes or a byte range of JSON lines, where rows count from 0.
     """
     parts: list[dict[str, Any]] = []
     for number, file in enumerate(files):
         of_file = {**vars(file), "file": number}
         kind = kind_by_name(file.uri)
         if kind == "parquet":
-            ranges = [{"row": row, "rows": rows, "start": row} for row, rows in row_ranges(file, LARGE)]
+            ranges = [{"row": row, "rows": rows, "start": row} for row, rows in row_ranges(file, size)]
         elif kind == "json":
             ranges = [{"row": 0, "start": start, "stop": stop} for start, stop in line_ranges(file)]
         else:

@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from xmc_ray.model.device import has_grouped_kernel, upload
+from xmc_ray.model.threads import mapped
 
 MOST_GROUPS = 1023  # of a call: the bfloat16 kernels of GPUs of compute capability 9 and 10 refuse more
+_GROUPS = 256  # of a call on a CPU, where calls are made side by side
 
 
 @dataclass(frozen=True)
@@ -119,19 +121,21 @@ class Grouped:
 
     def product(self, left_NA: Tensor, right_UAC: Tensor) -> Tensor:
         """[N, C]: each row times the matrix of its group."""
-        return _joined([F.grouped_mm(left_NA[rows], right_UAC[u], offs=ends_U) for rows, u, ends_U in self._calls()])
+        calls = ((left_NA[rows], right_UAC[u], ends_U) for rows, u, ends_U in self._calls())
+        return _joined([*mapped(lambda call: F.grouped_mm(*call[:2], offs=call[2]), calls)])
 
     def outer(self, left_NA: Tensor, right_NC: Tensor) -> Tensor:
         """[U, A, C]: for each group the sum over its rows of the outer products; padding must be 0 on either side."""
         return _joined([F.grouped_mm(left_NA[n].T, right_NC[n], offs=ends_U) for n, _, ends_U in self._calls()])
 
     def _calls(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        if len(self._ends) <= MOST_GROUPS:
+        most = _GROUPS if self.device.type == "cpu" else MOST_GROUPS
+        if len(self._ends) <= most:
             yield slice(None), slice(None), self._ends_U
             return
-        starts = [0, *self._ends[MOST_GROUPS - 1 : -1 : MOST_GROUPS].tolist(), len(self)]
+        starts = [0, *self._ends[most - 1 : -1 : most].tolist(), len(self)]
         for call, (start, end) in enumerate(pairwise(starts)):
-            here = slice(call * MOST_GROUPS, (call + 1) * MOST_GROUPS)
+            here = slice(call * most, (call + 1) * most)
             yield slice(start, end), here, self._ends_U[here] - start
 
 

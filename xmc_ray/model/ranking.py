@@ -109,7 +109,7 @@ class LabelTable(OwnedRows):
             return gradient_BH.sum(), gradient_BH, nothing
         layout = pairs.layout(vectors_BH.device, vectors_BH.dtype)
         row_N = layout.spread(pairs.row_n)
-        weight_UMH = self.weight[layout.group_U - self.own.start].to(vectors_BH.dtype)
+        weight_UMH = self.weight.index_select(0, layout.group_U - self.own.start).to(vectors_BH.dtype)
         logits_NM = self._scores(vectors_BH, weight_UMH, row_N, layout)
 
         place_P = layout.place_n[pairs.numbers(row_P, group_P, len(vectors_BH))]
@@ -183,8 +183,8 @@ class LabelTable(OwnedRows):
         row_n = _numbered([part.pairs.row_n for part in pending], [len(part.vectors_BH) for part in pending])[order_n]
         pairs = Pairs(row_n, group_n, group_n)
         for here, layout in pairs.layouts(vectors_BH.device, vectors_BH.dtype, self._on_device(_GROUPS, MOST_GROUPS)):
-            part_NM = layout.without_padding(gradient_NM[layout.spread(source_n[here])])
-            weight_UMH = layout.outer(part_NM, vectors_BH[layout.spread(row_n[here])])
+            part_NM = layout.without_padding(gradient_NM.index_select(0, layout.spread(source_n[here])))
+            weight_UMH = layout.outer(part_NM, vectors_BH.index_select(0, layout.spread(row_n[here])))
             bias_UM = part_NM.new_zeros(len(layout.group_U), part_NM.shape[1], dtype=torch.float32)
             bias_UM.index_add_(0, layout.block_N, part_NM.float())
             yield RowGradients(layout.group_U - self.own.start, weight_UMH.float(), bias_UM)
@@ -212,8 +212,8 @@ class LabelTable(OwnedRows):
 
     def _scores(self, vectors_BH: Tensor, weight_UMH: Tensor, row_N: Tensor, layout: Grouped) -> Tensor:
         """float32[N, M]: the product of each row's document vector with the block of its group, plus the biases."""
-        product_NM = layout.product(vectors_BH[row_N], weight_UMH.transpose(1, 2))
-        return product_NM.float() + self.bias[layout.group_N - self.own.start].float()
+        product_NM = layout.product(vectors_BH.index_select(0, row_N), weight_UMH.transpose(1, 2))
+        return product_NM.float() + self.bias.index_select(0, layout.group_N - self.own.start).float()
 
 
 def _numbered(parts: list[Tensor], sizes: list[int]) -> Tensor:

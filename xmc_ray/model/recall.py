@@ -20,6 +20,7 @@ from torch import Tensor
 from xmc_ray.model.device import upload
 from xmc_ray.model.judged import Judged
 from xmc_ray.model.sharding import Exchange, FactoredGradients, OwnedRows, RowGradients, mean_squares, with_gradient
+from xmc_ray.model.threads import mapped
 
 _GROUPS = 1024  # groups that are computed at a time on a CPU, and eight times as many on a GPU
 
@@ -112,13 +113,21 @@ class RecallHead(OwnedRows):
 
         A few groups at a time, so that their weights are still in the cache when the gradient needs them.
         """
-        gradient_BF = torch.zeros_like(features_BF)
+        features_BF, gradient_BF = features_BF.detach(), torch.zeros_like(features_BF)
         loss, logits, probabilities = features_BF.new_zeros(()), [], []
-        for weight, bias in zip(self.weight.split(self._chunk), self.bias.split(self._chunk), strict=True):
-            logits.append(F.linear(features_BF, weight, bias))
-            probabilities.append(logits[-1].sigmoid())
-            loss += F.softplus(logits[-1]).sum()
-            gradient_BF += probabilities[-1] @ weight
+
+        def of_groups(rows: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+            weight, bias = rows
+            logits_BU = F.linear(features_BF, weight, bias)
+            probability_BU = logits_BU.sigmoid()
+            return logits_BU, probability_BU, F.softplus(logits_BU).sum(), probability_BU @ weight
+
+        chunks = zip(self.weight.split(self._chunk), self.bias.split(self._chunk), strict=True)
+        for logits_BU, probability_BU, loss_of_groups, gradient in mapped(of_groups, chunks):
+            logits.append(logits_BU)
+            probabilities.append(probability_BU)
+            loss += loss_of_groups
+            gradient_BF += gradient
         return torch.cat(logits, dim=1), loss, gradient_BF, torch.cat(probabilities, dim=1)
 
     @property

@@ -15,10 +15,13 @@ import ray.data
 from xmc_ray.data.documents import DocumentsConfig, Rules
 from xmc_ray.data.input_columns import check_columns
 from xmc_ray.data.inputs import list_inputs
+from xmc_ray.data.line_ranges import LARGE
 from xmc_ray.data.reader import Segment, file_parts, read_file
 from xmc_ray.data.split import ValidationConfig, held_out_use
 from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.storage.listing import FileInfo
+
+_PARTS, _SMALLEST = 64, 512 << 10  # of the Parquet files of an input, about; and bytes of one at least
 
 
 def read_documents(
@@ -33,9 +36,14 @@ def read_documents(
     files = list_inputs(config).files if files is None else files
     rules = Rules.of(config, labelled=labelled, series=series)
     check_columns(files, rules)
-    tasks = file_parts(files)
+    tasks = file_parts(files, _part_size(files))
     blocks = [tasks.slice(row, 1) for row in range(len(tasks))]
     return ray.data.from_arrow(blocks).map_batches(partial(_read, rules=rules), batch_format="pyarrow", batch_size=None)
+
+
+def _part_size(files: Sequence[FileInfo]) -> int:
+    """Bytes of Parquet that one task reads: a single file of some megabytes keeps all cores of a machine busy, too."""
+    return min(LARGE, max(_SMALLEST, sum(file.size for file in files) // _PARTS))
 
 
 def _read(rows: pa.Table, rules: Rules) -> Iterator[pa.Table]:

@@ -7,16 +7,19 @@ Letters: N vectors of a step, V vectors in all, H width.
 """
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from xmc_ray.model.lightxml import LightXML
-from xmc_ray.model.sharding import Exchange, OwnedRows
+from xmc_ray.model.sharding import Exchange, FactoredGradients, OwnedRows, RowGradients
+from xmc_ray.model.threads import mapped
 from xmc_ray.settings import Bounds, NonNegativeFloat, PositiveInt, Settings, Share
 
 _ROWS = 4096  # of a parameter that are averaged at a time: no second copy of a whole table
@@ -199,16 +202,29 @@ class RowAdagrad:
                 continue
             bias_power = self._bias_power(name)
             reach = lr * math.sqrt(_INPUTS) / max(math.sqrt(self.power[name] + bias_power), _TINY)
-            kept = 1 - lr * self.decay
-            scale_H = self.scale.get(name)
-            for part in head.gradients():
-                bias, part = part.bias, part if scale_H is None else part.scaled(scale_H)
-                square = part.square().add_(bias.square(), alpha=bias_power).add_(self.square[name][part.groups])
-                self.square[name][part.groups] = square
-                rate = reach / square.sqrt_().add_(_TINY)
-                part = part if scale_H is None else part.scaled(scale_H)  # of the weights themselves: w x = (w / by) (by x)
-                part.descend(head.weight, kept, rate)
-                head.bias[part.groups] -= bias * rate * bias_power
+            update = partial(
+                self._update, head, self.square[name], self.scale.get(name), reach, bias_power, 1 - lr * self.decay
+            )
+            deque(mapped(update, head.gradients()), maxlen=0)
+
+    @staticmethod
+    def _update(
+        head: OwnedRows,
+        square: Tensor,
+        scale_H: Tensor | None,
+        reach: float,
+        bias_power: float,
+        kept: float,
+        part: RowGradients | FactoredGradients,
+    ) -> None:
+        """Update the rows of one chunk of groups, and their accumulators ``square``."""
+        bias, part = part.bias, part if scale_H is None else part.scaled(scale_H)
+        total = part.square().add_(bias.square(), alpha=bias_power).add_(square[part.groups])
+        square[part.groups] = total
+        rate = reach / total.sqrt_().add_(_TINY)
+        part = part if scale_H is None else part.scaled(scale_H)  # of the weights themselves: w x = (w / by) (by x)
+        part.descend(head.weight, kept, rate)
+        head.bias[part.groups] -= bias * rate * bias_power
 
     def _start(self, name: str, head: OwnedRows) -> bool:
         """What stays as it is in the first step: lengths, scales, and what accumulators begin with.

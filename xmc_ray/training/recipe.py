@@ -25,7 +25,7 @@ LENGTH = 2048  # tokens: reading whole documents costs the lexical branch little
 
 _FREE = ("minutes", "accumulate", "precision", "token_budget", "seed")  # settings of the loop that no recipe decides
 _FREQUENT = 10  # documents of the median label, from which on labels count as frequent
-_FEW, _MANY = 10_000, 300_000  # documents
+_FEW, MANY = 10_000, 300_000  # documents
 _STEPS = {True: 2_000, False: 4_000}  # at least, by whether labels are frequent: few documents want dozens of passes
 _PASSES = {"words": (4, 64), "transformer": (2, 16)}  # at least, but for many documents, and at most
 _PASSES_OF_MANY = 2
@@ -87,19 +87,20 @@ def _upper_half(name: str, depth: int) -> EncoderConfig:
     return EncoderConfig(name=name, freeze=depth // 2, max_tokens=_READ, feature_layers=1, pooling="mean")
 
 
-def candidates(profile: Profile, config: FitConfig, depth: int) -> list[Candidate]:
-    """Recipes worth trying, the best by rule first; ``config`` as `undecided` returns it.
+def candidates(profile: Profile, config: FitConfig, depth: int, device: str = "cpu") -> list[Candidate]:
+    """Recipes worth trying on a ``device``, the best by rule first; ``config`` as `undecided` returns it.
 
-    ``depth``: layers of the pretrained encoder, 0 where there is only a tokenizer.
+    ``depth``: layers of the pretrained encoder, 0 where there is only a tokenizer. Many documents leave no time to try what
+    costs a CPU far more than words in groups do.
     """
-    frequent = profile.typical >= _FREQUENT
+    frequent, short = profile.typical >= _FREQUENT, profile.documents > MANY and device == "cpu"
     kind, other = ("frequent", "rare") if frequent else ("rare", "frequent")
     words = _words(profile, config, frequent)
     ladder = [Candidate("words", f"labels are {kind}: the median one has {profile.typical:,.0f} documents", words)]
-    if depth:
+    if depth and (frequent or not short):
         why = "a pretrained encoder knows words that are too rare to learn here"
         ladder.insert(0 if frequent else 1, Candidate("transformer", why, _with_transformer(profile, words, depth)))
-    if 1_000 < profile.labels <= _FLAT_AT_ALL:
+    if 1_000 < profile.labels <= (_FLAT if short else _FLAT_AT_ALL):
         groups, why = (1, "no label is lost to the shortlist") if words.groups.max_size > 1 else (32, "more passes in a time")
         ladder.append(Candidate("words, in groups" if groups > 1 else "words, flat", why, _heads(words, groups)))
     turned = replace(words, optim=_rates(words.optim, not frequent), lexical=_lexical(profile, not frequent))
@@ -110,7 +111,7 @@ def candidates(profile: Profile, config: FitConfig, depth: int) -> list[Candidat
 def _words(profile: Profile, config: FitConfig, frequent: bool) -> FitConfig:
     """The lexical branch alone."""
     few = profile.documents < _FEW
-    batch_size = 32 if few else 256 if profile.documents > _MANY else 64
+    batch_size = 32 if few else 256 if profile.documents > MANY else 64
     optim = OptimConfig(weight_decay=0.0, warmup=(0.3 if frequent else 0.1) if few else 0.02)
     return _heads(
         replace(
@@ -135,7 +136,7 @@ def _with_transformer(profile: Profile, words: FitConfig, depth: int) -> FitConf
 
 
 def _lexical(profile: Profile, frequent: bool) -> LexicalConfig:
-    columns = 2**21 if profile.documents > _MANY else 2**20
+    columns = 2**21 if profile.documents > MANY else 2**20
     return LexicalConfig(width=512 if profile.labels <= 20_000 else 256, columns=columns, rarest=3 if frequent else 2)
 
 
@@ -151,5 +152,5 @@ def _heads(config: FitConfig, max_size: int) -> FitConfig:
 
 def _passes(kind: str, profile: Profile, batch_size: int) -> int:
     least, most = _PASSES[kind]
-    least = _PASSES_OF_MANY if profile.documents > _MANY else least
+    least = _PASSES_OF_MANY if profile.documents > MANY else least
     return min(most, max(least, math.ceil(_STEPS[profile.typical >= _FREQUENT] * batch_size / profile.documents)))

@@ -32,10 +32,10 @@ from xmc_ray.model.svm import train_linear
 from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.training.fit import FitConfig, build_model, epoch_plan, in_chunks, share_of_batches
 from xmc_ray.training.loop import TrainState, train
-from xmc_ray.training.recipe import Candidate, candidates, pretrained_layers
+from xmc_ray.training.recipe import MANY, Candidate, candidates, pretrained_layers
 
 JUDGED_BY = ("P@1", "P@3", "P@5", "PSP@5")  # by their mean
-SEARCH = 0.4  # share of the minutes that trials get, unless told
+SEARCH, _OF_MANY = 0.4, 0.2  # share of the minutes that trials get, unless told; of many documents
 LIFTS = (0.0, 0.5, 1.0)  # they change predictions only, so that all are tried at the end of a trial
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0)  # of the linear ranker; the same holds for them
 QUARTERS = 4  # of a trial, each with a measurement
@@ -138,6 +138,11 @@ class Budget:
         return f"Trials of {self.of_trial:.1f} minutes on {part:,} documents, judged by {judges:,} held-out ones."
 
 
+def search_share(documents: int) -> float:
+    """The share of the minutes that trials get: less where training has too few for all passes over so many documents."""
+    return _OF_MANY if documents > MANY else SEARCH
+
+
 @dataclass(frozen=True)
 class Round:
     """Trials of ``recipes`` on so many ``documents``, each for at most so many ``minutes``.
@@ -176,7 +181,7 @@ def ladder(config: FitConfig, data: Profile, tokenizer: Tokenizer, device: str, 
         depth = pretrained_layers(config.encoder.name, tokenizer, settled(config.loop.precision, device))
     except (ConfigError, ModelError) as error:
         say(f"words alone, because the encoder is of no use: {error}")
-    return candidates(data, config, depth)
+    return candidates(data, config, depth, device)
 
 
 @dataclass(frozen=True)
@@ -205,10 +210,11 @@ def choose(
     have the minutes that trials leave. Raises the first trial's error if all fail.
     """
     tokens, truth = (documents[name].combine_chunks() for name in ("tokens", "labels"))
-    recipes = ladder(config, Profile.of([tokens], [truth], labels), tokenizer, device, say)
+    data = Profile.of([tokens], [truth], labels)
+    recipes = ladder(config, data, tokenizer, device, say)
     if minutes is None:
         return Choice(recipes[0].config, recipes[0].name)
-    budget = Budget(minutes, len(recipes))
+    budget = Budget(minutes, len(recipes), search=search_share(data.documents))
     use_D = held_out_use(texts, pa.nulls(len(texts), pa.string()), held_out_for_trials(ValidationConfig(), len(texts)))
     has_truth_D = list_lengths(truth) > 0  # feedback may leave only labels that are wrong
     held_out = _some(documents, (use_D > 0) & has_truth_D, HELD_OUT, config.loop.seed)

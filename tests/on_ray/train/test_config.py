@@ -4,10 +4,12 @@ import os
 from dataclasses import replace
 
 import pytest
+import torch
 
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.errors import ConfigError
 from xmc_ray.model.encoder import EncoderConfig
+from xmc_ray.model.threads import count, use_threads
 from xmc_ray.on_ray.train.config import TrainConfig, WorkersConfig
 
 
@@ -22,10 +24,16 @@ def test_what_a_worker_asks_for() -> None:
     assert WorkersConfig(gpu=True).needs == {"CPU": 1.0, "GPU": 1.0}
 
 
-def test_words_alone_are_trained_on_one_thread_unless_told_otherwise() -> None:
-    """Threads that wait asleep for each other between such short operations take three times as long."""
-    base = TrainConfig(documents=DocumentsConfig(uri="x"), output="y")
-    words = replace(base, encoder=EncoderConfig(layers=0))
-    cores = len(os.sched_getaffinity(0))
-    assert base.threads() == cores and base.threads(2 * cores) == 1 and words.threads() == 1
-    assert replace(words, workers=WorkersConfig(threads=3)).threads(2) == 3
+@pytest.mark.parametrize("layers", [0, 2])
+def test_a_worker_shares_the_cores_of_its_machine(layers: int) -> None:
+    """Operations of words alone are too short for torch's own threads, which would wait for each other in each of them."""
+    base = TrainConfig(documents=DocumentsConfig(uri="x"), output="y", encoder=EncoderConfig(layers=layers))
+    before, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    given = replace(base, workers=WorkersConfig(threads=3))
+    try:
+        for config, workers, expected in ((base, 1, cores), (base, 2 * cores, 1), (given, 2, 3)):
+            config.use_threads(workers)
+            assert torch.get_num_threads() == (expected if layers else 1)
+            assert count() == (1 if layers else expected)
+    finally:
+        use_threads(before, together=True)

@@ -13,6 +13,7 @@ from xmc_ray.data.rejects import MAX_REJECT_SHARE
 from xmc_ray.data.split import ValidationConfig
 from xmc_ray.errors import ConfigError
 from xmc_ray.model.precision import settled
+from xmc_ray.model.threads import use_threads
 from xmc_ray.settings import MAY_CHANGE_ON_RESUME, Bounds, NonNegativeFloat, NonNegativeInt, PositiveInt, Settings, Share
 from xmc_ray.storage.address import Start
 from xmc_ray.training.checkpoint import CheckpointsConfig
@@ -32,7 +33,7 @@ class WorkersConfig(Settings):
     cpus: PositiveInt = 1
     """CPUs that a worker requests."""
     threads: NonNegativeInt = 0
-    """Threads of a worker on a CPU; 0 shares the machine's cores among the workers on it, and is 1 for words alone."""
+    """Threads of a worker on a CPU; 0 shares the machine's cores among the workers on it."""
     max_failures: Annotated[int, Bounds(ge=-1)] = 3
     """How often the workers are restarted from their last checkpoint after one has died; -1 is unlimited."""
     patience: NonNegativeFloat = 30.0
@@ -120,14 +121,13 @@ class TrainConfig(FitConfig):
             raise ConfigError(what, found="documents.id = null", way_out=way_out)
         self.documents.with_fields([*(self.text.fields or {})])
 
-    def threads(self, local_workers: int = 1) -> int:
-        """Threads of each of so many workers of a machine.
+    def use_threads(self, local_workers: int = 1) -> None:
+        """Compute with the threads of one of so many workers of a machine: all in every operation of a transformer.
 
-        One for a model of words alone: its operations are so short that threads which wait asleep for each other take longer.
-        Two of them made 1,000 documents a second, and one 3,000 (debian-deps, 35,430 labels in groups); 880 and 980 flat.
+        Those of words alone are too short for that (`model.threads`).
         """
-        shared = 1 if self.encoder.layers == 0 else max(1, len(os.sched_getaffinity(0)) // local_workers)
-        return self.workers.threads or shared
+        count = self.workers.threads or max(1, len(os.sched_getaffinity(0)) // local_workers)
+        use_threads(count, together=self.encoder.layers != 0)
 
     def settled(self) -> "TrainConfig":
         """With the precision ``auto`` replaced by what it is on this machine, so that all workers compute alike."""

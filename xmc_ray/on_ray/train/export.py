@@ -27,6 +27,7 @@ from xmc_ray.model.lightxml import LightXML
 from xmc_ray.model.linear import LinearRanker
 from xmc_ray.model.predict import computed_by, predict
 from xmc_ray.model.svm import Examples, Weights, examples_of, joined, ranker_of, solved
+from xmc_ray.model.threads import mapped
 from xmc_ray.on_ray.session import is_cluster, make_room
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.journal import say
@@ -100,9 +101,9 @@ def take_examples(shared: tuple[Saved, TrainConfig, Prepared], chunks: IntArray)
     """What the linear ranker learns from the documents in ``chunks`` of the training split."""
     saved, config, prepared = shared
     device = settle(config)
-    model = _model_of(saved, config, prepared).to(device)
+    model = _model_of(saved, config, prepared).to(device).eval()
     documents = prepared.tokens.chunks("train", chunks)
-    return joined([examples_of(model, chunk, config.linear, config.loop.prediction) for chunk in documents])
+    return joined([*mapped(lambda chunk: examples_of(model, chunk, config.linear, config.loop.prediction), documents)])
 
 
 def solve_labels(config: TrainConfig, labels: range, *examples: Examples) -> Weights:
@@ -169,5 +170,5 @@ def predict_held_out(
 
 def settle(config: TrainConfig) -> torch.device:
     """Use the threads of a worker that is alone on its machine; its device."""
-    torch.set_num_threads(config.threads())
+    config.use_threads()
     return config.workers.device

@@ -52,7 +52,7 @@ def work(settings: dict[str, Any]) -> None:
 class _Worker:
     def __init__(self, job: Job) -> None:
         self.job, self.config = job, job.config
-        torch.set_num_threads(self.config.threads(ray.train.get_context().get_local_world_size()))
+        self.config.use_threads(ray.train.get_context().get_local_world_size())
         self.exchange = Exchange.of_process_group()
         prepared = ray.get(job.prepared)
         self.tokens, self.labels = prepared.tokens, prepared.labels

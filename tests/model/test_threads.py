@@ -1,0 +1,69 @@
+"""Parts of a step side by side: in their order, without gradients, and with the results that one thread has."""
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from toys import OPTIM, batch_of, toy_model
+
+from xmc_ray.data.groups import LabelGroups
+from xmc_ray.model import pairs, ranking, recall
+from xmc_ray.model.threads import mapped, use_threads
+from xmc_ray.training.optim import Optimizer
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    use_threads(before, together=True)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_results_come_in_order_and_an_error_is_that_of_its_part(threads: int) -> None:
+    use_threads(threads, together=False)
+
+    def slow(number: int) -> int:
+        time.sleep(0.002 * (number % 3))
+        return 10 // number if number != 7 else 10 // 0
+
+    assert [*mapped(slow, range(1, 7))] == [10, 5, 3, 2, 2, 1]
+    with pytest.raises(ZeroDivisionError):
+        _ = [*mapped(slow, range(1, 20))]
+    assert [*mapped(slow, ())] == []
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_parts_of_parts_are_computed_where_these_are(threads: int) -> None:
+    """A thread that waited for others of its own kind might wait for ever."""
+    use_threads(threads, together=False)
+    assert [*mapped(lambda n: sum(mapped(lambda m: m * n, range(20))), range(20))] == [190 * n for n in range(20)]
+
+
+def test_there_are_neither_gradients_nor_automatic_types() -> None:
+    weight = torch.ones(2, 2, requires_grad=True)
+    for threads in (1, 2):
+        use_threads(threads, together=False)
+        with torch.autocast("cpu", torch.bfloat16):
+            (product,) = mapped(lambda part: weight @ part, [torch.ones(2, 2)])
+        assert not product.requires_grad and product.dtype == torch.float32
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_step_is_the_same_for_any_number_of_threads(flat: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((recall, "_GROUPS"), (ranking, "_GROUPS"), (pairs, "_GROUPS")):
+        monkeypatch.setattr(module, name, 2)  # so that there are several parts of each kind
+    trained = []
+    for threads in (1, 3):
+        use_threads(threads, together=False)
+        model = toy_model(LabelGroups(np.arange(40) if flat else np.arange(40) % 13), lexical=True, shortlist=4)
+        optimizer, rng = Optimizer(model, OPTIM), np.random.default_rng(0)
+        for step in range(4):
+            losses = model(batch_of(rng, [[row % 40, row * 7 % 40] for row in range(step, step + 24)]))
+            (losses.recall + losses.rank).backward()
+            optimizer.step(0.3)
+        trained.append(model.state_dict())
+    for name, tensor in trained[0].items():
+        assert torch.equal(tensor, trained[1][name]), name
