@@ -15,6 +15,7 @@ from xmc_ray import storage
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.inputs import list_inputs
 from xmc_ray.errors import ConfigError, DataError
+from xmc_ray.on_ray import stream
 from xmc_ray.on_ray.stream import read_documents
 from xmc_ray.storage.files import join
 
@@ -129,3 +130,15 @@ def test_documents_are_the_same_from_everywhere(place: str, suffix: str, tmp_pat
         {"id": "5", "text": None, "labels": [], "file": uri, "row": 2, "reason": "text is null", "detail": None},
         {"id": None, "text": "t - b", "labels": ["y"], "file": uri, "row": 3, "reason": "id is null", "detail": None},
     ]
+
+
+def test_a_single_file_of_some_megabytes_keeps_all_cores_busy(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each task reads row groups, and numbers rows as they are in the file."""
+    monkeypatch.setattr(stream, "_SMALLEST", 1000)
+    texts = pa.array([f"text number {number} " + "x" * 20 for number in range(1000)])
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=100)
+    rows = read_documents(DocumentsConfig(uri=str(tmp_path), id=None), labelled=False)
+    assert rows.materialize().num_blocks() == 10
+    assert {row["row"]: row["text"] for row in rows.take_all()} == dict(enumerate(texts.to_pylist()))

@@ -35,8 +35,8 @@ FEW = replace(RARE, documents=2_400, labels=6_000)
 HUGE = replace(RARE, documents=750_000, labels=167_000)
 
 
-def ladder(profile: Profile, depth: int = 6) -> dict[str, FitConfig]:
-    return {candidate.name: candidate.config for candidate in candidates(profile, undecided(FitConfig()), depth)}
+def ladder(profile: Profile, depth: int = 6, device: str = "cpu") -> dict[str, FitConfig]:
+    return {candidate.name: candidate.config for candidate in candidates(profile, undecided(FitConfig()), depth, device)}
 
 
 def first(profile: Profile, depth: int = 6) -> str:
@@ -80,7 +80,14 @@ def test_few_documents_get_steps_and_many_get_passes() -> None:
 
 def test_hundreds_of_thousands_of_labels_are_grouped() -> None:
     assert ladder(HUGE)["words"].groups.max_size > 1 == ladder(RARE)["words"].groups.max_size
-    assert ladder(HUGE)["words, flat"].groups.max_size == 1 < ladder(RARE)["words, in groups"].groups.max_size
+    assert ladder(HUGE, device="cuda")["words, flat"].groups.max_size == 1 < ladder(RARE)["words, in groups"].groups.max_size
+
+
+def test_of_many_documents_a_cpu_tries_only_what_it_has_time_for() -> None:
+    assert [*ladder(HUGE)] == ["words", "words, as for frequent labels"]
+    assert {"transformer", "words, flat"} <= {*ladder(HUGE, device="cuda")}
+    frequent = replace(FREQUENT, documents=750_000, labels=3_000)
+    assert [*ladder(frequent)] == ["transformer", "words", "words, in groups", "words, as for rare labels"]
 
 
 def test_the_config_of_git_paths_is_what_the_rule_gives() -> None:
@@ -117,5 +124,6 @@ def test_a_setting_that_a_recipe_decides_is_refused_by_name() -> None:
 
 
 def test_millions_of_labels_are_never_tried_flat() -> None:
-    assert "words, flat" in ladder(replace(HUGE, labels=200_000))
-    assert "words, flat" not in ladder(replace(HUGE, labels=200_001))
+    fewer = replace(HUGE, documents=200_000)
+    assert "words, flat" in ladder(replace(fewer, labels=200_000))
+    assert "words, flat" not in ladder(replace(fewer, labels=200_001))

@@ -31,11 +31,13 @@ from xmc_ray.training.tuning import (
     FINISHED,
     JUDGED_BY,
     LIFTS,
+    SEARCH,
     WEIGHTS,
     Budget,
     Trial,
     held_out_for_trials,
     run_trial,
+    search_share,
     timed,
     too_few,
 )
@@ -123,6 +125,11 @@ def test_a_trial_makes_as_many_passes_over_its_part_as_the_training_over_everyth
     passes = budget.of_trial / budget.part(60_000)  # of one core
     assert budget.of_training * budget.slots / 60_000 == pytest.approx(passes)
     assert Budget(minutes=20, recipes=1, search=0.9).part(100) == 100 and Budget(minutes=1, recipes=4).part(3) == 1
+
+
+def test_many_documents_leave_trials_less_time() -> None:
+    """The minutes are too few for all passes over them, and each that a trial takes is missing there."""
+    assert search_share(300_000) == SEARCH == 2 * search_share(300_001)
 
 
 def test_what_the_first_round_has_left_is_a_second_one() -> None:

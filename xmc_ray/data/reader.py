@@ -88,7 +88,8 @@ class Segment:
 def file_parts(files: Sequence[FileInfo], size: int = LARGE) -> pa.Table:
     """What one task reads at least, numbered, a row for `Segment.from_row` each, in order.
 
-    A part is a file, or of a larger one row groups of about ``size`` bytes or a byte range of JSON lines, where rows count from 0.
+    A part is a file, or of a large one row groups, of about ``size`` bytes, or a byte range of JSON lines, whose rows count
+    from 0.
     """
     parts: list[dict[str, Any]] = []
     for number, file in enumerate(files):
