@@ -124,10 +124,10 @@ class TrainConfig(FitConfig):
     def use_threads(self, local_workers: int = 1) -> None:
         """Compute with the threads of one of so many workers of a machine: all in every operation of a transformer.
 
-        Those of words alone are too short for that (`model.threads`).
+        Those of words alone are too short for that on a CPU (`model.threads`).
         """
         count = self.workers.threads or max(1, len(os.sched_getaffinity(0)) // local_workers)
-        use_threads(count, together=self.encoder.layers != 0)
+        use_threads(count, together=self.workers.gpu or self.encoder.layers != 0)
 
     def settled(self) -> "TrainConfig":
         """With the precision ``auto`` replaced by what it is on this machine, so that all workers compute alike."""
