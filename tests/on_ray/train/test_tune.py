@@ -2,14 +2,12 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from followers import Recorder
@@ -21,7 +19,7 @@ from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.data.labels import LabelIndex
 from xmc_ray.data.profile import Profile
 from xmc_ray.errors import ConfigError, DataError, ModelError
-from xmc_ray.on_ray.train import job, tune
+from xmc_ray.on_ray.train import job, trials, tune
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.tune import JUDGED_BY, TuneConfig
 from xmc_ray.training import tuning
@@ -163,18 +161,6 @@ def test_trials_of_other_documents_or_verdicts_are_not_gone_on_with(
         tuned(tmp_path, tiny_encoder, tmp_path / "out", *settings)
 
 
-def test_judges_are_drawn_from_all_over_the_held_out_documents() -> None:
-    """They lie in the order of the files, such as one language after the other."""
-    tables = [pa.table({"tokens": [[number]] * 4096, "labels": [[0]] * 4096}) for number in range(40)]
-    cache = SimpleNamespace(
-        some=lambda split, documents: np.arange(min(40, documents // 4096)) * 40 // min(40, documents // 4096),
-        chunks=lambda split, numbers: (tables[number] for number in numbers),
-    )
-    drawn: Any = tune._some(SimpleNamespace(tokens=cache), "validation", 4096)  # type: ignore[arg-type]
-    found = drawn["tokens"].combine_chunks().flatten().to_numpy()
-    assert len(drawn) == 4096 and len(np.unique(found)) == 16 and np.bincount(found).max() < 400
-
-
 def test_a_second_round_that_fails_leaves_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = Profile.of([pa.array([[1, 2]])], [pa.array([[0]])], LabelIndex.count([pa.array([["a"]])]))
     recipes = [tune.Candidate(name, "", FitConfig(loop=LoopConfig(epochs=n))) for n, name in enumerate(("words", "others"), 1)]
@@ -184,8 +170,8 @@ def test_a_second_round_that_fails_leaves_the_first(tmp_path: Path, monkeypatch:
         "prepare": lambda _: SimpleNamespace(tokenizer=None, labels=["a"], counts={"train": 5_000, "validation": 500}),
         "profile": lambda _: data,
         "ladder": lambda *_: recipes,
-        "_slots": lambda _: 2,
-        "_tried": lambda config, round_: next(rounds)[: len(round_.recipes)],
+        "slots": lambda _: 2,
+        "tried": lambda training, round_, folder: next(rounds)[: len(round_.recipes)],
     }.items():
         monkeypatch.setattr(tune, name, value)
     config = TuneConfig(documents=DocumentsConfig(uri="x"), output=str(tmp_path), minutes=20.0)
@@ -212,7 +198,7 @@ def test_trials_on_record_are_not_repeated(
     monkeypatch.setattr(tune.job, "run", lambda config: config)
     monkeypatch.setattr(tuning, "ENOUGH", 20)
     monkeypatch.setattr(tune.Budget, "second_round", lambda *_: None)  # other figures would want other trials
-    monkeypatch.setattr(tune.ray.tune, "Tuner", lambda *_, **__: pytest.fail("tried again"))
+    monkeypatch.setattr(trials.ray.tune, "Tuner", lambda *_, **__: pytest.fail("tried again"))
     trained: Any = tuned(fruit, tiny_encoder, tmp_path, "--minutes=2", "--search=0.5", "--validation.share=0.2")
     (config,) = trained
     assert config.encoder.layers == 0 and config.model.lift == 0.5
@@ -244,10 +230,10 @@ def test_where_all_documents_would_be_held_out_nothing_is_tried(tmp_path: Path, 
         "prepare": prepare,
         "profile": lambda _: data,
         "ladder": lambda *_: recipes,
-        "_slots": lambda _: 2,
+        "slots": lambda _: 2,
     }.items():
         monkeypatch.setattr(tune, name, value)
-    monkeypatch.setattr(tune, "_tried", lambda *_: pytest.fail("tried"))
+    monkeypatch.setattr(tune, "tried", lambda *_: pytest.fail("tried"))
     config = TuneConfig(documents=DocumentsConfig(uri="x"), output=str(tmp_path), minutes=20.0)
     assert tune.choose(config) == FitConfig(loop=LoopConfig(minutes=20.0))
     assert "No trials: no document is left to train on." in (tmp_path / "tune.md").read_text()
@@ -260,7 +246,7 @@ def test_a_second_round_on_record_is_not_repeated(
     shutil.copy(finished / "tune.toml", tmp_path)
     monkeypatch.setattr(tune.job, "run", lambda config: config)
     monkeypatch.setattr(tuning, "ENOUGH", 20)
-    monkeypatch.setattr(tune.ray.tune, "Tuner", lambda *_, **__: pytest.fail("tried again"))
+    monkeypatch.setattr(trials.ray.tune, "Tuner", lambda *_, **__: pytest.fail("tried again"))
     tuned(fruit, tiny_encoder, tmp_path, "--minutes=2", "--search=0.5", "--validation.share=0.2")
     assert (tmp_path / "tune.md").read_text() == (finished / "tune.md").read_text()
 
@@ -273,7 +259,7 @@ def test_trials_that_all_fail_end_the_job_and_leave_no_record(
     monkeypatch.setattr(tuning, "ENOUGH", 20)
     monkeypatch.setattr(tuning, "_SHORTEST", 0)
     made: list[Any] = []
-    monkeypatch.setattr(tune.ray.tune, "Tuner", lambda *_, **given: made.append(given) or Failing(given))
+    monkeypatch.setattr(trials.ray.tune, "Tuner", lambda *_, **given: made.append(given) or Failing(given))
     settings = "--minutes=2", "--validation.share=0.2"
     with pytest.raises(ModelError, match="out of luck"):
         tuned(fruit, tiny_encoder, tmp_path, *settings)
@@ -305,28 +291,6 @@ class Results(list[Any]):
     @property
     def errors(self) -> list[Exception]:
         return [result.error for result in self]
-
-
-def test_ctrl_c_ends_the_job_and_not_its_trials_alone() -> None:
-    """Ray Tune's own handler of SIGINT would end all trials, and the job would go on with what they had reached."""
-    script = (
-        "import os, signal, sys\n"
-        "from types import SimpleNamespace\n"
-        "from ray.tune.tune import _setup_signal_catching\n"
-        "from xmc_ray.exits import run_and_exit\n"
-        "from xmc_ray.on_ray.train import tune\n"
-        "def fit():\n"
-        "    _setup_signal_catching()\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "tune.ray.tune.Tuner = lambda *_, **__: SimpleNamespace(fit=fit)\n"
-        "tune.prepare = tune._training = tune._slots = lambda *_: None\n"
-        "tune.ray.tune.with_parameters = lambda function, **_: function\n"
-        "config = SimpleNamespace(output='/nowhere', workers=tune.WorkersConfig())\n"
-        "recipes = [tune.Candidate('words', '', tune.FitConfig())]\n"
-        "run_and_exit(lambda: tune._tried(config, tune.Round(recipes, 1, 1.0)))\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 130 and ended.stderr.splitlines()[-1].startswith("error: ended by SIGINT"), ended.stderr
 
 
 def test_what_does_not_fit_is_told_before_documents_are_read(

@@ -16,19 +16,9 @@ the training split decide. Ray Tune runs the trials side by side and stops those
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
-from io import StringIO
-from typing import Any, ClassVar
-
-import numpy as np
-import pyarrow as pa
-import ray.tune
-import torch
-from ray.tune.schedulers import ASHAScheduler
+from typing import ClassVar
 
 from xmc_ray import storage
 from xmc_ray.bundle.folder import MARKER
@@ -40,17 +30,16 @@ from xmc_ray.data.inputs import list_inputs
 from xmc_ray.data.profile import Profile
 from xmc_ray.data.rejects import MAX_REJECT_SHARE
 from xmc_ray.data.split import ValidationConfig
-from xmc_ray.data.token_cache import Split
-from xmc_ray.errors import ConfigError, DataError, ModelError
-from xmc_ray.exits import keep_signals
+from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.model.tokenizer import TextConfig, Tokenizer
-from xmc_ray.on_ray.session import check_room, connect, find_own, is_cluster, own_errors, submission_id
+from xmc_ray.on_ray.session import check_room, connect, own_errors, submission_id
 from xmc_ray.on_ray.train import job
 from xmc_ray.on_ray.train.config import TrainConfig, WorkersConfig
 from xmc_ray.on_ray.train.journal import say
-from xmc_ray.on_ray.train.prepare import Prepared, prepare, profile
+from xmc_ray.on_ray.train.prepare import prepare, profile
 from xmc_ray.on_ray.train.report import curves_of
+from xmc_ray.on_ray.train.trials import predictions_of, record_of, slots, tried
 from xmc_ray.settings import (
     MAY_CHANGE_ON_RESUME,
     NonNegativeInt,
@@ -68,25 +57,18 @@ from xmc_ray.training.fit import FitConfig, epoch_plan
 from xmc_ray.training.loop import LoopConfig
 from xmc_ray.training.recipe import LENGTH, Candidate, undecided
 from xmc_ray.training.tuning import (
-    FINISHED,
-    HELD_OUT,
     JUDGED_BY,
-    QUARTERS,
     Budget,
     Round,
     Trial,
     held_out_for_trials,
     ladder,
-    run_trial,
     search_share,
     timed,
     too_few,
 )
 
 _CALIBRATION = "calibration.parquet"
-_RANKER = 0.015  # what a linear ranker, which comes at the end, adds to the mean figure of words alone (decision 0021)
-_DRAWN_FROM = 16  # times as many held-out documents as judge are read, from all over them
-_REPORTED = ("figures", "lift", "weight", "documents", "passes", "rate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,12 +225,13 @@ def choose(config: TuneConfig) -> FitConfig:
     data, trials, judges = profile(prepared), [], None
     recipes = ladder(basis, data, prepared.tokenizer, config.workers.device.type, say)
     search = search_share(data.documents) if config.search is None else config.search
-    budget = Budget(config.minutes, len(recipes), min(_slots(config.workers), len(recipes)), search)
-    judged = replace(config, validation=held_out_for_trials(config.validation, data.documents))
+    budget = Budget(config.minutes, len(recipes), min(slots(config.workers), len(recipes)), search)
+    validation = held_out_for_trials(config.validation, data.documents)
+    judged, folder = _training(replace(config, validation=validation), basis), storage.join(config.output, "trials")
     note = budget.too_short()
     if note is None:
         try:
-            counts = prepare(_training(judged, basis)).counts
+            counts = prepare(judged).counts
             note = too_few(counts["validation"])
         except DataError as error:  # where all documents have the same words, all are held out
             note = f"No trials: {error.what}."
@@ -256,12 +239,12 @@ def choose(config: TuneConfig) -> FitConfig:
         note = budget.plan(counts["train"], counts["validation"])
         say(f"trying {len(recipes)} recipes, {budget.slots} at a time. {note}")
         _check_workers(config, recipes, counts["train"], len(prepared.labels))
-        trials = _tried(judged, Round(recipes, budget.part(counts["train"]), budget.of_trial))
+        trials = tried(judged, Round(recipes, budget.part(counts["train"]), budget.of_trial), folder)
         second = budget.second_round(recipes, trials, counts["train"])
         if second is not None:
             say(str(second))
             note += f" {second}"
-            again = _tried(judged, second)
+            again = tried(judged, second, folder)
             if any(trial.figures for trial in again):
                 judges = len(second.recipes)  # the first round had fewer documents
                 recipes, trials = [*second.recipes, *recipes], [*again, *trials]
@@ -271,7 +254,7 @@ def choose(config: TuneConfig) -> FitConfig:
     chosen = timed(recipes[best].config, budget.of_training if trials else config.minutes)
     if trials:
         chosen = trials[best].settled(chosen)
-        predictions = _predictions(_record(config, recipes[best]))
+        predictions = predictions_of(record_of(folder, recipes[best]))
         if storage.exists(predictions):  # else the trial was stopped, and failed or fell behind as all others did
             storage.write_bytes(storage.join(config.output, _CALIBRATION), storage.read_bytes(predictions))
     say(f"recipe: {recipes[best].name}. {'' if trials else note}")
@@ -326,105 +309,3 @@ def _training(config: TuneConfig, recipe: FitConfig) -> TrainConfig:
 def _on_everything(config: TuneConfig) -> TuneConfig:
     """Nothing is held out."""
     return replace(config, validation=replace(config.validation, share=0.0))
-
-
-def _slots(workers: WorkersConfig) -> int:
-    """Trials that fit side by side: a core each, or a worker's resources if those are GPUs."""
-    total = ray.cluster_resources()
-    if workers.gpu:
-        return max(1, int(total.get("GPU", 0)))
-    return max(1, int(total.get("CPU", 1)) if is_cluster() else len(os.sched_getaffinity(0)))
-
-
-def _tried(config: TuneConfig, round_: Round) -> list[Trial]:
-    """The trials of a round; those that are on record are not repeated. Raises the first error if all have failed."""
-    recipes = round_.recipes
-    records = [_record(config, recipe) for recipe in recipes]
-    missing = [number for number, uri in enumerate(records) if not storage.exists(uri)]
-    if missing:
-        parts = {number: prepare(_training(config, recipes[number].config)) for number in missing}
-        limited = [timed(recipe.config, round_.minutes) for recipe in recipes]
-        needs = config.workers.needs if config.workers.gpu else {"CPU": 1.0}
-        device = config.workers.device.type
-        shared = {"configs": limited, "parts": parts, "documents": round_.documents, "records": records, "device": device}
-        trainable = ray.tune.with_parameters(_trial, **shared)
-        stopping = ASHAScheduler(max_t=QUARTERS, grace_period=QUARTERS // 2, reduction_factor=2) if round_.stops else None
-        # Ray Tune takes Ctrl-C for the end of all trials, and prints a table and the address of a folder that will not stay.
-        with tempfile.TemporaryDirectory() as folder, keep_signals(), redirect_stdout(StringIO()):
-            results = ray.tune.Tuner(
-                ray.tune.with_resources(trainable, needs),
-                param_space={"number": ray.tune.grid_search(missing)},
-                tune_config=ray.tune.TuneConfig(
-                    metric="score",
-                    mode="max",
-                    scheduler=stopping,
-                    max_concurrent_trials=_slots(config.workers),
-                ),
-                run_config=ray.tune.RunConfig(name="trials", storage_path=folder, verbose=0),
-            ).fit()
-        ended = {(result.config or {})["number"]: result for result in map(results.__getitem__, range(len(results)))}
-        unfinished = {number: _unfinished(result) for number, result in ended.items() if not storage.exists(records[number])}
-        recorded = [Trial(**storage.read_json(uri)) for uri in records if storage.exists(uri)]
-        if results.errors and round_.stops and not any(trial.figures for trial in [*recorded, *unfinished.values()]):
-            raise results.errors[0]  # and nothing is recorded: another attempt may have more memory
-        for number, trial in unfinished.items():
-            storage.write_json(records[number], asdict(trial))
-    return [Trial(**storage.read_json(uri)) for uri in records]
-
-
-def _unfinished(result: ray.tune.Result) -> Trial:
-    """A trial that Ray Tune stopped, by its last report, or one that failed."""
-    last = result.metrics or {}
-    if result.error is None and "figures" in last:
-        return Trial("stopped, behind the others", **{name: last[name] for name in _REPORTED})
-    error = result.error or ModelError("the trial reported nothing")
-    return Trial(f"failed: {find_own(error) or str(error).strip().splitlines()[-1]}")
-
-
-def _record(config: TuneConfig, recipe: Candidate) -> str:
-    """The address of what the trial of a recipe reached."""
-    return storage.join(config.output, "trials", f"{recipe.name.replace(' ', '-')}.json")
-
-
-def _predictions(record: str) -> str:
-    """The address of the held-out predictions of a finished trial."""
-    return f"{record.removesuffix('.json')}.parquet"
-
-
-def _trial(
-    space: dict[str, Any],
-    *,
-    configs: list[FitConfig],
-    parts: dict[int, Prepared],
-    documents: int,
-    records: list[str],
-    device: str,
-) -> None:
-    """Try recipe ``space["number"]`` on ``documents`` random documents, reporting to Ray Tune after each quarter.
-
-    A trial that finishes leaves its record itself, for a job that is killed before the others have finished.
-    """
-    recipe, prepared, record = configs[space["number"]], parts[space["number"]], records[space["number"]]
-    torch.set_num_threads(1)
-    tables = _some(prepared, "train", documents), _some(prepared, "validation", HELD_OUT)
-    parts_of_model = prepared.tokenizer, prepared.labels, prepared.groups
-    head_start = _RANKER if recipe.linear.candidates and recipe.encoder.layers == 0 else 0.0
-    for trial, calibration in run_trial(recipe, *parts_of_model, *tables, device):
-        if trial.state == FINISHED:
-            table = calibration.to_table(prepared.labels.fingerprint)
-            storage.patiently(storage.write_parquet, _predictions(record), table)
-            storage.patiently(storage.write_json, record, asdict(trial))
-        ray.tune.report({"score": trial.score + (0.0 if trial.state == FINISHED else head_start)} | asdict(trial))
-
-
-def _some(prepared: Prepared, split: Split, documents: int) -> pa.Table:
-    """Random documents of a split: ``tokens`` and ``labels``, list<int32> each.
-
-    Those to train on have been shuffled. Held-out ones are in the order of the files, which may be that of languages or time.
-    """
-    tokens = prepared.tokens
-    if split == "train":
-        return pa.concat_tables(tokens.chunks(split, tokens.some(split, documents))).slice(0, documents).combine_chunks()
-    table = pa.concat_tables(tokens.chunks(split, tokens.some(split, _DRAWN_FROM * documents)))
-    rows = np.sort(np.random.default_rng(0).permutation(len(table))[:documents])
-    return table.take(pa.array(rows)).combine_chunks()
