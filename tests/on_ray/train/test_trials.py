@@ -36,7 +36,7 @@ def test_ctrl_c_ends_the_job_and_not_its_trials_alone() -> None:
         "    _setup_signal_catching()\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "trials.ray.tune.Tuner = lambda *_, **__: SimpleNamespace(fit=fit)\n"
-        "trials.prepare = trials.replace = trials.slots = lambda *_, **__: None\n"
+        "trials.prepare = trials.slots = lambda *_: None\n"
         "trials.ray.tune.with_parameters = lambda function, **_: function\n"
         "training = SimpleNamespace(workers=trials.WorkersConfig())\n"
         "recipes = [trials.Candidate('words', '', FitConfig())]\n"

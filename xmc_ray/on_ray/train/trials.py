@@ -7,7 +7,7 @@
 import os
 import tempfile
 from contextlib import redirect_stdout
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from io import StringIO
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from ray.tune.schedulers import ASHAScheduler
 
 from xmc_ray import storage
+from xmc_ray.data.groups import group_labels
 from xmc_ray.data.token_cache import Split
 from xmc_ray.errors import ModelError
 from xmc_ray.exits import keep_signals
@@ -44,17 +45,22 @@ def slots(workers: WorkersConfig) -> int:
 def tried(training: TrainConfig, round_: Round, folder: str) -> list[Trial]:
     """The trials of a round; those that are on record in ``folder`` are not repeated.
 
-    ``training`` is the job that they are tried for, but for the recipe. Raises the first error if all have failed.
+    ``training`` is the job that they are tried for, before a recipe is chosen. Raises the first error if all have failed.
     """
     recipes, workers = round_.recipes, training.workers
     records = [record_of(folder, recipe) for recipe in recipes]
     missing = [number for number, uri in enumerate(records) if not storage.exists(uri)]
     if missing:
-        parts = {number: prepare(replace(training, **vars(recipes[number].config))) for number in missing}
         limited = [timed(recipe.config, round_.minutes) for recipe in recipes]
         needs = workers.needs if workers.gpu else {"CPU": 1.0}
         device = workers.device.type
-        shared = {"configs": limited, "parts": parts, "documents": round_.documents, "records": records, "device": device}
+        shared = {
+            "configs": limited,
+            "prepared": prepare(training),
+            "documents": round_.documents,
+            "records": records,
+            "device": device,
+        }
         trainable = ray.tune.with_parameters(_trial, **shared)
         stopping = ASHAScheduler(max_t=QUARTERS, grace_period=QUARTERS // 2, reduction_factor=2) if round_.stops else None
         # Ray Tune takes Ctrl-C for the end of all trials, and prints a table and the address of a folder that will not stay.
@@ -103,7 +109,7 @@ def _trial(
     space: dict[str, Any],
     *,
     configs: list[FitConfig],
-    parts: dict[int, Prepared],
+    prepared: Prepared,
     documents: int,
     records: list[str],
     device: str,
@@ -112,12 +118,15 @@ def _trial(
 
     A trial that finishes leaves its record itself, for a job that is killed before the others have finished.
     """
-    recipe, prepared, record = configs[space["number"]], parts[space["number"]], records[space["number"]]
+    recipe, record = configs[space["number"]], records[space["number"]]
     torch.set_num_threads(1)
-    tables = _some(prepared, "train", documents), _some(prepared, "validation", HELD_OUT)
-    parts_of_model = prepared.tokenizer, prepared.labels, prepared.groups
+    part, held_out = _some(prepared, "train", documents), _some(prepared, "validation", HELD_OUT)
+    columns = [[part[name].combine_chunks()] for name in ("tokens", "labels")]
+    groups = group_labels(
+        recipe.groups, *columns, len(prepared.labels)
+    )  # as the part has them: to find those of all takes minutes
     head_start = _RANKER if recipe.linear.candidates and recipe.encoder.layers == 0 else 0.0
-    for trial, calibration in run_trial(recipe, *parts_of_model, *tables, device):
+    for trial, calibration in run_trial(recipe, prepared.tokenizer, prepared.labels, groups, part, held_out, device):
         if trial.state == FINISHED:
             table = calibration.to_table(prepared.labels.fingerprint)
             storage.patiently(storage.write_parquet, predictions_of(record), table)
