@@ -25,7 +25,7 @@ from xmc_ray.exits import keep_signals
 from xmc_ray.on_ray.session import find_own, is_cluster
 from xmc_ray.on_ray.train.config import TrainConfig, WorkersConfig
 from xmc_ray.on_ray.train.prepare import Prepared, prepare
-from xmc_ray.training.fit import FitConfig
+from xmc_ray.training.fit import FitConfig, in_chunks
 from xmc_ray.training.recipe import Candidate
 from xmc_ray.training.tuning import FINISHED, HELD_OUT, QUARTERS, Round, Trial, run_trial, timed
 
@@ -53,14 +53,8 @@ def tried(training: TrainConfig, round_: Round, folder: str) -> list[Trial]:
     if missing:
         limited = [timed(recipe.config, round_.minutes) for recipe in recipes]
         needs = workers.needs if workers.gpu else {"CPU": 1.0}
-        device = workers.device.type
-        shared = {
-            "configs": limited,
-            "prepared": prepare(training),
-            "documents": round_.documents,
-            "records": records,
-            "device": device,
-        }
+        shared = {"configs": limited, "prepared": prepare(training), "documents": round_.documents}
+        shared |= {"records": records, "device": workers.device.type}
         trainable = ray.tune.with_parameters(_trial, **shared)
         stopping = ASHAScheduler(max_t=QUARTERS, grace_period=QUARTERS // 2, reduction_factor=2) if round_.stops else None
         # Ray Tune takes Ctrl-C for the end of all trials, and prints a table and the address of a folder that will not stay.
@@ -121,10 +115,8 @@ def _trial(
     recipe, record = configs[space["number"]], records[space["number"]]
     torch.set_num_threads(1)
     part, held_out = _some(prepared, "train", documents), _some(prepared, "validation", HELD_OUT)
-    columns = [[part[name].combine_chunks()] for name in ("tokens", "labels")]
-    groups = group_labels(
-        recipe.groups, *columns, len(prepared.labels)
-    )  # as the part has them: to find those of all takes minutes
+    columns = [[*in_chunks(part[name].combine_chunks())] for name in ("tokens", "labels")]
+    groups = group_labels(recipe.groups, *columns, len(prepared.labels))  # of the part: those of everything take minutes
     head_start = _RANKER if recipe.linear.candidates and recipe.encoder.layers == 0 else 0.0
     for trial, calibration in run_trial(recipe, prepared.tokenizer, prepared.labels, groups, part, held_out, device):
         if trial.state == FINISHED:
