@@ -115,8 +115,8 @@ def _trial(
     recipe, record = configs[space["number"]], records[space["number"]]
     torch.set_num_threads(1)
     part, held_out = _some(prepared, "train", documents), _some(prepared, "validation", HELD_OUT)
-    columns = [[*in_chunks(part[name].combine_chunks())] for name in ("tokens", "labels")]
-    groups = group_labels(recipe.groups, *columns, len(prepared.labels))  # of the part: those of everything take minutes
+    tokens, truth = ([*in_chunks(part[name].combine_chunks())] for name in ("tokens", "labels"))
+    groups = group_labels(recipe.groups, tokens, truth, len(prepared.labels))  # of the part: those of everything take minutes
     head_start = _RANKER if recipe.linear.candidates and recipe.encoder.layers == 0 else 0.0
     for trial, calibration in run_trial(recipe, prepared.tokenizer, prepared.labels, groups, part, held_out, device):
         if trial.state == FINISHED:
