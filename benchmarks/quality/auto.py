@@ -5,7 +5,7 @@
 
 Ours is `jobs/tune.py --minutes 20` on the training split, as any user runs it: it sees no test document, and holds some of its
 own out to choose by. Its bundle then labels the test split. Peers are omikuji, XR-Linear and, where labels are few, a support
-vector machine a label, as in `quality`; their rows in the record of `quality` count where they are still valid. Everything runs
+vector machine a label, as in `quality`; their rows in the records of `quality` and `scale` count where they are still valid. Everything runs
 on two cores, one method after the other, and a row of ours is valid for one state of the library.
 
 Short texts are made of two of the sets: ``tate-titles`` and ``debian-tags-titles`` have the same documents and labels, but of
@@ -93,7 +93,7 @@ def main() -> None:
     benchmark = Benchmark(name=name, given=given, minutes=given.limit, same=("library",))
     folders = {set_: benchmark.folder(set_, folder_of(set_, given.data, benchmark.results / "made")) for set_ in given.sets}
     known = {set_: methods(folder, given.minutes, settings) for set_, folder in folders.items()}
-    own, others = read(benchmark.record(name)), [read(benchmark.record(other)) for other in ("auto", "quality")]
+    own, others = read(benchmark.record(name)), [read(benchmark.record(other)) for other in ("auto", "quality", "scale")]
     kept = own | {set_: dict(ChainMap(own.get(set_, {}), *(other.get(set_, {}) for other in others))) for set_ in folders}
     benchmark.measure(folders, known, kept)
 
