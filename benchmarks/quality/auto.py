@@ -5,8 +5,8 @@
 
 Ours is `jobs/tune.py --minutes 20` on the training split, as any user runs it: it sees no test document, and holds some of its
 own out to choose by. Its bundle then labels the test split. Peers are omikuji, XR-Linear and, where labels are few, a support
-vector machine a label, as in `quality`; their rows in the records of `quality` and `scale` count where they are still valid. Everything runs
-on two cores, one method after the other, and a row of ours is valid for one state of the library.
+vector machine a label, as in `quality`; their rows in the records of `quality` and `scale` count where they are still valid.
+Everything runs on two cores, one method after the other, and a row of ours is valid for one state of the library.
 
 Short texts are made of two of the sets: ``tate-titles`` and ``debian-tags-titles`` have the same documents and labels, but of
 each text only what comes before its first ". " or line break, which is the title of a work and the synopsis of a package.
