@@ -93,14 +93,14 @@ def candidates(profile: Profile, config: FitConfig, depth: int, device: str = "c
     ``depth``: layers of the pretrained encoder, 0 where there is only a tokenizer. Many documents leave no time to try what
     costs a CPU far more than words in groups do.
     """
-    frequent, short = profile.typical >= _FREQUENT, profile.documents > MANY and device == "cpu"
+    frequent, pressed = profile.typical >= _FREQUENT, profile.documents > MANY and device == "cpu"
     kind, other = ("frequent", "rare") if frequent else ("rare", "frequent")
     words = _words(profile, config, frequent)
     ladder = [Candidate("words", f"labels are {kind}: the median one has {profile.typical:,.0f} documents", words)]
-    if depth and (frequent or not short):
+    if depth and (frequent or not pressed):
         why = "a pretrained encoder knows words that are too rare to learn here"
         ladder.insert(0 if frequent else 1, Candidate("transformer", why, _with_transformer(profile, words, depth)))
-    if 1_000 < profile.labels <= (_FLAT if short else _FLAT_AT_ALL):
+    if 1_000 < profile.labels <= (_FLAT if pressed else _FLAT_AT_ALL):
         groups, why = (1, "no label is lost to the shortlist") if words.groups.max_size > 1 else (32, "more passes in a time")
         ladder.append(Candidate("words, in groups" if groups > 1 else "words, flat", why, _heads(words, groups)))
     turned = replace(words, optim=_rates(words.optim, not frequent), lexical=_lexical(profile, not frequent))

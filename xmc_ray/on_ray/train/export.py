@@ -101,7 +101,9 @@ def take_examples(shared: tuple[Saved, TrainConfig, Prepared], chunks: IntArray)
     """What the linear ranker learns from the documents in ``chunks`` of the training split."""
     saved, config, prepared = shared
     device = settle(config)
-    model = _model_of(saved, config, prepared).to(device).eval()
+    model = (
+        _model_of(saved, config, prepared).to(device).eval()
+    )  # for good: threads that predict must not turn dropout on again
     documents = prepared.tokens.chunks("train", chunks)
     return joined([*mapped(lambda chunk: examples_of(model, chunk, config.linear, config.loop.prediction), documents)])
 

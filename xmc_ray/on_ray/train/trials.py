@@ -1,7 +1,6 @@
-"""Trials of recipes, side by side on Ray Tune; each leaves a record, and its held-out predictions if it was finished.
+"""Trials of recipes, side by side on Ray Tune.
 
-<folder>/<recipe>.json        what a trial reached
-         <recipe>.parquet     its held-out predictions
+Each leaves ``<recipe>.json``, what it reached, and, if it was finished, ``<recipe>.parquet``, its held-out predictions.
 """
 
 import os
