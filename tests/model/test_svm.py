@@ -12,7 +12,7 @@ from scipy import optimize, sparse
 from toys import documents, toy_model
 
 from xmc_ray.data.labels import list_lengths
-from xmc_ray.model import svm
+from xmc_ray.model import kernels, svm
 from xmc_ray.model.batch import make_batch
 from xmc_ray.model.linear import LinearConfig
 from xmc_ray.model.predict import PredictConfig, predict
@@ -122,13 +122,13 @@ def test_it_learns_what_words_say() -> None:
 def test_threads_share_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each label is solved once, in one of several parts."""
     parts: list[tuple[int, int]] = []
-    solve = svm._solve
+    solve = kernels.solve
 
     def counted(*arguments: Any) -> Any:
         parts.append((arguments[7], len(arguments[4]) - 1))
         return solve(*arguments)
 
-    monkeypatch.setattr(svm, "_solve", counted)
+    monkeypatch.setattr(kernels, "solve", counted)
     solved(random_examples(0), range(2, 9), CONFIG, threads=2)
     assert len(parts) > 2
     assert sorted(label for first, size in parts for label in range(first, first + size)) == [*range(2, 9)]

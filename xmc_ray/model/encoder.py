@@ -3,6 +3,8 @@
 Features = a summary of each of the last n hidden states, concatenated (LightXML, section 3.1: n = 5 and the first token).
 Hidden state 0 is the output of the embedding layer, so an encoder cut to one layer still has two hidden states.
 
+transformers is imported where it is needed: it takes a second, also in processes whose model reads words alone.
+
 Letters: B documents, T tokens, F features = n x hidden width.
 """
 
@@ -16,8 +18,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
-from transformers.utils import logging as transformers_logging
 
 from xmc_ray.data.fields import ids_of
 from xmc_ray.errors import ConfigError, ModelError
@@ -185,8 +185,10 @@ def load_empty_encoder(folder: Path, feature_layers: int, pooling: str, max_toke
 
 
 def _load_settings(name: str) -> Any:
+    import transformers
+
     try:
-        settings = AutoConfig.from_pretrained(folders.loadable(name), trust_remote_code=False)
+        settings = transformers.AutoConfig.from_pretrained(folders.loadable(name), trust_remote_code=False)
     except Exception as error:  # what a broken file raises depends on the file
         raise load_error("encoder", name, error) from error
     if not all(isinstance(getattr(settings, key, None), int) for key in ("num_hidden_layers", "hidden_size")):
@@ -230,11 +232,14 @@ def _cut(settings: Any, layers: int) -> None:
 
 def _load_pretrained(name: str, settings: Any) -> tuple[Any, dict[str, str]]:
     """The pretrained model, and parameters for which there are no weights, or some of another shape: which, by name."""
-    verbosity, has_bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()  # layers are cut on purpose: no table of "unexpected" weights
-    transformers_logging.disable_progress_bar()
+    import transformers
+
+    logging = transformers.utils.logging
+    verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # layers are cut on purpose: no table of "unexpected" weights
+    logging.disable_progress_bar()
     try:
-        model, report = AutoModel.from_pretrained(
+        model, report = transformers.AutoModel.from_pretrained(
             folders.loadable(name),
             config=settings,
             use_safetensors=True,
@@ -245,16 +250,18 @@ def _load_pretrained(name: str, settings: Any) -> tuple[Any, dict[str, str]]:
     except Exception as error:  # what a broken file raises depends on the file
         raise load_error("encoder", name, error) from error
     finally:
-        transformers_logging.set_verbosity(verbosity)
+        logging.set_verbosity(verbosity)
         if has_bar:
-            transformers_logging.enable_progress_bar()
+            logging.enable_progress_bar()
     lacks = dict.fromkeys(report["missing_keys"], "")
     lacks |= {key: f" (of shape {list(shape)})" for key, shape, _ in report["mismatched_keys"]}
     return model.float(), lacks
 
 
 def _from_settings(settings: Any) -> Any:
-    return AutoModel.from_config(settings, trust_remote_code=False).float()
+    import transformers
+
+    return transformers.AutoModel.from_config(settings, trust_remote_code=False).float()
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ L labels, N distinct (document, term) pairs, P (document, candidate) pairs, W no
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -91,11 +90,15 @@ class LinearRanker(nn.Module):
         return torch.exp(-self.weight * (1 - z.clamp(_LEAST, 1)).square())
 
     def _on_cpu(self, terms: Terms, n_columns: int, label_BC: Tensor) -> Tensor:
+        from xmc_ray.model import kernels  # and numba with it, which processes without a ranker need not wait for
+
         row_N, column_N, weight_N = (part.numpy() for part in terms)
         start_B1 = np.searchsorted(row_N, np.arange(len(label_BC) + 1))
         weights = self.start_L1.numpy(), self.column_W.numpy(), self.weight_W.numpy(), self.bias_L.numpy()
         z_BC = np.zeros(label_BC.shape, np.float32)
-        _margins(start_B1, column_N, weight_N.astype(np.float32, copy=False), label_BC.numpy(), *weights, n_columns, z_BC)
+        kernels.margins(
+            start_B1, column_N, weight_N.astype(np.float32, copy=False), label_BC.numpy(), *weights, n_columns, z_BC
+        )
         return torch.from_numpy(z_BC)
 
     def _on_gpu(self, terms: Terms, n_columns: int, label_BC: Tensor) -> Tensor:
@@ -113,31 +116,3 @@ class LinearRanker(nn.Module):
         found_E = torch.searchsorted(key_N, key_E).clamp(max=len(key_N) - 1)
         product_E = torch.where(key_N[found_E] == key_E, weight_N[found_E].float(), 0.0) * self.weight_W[place_E]
         return self.bias_L[label_P].index_add(0, pair_E, product_E).view_as(label_BC)
-
-
-@numba.njit(nogil=True)
-def _margins(
-    start_B1: Longs,
-    column_N: Longs,
-    weight_N: Floats,
-    label_BC: Longs,
-    start_L1: Longs,
-    column_W: Ints,
-    weight_W: Floats,
-    bias_L: Floats,
-    n_columns: int,
-    z_BC: Floats,
-) -> None:
-    """Write z of every candidate; a document's terms lie in a dense row while its candidates are scored."""
-    x_F = np.zeros(n_columns, np.float32)
-    for row in range(len(label_BC)):
-        for term in range(start_B1[row], start_B1[row + 1]):
-            x_F[column_N[term]] = weight_N[term]
-        for place in range(label_BC.shape[1]):
-            label = label_BC[row, place]
-            z = bias_L[label]
-            for part in range(start_L1[label], start_L1[label + 1]):
-                z += weight_W[part] * x_F[column_W[part]]
-            z_BC[row, place] = z
-        for term in range(start_B1[row], start_B1[row + 1]):
-            x_F[column_N[term]] = 0

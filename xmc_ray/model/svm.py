@@ -17,9 +17,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import numba
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from scipy import sparse
@@ -95,6 +93,8 @@ def solved(
 
     ``judged_weight``: how much more a judged pair costs, if there are any.
     """
+    from xmc_ray.model import kernels  # and numba with it, which processes that train no ranker need not wait for
+
     kind_LD = examples.kind_DL[:, labels.start : labels.stop].tocsc()
     kind_LD.sort_indices()
     x_DF = examples.x_DF
@@ -107,7 +107,7 @@ def solved(
         start_L1 = kind_LD.indptr[first : end + 1].astype(np.int64)
         pairs = start_L1, kind_LD.indices.astype(np.int32, copy=False), kind_LD.data
         problem = *terms, square_D, *pairs, labels.start + first, x_DF.shape[1], config.cost, judged_weight or 1.0
-        return Weights(*_solve(*problem, config.smallest, _PASSES, _TOLERANCE))
+        return Weights(*kernels.solve(*problem, config.smallest, _PASSES, _TOLERANCE))
 
     with ThreadPoolExecutor(threads) as pool:
         return Weights(*map(np.concatenate, zip(*pool.map(part, cuts[:-1], cuts[1:]), strict=True)))
@@ -118,104 +118,3 @@ def ranker_of(parts: Sequence[Weights], config: LinearConfig) -> LinearRanker:
     size_L, column_W, weight_W, bias_L = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*parts, strict=True))
     start_L1 = torch.cat([size_L.new_zeros(1), size_L.cumsum(0)])
     return LinearRanker(start_L1, column_W, weight_W, bias_L, config.candidates, config.weight)
-
-
-@numba.njit(nogil=True)
-def _solve(
-    start_D1: Longs,
-    column_N: Ints,
-    x_N: Floats,
-    square_D: npt.NDArray[np.float64],
-    start_L1: Longs,
-    document_E: Ints,
-    kind_E: npt.NDArray[np.int8],
-    first_label: int,
-    n_columns: int,
-    cost: float,
-    judged_weight: float,
-    smallest: float,
-    passes: int,
-    tolerance: float,
-) -> tuple[Longs, Ints, Floats, Floats]:
-    """`Weights` of labels. What a label's examples say is copied first: its passes read little memory, one row after the other.
-
-    Letters here: A terms of a label's examples, G columns among them.
-    """
-    n_labels = len(start_L1) - 1
-    size_L, bias_L = np.zeros(n_labels, np.int64), np.ones(n_labels, np.float32)
-    column_W, weight_W, filled = np.empty(1024, np.int32), np.empty(1024, np.float32), 0
-    place_F, plain_diagonal, judged_diagonal = np.full(n_columns, -1, np.int32), 0.5 / cost, 0.5 / (cost * judged_weight)
-    for label in range(n_labels):
-        documents, kinds = document_E[start_L1[label] : start_L1[label + 1]], kind_E[start_L1[label] : start_L1[label + 1]]
-        if not np.any(kinds & 2):
-            continue
-        n = len(documents)
-        start_E1 = np.zeros(n + 1, np.int64)
-        for example in range(n):
-            start_E1[example + 1] = start_E1[example] + start_D1[documents[example] + 1] - start_D1[documents[example]]
-        place_A, x_A, square_E = np.empty(start_E1[n], np.int32), np.empty(start_E1[n], np.float32), np.empty(n)
-        column_G, n_places, filled_A = np.empty(start_E1[n], np.int32), 0, 0
-        for example in range(n):
-            document = documents[example]
-            square_E[example] = square_D[document]
-            for term in range(start_D1[document], start_D1[document + 1]):
-                column = column_N[term]
-                if place_F[column] < 0:
-                    place_F[column], column_G[n_places] = n_places, column
-                    n_places += 1
-                place_A[filled_A], x_A[filled_A] = place_F[column], x_N[term]
-                filled_A += 1
-        for place in range(n_places):
-            place_F[column_G[place]] = -1
-        w_G, alpha, order, bias, active = np.zeros(n_places), np.zeros(n), np.arange(n), 0.0, n
-        highest, state = np.inf, np.uint64(first_label + label)
-        for _ in range(passes):
-            largest, least = -np.inf, np.inf
-            for place in range(active):  # shuffle
-                state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
-                other = place + np.int64((state >> np.uint64(33)) % np.uint64(active - place))
-                order[place], order[other] = order[other], order[place]
-            place = 0
-            while place < active:
-                example = order[place]
-                y = 1.0 if kinds[example] & 2 else -1.0
-                diagonal = judged_diagonal if kinds[example] & 4 else plain_diagonal
-                z = bias
-                for term in range(start_E1[example], start_E1[example + 1]):
-                    z += w_G[place_A[term]] * x_A[term]
-                slope = y * z - 1 + alpha[example] * diagonal
-                if alpha[example] == 0 and slope > highest:  # it will hardly count again: leave it out for now
-                    active -= 1
-                    order[place], order[active] = order[active], order[place]
-                    continue
-                projected = slope if alpha[example] > 0 else min(slope, 0.0)
-                largest, least = max(largest, projected), min(least, projected)
-                if abs(projected) > 1e-12:
-                    before = alpha[example]
-                    alpha[example] = max(before - slope / (square_E[example] + diagonal), 0.0)
-                    step = (alpha[example] - before) * y
-                    bias += step
-                    for term in range(start_E1[example], start_E1[example + 1]):
-                        w_G[place_A[term]] += step * x_A[term]
-                place += 1
-            if largest - least <= tolerance:
-                if active == n:
-                    break
-                active, highest = n, np.inf  # once more with those left out
-            else:
-                highest = largest if largest > 0 else np.inf
-        bias_L[label] = bias
-        for example in range(n):
-            if alpha[example] == 0:  # rounding leaves crumbs of those that no longer count
-                continue
-            for term in range(start_E1[example], start_E1[example + 1]):
-                place = place_A[term]
-                if abs(w_G[place]) >= smallest and w_G[place] != 0:
-                    if filled == len(column_W):
-                        column_W = np.concatenate((column_W, np.empty_like(column_W)))
-                        weight_W = np.concatenate((weight_W, np.empty_like(weight_W)))
-                    column_W[filled], weight_W[filled] = column_G[place], w_G[place]
-                    filled += 1
-                    size_L[label] += 1
-                w_G[place] = 0  # it is written once
-    return size_L, column_W[:filled].copy(), weight_W[:filled].copy(), bias_L
