@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from toys import OPTIM, batch_of, toy_model
 
 from xmc_ray.data.groups import LabelGroups
@@ -49,6 +50,35 @@ def test_there_are_neither_gradients_nor_automatic_types() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             (product,) = mapped(lambda part: weight @ part, [torch.ones(2, 2)])
         assert not product.requires_grad and product.dtype == torch.float32
+
+
+def test_a_thread_computes_alone_from_its_first_operation_on() -> None:
+    """grouped_mm does not ask how many threads there are, and with several it rounds otherwise."""
+    torch.manual_seed(0)
+    ends_U = torch.randint(1, 30, (256,)).cumsum(0).int()
+    left_NA, right_UAC = torch.randn(int(ends_U[-1]), 8), torch.randn(256, 8, 32)
+    use_threads(1, together=False)
+    alone_NC = F.grouped_mm(left_NA, right_UAC, offs=ends_U)
+    use_threads(3, together=False)
+    assert all(
+        torch.equal(alone_NC, each) for each in mapped(lambda _: F.grouped_mm(left_NA, right_UAC, offs=ends_U), range(6))
+    )
+
+
+def test_a_table_that_is_rounded_at_random_is_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads would draw from one generator in whatever order they come."""
+    monkeypatch.setattr(ranking, "_GROUPS", 2)
+    trained = []
+    for threads in (1, 3, 3, 3):
+        use_threads(threads, together=False)
+        torch.manual_seed(0)
+        model = toy_model(LabelGroups(np.arange(400) % 130), lexical=True, shortlist=40, table="bfloat16")
+        optimizer, rng = Optimizer(model, OPTIM), np.random.default_rng(0)
+        losses = model(batch_of(rng, [[row % 400, row * 7 % 400] for row in range(64)]))
+        (losses.recall + losses.rank).backward()
+        optimizer.step(0.3)
+        trained.append(model.table.weight.clone())
+    assert trained[0].dtype == torch.bfloat16 and all(torch.equal(trained[0], other) for other in trained)
 
 
 @pytest.mark.parametrize("flat", [True, False])

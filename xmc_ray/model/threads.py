@@ -35,12 +35,8 @@ def use_threads(number: int, together: bool) -> None:
     if _threads.pool is not None:
         _threads.pool.shutdown()
     _threads.count = 1 if together else number
-    _threads.pool = None if _threads.count == 1 else ThreadPoolExecutor(_threads.count)
-
-
-def count() -> int:
-    """Threads that compute side by side."""
-    return _threads.count
+    # A new thread takes the number over when it first asks for it, which not all operations do: grouped_mm would use all cores.
+    _threads.pool = None if _threads.count == 1 else ThreadPoolExecutor(_threads.count, initializer=torch.get_num_threads)
 
 
 def mapped(function: Callable[[A], B], parts: Iterable[A]) -> Iterator[B]:

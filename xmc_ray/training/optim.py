@@ -205,7 +205,8 @@ class RowAdagrad:
             update = partial(
                 self._update, head, self.square[name], self.scale.get(name), reach, bias_power, 1 - lr * self.decay
             )
-            deque(mapped(update, head.gradients()), maxlen=0)
+            exact = head.weight.dtype == torch.float32  # others are rounded at random, with numbers of one generator: in order
+            deque((mapped if exact else map)(update, head.gradients()), maxlen=0)
 
     @staticmethod
     def _update(
