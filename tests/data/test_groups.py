@@ -1,5 +1,7 @@
 """Label groups: balanced, seeded, and made of labels that belong together."""
 
+from unittest import mock
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -13,6 +15,7 @@ from xmc_ray.data.groups import (
     LabelGroups,
     balanced_groups,
     group_labels,
+    heaviest,
     label_incidence,
     label_vectors,
     tfidf,
@@ -47,6 +50,20 @@ def test_the_seed_decides() -> None:
     one, again, other = (balanced_groups(vectors, 20, seed) for seed in (0, 0, 1))
     assert (one == again).all()
     assert (one != other).any()
+    for threads in (2, 3, 40):
+        assert (balanced_groups(vectors, 20, 0, threads) == one).all()
+
+
+@QUICK
+@given(seed=st.integers(0, 1000), most=st.integers(1, 30), block=st.integers(1, 200))
+def test_the_heaviest_entries_of_each_row_stay(seed: int, most: int, block: int) -> None:
+    rng = np.random.default_rng(seed)
+    dense = np.round(rng.random((23, 25)) * (rng.random((23, 25)) < rng.random((23, 1))), 1).astype(np.float32)  # with ties
+    with mock.patch("xmc_ray.data.groups._BLOCK", block):
+        found = heaviest(sparse.csr_array(dense), most).toarray()
+    for row, kept in zip(dense, found, strict=True):
+        least = max(np.sort(row)[::-1][most - 1], 0.05) if most <= len(row) else 0.05
+        np.testing.assert_array_equal(kept, np.where(row >= least, row, 0))
 
 
 def test_labels_of_one_topic_meet() -> None:

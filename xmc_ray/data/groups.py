@@ -1,16 +1,19 @@
 """Label groups: clusters of labels that occur in similar documents, of nearly equal size.
 
 A label's vector is the normalised sum of the TF-IDF vectors of its documents (PIFA: positive instance feature
-aggregation). Recursive balanced 2-means halves the label set until a part holds at most ``max_size`` labels, so group sizes
-differ by at most one. All matrices are sparse: memory grows with the number of non-zeros.
+aggregation), of which the heaviest terms alone count. Recursive balanced 2-means halves the label set until a part holds at
+most ``max_size`` labels, so group sizes differ by at most one. All matrices are sparse: memory grows with the number of
+non-zeros.
 
 Letters: D documents, F hashed features, L labels, G groups, M slots of a group.
 """
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from operator import add
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +25,8 @@ from xmc_ray.data.labels import IntArray, list_lengths
 from xmc_ray.data.terms import count_terms, document_frequency, inverse_document_frequency, saturated
 from xmc_ray.settings import NonNegativeInt, PositiveInt, Settings
 
+_TERMS = 256  # of a label's vector that count, the heaviest: a frequent label has met every term there is
+_BLOCK = 2**22  # entries of rows that are sorted at a time
 _ROUNDS = 20  # 2-means settles in about ten; the limit only guards against a cycle between equal splits
 
 
@@ -73,12 +78,12 @@ class LabelGroups:
 
 
 def group_labels(
-    config: GroupsConfig, tokens: Iterable[pa.ListArray], labels: Iterable[pa.ListArray], n_labels: int
+    config: GroupsConfig, tokens: Iterable[pa.ListArray], labels: Iterable[pa.ListArray], n_labels: int, threads: int = 1
 ) -> LabelGroups:
     """Groups of the ``n_labels`` labels from chunks of documents: tokens (list<int32>) and label ids (list<int32>).
 
     Both are iterated chunk by chunk, the tokens twice: memory grows with the labels, not with the documents. A label without
-    documents has a zero vector and joins any group with room.
+    documents has a zero vector and joins any group with room. Groups are the same for any number of ``threads``.
     """
     if config.max_size == 1 or n_labels <= 1:
         return LabelGroups(np.arange(n_labels))
@@ -90,7 +95,8 @@ def group_labels(
         label_incidence(label_chunk, n_labels).T.tocsr() @ tfidf(count_terms(token_chunk, config.features), idf_F)
         for token_chunk, label_chunk in zip(tokens, labels, strict=True)
     )
-    return LabelGroups(balanced_groups(label_vectors(sums), config.max_size, config.seed))
+    vectors_LF = unit_rows(heaviest(label_vectors(sums), _TERMS))
+    return LabelGroups(balanced_groups(vectors_LF, config.max_size, config.seed, threads))
 
 
 def tfidf(counts: sparse.csr_array, idf_F: npt.NDArray[np.float64]) -> sparse.csr_array:
@@ -129,25 +135,72 @@ def unit_rows(matrix: sparse.csr_array) -> sparse.csr_array:
     return matrix
 
 
-def balanced_groups(vectors_LF: sparse.csr_array, max_size: int, seed: int) -> IntArray:
+def heaviest(matrix: sparse.csr_array, most: int) -> sparse.csr_array:
+    """The ``most`` largest entries of each row, and those equal to the last; overwrites ``matrix``, which has none below 0."""
+    size_L, start_L = np.diff(matrix.indptr), matrix.indptr[:-1]
+    least_L = np.zeros(len(size_L), matrix.dtype)
+    wide = np.flatnonzero(size_L > most)
+    wide = wide[
+        np.argsort(size_L[wide], kind="stable")
+    ]  # rows of similar length meet in a block: the padding is less than half
+    blocks, doubled = np.cumsum(size_L[wide]) // _BLOCK, np.frexp(size_L[wide])[1]
+    for rows in np.split(wide, np.flatnonzero(np.diff(blocks) | np.diff(doubled)) + 1):
+        width = int(size_L[rows].max(initial=most))
+        place_RW = np.arange(width)
+        value_RW = np.where(
+            place_RW < size_L[rows, None], matrix.data[np.minimum(start_L[rows, None] + place_RW, matrix.nnz - 1)], 0
+        )
+        least_L[rows] = np.partition(value_RW, width - most, axis=1)[:, width - most]
+    light = matrix.data < np.repeat(least_L, size_L)
+    matrix.data[light] = 0
+    matrix.eliminate_zeros()
+    return matrix
+
+
+class _Part(NamedTuple):
+    """Labels that stay together so far: node ``node`` of level ``level`` in the tree of halves."""
+
+    vectors: sparse.csr_array
+    members: IntArray
+    level: int
+    node: int
+
+
+def balanced_groups(vectors_LF: sparse.csr_array, max_size: int, seed: int, threads: int = 1) -> IntArray:
     """int64[L]: the group of each label, sizes differing by at most one, by recursive balanced 2-means.
 
-    Depth first, so that only one path of halves is in memory besides the vectors.
+    Each thread goes through a subtree depth first: beside the vectors, there are two copies of them in memory at most.
     """
     n_labels = vectors_LF.shape[0]
     depth = int(np.ceil(np.log2(n_labels / max_size))) if n_labels > max_size else 0
-    group_L = np.zeros(n_labels, np.int64)
-    stack = [(vectors_LF, np.arange(n_labels), 0, 0)]
-    while stack:
-        vectors, members, level, node = stack.pop()
-        if level == depth:
-            group_L[members] = node
-            continue
-        vectors = _drop_empty_columns(vectors)
-        right = halve(vectors, np.random.default_rng([seed, level, node]))
-        for half, child in ((~right, 2 * node), (right, 2 * node + 1)):
-            stack.append((vectors[np.flatnonzero(half)], members[half], level + 1, child))
+    group_L, parts = np.zeros(n_labels, np.int64), [_Part(vectors_LF, np.arange(n_labels), 0, 0)]
+    with ThreadPoolExecutor(threads) as pool:
+        while len(parts) < threads and parts[0].level < depth:
+            parts = [half for halves in pool.map(partial(_halved, seed=seed), parts) for half in halves]
+        for leaves in pool.map(partial(_leaves, depth=depth, seed=seed), parts):
+            for members, node in leaves:
+                group_L[members] = node
     return group_L
+
+
+def _leaves(part: _Part, depth: int, seed: int) -> list[tuple[IntArray, int]]:
+    """The groups of a subtree, and their numbers."""
+    stack, leaves = [part], []
+    while stack:
+        part = stack.pop()
+        if part.level == depth:
+            leaves.append((part.members, part.node))
+        else:
+            stack.extend(_halved(part, seed))
+    return leaves
+
+
+def _halved(part: _Part, seed: int) -> list[_Part]:
+    vectors, members, level, node = part
+    vectors = _drop_empty_columns(vectors)
+    right = halve(vectors, np.random.default_rng([seed, level, node]))
+    halves = (~right, 2 * node), (right, 2 * node + 1)
+    return [_Part(vectors[np.flatnonzero(half)], members[half], level + 1, child) for half, child in halves]
 
 
 def halve(vectors: sparse.csr_array, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
