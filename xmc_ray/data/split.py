@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -38,19 +39,27 @@ class ValidationConfig(Settings):
             raise ConfigError("validation.metric is unknown", found=self.metric, expected=", ".join(METRICS))
 
 
-def held_out_use(texts: pa.Array, series: pa.Array, validation: ValidationConfig | None) -> IntArray:
-    """int64[n]: 0 (train), 1 (validate) or 2 (calibrate) for each text, by a hash of its series or else of its words.
+def held_out_use(texts: pa.Array, series: pa.Array, validation: ValidationConfig) -> IntArray:
+    """int64[n]: 0 (train), 1 (validate) or 2 (calibrate) for each text, as `uses` of its `draws`."""
+    return uses(draws(texts, series), validation)
 
-    It is the same in every run and on every machine. Documents of a series share their use, and so do those without a series
+
+def draws(texts: pa.Array, series: pa.Array) -> npt.NDArray[np.uint64]:
+    """uint64[n]: what decides whether a text is held out, for any share of them: a hash of its series or else of its words.
+
+    It is the same in every run and on every machine. Documents of a series share theirs, and so do those without a series
     that have the same words: otherwise validation would reward memorising. A text without series and words is never held out.
     """
-    limit = 0 if validation is None else int(validation.share * 2**32)
-    if validation is None or not limit:
-        return np.zeros(len(texts), np.int64)
     words = pc.utf8_trim(pc.replace_substring_regex(pc.utf8_lower(texts), r"[^\pL\pN]+", " "), " ")
     series = pc.utf8_trim_whitespace(series.fill_null(""))
     keys = pc.if_else(pc.equal(series, ""), words, series)
     digests = b"".join(hashlib.sha256(key.encode()).digest()[:8] for key in keys.to_pylist())
-    first_D, second_D = np.frombuffer(digests, ">u4").reshape(-1, 2).T
-    calibrates_D = second_D % 2 == 1 if validation.calibrate else np.zeros(len(texts), bool)  # further bits: not the share's
-    return np.where((first_D < limit) & (np.asarray(pc.binary_length(keys)) > 0), 1 + calibrates_D, 0)
+    draw_D = np.frombuffer(digests, ">u8").astype(np.uint64)
+    return np.where(np.asarray(pc.binary_length(keys)) > 0, draw_D, np.iinfo(np.uint64).max)
+
+
+def uses(draw_D: npt.NDArray[np.uint64], validation: ValidationConfig) -> IntArray:
+    """int64[n]: 0 (train), 1 (validate) or 2 (calibrate) for each of the `draws`. A larger share holds out these and more."""
+    is_held_out_D = draw_D >> 32 < int(validation.share * 2**32)
+    calibrates_D = draw_D % 2 == 1 if validation.calibrate else np.zeros(len(draw_D), bool)  # further bits: not the share's
+    return np.where(is_held_out_D, 1 + calibrates_D, 0)

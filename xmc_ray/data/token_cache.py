@@ -3,9 +3,10 @@
     <folder>/
         tokens.json                         counts, and the folder of the attempt that was completed; written last
         <attempt>/labels.parquet            the label index
-        <attempt>/train/part-00000.parquet  tokens, labels; a row group is a chunk of `epochs.CHUNK` documents. Training
-        <attempt>/validation/...            documents are shuffled, those held out are in the order of the files
-        <attempt>/calibration/...
+        <attempt>/train/part-00000.parquet  tokens, labels, draw (`split.draws`); a row group is a chunk of `epochs.CHUNK`
+        <attempt>/validation/...            documents. Those to train on are shuffled, those held out are in the order of
+        <attempt>/calibration/...           the files
+        <attempt>/held-out-.../             a cache of the same documents with some held out, see `TokenCache.held_out`
 
 A file holds `epochs.POOL` chunks, the last one perhaps fewer. Every attempt writes to a folder of its own, so that runs which
 write the same tokens at the same time, or are killed on the way, never mix.
@@ -14,9 +15,9 @@ write the same tokens at the same time, or are killed on the way, never mix.
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -24,13 +25,17 @@ import pyarrow.parquet as pq
 
 from xmc_ray import storage
 from xmc_ray.data.epochs import CHUNK, POOL
-from xmc_ray.data.labels import IntArray, LabelIndex
+from xmc_ray.data.labels import IntArray, LabelIndex, list_lengths
+from xmc_ray.data.split import ValidationConfig, uses
 from xmc_ray.errors import DataError
 
-FORMAT = 3
+FORMAT = 4
 MARKER = "tokens.json"
 Split = Literal["train", "validation", "calibration"]
 Column = Literal["tokens", "labels"]
+
+_COLUMNS = ["tokens", "labels", "judged"]  # of training; the last one is there with feedback only
+_DRAW = "draw"  # decides what is held out
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,8 @@ class TokenCache:
         n_taken = min(n_chunks, -(-documents // CHUNK))
         return np.arange(n_taken) * n_chunks // max(1, n_taken)
 
-    def chunks(self, split: Split, numbers: IntArray | None = None, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """One table (``tokens`` list<int32>, ``labels`` list<int32>) for each of the chunks ``numbers``, by default all.
+    def chunks(self, split: Split, numbers: IntArray | None = None, columns: list[str] = _COLUMNS) -> Iterator[pa.Table]:
+        """One table (``tokens``, ``labels``, maybe ``judged``: list<int32>) for each of the chunks ``numbers``, by default all.
 
         They are read `storage.patiently`.
         """
@@ -79,12 +84,33 @@ class TokenCache:
             uri = self.uri(split, _part(int(number) // POOL))
             yield storage.patiently(_row_group, uri, int(number) % POOL, columns)
 
+    def held_out(self, validation: ValidationConfig, source: str) -> "TokenCache":
+        """The same documents with some held out, if nothing is so far: written beside the tokens once, for each share.
+
+        All are in the order of those to train on. Raises DataError, naming ``source``, when none is left to train on.
+        """
+        folder = self.uri(f"held-out-{validation.share:.9g}-{validation.calibrate}")
+        if not storage.exists(storage.join(folder, MARKER)):
+            splits = {split: self._drawn(validation, use) for use, split in enumerate(get_args(Split))}
+            write_tokens(folder, self.labels, self.counts, splits, source)
+        held_out = TokenCache.open(folder)
+        unused = self.counts["train"] - sum(held_out.counts[split] for split in get_args(Split))  # have verdicts alone
+        return replace(held_out, counts=held_out.counts | {"unlabelled": held_out.counts.get("unlabelled", 0) + unused})
+
+    def _drawn(self, validation: ValidationConfig, use: int) -> Iterator[pa.Table]:
+        """Documents of a use (`split.uses`), chunk by chunk; those held out have labels, not verdicts alone."""
+        for table in self.chunks("train", columns=[*_COLUMNS, _DRAW]):
+            chosen_D = uses(table[_DRAW].to_numpy(), validation) == use
+            if use:
+                chosen_D &= list_lengths(table["labels"].combine_chunks()) > 0
+            yield table.filter(pa.array(chosen_D))
+
     def column(self, split: Split, name: Column) -> Iterable[pa.ListArray]:
         """One column, chunk by chunk; it can be iterated more than once."""
         return _Column(self, split, name)
 
 
-def _row_group(uri: str, number: int, columns: list[str] | None) -> pa.Table:
+def _row_group(uri: str, number: int, columns: list[str]) -> pa.Table:
     filesystem, path = storage.arrow_filesystem(uri)
     with storage.explained(uri), pq.ParquetFile(path, filesystem=filesystem) as file:
         return file.read_row_group(number, columns=columns)

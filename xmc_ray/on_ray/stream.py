@@ -17,7 +17,7 @@ from xmc_ray.data.input_columns import check_columns
 from xmc_ray.data.inputs import list_inputs
 from xmc_ray.data.line_ranges import LARGE
 from xmc_ray.data.reader import Segment, file_parts, read_file
-from xmc_ray.data.split import ValidationConfig, held_out_use
+from xmc_ray.data.split import draws
 from xmc_ray.model.tokenizer import Tokenizer
 from xmc_ray.storage.listing import FileInfo
 
@@ -56,14 +56,13 @@ def _read(rows: pa.Table, rules: Rules) -> Iterator[pa.Table]:
             yield chunk.table.append_column("lost_bytes", pa.array(lost))
 
 
-def tokenise(documents: ray.data.Dataset, *tokenizers: Tokenizer, held_out: ValidationConfig | None = None) -> ray.data.Dataset:
-    """Replaces ``text`` by ``tokens`` (list<int32>, empty for rejects), ``truncated`` and ``held_out`` (int8), in CPU tasks.
+def tokenise(documents: ray.data.Dataset, *tokenizers: Tokenizer, drawn: bool = False) -> ray.data.Dataset:
+    """Replaces ``text`` by ``tokens`` (list<int32>, empty for rejects) and ``truncated`` (int8), in CPU tasks.
 
-    Each tokenizer has its own `token_columns`; ``truncated`` says whether any of them cuts a text off. ``held_out`` is 1 for
-    documents that choose the best epoch, 2 for those that calibrate, chosen by ``series`` or else by ``text``, and 0 for all
-    others. ``series`` is dropped, too; other columns stay.
+    Each tokenizer has its own `token_columns`; ``truncated`` says whether any of them cuts a text off. ``drawn``: also adds
+    ``draw`` (uint64, `split.draws` by ``series`` or else by ``text``). ``series`` is dropped, too; other columns stay.
     """
-    task = partial(tokenise_table, tokenizers=tokenizers, held_out=held_out)
+    task = partial(tokenise_table, tokenizers=tokenizers, drawn=drawn)
     return documents.map_batches(task, batch_format="pyarrow", batch_size=2048)
 
 
@@ -72,7 +71,7 @@ def token_columns(n_tokenizers: int) -> list[str]:
     return ["tokens", *(f"tokens_{number}" for number in range(1, n_tokenizers))]
 
 
-def tokenise_table(table: pa.Table, tokenizers: Sequence[Tokenizer], held_out: ValidationConfig | None = None) -> pa.Table:
+def tokenise_table(table: pa.Table, tokenizers: Sequence[Tokenizer], drawn: bool = False) -> pa.Table:
     """A batch of `tokenise`."""
     good = pc.is_null(table["reason"]).combine_chunks()
     texts = pc.if_else(good, table["text"].combine_chunks().fill_null(""), "")
@@ -82,6 +81,7 @@ def tokenise_table(table: pa.Table, tokenizers: Sequence[Tokenizer], held_out: V
     truncated = reduce(pc.or_, (cut_off for _, cut_off in encoded))
     table = table.append_column("truncated", pc.and_(good, truncated).cast(pa.int8()))
     has_series = "series" in table.column_names
-    series = table["series"].combine_chunks() if has_series else pa.nulls(len(table), pa.string())
-    table = table.append_column("held_out", pa.array(held_out_use(texts, series, held_out), pa.int8()))
+    if drawn:
+        series = table["series"].combine_chunks() if has_series else pa.nulls(len(table), pa.string())
+        table = table.append_column("draw", pa.array(draws(texts, series)))
     return table.drop_columns(["text", *(["series"] * has_series)])

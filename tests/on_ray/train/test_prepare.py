@@ -3,14 +3,17 @@
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from xmc_ray import command
-from xmc_ray.data.token_cache import Split
+from xmc_ray.data import token_cache
+from xmc_ray.data.split import ValidationConfig
+from xmc_ray.data.token_cache import Split, TokenCache
 from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.on_ray.session import own_errors
 from xmc_ray.on_ray.train import prepare
@@ -79,6 +82,36 @@ def test_a_series_is_held_out_as_a_whole(tiny_encoder: Path, tmp_path: Path) -> 
         assert sum(n_of_splits) == 20 and max(n_of_splits) >= 18  # two are without a series
     assert all(len([n for n in split.values() if n >= 18]) > 2 for split in together.values())
     assert max(max(split[label] for split in splits().values()) for label in range(30)) < 18
+
+
+@pytest.mark.parametrize("how", ["by words", "by series", "with feedback"])
+def test_documents_are_held_out_later_as_if_they_had_been_read_so(
+    how: str, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [f"red apple {number // 25} and {number % 25} plum" for number in range(600)]
+    columns = {"id": range(600), "text": words, "series": [number // 20 for number in range(600)]}
+    pq.write_table(pa.table(columns | {"labels": [[f"s{number % 7}"] for number in range(600)]}), tmp_path / "train.parquet")
+    rejected = [(str(number), f"s{number % 7}", "rejected") for number in range(0, 600, 5)]  # its only label
+    feedback = write_feedback(tmp_path / "feedback.parquet", *rejected)
+    further = {"by series": ["--validation.series=series"], "with feedback": [f"--feedback.uri={feedback}"]}.get(how, [])
+    validation = ValidationConfig(share=0.3)
+
+    def splits(tokens: TokenCache) -> list[Counter[str]]:
+        return [Counter(map(str, pa.concat_tables(tokens.chunks(name)).to_pylist())) for name in get_args(Split)]
+
+    read = prepared(tmp_path, tiny_encoder, tmp_path / "cache", "--validation.share=0.3", *further)
+    whole = prepared(tmp_path, tiny_encoder, tmp_path / "cache", "--validation.share=0", *further)
+    later = whole.held_out(validation, "here")
+    assert (
+        splits(later.tokens) == splits(read.tokens) and later.counts == read.counts and min(map(len, splits(read.tokens))) > 20
+    )
+    assert later.tokens.labels.labels == read.labels.labels and (later.labels.counts == read.labels.counts).all()
+    with monkeypatch.context() as patch:
+        patch.setattr(token_cache, "write_tokens", lambda *_: pytest.fail("written again"))
+        assert whole.held_out(validation, "here").tokens == later.tokens
+    monkeypatch.setattr(token_cache, "uses", lambda draw_D, _: np.ones(len(draw_D), np.int64))
+    with pytest.raises(DataError, match="no document is left to train on: here"):
+        whole.held_out(ValidationConfig(share=0.9), "here")
 
 
 def test_a_file_that_arrives_meanwhile_is_not_read_under_the_older_fingerprint(

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -19,18 +18,6 @@ from xmc_ray.model.lexical import LexicalConfig
 from xmc_ray.on_ray.train import trials
 from xmc_ray.training.fit import FitConfig
 from xmc_ray.training.loop import LoopConfig
-
-
-def test_judges_are_drawn_from_all_over_the_held_out_documents() -> None:
-    """They lie in the order of the files, such as one language after the other."""
-    tables = [pa.table({"tokens": [[number]] * 4096, "labels": [[0]] * 4096}) for number in range(40)]
-    cache = SimpleNamespace(
-        some=lambda split, documents: np.arange(min(40, documents // 4096)) * 40 // min(40, documents // 4096),
-        chunks=lambda split, numbers: (tables[number] for number in numbers),
-    )
-    drawn: Any = trials._some(SimpleNamespace(tokens=cache), "validation", 4096)  # type: ignore[arg-type]
-    found = drawn["tokens"].combine_chunks().flatten().to_numpy()
-    assert len(drawn) == 4096 and len(np.unique(found)) == 16 and np.bincount(found).max() < 400
 
 
 def test_a_trial_groups_labels_by_the_documents_that_it_trains_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,11 +62,10 @@ def test_ctrl_c_ends_the_job_and_not_its_trials_alone() -> None:
         "    _setup_signal_catching()\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "trials.ray.tune.Tuner = lambda *_, **__: SimpleNamespace(fit=fit)\n"
-        "trials.prepare = trials.slots = lambda *_: None\n"
+        "trials.slots = lambda *_: None\n"
         "trials.ray.tune.with_parameters = lambda function, **_: function\n"
-        "training = SimpleNamespace(workers=trials.WorkersConfig())\n"
         "recipes = [trials.Candidate('words', '', FitConfig())]\n"
-        "run_and_exit(lambda: trials.tried(training, trials.Round(recipes, 1, 1.0), '/nowhere'))\n"
+        "run_and_exit(lambda: trials.tried(None, trials.WorkersConfig(), trials.Round(recipes, 1, 1.0), '/nowhere'))\n"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 130 and ended.stderr.splitlines()[-1].startswith("error: ended by SIGINT"), ended.stderr

@@ -165,13 +165,14 @@ def test_a_second_round_that_fails_leaves_the_first(tmp_path: Path, monkeypatch:
     data = Profile.of([pa.array([[1, 2]])], [pa.array([[0]])], LabelIndex.count([pa.array([["a"]])]))
     recipes = [tune.Candidate(name, "", FitConfig(loop=LoopConfig(epochs=n))) for n, name in enumerate(("words", "others"), 1)]
     reached = [Trial(FINISHED, dict.fromkeys(JUDGED_BY, score), documents=100, passes=1.0, rate=100.0) for score in (0.5, 0.6)]
+    judged = SimpleNamespace(counts={"train": 5_000, "validation": 500})
     rounds = iter([reached, [Trial("failed: out of luck")] * 3])
     for name, value in {
-        "prepare": lambda _: SimpleNamespace(tokenizer=None, labels=["a"], counts={"train": 5_000, "validation": 500}),
+        "prepare": lambda _: SimpleNamespace(tokenizer=None, labels=["a"], held_out=lambda *_: judged),
         "profile": lambda _: data,
         "ladder": lambda *_: recipes,
         "slots": lambda _: 2,
-        "tried": lambda training, round_, folder: next(rounds)[: len(round_.recipes)],
+        "tried": lambda prepared, workers, round_, folder: next(rounds)[: len(round_.recipes)],
     }.items():
         monkeypatch.setattr(tune, name, value)
     config = TuneConfig(documents=DocumentsConfig(uri="x"), output=str(tmp_path), minutes=20.0)
@@ -219,15 +220,13 @@ def test_without_time_or_held_out_documents_the_rule_decides_and_says_so(
 def test_where_all_documents_would_be_held_out_nothing_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where all have the same words."""
 
-    def prepare(config: TrainConfig) -> Any:
-        if config.validation.share:
-            raise DataError("no document is left to train on")
-        return SimpleNamespace(tokenizer=None)
+    def held_out(*_: Any) -> Any:
+        raise DataError("no document is left to train on")
 
     data = Profile.of([pa.array([[1, 2]])], [pa.array([[0]])], LabelIndex.count([pa.array([["a"]])]))
     recipes = [tune.Candidate("words", "", FitConfig()), tune.Candidate("others", "", FitConfig())]
     for name, value in {
-        "prepare": prepare,
+        "prepare": lambda _: SimpleNamespace(tokenizer=None, held_out=held_out),
         "profile": lambda _: data,
         "ladder": lambda *_: recipes,
         "slots": lambda _: 2,

@@ -126,8 +126,11 @@ class TrainConfig(FitConfig):
 
         Those of words alone are too short for that on a CPU (`model.threads`).
         """
-        count = self.workers.threads or max(1, len(os.sched_getaffinity(0)) // local_workers)
-        use_threads(count, together=self.workers.gpu or self.encoder.layers != 0)
+        use_threads(self.threads(local_workers), together=self.workers.gpu or self.encoder.layers != 0)
+
+    def threads(self, local_workers: int = 1) -> int:
+        """The threads of one of so many workers of a machine."""
+        return self.workers.threads or max(1, len(os.sched_getaffinity(0)) // local_workers)
 
     def settled(self) -> "TrainConfig":
         """With the precision ``auto`` replaced by what it is on this machine, so that all workers compute alike."""

@@ -4,7 +4,6 @@ Calibration depends a little on the arithmetic of the scores, and takes the time
 are predicted with the settings of a training worker: on a cluster by a task with its resources, since the driver has none.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -91,16 +90,17 @@ def _linear_ranker(saved: Saved, config: TrainConfig, prepared: Prepared) -> Lin
     solve: Any = ray.remote(solve_labels).options(**workers.resources)
     shared = ray.put((saved, config, prepared))
     parts = np.array_split(np.arange(prepared.tokens.n_chunks("train")), workers.count)
-    examples = [take.remote(shared, chunks) for chunks in parts if len(chunks)]
+    side_by_side = 1 if is_cluster() else workers.count  # on a machine
+    examples = [take.remote(shared, chunks, side_by_side) for chunks in parts if len(chunks)]
     cuts = np.linspace(0, len(prepared.labels), workers.count + 1).astype(int).tolist()
-    solved_parts = [solve.remote(config, range(first, end), *examples) for first, end in pairwise(cuts)]
+    solved_parts = [solve.remote(config, range(first, end), side_by_side, *examples) for first, end in pairwise(cuts)]
     return ranker_of(ray.get(solved_parts), config.linear)
 
 
-def take_examples(shared: tuple[Saved, TrainConfig, Prepared], chunks: IntArray) -> Examples:
+def take_examples(shared: tuple[Saved, TrainConfig, Prepared], chunks: IntArray, side_by_side: int) -> Examples:
     """What the linear ranker learns from the documents in ``chunks`` of the training split."""
     saved, config, prepared = shared
-    device = settle(config)
+    device = settle(config, side_by_side)
     model = (
         _model_of(saved, config, prepared).to(device).eval()
     )  # for good: threads that predict must not turn dropout on again
@@ -108,9 +108,9 @@ def take_examples(shared: tuple[Saved, TrainConfig, Prepared], chunks: IntArray)
     return joined([*mapped(lambda chunk: examples_of(model, chunk, config.linear, config.loop.prediction), documents)])
 
 
-def solve_labels(config: TrainConfig, labels: range, *examples: Examples) -> Weights:
+def solve_labels(config: TrainConfig, labels: range, side_by_side: int, *examples: Examples) -> Weights:
     """The linear ranker's weights of some labels."""
-    threads = config.workers.threads or len(os.sched_getaffinity(0))  # which do not wait for each other
+    threads = config.threads(side_by_side)  # which do not wait for each other
     return solved(joined(examples), labels, config.linear, threads, config.feedback.judged_weight)
 
 
@@ -170,7 +170,7 @@ def predict_held_out(
     return predicted, computed_by(model, prediction.precision)
 
 
-def settle(config: TrainConfig) -> torch.device:
-    """Use the threads of a worker that is alone on its machine; its device."""
-    config.use_threads()
+def settle(config: TrainConfig, side_by_side: int = 1) -> torch.device:
+    """Use the threads of one of so many workers of a machine; its device."""
+    config.use_threads(side_by_side)
     return config.workers.device

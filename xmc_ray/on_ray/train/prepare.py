@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from xmc_ray.data.inputs import list_inputs
 from xmc_ray.data.labels import LabelIndex, list_lengths
 from xmc_ray.data.profile import Profile
 from xmc_ray.data.rejects import Rejects
+from xmc_ray.data.split import ValidationConfig
 from xmc_ray.data.tables import read_label_names
 from xmc_ray.data.token_cache import FORMAT, MARKER, Split, TokenCache, write_tokens
 from xmc_ray.errors import one_line
@@ -29,7 +31,7 @@ from xmc_ray.on_ray.session import arrow_batches
 from xmc_ray.on_ray.stream import read_documents, tokenise
 from xmc_ray.on_ray.train.config import TrainConfig
 from xmc_ray.on_ray.train.journal import say
-from xmc_ray.on_ray.train.labelled import is_usable, usable, with_verdicts
+from xmc_ray.on_ray.train.labelled import is_usable, usable, uses_of, with_verdicts
 from xmc_ray.storage.listing import FileInfo
 
 _REJECTED, _LOST = "rejected: ", "unread bytes"  # names of counts
@@ -53,6 +55,13 @@ class Prepared:
     def counts(self) -> dict[str, int]:
         """Documents of each split, and those truncated, unlabelled or rejected."""
         return self.tokens.counts
+
+    def held_out(self, validation: ValidationConfig, source: str) -> "Prepared":
+        """The same with some of the documents held out, if nothing is so far, and without reading those of ``source`` again.
+
+        DataError when none is left to train on.
+        """
+        return replace(self, tokens=self.tokens.held_out(validation, source))
 
 
 def prepare(config: TrainConfig) -> Prepared:
@@ -109,16 +118,18 @@ def _tokenise_all(
     verdicts = None if feedback is None else ray.put(feedback)
     if verdicts is not None:
         rows = rows.map_batches(partial(with_verdicts, feedback=verdicts), batch_format="pyarrow", batch_size=None)
-    tokenised = tokenise(rows, tokenizer, held_out=config.validation).materialize()
+    tokenised = tokenise(rows, tokenizer, drawn=True).materialize()
     counts: Counter[str] = Counter()
     rejects = Rejects(sum(file.size for file in files))
     labels = LabelIndex.count(_good_labels(config, tokenised, counts, rejects))
     if feedback is not None:
-        labels = _corrected(tokenised, labels, counts, feedback)
+        labels = _corrected(tokenised, labels, counts, feedback, config.validation)
     shared = ray.put(labels)
     train, validation, calibration = (
         tokenised.map_batches(
-            partial(usable, use=use, labels=shared, feedback=verdicts), batch_format="pyarrow", batch_size=None
+            partial(usable, use=use, validation=config.validation, labels=shared, feedback=verdicts),
+            batch_format="pyarrow",
+            batch_size=None,
         )
         for use in (0, 1, 2)
     )
@@ -130,17 +141,19 @@ def _tokenise_all(
     write_tokens(folder, labels, counts, splits, config.documents.uri)
 
 
-def _corrected(tokenised: ray.data.Dataset, labels: LabelIndex, counts: Counter[str], feedback: Feedback) -> LabelIndex:
+def _corrected(
+    tokenised: ray.data.Dataset, labels: LabelIndex, counts: Counter[str], feedback: Feedback, validation: ValidationConfig
+) -> LabelIndex:
     """The ``labels`` counted again as the feedback has them; updates ``counts`` and says what does not count."""
     found_V, n_L = np.zeros(len(feedback), bool), np.zeros(len(labels), np.int64)
     unlabelled = 0
-    for table in arrow_batches(tokenised.select_columns(["labels", "verdicts", "held_out", "reason"])):
+    for table in arrow_batches(tokenised.select_columns(["labels", "verdicts", "draw", "reason"])):
         table = table.filter(pc.is_null(table["reason"])).combine_chunks()
         verdicts = table["verdicts"].combine_chunks()
         found_V[verdicts.flatten().to_numpy()] = True
         truth, judged = feedback.corrected(labels.encode(table["labels"].combine_chunks()), verdicts, labels.labels)
         n_L += np.bincount(truth.flatten().to_numpy(), minlength=len(labels))
-        unlabelled += int((~is_usable(table["held_out"], truth, judged)).sum())
+        unlabelled += int((~is_usable(uses_of(table, validation), truth, judged)).sum())
     say(str(feedback.tally(found_V, labels.labels)))
     counts["unlabelled"] = unlabelled
     return labels.recounted(n_L)
@@ -153,7 +166,8 @@ def _groups(tokens: TokenCache, config: GroupsConfig) -> LabelGroups:
     uri = tokens.uri(f"groups-{config.max_size}-{config.features}-{config.seed}.parquet")
     if storage.exists(uri):
         return LabelGroups(storage.read_parquet(uri)["group"].to_numpy().astype(np.int64))
-    groups = group_labels(config, tokens.column("train", "tokens"), tokens.column("train", "labels"), len(tokens.labels))
+    documents, threads = (tokens.column("train", "tokens"), tokens.column("train", "labels")), len(os.sched_getaffinity(0))
+    groups = group_labels(config, *documents, len(tokens.labels), threads)
     storage.write_parquet(uri, pa.table({"group": groups.group_L}))
     return groups
 

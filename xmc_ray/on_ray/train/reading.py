@@ -23,7 +23,7 @@ def share_of_steps(
 ) -> Iterator[pa.Table]:
     """The documents of worker ``rank`` of ``world`` in each step from ``first_step`` to the end of the last epoch.
 
-    Tables have the columns of the cache, and ``step``. Raises DataError if a step is missing.
+    Tables have the columns of `TokenCache.chunks`, and ``step``. Raises DataError if a step is missing.
     """
     pools = [
         {"epoch": epoch, "pool": number}

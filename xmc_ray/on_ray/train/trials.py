@@ -10,7 +10,6 @@ from dataclasses import asdict
 from io import StringIO
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray.tune
 import torch
@@ -22,14 +21,13 @@ from xmc_ray.data.token_cache import Split
 from xmc_ray.errors import ModelError
 from xmc_ray.exits import keep_signals
 from xmc_ray.on_ray.session import find_own, is_cluster
-from xmc_ray.on_ray.train.config import TrainConfig, WorkersConfig
-from xmc_ray.on_ray.train.prepare import Prepared, prepare
+from xmc_ray.on_ray.train.config import WorkersConfig
+from xmc_ray.on_ray.train.prepare import Prepared
 from xmc_ray.training.fit import FitConfig, in_chunks
 from xmc_ray.training.recipe import Candidate
 from xmc_ray.training.tuning import FINISHED, HELD_OUT, QUARTERS, Round, Trial, run_trial, timed
 
 _RANKER = 0.015  # what a linear ranker, which comes at the end, adds to the mean figure of words alone (decision 0021)
-_DRAWN_FROM = 16  # times as many held-out documents as judge are read, from all over them
 _REPORTED = ("figures", "lift", "weight", "documents", "passes", "rate")
 
 
@@ -41,18 +39,19 @@ def slots(workers: WorkersConfig) -> int:
     return max(1, int(total.get("CPU", 1)) if is_cluster() else len(os.sched_getaffinity(0)))
 
 
-def tried(training: TrainConfig, round_: Round, folder: str) -> list[Trial]:
+def tried(prepared: Prepared, workers: WorkersConfig, round_: Round, folder: str) -> list[Trial]:
     """The trials of a round; those that are on record in ``folder`` are not repeated.
 
-    ``training`` is the job that they are tried for, before a recipe is chosen. Raises the first error if all have failed.
+    ``prepared``: documents to train on, and held-out ones that judge; ``workers``: those of the training that is to follow.
+    Raises the first error if all have failed.
     """
-    recipes, workers = round_.recipes, training.workers
+    recipes = round_.recipes
     records = [record_of(folder, recipe) for recipe in recipes]
     missing = [number for number, uri in enumerate(records) if not storage.exists(uri)]
     if missing:
         limited = [timed(recipe.config, round_.minutes) for recipe in recipes]
         needs = workers.needs if workers.gpu else {"CPU": 1.0}
-        shared = {"configs": limited, "prepared": prepare(training), "documents": round_.documents}
+        shared = {"configs": limited, "prepared": prepared, "documents": round_.documents}
         shared |= {"records": records, "device": workers.device.type}
         trainable = ray.tune.with_parameters(_trial, **shared)
         stopping = ASHAScheduler(max_t=QUARTERS, grace_period=QUARTERS // 2, reduction_factor=2) if round_.stops else None
@@ -126,13 +125,6 @@ def _trial(
 
 
 def _some(prepared: Prepared, split: Split, documents: int) -> pa.Table:
-    """Random documents of a split: ``tokens`` and ``labels``, list<int32> each.
-
-    Those to train on have been shuffled. Held-out ones are in the order of the files, which may be that of languages or time.
-    """
+    """Random documents of a split: ``tokens`` and ``labels``, list<int32> each. All were shuffled before some were held out."""
     tokens = prepared.tokens
-    if split == "train":
-        return pa.concat_tables(tokens.chunks(split, tokens.some(split, documents))).slice(0, documents).combine_chunks()
-    table = pa.concat_tables(tokens.chunks(split, tokens.some(split, _DRAWN_FROM * documents)))
-    rows = np.sort(np.random.default_rng(0).permutation(len(table))[:documents])
-    return table.take(pa.array(rows)).combine_chunks()
+    return pa.concat_tables(tokens.chunks(split, tokens.some(split, documents))).slice(0, documents).combine_chunks()

@@ -227,24 +227,25 @@ def choose(config: TuneConfig) -> FitConfig:
     search = search_share(data.documents) if config.search is None else config.search
     budget = Budget(config.minutes, len(recipes), min(slots(config.workers), len(recipes)), search)
     validation = held_out_for_trials(config.validation, data.documents)
-    judged, folder = _training(replace(config, validation=validation), basis), storage.join(config.output, "trials")
+    judged, folder = prepared, storage.join(config.output, "trials")
     note = budget.too_short()
     if note is None:
         try:
-            counts = prepare(judged).counts
-            note = too_few(counts["validation"])
+            judged = prepared.held_out(validation, config.documents.uri)
+            note = too_few(judged.counts["validation"])
         except DataError as error:  # where all documents have the same words, all are held out
             note = f"No trials: {error.what}."
     if note is None:
+        counts, workers = judged.counts, config.workers
         note = budget.plan(counts["train"], counts["validation"])
         say(f"trying {len(recipes)} recipes, {budget.slots} at a time. {note}")
         _check_workers(config, recipes, counts["train"], len(prepared.labels))
-        trials = tried(judged, Round(recipes, budget.part(counts["train"]), budget.of_trial), folder)
+        trials = tried(judged, workers, Round(recipes, budget.part(counts["train"]), budget.of_trial), folder)
         second = budget.second_round(recipes, trials, counts["train"])
         if second is not None:
             say(str(second))
             note += f" {second}"
-            again = tried(judged, second, folder)
+            again = tried(judged, workers, second, folder)
             if any(trial.figures for trial in again):
                 judges = len(second.recipes)  # the first round had fewer documents
                 recipes, trials = [*second.recipes, *recipes], [*again, *trials]
