@@ -1,5 +1,6 @@
 """New labels are found, old ones are scored as before, deprecated ones are gone; ids, counts, names, bundles and bad input."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,9 @@ def test_figures_are_those_of_the_bundle_before(flat: XMCClassifier, tmp_path: P
     again = "- before the extension (0 labels from documents, 1 deprecated, 1 labels from names alone):\n"
     assert f"\n{again}    {added}        - P@1: 0.75\n" in cards[1]
 
+    judged = XMCClassifier(replace(flat.bundle, metrics=measured | {"feedback": "0123"})).extend(TEXTS, LABELS)
+    judged.save(str(tmp_path / "judged"))
+    assert json.loads((tmp_path / "judged/config.json").read_text())["feedback"] == "0123", "it is what it was trained with"
     unmeasured = flat.extend(TEXTS, LABELS)
     unmeasured.save(str(tmp_path / "unmeasured"))
     assert "before the extension" not in (tmp_path / "unmeasured" / "README.md").read_text()

@@ -143,6 +143,7 @@ def extend(
     counts = {"labels from documents": int((labels.counts[n_old:] > 0).sum()), "deprecated": len(deprecated)}
     counts["labels from names alone"] = n_new - counts["labels from documents"]
     metrics = {"extension": {"of": bundle.fingerprint, **counts, "before": bundle.metrics}}
+    metrics |= {name: bundle.metrics[name] for name in ("feedback",) if name in bundle.metrics}  # what it was trained with
     calibration = bundle.calibration
     if calibration is not None:
         calibration = replace(calibration, band_L=band_rows(labels.counts))
