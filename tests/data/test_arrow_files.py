@@ -54,6 +54,19 @@ def test_a_saved_split_is_read_with_the_names_of_its_classes(tmp_path: Path) -> 
     assert [row["labels"] for row in rows[:3]] == [["red", "blue"], ["blue"], ["red", "blue"]]
 
 
+def test_lists_of_classes_as_earlier_versions_wrote_them_and_arrows_file_format(tmp_path: Path) -> None:
+    features = FEATURES | {"labels": [{"names": ["red", "blue"], "_type": "ClassLabel"}]}
+    save(tmp_path / "train", 5, json.dumps({"info": {"features": features}}).encode())
+    config = DocumentsConfig(uri=str(tmp_path / "train"))
+    expected = [row for table in read_rows(config, labelled=True) for row in table.to_pylist()]
+    assert [row["labels"] for row in expected[:3]] == [["red", "blue"], ["blue"], ["red", "blue"]]
+    for path in (tmp_path / "train").glob("*.arrow"):
+        table = pa.ipc.open_stream(path.read_bytes()).read_all()
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=3)
+    assert [row for table in read_rows(config, labelled=True) for row in table.to_pylist()] == expected
+
+
 def test_a_dataset_of_the_library_is_read_as_its_files_and_as_its_columns(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(

@@ -140,6 +140,7 @@ def test_packed_files_and_the_columns_of_a_header(tmp_path: Path) -> None:
         ("id,text\n1,a\n".encode("utf-16"), "not UTF-8"),
         (b"id,te\xfft\n1,a\n", "the header is not UTF-8"),
         (b'id,"text\n1,a\n', "invalid quotes in the header"),
+        (b"id,text\r1,a\r2,b\r", "lines end in carriage returns"),
     ],
 )
 def test_a_file_that_is_none_is_refused_and_a_later_one_a_reject(content: bytes, reason: str, tmp_path: Path) -> None:

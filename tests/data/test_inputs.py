@@ -85,9 +85,11 @@ def test_a_folder_without_input_says_what_it_has(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_no_utf8_is_refused_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "\udcff.jsonl").write_bytes(LINE)
-    with pytest.raises(DataError, match="a file name is not UTF-8"):
-        list_inputs(DocumentsConfig(uri=str(tmp_path)))
+    path = tmp_path / "\udcff.jsonl"
+    path.write_bytes(LINE)
+    for uri in (tmp_path, path):
+        with pytest.raises(DataError, match="a file name is not UTF-8"):
+            list_inputs(DocumentsConfig(uri=str(uri)))
 
 
 # --- one opinion about text: byte order marks, blank lines, ends of lines
@@ -127,6 +129,13 @@ def test_an_array_of_documents_is_a_file_that_cannot_be_read_and_not_one_row(tmp
         path.write_text(text)
         (part,) = read_file(Segment(storage.stat(path)), Rules.of(config, labelled=False))
         assert part.table["reason"].to_pylist() == ["not JSON lines"] and part.start == part.end
+    path = tmp_path / "d.json"
+    path.write_bytes(b'{"id": "1", "text": "a"}\r{"id": "2", "text": "b"}\r')
+    (part,) = read_file(Segment(storage.stat(path)), Rules.of(config, labelled=False))
+    assert part.table["reason"].to_pylist() == ["lines end in carriage returns"] and part.start == part.end
+    path.write_bytes(b'{\r"id": "1", "text": "a", "more":\r{}}\r\n')  # one object
+    (part,) = read_file(Segment(storage.stat(path)), Rules.of(config, labelled=False))
+    assert part.table["reason"].to_pylist() == [None]
     path = tmp_path / "c.json"
     path.write_text('["no document"]\n' + LINE.decode())
     rows = [

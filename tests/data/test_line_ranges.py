@@ -88,6 +88,18 @@ def test_a_file_in_parts_has_the_rows_that_it_has_as_a_whole(
         assert len(found) == len(reference.rows_of_lines(data))
 
 
+def test_a_bad_line_at_the_beginning_of_a_range_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a range count from 0, but it does not begin the file."""
+    lines = [json.dumps({"id": f"{number}", "text": "text"}) for number in range(8)]
+    lines[3] = '[{"id": "x", "text": "y"}]'
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(line_ranges, "LARGE", len("\n".join(lines[:3])))
+    segments = [Segment.from_row(part) for part in file_parts([storage.stat(path)]).to_pylist()]
+    rows = [row for segment in segments for part in read_file(segment, RULES) for row in part.table.to_pylist()]
+    assert len(segments) > 1 and [row["reason"] for row in rows] == [None] * 3 + ["not a JSON object"] + [None] * 4
+
+
 def test_what_cannot_be_split_is_one_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(line_ranges, "LARGE", 100)
     text = b'{"id": "1", "text": "a"}\n' * 10

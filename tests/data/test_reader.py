@@ -115,6 +115,60 @@ def test_a_storage_that_is_away_is_waited_for_then_told(tmp_path: Path, monkeypa
         rows_of(path)
 
 
+def test_an_outage_that_is_waited_out_is_no_failure_of_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.Table.from_pylist([{"id": f"{n}", "text": "a"} for n in range(20)]), path)
+    monkeypatch.setattr(reader, "_PAUSE", 0.01)
+    monkeypatch.setattr(storage, "is_local", lambda uri: False)
+    errors = [TimeoutError("away")] * 3 + [OSError("one hiccup")]
+    parquet = reader._parquet
+
+    def failing(*arguments: Any) -> Any:
+        if errors:
+            raise errors.pop(0)
+        return parquet(*arguments)
+
+    monkeypatch.setattr(reader, "_parquet", failing)
+    assert [row["reason"] for row in rows_of(path)] == [None] * 20 and not errors
+
+
+def test_a_column_whose_name_is_not_utf8_costs_its_file(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": ["1"], "text": ["a"], "cafX": ["b"]}), tmp_path / "x.parquet")
+    (tmp_path / "x.parquet").write_bytes((tmp_path / "x.parquet").read_bytes().replace(b"cafX", b"caf\xe9"))
+    pq.write_table(pa.table({"id": ["2"], "text": ["a"]}), tmp_path / "y.parquet")
+    (table,) = [
+        table
+        for table in reader.read_rows(DocumentsConfig(uri=str(tmp_path)), labelled=False, max_reject_share=1)
+        if len(table)
+    ]
+    assert table["id"].to_pylist() == ["2"]
+    with pytest.raises(DataError, match=r"cannot be read: .*x\.parquet"):
+        list(reader.read_rows(DocumentsConfig(uri=str(tmp_path / "x.parquet")), labelled=False))
+
+
+def test_rows_that_cannot_be_read_come_chunk_by_chunk_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.Table.from_pylist([{"id": f"{n}", "text": "a"} for n in range(20)]), path, row_group_size=10)
+    monkeypatch.setattr(reader.Opened, "row_groups", lambda *_: Broken())
+    lost = [*read_file(Segment(storage.stat(path)), RULES, 4)]
+    places = [(0, 4, 4), (4, 8, 4), (8, 10, 2), (10, 14, 4), (14, 18, 4), (18, 20, 2)]
+    assert [(part.start, part.end, len(part.table)) for part in lost] == places
+    assert [row for part in lost for row in part.table["row"].to_pylist()] == list(range(20))
+    assert not any(Segment(storage.stat(path)).lost_with(part) for part in lost), "their number is known"
+    whole = Segment(storage.stat(path), rows=9, reject=Reject("gone"))
+    assert [len(part.table) for part in read_file(whole, RULES, 4)] == [4, 4, 1]
+
+
+class Broken:
+    """A file of two row groups that cannot be read."""
+
+    ends = (10, 20)
+
+    def rows(self, *_: int) -> Any:
+        """Raises at once."""
+        raise OSError("bad page")
+
+
 def rewrite(path: Path, kind: str, text: str) -> None:
     """The same number of rows and bytes, with another text."""
     rows = [{"id": f"{n}", "text": text} for n in range(20)]

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from xmc_ray.data.convert import ConvertConfig, run
+from xmc_ray.data.text_folders import read_annif_folder
 from xmc_ray.errors import ConfigError, DataError
 
 SKOS = """@prefix skos: <http://www.w3.org/2004/02/skos/core#> .
@@ -48,6 +49,15 @@ def test_annif_folders_have_subjects_names_or_neither(folder: Path, tmp_path: Pa
     (folder / "c.key").write_text("green\n")
     with pytest.raises(DataError, match=r"a label without a name.*found green; expected one in .*vocabulary\.ttl"):
         converted(tmp_path, layout="annif", documents=str(folder), names=str(tmp_path / "vocabulary.ttl"))
+
+
+def test_only_a_newline_ends_a_name(tmp_path: Path) -> None:
+    lines = {"a.tsv": "<u:1>\tfirst\u2028second\n<u:2>\tsome\x85thing\r\n", "b.key": "one\u2028name\n\nother\r\n"}
+    for name, content in lines.items():
+        (tmp_path / name).write_text(content, newline="")
+        (tmp_path / name).with_suffix(".txt").write_text("text")
+    found = [row["labels"] for table in read_annif_folder(str(tmp_path), rows=9) for row in table.to_pylist()]
+    assert found == [["u:1", "u:2"], ["one\u2028name", "other"]]
 
 
 def test_annif_short_texts_and_names_of_the_vocabulary(tmp_path: Path) -> None:

@@ -53,6 +53,24 @@ def test_unusual_but_good_lines(lines: bytes) -> None:
     assert parse(lines + b"\n" + lines) == [{"id": "1", "text": "a", "labels": []} | GOOD] * 2
 
 
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"id": "1", "text": "a", "note": "caf\xe9"}', None),  # what is not wanted need not be UTF-8
+        (b'{"id": "1", "text": "a", "note": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", None),
+        (b'{"id": "1", "text": "caf\xe9"}', "invalid JSON"),
+        (b'{"id": "1", "text": "\xed\xa0\xbd\xed\xb8\x80"}', "invalid JSON"),  # surrogates, as some databases export them
+    ],
+)
+def test_what_becomes_of_a_line_does_not_depend_on_the_lines_beside_it(line: bytes, reason: str | None) -> None:
+    """Kind of fault: chunks are cut in one place for one pass and elsewhere for the next, and an id came twice or never."""
+    good, odd = b'{"id": "good", "text": "a"}', b'{"id": "3", "text": 7}'
+    alone = parse(line)
+    assert [row["reason"] for row in alone] == [reason]
+    for company in (good, odd):
+        assert parse(line + b"\n" + company) == alone + parse(company)
+
+
 def test_reasons_can_be_counted() -> None:
     """Whatever a row holds, its reason is one of few."""
     lines = [*BAD_LINES, *(f'{{"id": {n}, "text": "a" {"x" * n}' for n in range(1, 50))]

@@ -74,6 +74,8 @@ class Delimited:
         cells = self._cells(record) if length else []
         if cells is None:
             raise Damaged("invalid quotes in the header", f"{record[:40]!r}")
+        if any(_lone_return(cell) for cell in cells):  # else all of the file would be its header
+            raise Damaged("lines end in carriage returns", "expected line feeds, or both")
         try:
             return Header([cell.decode() for cell in cells], first + length)
         except UnicodeDecodeError:

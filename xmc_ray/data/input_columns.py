@@ -36,7 +36,7 @@ def check_columns(files: list[FileInfo], rules: Rules) -> None:
             break
         try:
             found, is_whole = columns(file, rules.names)
-        except (OSError, pa.ArrowException, Damaged) as error:
+        except (OSError, pa.ArrowException, UnicodeError, Damaged) as error:
             if storage.is_unavailable(error):
                 with storage.explained(file.uri):
                     raise

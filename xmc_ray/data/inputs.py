@@ -76,6 +76,9 @@ def list_inputs(config: DocumentsConfig) -> Inputs:
     no file remains, for a name that is not UTF-8, if there are several kinds, and for several splits of a dataset.
     """
     files = storage.visible_files(config.uri, lambda name: format_by_name(name) is not None)
+    for file in files:
+        if file.uri.encode(errors="replace").decode() != file.uri:
+            raise DataError("a file name is not UTF-8", where=config.uri, found=repr(file.uri), way_out="rename it")
     if [file.uri for file in files] == [config.uri]:
         format_of(config.uri)
         return Inputs(files)
@@ -101,9 +104,6 @@ def list_inputs(config: DocumentsConfig) -> Inputs:
         way_out = "keep them in different folders"
         raise DataError("documents of different kinds", where=config.uri, found=found, expected=EXPECTED, way_out=way_out)
     (files,) = taken.values()
-    for file in files:
-        if file.uri.encode(errors="replace").decode() != file.uri:
-            raise DataError("a file name is not UTF-8", where=config.uri, found=repr(file.uri), way_out="rename it")
     return Inputs(files, left_out)
 
 

@@ -65,14 +65,27 @@ def _notice(reason: str, files: Sequence[FileInfo], consequence: str) -> str:
     return f"cannot be split, since {reason}: {count}; {consequence}"
 
 
-def refuse_array(line: bytes) -> None:
-    """Damaged if a file's first line begins an array of objects: its one row would hide how many documents there are."""
+def check_first_line(line: bytes) -> None:
+    """Damaged if a file's first line has more than one object: its one row would hide how many documents there are.
+
+    It may begin an array of them, or carriage returns may stand where newlines should.
+    """
+    if line.startswith(b"["):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):  # the array goes on in further lines
+            value = [{}]
+        if isinstance(value, list) and any(isinstance(part, dict) for part in value):
+            raise Damaged("not JSON lines", "one array; expected an object on each line")
+    elif any(next_.lstrip().startswith(b"{") for next_ in line.split(b"\r")[1:]) and not _is_object(line):
+        raise Damaged("lines end in carriage returns", "expected line feeds, or both")
+
+
+def _is_object(line: bytes) -> bool:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):  # the array goes on in further lines
-        value = [{}]
-    if isinstance(value, list) and any(isinstance(part, dict) for part in value):
-        raise Damaged("not JSON lines", "one array; expected an object on each line")
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def whole_lines(stream: Any, start: int, count: int, stop: int | None = None) -> Iterator[tuple[int, bytes]]:

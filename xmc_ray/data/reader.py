@@ -23,7 +23,7 @@ from xmc_ray.data.delimited import DELIMITERS, Delimited
 from xmc_ray.data.documents import DocumentsConfig, Rules
 from xmc_ray.data.input_columns import check_columns
 from xmc_ray.data.inputs import format_of, kind_by_name, list_inputs, open_text
-from xmc_ray.data.line_ranges import LARGE, line_ranges, refuse_array, whole_lines
+from xmc_ray.data.line_ranges import LARGE, check_first_line, line_ranges, whole_lines
 from xmc_ray.data.rejects import MAX_REJECT_SHARE, Damaged, Reject, Rejects
 from xmc_ray.data.row_groups import Opened, row_ranges
 from xmc_ray.errors import ConfigError, DataError
@@ -115,7 +115,7 @@ def read_file(segment: Segment, rules: Rules, chunk: int = CHUNK, opened: Opened
     UnavailableError when its storage does not answer for `PATIENCE` seconds, and ConfigError when it refuses.
     """
     if segment.reject is not None:
-        yield _lost(segment, segment.rows, segment.reject, rules)
+        yield from _lost(segment, segment.rows, segment.reject, rules, chunk)
         return
     left, is_whole = segment, segment.rows == _ALL
     deadline, failures = time.monotonic() + PATIENCE, 0
@@ -131,9 +131,9 @@ def read_file(segment: Segment, rules: Rules, chunk: int = CHUNK, opened: Opened
                 deadline, failures = time.monotonic() + PATIENCE, 0
             reject = None if is_whole or not left.rows else Reject("the file has fewer rows than before")
             break
-        except (OSError, pa.ArrowException, ConfigError, Damaged) as error:
-            failures += 1
+        except (OSError, pa.ArrowException, UnicodeError, ConfigError, Damaged) as error:
             is_unavailable = storage.is_unavailable(error)
+            failures += not is_unavailable
             if is_unavailable and time.monotonic() > deadline:
                 with storage.explained(left.file.uri):
                     raise
@@ -148,7 +148,7 @@ def read_file(segment: Segment, rules: Rules, chunk: int = CHUNK, opened: Opened
     if left.row > segment.row:
         check_unchanged(segment.file)
     if reject is not None:  # an unknown number of rows counts as one, lest it be overlooked
-        yield _lost(left, 1 if is_whole else left.rows, reject, rules)
+        yield from _lost(left, 1 if is_whole else left.rows, reject, rules, chunk)
 
 
 def check_unchanged(file: FileInfo) -> None:
@@ -250,19 +250,24 @@ def _parquet(left: Segment, rules: Rules, chunk: int, opened: Opened | None) -> 
                 for rows in file.rows(group, done, last):
                     yield Chunk(done, done + len(rows), rules.from_parquet(rows, left.file.uri, done))
                     done += len(rows)
-            except (OSError, pa.ArrowException) as error:
+            except (OSError, pa.ArrowException, UnicodeError) as error:
                 if storage.is_unavailable(error):
                     raise
-                yield _lost(replace(left, start=done, row=done), last - done, _reject(error), rules)._replace(end=last)
+                reject = _reject(error)
+                for first in range(done, last, chunk):
+                    rows = min(chunk, last - first)
+                    yield Chunk(first, first + rows, rules.unreadable(rows, reject, left.file.uri, first), reject)
         stays_open = opened is not None
     finally:
         if not stays_open:
             files.close()
 
 
-def _lost(left: Segment, rows: int, reject: Reject, rules: Rules) -> Chunk:
+def _lost(left: Segment, rows: int, reject: Reject, rules: Rules, chunk: int) -> Iterator[Chunk]:
     """The first ``rows`` rows of ``left``, unread; ``end`` is ``start``, since it is unknown where the next ones are."""
-    return Chunk(left.start, left.start, rules.unreadable(rows, reject, left.file.uri, left.row), reject)
+    for first in range(0, rows, chunk):
+        table = rules.unreadable(min(chunk, rows - first), reject, left.file.uri, left.row + first)
+        yield Chunk(left.start, left.start, table, reject)
 
 
 def _arrow(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:
@@ -303,8 +308,8 @@ def _json_lines(left: Segment, rules: Rules, chunk: int) -> Iterator[Chunk]:
                 return
             end = start + len(lines)
             if lines := lines.strip():
-                if row == 0 and lines.startswith(b"["):
-                    refuse_array(lines.partition(b"\n")[0])
+                if row == 0 and left.start == 0:  # not at the beginning of a byte range, whose rows count from 0, too
+                    check_first_line(lines.partition(b"\n")[0])
                 table = rules.from_json(lines, left.file.uri, row).slice(0, rows)
                 yield Chunk(start, end, table)
                 rows, row = rows - len(table), row + len(table)

@@ -24,7 +24,7 @@ def row_ranges(file: FileInfo, size: int) -> list[tuple[int, int | None]]:
     filesystem, path = storage.arrow_filesystem(file.uri)
     try:
         footer = storage.patiently(lambda: pq.read_metadata(path, filesystem=filesystem))
-    except (OSError, pa.ArrowException):
+    except (OSError, pa.ArrowException, UnicodeError):  # the last one: of names of columns
         return [(0, None)]
     most = footer.num_rows * size // file.size
     ranges: list[tuple[int, int | None]] = []

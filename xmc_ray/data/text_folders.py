@@ -27,8 +27,8 @@ def read_annif_folder(folder: str, *, rows: int) -> Iterator[pa.Table]:
 
     def labels_of(stem: str) -> list[str]:
         if f"{stem}.tsv" in names:
-            return [line.partition("\t")[0].strip().strip("<>") for line in _read(f"{stem}.tsv").splitlines()]
-        return _read(f"{stem}.key").splitlines() if f"{stem}.key" in names else []
+            return [line.partition("\t")[0].strip().strip("<>") for line in _read(f"{stem}.tsv").split("\n")]
+        return _read(f"{stem}.key").split("\n") if f"{stem}.key" in names else []
 
     for stems in _stems(folder, names, rows):
         with ThreadPoolExecutor(_READERS) as pool:

@@ -122,7 +122,9 @@ def _parse_line(line: bytes, columns: Columns, label_separator: str | None) -> t
     """The values of ``columns``, null where they do not fit, with reason and detail of the first that does not."""
     loaded = load_object(line)
     if isinstance(loaded, Reject):
-        return *[None] * len(columns), *loaded
+        # Arrow passes over more in columns that are not wanted. What becomes of a line must not depend on the lines beside it.
+        alone = _parse_at_once(line, columns, label_separator)
+        return (*[None] * len(columns), *loaded) if alone is None else tuple(value.to_pylist()[0] for value in alone)
     pairs = [_check_value(setting, name, loaded, label_separator) for setting, name in columns]
     return *(value for value, _ in pairs), *next((reject for _, reject in pairs if reject), (None, None))
 
@@ -130,7 +132,7 @@ def _parse_line(line: bytes, columns: Columns, label_separator: str | None) -> t
 def load_object(line: bytes) -> "_Object | Reject":
     """The object in a line, or the reason why there is none."""
     try:
-        value = json.loads(line, object_pairs_hook=_Object)
+        value = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_Object)  # of bytes, it would let surrogates pass
         if b"\\u" in line:
             json.dumps(value, ensure_ascii=False).encode()  # fails on half a surrogate pair, which JSON lets pass
     except json.JSONDecodeError as error:
