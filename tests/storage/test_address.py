@@ -245,6 +245,10 @@ def test_an_endpoint_that_does_not_answer(attempt: str, s3: S3, monkeypatch: pyt
     [
         ({"AWS_SECRET_ACCESS_KEY": ""}, "go together"),
         ({"AWS_ENDPOINT_URL": "localhost:9000"}, "not an S3 endpoint; found localhost:9000"),
+        (
+            {"AWS_ENDPOINT_URL": "admin:hunter2@minio:9000"},
+            "^an S3 endpoint has no user and no password in it; expected [^@]*$",
+        ),
     ],
 )
 def test_variables_that_do_not_fit(variables: dict[str, str], message: str, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:

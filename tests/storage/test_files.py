@@ -6,6 +6,7 @@ import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -182,6 +183,34 @@ def test_local_addresses_have_three_spellings(tmp_path: Path, monkeypatch: pytes
         assert storage.read_bytes(uri) == b"text"
         assert folders.local_copy(uri) == tmp_path / "folder/file"
     assert storage.list_files("folder")[0].uri == str(tmp_path / "folder/file")
+
+
+def test_what_vanishes_under_a_removal_does_not_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/f", "b/g/f", "run.json", "zz.tmp"):
+        (tmp_path / "x" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "x" / name).touch()
+    scandir = os.scandir
+
+    def scanned(path: Any) -> Any:
+        entries = sorted(scandir(path), key=lambda entry: entry.name)
+        for name in ("zz.tmp", "b/g/f"):  # by others
+            (tmp_path / "x" / name).unlink(missing_ok=True)
+        return Entries(entries)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "scandir", scanned)
+        storage.remove(tmp_path / "x", last="run.json")
+    assert not (tmp_path / "x").exists()
+
+
+class Entries(list[Any]):
+    """As `os.scandir` returns them."""
+
+    def __enter__(self) -> "Entries":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
 
 
 def test_removal_does_not_follow_links(tmp_path: Path) -> None:

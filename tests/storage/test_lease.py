@@ -1,6 +1,7 @@
 """A folder is held by one process at a time; a dead one holds nothing."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -80,6 +81,17 @@ def test_who_is_refused_is_told_the_job_to_stop(folder: str) -> None:
         assert mark(folder)["job"] == "raysubmit_7"
     with held(folder, BEAT), pytest.raises(ConfigError, match=r"found process \d+ on .* or end it and run"):
         lease.Lease(folder, BEAT).take()
+
+
+def test_who_was_refused_leaves_the_next_holder_alone(folder: str) -> None:
+    refused = lease.Lease(folder, BEAT)
+    with held(folder, BEAT), pytest.raises(ConfigError):
+        refused.take()
+    with held(folder, BEAT):
+        refused._rival = None  # as it finds when it looks between two holders, a moment before the second has come
+        refused.holder = lambda: None  # type: ignore[method-assign]
+        refused.release()
+        assert mark(folder)["process"] == os.getpid()
 
 
 def test_nothing_is_left_of_a_job_that_ends(folder: str) -> None:

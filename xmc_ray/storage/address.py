@@ -66,8 +66,11 @@ class S3Access:
     def __post_init__(self) -> None:
         if (self.key is None) != (self.secret is None):
             raise ConfigError("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY go together", found="only one of them")
+        expected = "http://host:port or https://host"
+        if self.endpoint is not None and "@" in self.endpoint:  # not shown: it has a password
+            raise ConfigError("an S3 endpoint has no user and no password in it", expected=expected)
         if self.endpoint is not None and not re.match("https?://.", self.endpoint):
-            raise ConfigError("not an S3 endpoint", found=self.endpoint, expected="http://host:port or https://host")
+            raise ConfigError("not an S3 endpoint", found=self.endpoint, expected=expected)
 
     @classmethod
     def from_environment(cls) -> "S3Access":

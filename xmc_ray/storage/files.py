@@ -148,10 +148,10 @@ def _remove_local(path: str, last: str | None) -> None:
         os.unlink(path)
         return
     for entry in sorted(os.scandir(path), key=lambda entry: entry.name == last):
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path)
-        else:
-            os.unlink(entry.path)
+        is_folder = entry.is_dir(follow_symlinks=False)
+        while os.path.lexists(entry.path):  # until nothing is left, whoever else removes or renames something there
+            with suppress(FileNotFoundError):
+                shutil.rmtree(entry.path) if is_folder else os.unlink(entry.path)
     os.rmdir(path)
 
 

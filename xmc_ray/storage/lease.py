@@ -41,6 +41,7 @@ class Lease:
         self._mine: dict[str, Any] = {"driver": uuid.uuid4().hex, **_machine(), "process": os.getpid(), "job": job}
         self._mine |= {"since": datetime.now(timezone.utc).isoformat(timespec="seconds"), "beats": 0}
         self._rival: dict[str, Any] | None = None
+        self._wrote = False
         self._created = _missing(folder)
         self._over = threading.Event()
         self._heart = threading.Thread(target=self._live, name="lease", daemon=True)
@@ -74,7 +75,7 @@ class Lease:
             self._heart.join()
         OUTAGE.end(self)
         with suppress(XmcError, OSError):  # the next job finds a dead holder
-            if self._rival is None and self.holder() is None:
+            if self._wrote and self._rival is None and self.holder() is None:
                 storage.remove(self._uri)
                 for created in self._created:
                     created.rmdir()  # fails where there is something else by now
@@ -108,11 +109,13 @@ class Lease:
         if self.holder() is not None:  # not to be overwritten by a storage that ignores the condition
             return False
         try:
-            return storage.create(self._uri, json.dumps(self._mine).encode())
+            self._wrote = storage.create(self._uri, json.dumps(self._mine).encode())
         except NotImplementedError:
             return False
+        return self._wrote
 
     def _write(self) -> None:
+        self._wrote = True  # or perhaps, if it fails
         storage.write_json(self._uri, self._mine)
 
     def holder(self) -> dict[str, Any] | None:

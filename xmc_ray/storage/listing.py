@@ -189,4 +189,6 @@ def _s3_files(uri: Uri) -> Iterator[FileInfo]:
 
 
 def _s3_file(info: dict[str, Any]) -> FileInfo:
+    if info["type"] != "file":  # by now there are keys below the name
+        raise FileNotFoundError(info["name"])
     return FileInfo(uri=f"s3://{info['name']}", size=info["size"], version=info["ETag"].strip('"'))
