@@ -97,7 +97,13 @@ BOUNDS: dict[type, dict[str, tuple[list[Any], list[Any]]]] = {
     ShowConfig: {"port": ([0, 65535], [-1, 65536])},
     GroupsConfig: {"max_size": AT_LEAST_1, "features": AT_LEAST_1, "seed": AT_LEAST_0},
     LexicalConfig: {"width": AT_LEAST_0, "columns": AT_LEAST_1, "rarest": AT_LEAST_1},
-    LinearConfig: {"candidates": AT_LEAST_0, "weight": NOT_NEGATIVE, "cost": ABOVE_0, "smallest": NOT_NEGATIVE},
+    LinearConfig: {
+        "candidates": AT_LEAST_0,
+        "depth": AT_LEAST_1,
+        "weight": NOT_NEGATIVE,
+        "cost": ABOVE_0,
+        "smallest": NOT_NEGATIVE,
+    },
     LoopConfig: {
         "epochs": AT_LEAST_1,
         "minutes": ABOVE_0,

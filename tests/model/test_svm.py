@@ -86,7 +86,7 @@ def test_examples_are_a_documents_labels_and_the_models_candidates() -> None:
     model, table = toy_model(lexical=True), documents()
     examples = examples_of(model, table, CONFIG, PredictConfig())
     tokens, truth = (table[name].combine_chunks() for name in ("tokens", "labels"))
-    candidates = predict(model, tokens, svm._DEPTH * CONFIG.candidates, PredictConfig())[1]
+    candidates = predict(model, tokens, CONFIG.depth * CONFIG.candidates, PredictConfig())[1]
     for row, kinds in enumerate(examples.kind_DL.toarray()):
         assert set(np.flatnonzero(kinds % 2)) == set(candidates[row][candidates[row] >= 0])
         assert set(np.flatnonzero(kinds >= 2)) == set(truth[row].as_py())

@@ -96,6 +96,12 @@ def test_the_config_of_git_paths_is_what_the_rule_gives() -> None:
     assert FitConfig(**{name: getattr(config, name) for name in vars(rule)}) == rule
 
 
+def test_the_ranker_of_many_documents_learns_from_fewer_candidates_of_each() -> None:
+    """Its work is documents times candidates, and nothing else bounds it."""
+    assert {ladder(profile)["words"].linear.depth for profile in (FREQUENT, RARE, FEW)} == {4}
+    assert {recipe.linear.depth for recipe in ladder(HUGE).values()} == {2}
+
+
 def test_half_of_the_encoder_is_trained_and_words_are_read_to_the_end() -> None:
     recipe = ladder(RARE)["transformer"]
     assert recipe.encoder.layers is None and recipe.encoder.freeze == 3

@@ -11,7 +11,9 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from xmc_ray.model.linear import Floats, Ints, Longs
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int32]
+Longs = npt.NDArray[np.int64]
 
 MOST_COPIED = 1 << 24  # terms of the examples of a label, 12 bytes each in every thread
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from xmc_ray.model.device import upload
-from xmc_ray.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, Settings
+from xmc_ray.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Settings
 
 ARRAYS = "start_L1", "column_W", "weight_W", "bias_L"  # of a ranker, by their names in a bundle
 
@@ -38,6 +38,8 @@ class LinearConfig(Settings):
 
     candidates: NonNegativeInt = 0
     """Labels of each document, the model's first ones, that are reordered; those behind stay behind. 0 turns the ranker off."""
+    depth: PositiveInt = 4
+    """Times as many candidates are learned from, true labels apart: those behind show what a wrong label looks like."""
     weight: NonNegativeFloat = 1.0
     """How much the ranker says: the exponent of its factor in the score. With a good transformer less than 1 is right."""
     cost: PositiveFloat = 1.0

@@ -29,7 +29,6 @@ from xmc_ray.model.linear import Floats, Ints, LinearConfig, LinearRanker, Longs
 from xmc_ray.model.predict import PredictConfig, predict
 
 _PASSES, _TOLERANCE = 20, 0.1  # as in linear trees: more of either changes next to no prediction
-_DEPTH = 4  # times the candidates are learned from: those behind show what a wrong label looks like
 _PARTS = 8  # of a thread's labels: they differ in work
 
 
@@ -69,7 +68,7 @@ def examples_of(model: LightXML, documents: pa.Table, config: LinearConfig, pred
     x_DF = tfidf(count_terms(tokens, len(weight_F), model.lexical.field_weights), weight_F)
     x_DF.eliminate_zeros()
     x_DF.sort_indices()
-    _, label_DN = predict(model, tokens, min(_DEPTH * config.candidates, n_labels), prediction)
+    _, label_DN = predict(model, tokens, min(config.depth * config.candidates, n_labels), prediction)
     is_candidate_DN = label_DN >= 0
     starts = np.concatenate([[0], np.cumsum(is_candidate_DN.sum(1))])
     ids = label_DN[is_candidate_DN].astype(np.int32)

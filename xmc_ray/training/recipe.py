@@ -118,7 +118,9 @@ def _words(profile: Profile, config: FitConfig, frequent: bool) -> FitConfig:
             config,
             encoder=replace(config.encoder, layers=0),
             lexical=_lexical(profile, frequent),
-            linear=LinearConfig(candidates=25, weight=1.0 if profile.labels <= _FLAT else 2.0),
+            linear=LinearConfig(
+                candidates=25, depth=2 if profile.documents > MANY else 4, weight=1.0 if profile.labels <= _FLAT else 2.0
+            ),
             model=ModelConfig(dropout=0.3 if few or profile.labels > 20_000 else 0.5, lift=1.0),
             optim=_rates(optim, frequent),
             loop=replace(config.loop, batch_size=batch_size, epochs=_passes("words", profile, batch_size)),
