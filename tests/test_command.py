@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.model.encoder import EncoderConfig
 from xmc_ray.on_ray.tag.config import TagConfig
 from xmc_ray.on_ray.train.config import TrainConfig
+from xmc_ray.on_ray.train.tune import TuneConfig
 from xmc_ray.settings import Settings, Share
 from xmc_ray.training.fit import FitConfig
 from xmc_ray.training.loop import LoopConfig
@@ -53,6 +55,33 @@ def test_an_option_wins_over_the_file(toml: Path) -> None:
     assert command.parse(Config, [f"--config={toml}"]).part == Part(rate=0.5)
 
 
+def test_a_file_comes_first_wherever_it_stands(toml: Path) -> None:
+    for file in (["--config", str(toml)], [f"--config={toml}"]):
+        assert command.parse(Config, ["--part.rate=0.7", *file]).part == Part(rate=0.7)
+
+
+@pytest.mark.parametrize("value", ['["title", "body"]', "['title', 'body']", "title"])
+def test_a_list_may_be_written_in_json_in_python_or_as_its_only_member(value: str) -> None:
+    expected = ["title", "body"] if "body" in value else ["title"]
+    for given in ([f"--documents.text={value}"], ["--documents.text", value]):
+        assert command.parse(TagConfig, ["--documents.uri=x", "--output=y", "--bundle=z", *given]).documents.text == expected
+
+
+@pytest.mark.parametrize(
+    ("job", "argument", "hint"),
+    [
+        (TagConfig, "--documents=a.parquet", "write --documents.uri"),
+        (TuneConfig, "--encoder.name=e", "write --encoder"),
+        (TuneConfig, "--minuts=3", "perhaps --minutes"),
+        (TagConfig, "--documents.txt=a", "perhaps --documents.text"),
+        (TagConfig, "--overwr", "perhaps --overwrite"),  # no part of a name is taken for it
+    ],
+)
+def test_what_may_have_been_meant_is_said(job: Any, argument: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=f"invalid settings.*; {hint}$"):
+        command.parse(job, ["--documents.uri=x", "--output=y", *(["--bundle=z"] * (job is TagConfig)), argument])
+
+
 def test_values_with_hyphens_stay_as_they_are(toml: Path) -> None:
     assert command.parse(Config, ["--output", "/a-b/c-d"]).output == "/a-b/c-d"
     assert command.parse(Config, ["--output=/a-b/c-d"]).output == "/a-b/c-d"
@@ -78,6 +107,7 @@ def test_a_setting_may_be_one_place_or_several(tmp_path: Path) -> None:
     ("arguments", "told"),
     [
         (["--config", "{toml}", "--part.speed=1"], "part.speed"),
+        (["--config", "{flat}"], "a section is no value: part; found 0.5; write settings of its own, such as part."),
         (["--config", "{toml}", "--part.rate=fast"], "part.rate"),
         (["--part.rate=1"], "output"),
         (["--config", "/nowhere/a.toml"], "config"),
@@ -99,7 +129,9 @@ def test_bad_settings_are_one_line_and_exit_code_2(
     broken.write_text("output = \n")
     deep = tmp_path / "deep.toml"
     deep.write_text("output = " + 100_000 * "[" + 100_000 * "]")
-    arguments = [argument.format(toml=toml, bad=bad, broken=broken, deep=deep) for argument in arguments]
+    flat = tmp_path / "flat.toml"
+    flat.write_text('output = "x"\npart = 0.5\n')
+    arguments = [argument.format(toml=toml, bad=bad, broken=broken, deep=deep, flat=flat) for argument in arguments]
     assert command.run(ran.append, Config, arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")

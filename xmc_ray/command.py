@@ -6,16 +6,20 @@
 The job's frozen dataclass is the whole interface: its fields are the options, the strings under them the help.
 """
 
+import ast
+import difflib
 import inspect
+import json
 import os
 import re
 import sys
 from argparse import SUPPRESS, ArgumentError, HelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Annotated, TypeVar, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 
@@ -47,15 +51,61 @@ def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Confi
     for argument in arguments:
         if re.search("[\ud800-\udfff]", argument):  # how Python spells other bytes; neither TOML nor Parquet can hold them
             raise ConfigError("an argument is not UTF-8", found=argument, way_out="rename the file or folder that it names")
-    for place, argument in enumerate(arguments):
-        if argument.startswith("--config="):
-            arguments[place] = f"--config={_settings_file(argument.removeprefix('--config='))}"
-        elif place and arguments[place - 1] == "--config":
-            arguments[place] = _settings_file(argument)
-    parser = _parser(config_type)
-    options = [argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--")]
-    dashed = [f"write --{name.replace('-', '_')}" for name in options if "-" in name]
-    return _config(config_type, parser, lambda: parser.parse_args(arguments), (*dashed, "--help lists every setting")[0])
+    parser, known = _parser(config_type), options(config_type)
+    lists = {f"--{option.name}" for option in known if _is_a(option.kind, list)}
+    files: list[str] = []
+    others: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        name, equals, value = argument.partition("=")
+        if name == "--config":
+            value = value if equals else next(left, "")
+            files.append(f"--config={_settings_file(value)}")
+        elif name in lists:
+            value = value if equals else next(left, "")
+            others.append(f"{name}={_as_list(value)}")
+        else:
+            others.append(argument)
+    hints = _hints([argument[2:].partition("=")[0] for argument in others if argument.startswith("--")], known)
+    # a file first, wherever it stands: what is said beside it counts
+    return _config(config_type, parser, lambda: parser.parse_args(files + others), (*hints, "--help lists every setting")[0])
+
+
+def _is_a(kind: object, origin: type) -> bool:
+    """Whether a type is of lists, or of dicts, of None apart."""
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    inside = [part for part in get_args(kind) if part is not type(None)]
+    return get_origin(kind) is origin or (
+        get_origin(kind) in (Union, UnionType) and all(_is_a(part, origin) for part in inside)
+    )
+
+
+def _as_list(value: str) -> str:
+    """A list as TOML has it, of a list in JSON or in Python's way of writing one, or of a single string."""
+    if not value.lstrip().startswith("["):
+        return json.dumps([value]) if value not in ("", "null") else value
+    try:
+        return json.dumps(ast.literal_eval(value))
+    except (ValueError, SyntaxError, TypeError):
+        return value
+
+
+def _hints(names: Sequence[str], known: Sequence[Option]) -> Iterator[str]:
+    """What may have been meant by names that are no options."""
+    every = {option.name: option for option in known}
+    for name in names:
+        inside = [other for other in every if other.startswith(f"{name}.")]
+        if name in every or any(name.startswith(f"{other}.") and _is_a(every[other].kind, dict) for other in every):
+            continue
+        meant = name.replace("-", "_")
+        close = difflib.get_close_matches(meant, [*inside, *every], 1, 0.8)
+        if inside or meant in every:
+            yield f"write --{[*inside, meant][0]}"
+        elif name.partition(".")[0] in every:
+            yield f"write --{name.partition('.')[0]}"
+        elif close:
+            yield f"perhaps --{close[0]}"
 
 
 def to_toml(config: Settings) -> str:
@@ -110,7 +160,7 @@ def _parser(config_type: type[Settings]) -> "_Parser":
 def _made(config_type: type[Settings]) -> "_Parser":
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     _take_marks()
-    parser = _Parser(parser_mode="toml", exit_on_error=False, description=config_type.__doc__)
+    parser = _Parser(parser_mode="toml", exit_on_error=False, allow_abbrev=False, description=config_type.__doc__)
     parser.config_type = config_type
     parser.add_argument("--config", action="config", help="TOML file with any of the settings below")
     parser.add_class_arguments(config_type, None)
@@ -165,8 +215,12 @@ def _check_bounds(kind: type[Settings], settings: Namespace, prefix: str = "") -
     """Raises ConfigError before anything is instantiated, while the dotted names of the settings are known."""
     check_bounds(kind, vars(settings), prefix)
     for name, part in nested(kind).items():
-        if isinstance(settings[name], Namespace):
-            _check_bounds(part, settings[name], f"{prefix}{name}.")
+        value = settings[name]
+        if isinstance(value, Namespace):
+            _check_bounds(part, value, f"{prefix}{name}.")
+        elif value is not None and not isinstance(value, Mapping):
+            way_out = f"write settings of its own, such as {prefix}{name}.{fields(part)[0].name}"
+            raise ConfigError("a section is no value", where=f"{prefix}{name}", found=value, way_out=way_out)
 
 
 def _namespace(value: object) -> object:

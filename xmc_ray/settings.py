@@ -26,6 +26,7 @@ from xmc_ray.errors import ConfigError, scrubbed
 MAY_CHANGE_ON_RESUME = {"may_change_on_resume": True}  # metadata of a field that does not decide what a job produces
 
 _OFF: tuple[object, ...] = (None, False, 0, "", "auto", [])
+_KINDS = {"int_type": "an integer, ", "float_type": "a number, ", "dict_type": "a mapping, "}  # by pydantic's kinds of errors
 _WORDS = {
     "ge": "at least {}",
     "gt": "above {}",
@@ -99,7 +100,13 @@ class Settings:
     """The dotted names of a job's settings that matter first, which its ``--help`` lists before all others."""
 
     def __post_init__(self) -> None:
-        for name, value in check_bounds(type(self), vars(self), f"{type(self).__name__}.").items():
+        prefix = f"{type(self).__name__}."
+        kind: type = type(self)
+        for name, part in _sections(kind).items():
+            if not isinstance(getattr(self, name), part):
+                found, expected = repr(getattr(self, name)), part.__name__
+                raise ConfigError(f"invalid value of {prefix}{name}", found=found, expected=expected)
+        for name, value in check_bounds(kind, vars(self), prefix).items():
             object.__setattr__(self, name, value)
         self.check()
 
@@ -114,8 +121,9 @@ def check_bounds(kind: type, values: Mapping[str, Any], prefix: str) -> dict[str
         try:
             value = adapter.validate_python(values[name])
         except ValidationError as error:
-            found = error.errors()[0]["input"]
-            raise ConfigError(f"invalid value of {prefix}{name}", found=repr(found), expected=words) from None
+            first = error.errors()[0]
+            what = _KINDS.get(first["type"], "")
+            raise ConfigError(f"invalid value of {prefix}{name}", found=repr(first["input"]), expected=what + words) from None
         except ConfigError as error:
             what = f"invalid value of {prefix}{name}: {error.what}"
             hints: dict[str, Any] = {"where": error.where, "found": error.found, "expected": error.expected}
@@ -130,6 +138,12 @@ def nested(kind: type[Settings]) -> dict[str, type[Settings]]:
     hints = get_type_hints(kind)
     parts = {name: [part for part in (hint, *get_args(hint)) if is_dataclass(part)] for name, hint in hints.items()}
     return {name: found[0] for name, found in parts.items() if found}  # type: ignore[misc]
+
+
+@cache
+def _sections(kind: type) -> dict[str, type[Settings]]:
+    """The fields that are a config, and never None."""
+    return {name: hint for name, hint in get_type_hints(kind).items() if is_dataclass(hint)}  # type: ignore[misc]
 
 
 def changeable(config: Settings) -> set[str]:
@@ -184,7 +198,7 @@ def _bounded(kind: type) -> dict[str, tuple[TypeAdapter[Any], str]]:
     """For each field with bounds, choices or one form of its values: what checks them, and the words for it."""
     bounded = {}
     for name, hint in get_type_hints(kind, include_extras=True).items():
-        words = expected(hint)
+        words = "True or False" if hint is bool else expected(hint)
         if words:
             optional = " or None" if type(None) in get_args(hint) else ""
             bounded[name] = TypeAdapter[Any](hint, config=ConfigDict(strict=True)), words + optional
