@@ -11,8 +11,11 @@ import pytest
 from fruit import COLOURS, KINDS, fit_config, problem
 
 from xmc_ray import (
+    Callback,
     ConfigError,
     DataError,
+    EncoderConfig,
+    FitConfig,
     HierarchyConfig,
     LexicalConfig,
     LoopConfig,
@@ -210,6 +213,18 @@ def test_arguments_that_cannot_be_meant(classifier: XMCClassifier, tiny_encoder:
         classifier.save(None)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="no such device"):
         XMCClassifier.load(tmp_path, device="gpu")
+    with pytest.raises(ConfigError, match=r"no such device; found 'cuda:0'"):
+        XMCClassifier.load(tmp_path, device=0)
+    for callbacks in (None, Callback()):
+        with pytest.raises(ConfigError, match=r"callbacks are no list; found \w+; expected a list of callbacks"):
+            XMCClassifier.fit(["a"], [["b"]], config=fit_config(tiny_encoder, 3), callbacks=callbacks)  # type: ignore[arg-type]
+    for name, value in {"loop": {"epochs": 3}, "linear": None}.items():
+        with pytest.raises(ConfigError, match=f"invalid value of FitConfig.{name}; found .*; expected L"):
+            FitConfig(**{name: value})
+    with pytest.raises(ConfigError, match=r"invalid value of EncoderConfig.random; found 'no'; expected True or False"):
+        EncoderConfig(random="no")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"invalid value of LoopConfig.epochs; found '3'; expected an integer, at least 1"):
+        LoopConfig(epochs="3")  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="not a finished bundle"):
         XMCClassifier.load(tmp_path / "nowhere")
     classifier.save(tmp_path / "bundle")

@@ -118,11 +118,21 @@ def test_a_check_of_scikit_learn_that_fits_on_no_numbers(check: str) -> None:
         ),
         (lambda known: known.fit([1, 2], [["a"], ["b"]]), DataError, "not a string"),
         (lambda known: known.predict("one text"), DataError, "no list"),
+        (lambda known: known.score(TEXTS[:3], LABELS), DataError, "X and y differ in length; found 3 texts"),
+        (lambda known: known.score(TEXTS, LABELS[:3]), DataError, "X and y differ in length; found .*, 3 lists of labels"),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(fitted: XMCEstimator, call: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
-        call(fitted if "predict" in call.__code__.co_names else clone(fitted))
+        call(clone(fitted) if "fit" in call.__code__.co_names else fitted)
+
+
+def test_labels_in_an_array_of_strings_are_lists_of_labels(fitted: XMCEstimator) -> None:
+    """As NumPy makes of lists that are all of one length."""
+    pairs = np.array([["a", "b"], ["b", "c"]] * 8)
+    texts = [" ".join(pair) for pair in pairs]
+    known = clone(fitted).fit(texts, pairs)
+    assert list(known.classes_) == ["a", "b", "c"] and 0 <= known.score(texts, pairs) <= 1
 
 
 def test_k_is_checked_where_it_is_used(fitted: XMCEstimator) -> None:

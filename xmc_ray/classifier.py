@@ -227,6 +227,7 @@ class XMCClassifier:
         scores, ids, hits = predictions_and_hits(bundle.model, tokens, truth, len(bundle.labels), self.prediction)
         by = computed_by(bundle.model, self.prediction.precision)
         bundle.calibration = Calibration.of(scores, ids, hits, bundle.labels.counts, by)
+        bundle.fingerprint = ""  # it is no longer what was saved
         return self
 
     def save(self, uri: storage.Uri) -> str:
@@ -259,7 +260,7 @@ class XMCClassifier:
             return upload(Path(folder, "bundle"), name, private=private, message=message)
 
     @classmethod
-    def load(cls, uri: storage.Uri | Sequence[storage.Uri], device: str | None = None) -> "XMCClassifier":
+    def load(cls, uri: storage.Uri | Sequence[storage.Uri], device: str | int | torch.device | None = None) -> "XMCClassifier":
         """Open a bundle, or a list of bundles over the same labels, whose scores are averaged; also from ``hf://owner/name``.
 
         Raises ModelError if one is not a bundle, is damaged, has another format, or has other labels than the first;
@@ -285,6 +286,7 @@ def _check_known(truth: pa.ListArray) -> None:
 
 
 def _label_list(labels: Iterable[str | int], name: str) -> list[str]:
+    labels = sorted(labels, key=str) if isinstance(labels, set | frozenset) else labels
     (checked,) = label_column([listed(labels, name, "a list of labels")], name).to_pylist()
     return list(checked)
 
@@ -310,9 +312,11 @@ def _address(uri: Any) -> str:
     return os.fspath(uri)
 
 
-def _checked_device(device: str | None) -> str:
-    """``device``, by default a GPU if there is one; ConfigError if it is not there."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+def _checked_device(given: str | int | torch.device | None) -> str:
+    """The name of a device, or of a GPU by its number, by default a GPU if there is one; ConfigError if it is not there."""
+    if given is None:
+        given = "cuda" if torch.cuda.is_available() else "cpu"
+    device = f"cuda:{given}" if isinstance(given, int) else str(given)
     try:
         torch.zeros(1, device=device).cpu()  # "meta" has no numbers
     except (RuntimeError, AssertionError, TypeError, ImportError) as error:

@@ -57,7 +57,7 @@ class XMCEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
     def fit(self, X: Sequence[str], y: Truth) -> "XMCEstimator":
         """Train, and return itself; raises what `XMCClassifier.fit` raises."""
-        labels: Any = y
+        labels: Any = _lists(y)
         width = None
         if _is_matrix(y):
             matrix = _matrix(y)
@@ -99,7 +99,9 @@ class XMCEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sci
         if _is_matrix(y):
             return float(accuracy_score(_matrix(y), given))
         places = {str(label): place for place, label in enumerate(self.classes_.tolist())}
-        lists = label_column(y)
+        lists = label_column(_lists(y))
+        if len(lists) != given.shape[0]:
+            raise DataError("X and y differ in length", found=f"{given.shape[0]:,} texts, {len(lists):,} lists of labels")
         unknown = len(places)  # a column of labels that nothing predicts
         columns = [places.get(label, unknown) for label in lists.values.to_pylist()]
         data = np.ones(len(columns), np.int8), columns, lists.offsets.to_numpy()
@@ -119,7 +121,13 @@ class XMCEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
 
 def _is_matrix(y: Any) -> bool:
-    return sparse.issparse(y) or getattr(y, "ndim", 1) == 2
+    """Whether it is one of numbers; rows of strings are lists of labels, all of one length."""
+    return sparse.issparse(y) or (getattr(y, "ndim", 1) == 2 and np.asarray(y).dtype.kind in "biuf")
+
+
+def _lists(y: Any) -> Any:
+    """The rows of an array of strings as lists."""
+    return np.asarray(y).tolist() if getattr(y, "ndim", 1) == 2 and not _is_matrix(y) else y
 
 
 def _matrix(y: Any) -> sparse.csr_array:

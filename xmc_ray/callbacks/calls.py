@@ -32,7 +32,9 @@ def by_name(names: Iterable[str]) -> list[Callback]:
 
 
 def check_callbacks(callbacks: Iterable[object]) -> None:
-    """Raises ConfigError unless all are callbacks, and made ones."""
+    """Raises ConfigError unless it is a list of callbacks, and of made ones."""
+    if not isinstance(callbacks, list | tuple):
+        raise ConfigError("callbacks are no list", found=type(callbacks).__name__, expected="a list of callbacks")
     for callback in callbacks:
         if not isinstance(callback, Callback):
             found = f"the class {callback.__name__}" if isinstance(callback, type) else type(callback).__name__
