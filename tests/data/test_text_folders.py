@@ -78,6 +78,12 @@ def test_annif_short_texts_and_names_of_the_vocabulary(tmp_path: Path) -> None:
         converted(tmp_path, layout="annif", documents=str(tmp_path / "y.tsv"))
 
 
+def test_a_file_of_texts_of_any_name_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "titles.txt").write_text(f"A red sunset\t<{RED}> <{BLUE}>\nDeep sea\t{BLUE}\n")
+    found = converted(tmp_path, layout="annif", documents=str(tmp_path / "titles.txt"))
+    assert [(row["text"], row["labels"]) for row in found] == [("A red sunset", [RED, BLUE]), ("Deep sea", [BLUE])]
+
+
 def test_names_in_another_language(tmp_path: Path, folder: Path) -> None:
     further = {"names": str(tmp_path / "vocabulary.ttl"), "names_output": str(tmp_path / "out" / "names.parquet")}
     (folder / "more" / "b.key").write_text("blau\n")

@@ -119,8 +119,12 @@ def save_bundle(
 
 def check_place(uri: str) -> None:
     """Raises ConfigError if there is something at ``uri``, where a bundle is to be written."""
-    if not storage.is_empty(uri):
-        raise ConfigError("the place for the bundle is not empty", where=uri, way_out="choose another place or remove it")
+    if storage.is_empty(uri):
+        return
+    found = None if storage.exists(storage.join(uri, MARKER)) else f"files, but no {MARKER}, which a bundle gets last"
+    raise ConfigError(
+        "the place for the bundle is not empty", where=uri, found=found, way_out="choose another place or remove it"
+    )
 
 
 def changes(extension: dict[str, Any]) -> str:

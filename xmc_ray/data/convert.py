@@ -252,7 +252,7 @@ def read_annif(documents: str, *, rows: int, names: LabelNames | None = None) ->
 
     With ``names``, each label must be one of them; a name of exactly one of them, as .key files have it, is that label.
     """
-    if format_by_name(documents) is None:
+    if format_by_name(documents) is None and [file.uri for file in storage.visible_files(documents)] != [documents]:
         yield from _known(read_annif_folder(documents, rows=rows), documents, names)
         return
     for chunk in _chunks(documents, rows):

@@ -152,6 +152,8 @@ def _is_finished(config: TrainConfig, bundle: str) -> bool:
         return False
     if config.resume == "never":
         raise ConfigError("the run folder is not empty", where=config.output, way_out=f"{_OTHER_PLACE}, or --resume auto")
+    if storage.exists(storage.join(config.output, MARKER)):
+        raise ConfigError("the output is a bundle, or another model", where=config.output, way_out=_OTHER_PLACE)
     written = storage.join(config.output, "run.toml")
     if not storage.exists(written):
         ours = storage.join(config.output, "tokens") + "/", storage.join(config.output, DRIVER)
