@@ -91,7 +91,7 @@ def test_health_says_which_model_answers(ask: Ask, bundle: str) -> None:
         ({"texts": ["a"] * 1001}, 422, "at most 1000"),
         ({"text": "a"}, 422, "Field required"),
         (b"garbage", 422, "JSON decode error"),
-        (b'{"texts": ["\\ud800"]}', 400, "text"),
+        (b'{"texts": ["\\ud800"]}', 422, "texts.0"),
         (b'{"texts": "\\ud800"}', 422, "texts: Input should be a valid list"),
         (b'{"texts": ["a"], "min_score": NaN}', 422, "min_score: Input should be less than or equal to 1"),
         (b"[NaN]", 422, "valid dictionary"),

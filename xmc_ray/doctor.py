@@ -57,8 +57,8 @@ def findings() -> Iterator[Finding]:
     )
     yield Finding("bfloat16", "on this CPU" if cpu_has_bfloat16() else "not on this CPU", bfloat16)
     yield _shared_memory()
-    for name, folder in (("temporary files", tempfile.gettempdir()), ("this folder", os.getcwd())):
-        yield _disk(name, folder)
+    yield _disk("temporary files", tempfile.gettempdir(), "set TMPDIR, or make room")
+    yield _disk("this folder", os.getcwd(), "write elsewhere, or make room")
     yield _s3()
     address = os.environ.get("RAY_ADDRESS")
     yield Finding("Ray", f"the cluster at {address}" if address else "started here by each job; RAY_ADDRESS names no cluster")
@@ -98,9 +98,9 @@ def _shared_memory() -> Finding:
     return Finding("/dev/shm", f"{_gib(free)} free", "" if free >= _LEAST_SHARED else slow)
 
 
-def _disk(name: str, folder: str) -> Finding:
+def _disk(name: str, folder: str, way_out: str) -> Finding:
     free = shutil.disk_usage(folder).free
-    advice = "" if free >= _LEAST_FREE else f"below {_gib(_LEAST_FREE)}; set TMPDIR or RAY_TMPDIR, or make room"
+    advice = "" if free >= _LEAST_FREE else f"below {_gib(_LEAST_FREE)}; {way_out}"
     return Finding(name, f"{folder}, {_gib(free)} free", advice)
 
 
@@ -109,7 +109,7 @@ def _s3() -> Finding:
         access = S3Access.from_environment()
     except ConfigError as error:
         return Finding("S3", "not usable", str(error))
-    where = "Amazon's" if access.endpoint is None else access.endpoint.rpartition("@")[2]  # a password may stand before it
+    where = "Amazon's" if access.endpoint is None else access.endpoint
     return Finding(
         "S3", f"{where}, {'keys of the environment' if access.key else 'no keys: the role of the machine, if it has one'}"
     )

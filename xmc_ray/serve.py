@@ -47,11 +47,14 @@ class ServeConfig(BaseModel, extra="forbid"):
     """Seconds to wait for others to predict together with."""
 
 
+Text = Annotated[str, Field(max_length=1_000_000)]  # about as in a night, see documents.max_bytes
+
+
 class Request(BaseModel, extra="forbid"):
     """The body of ``POST /tag``."""
 
-    texts: Annotated[list[str | dict[str, str | None]], Field(max_length=1000)]
-    """Documents: texts, or a mapping of its fields each for a model with fields."""
+    texts: Annotated[list[Text | dict[str, Text | None]], Field(max_length=1000)]
+    """Documents: texts, or a mapping of its fields each for a model with fields; none with more than a million characters."""
     k: Annotated[int, Field(ge=1)] | None = None
     """Labels of each; without it, as many as the service gives."""
     min_score: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -20,7 +20,7 @@ def test_it_listens_on_this_machine_alone_on_a_port_of_its_own() -> None:
         host, port = listener.getsockname()
         assert host == "127.0.0.1" and port > 0
         listener.listen()
-        with pytest.raises(ConfigError, match="the port is not free"):
+        with pytest.raises(ConfigError, match=rf"the port is not free: {port}; found \w.*; choose another"):
             listening(port)
 
 
@@ -35,7 +35,9 @@ def test_the_missing_extra_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
         serve(ShowConfig(folder=str(tmp_path)))
 
 
-def test_it_prints_its_address_answers_and_ends_by_a_signal(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_prints_its_address_answers_and_ends_by_a_signal(number: signal.Signals, tmp_path: Path) -> None:
+    """As it says itself: that is no error."""
     pytest.importorskip("uvicorn", reason="the extra `show` is not installed")
     write_run(tmp_path / "run")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -47,8 +49,8 @@ def test_it_prints_its_address_answers_and_ends_by_a_signal(tmp_path: Path) -> N
             assert address.startswith("http://127.0.0.1:")
             with urllib.request.urlopen(address) as answer:
                 assert b"1 training run" in answer.read()
-            server.send_signal(signal.SIGTERM)
+            server.send_signal(number)
             _, told = server.communicate()
         finally:
             server.kill()
-    assert server.returncode == 143 and "Traceback" not in told and len(told.splitlines()) <= 1
+    assert (server.returncode, told) == (0, "")

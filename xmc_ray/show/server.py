@@ -2,6 +2,7 @@
 
 import socket
 import webbrowser
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -47,7 +48,8 @@ def serve(config: ShowConfig) -> None:
         if config.open:
             webbrowser.open(address)
         settings = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", server_header=False)
-        uvicorn.Server(settings).run(sockets=[listener])
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(settings).run(sockets=[listener])
 
 
 def listening(port: int) -> socket.socket:
@@ -59,5 +61,6 @@ def listening(port: int) -> socket.socket:
         listener.listen()  # whoever is quicker than the server's start waits
     except OSError as error:
         listener.close()
-        raise ConfigError("the port is not free", found=port, expected=error, way_out="choose another --port, or 0") from None
+        way_out = "choose another --port, or 0"
+        raise ConfigError("the port is not free", where=port, found=error.strerror or error, way_out=way_out) from None
     return listener

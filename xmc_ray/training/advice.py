@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from xmc_ray.data.labels import LabelIndex
 from xmc_ray.model.tokenizer import Tokenizer
-from xmc_ray.training.fit import SAMPLE
 
 LATE = 2 / 3  # of training: from there on, the loss of a run that has settled hardly falls
 _FALL = 0.03  # of the untrained loss
@@ -22,8 +21,8 @@ def rise(untrained: float, trained: float) -> str | None:
     if trained < untrained:
         return None
     return (
-        f"the model is no better than an untrained one: the loss of {SAMPLE} training documents went from {untrained:.4g} to "
-        f"{trained:.4g}; lower optim.rows_lr, optim.lexical_lr, optim.head_lr and optim.encoder_lr, or raise optim.warmup; "
+        f"the model is no better than an untrained one: the loss of a sample of training documents went from {untrained:.4g} "
+        f"to {trained:.4g}; lower optim.rows_lr, optim.lexical_lr, optim.head_lr and optim.encoder_lr, or raise optim.warmup; "
         "if it has hardly moved, raise them or loop.epochs"
     )
 
@@ -34,7 +33,7 @@ def unsettled(untrained: float, late: float, trained: float) -> str | None:
         return None
     fall = f"{(late - trained) / untrained:.0%}"
     return (
-        f"training has not settled: in its last third the loss of {SAMPLE} training documents still fell by {fall} of what "
+        f"training has not settled: in its last third the loss of a sample of training documents still fell by {fall} of what "
         f"it was untrained, from {late:.4g} to {trained:.4g}; raise loop.epochs, and the minutes if they are limited"
     )
 
