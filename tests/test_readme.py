@@ -50,9 +50,9 @@ def test_a_night_runs_as_it_stands(ray_session: None, fruit: Path, tmp_path: Pat
     done = subprocess.run(["bash", "-euc", commands], cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
-    assert (tmp_path / "runs/mine/evaluation/metrics.json").exists()
-    (success,) = (tmp_path / "runs/mine/catalogue").glob("_nights/dt=*/_SUCCESS")
-    tagged = pq.read_table(tmp_path / "runs/mine/catalogue/tags" / success.parent.name)
+    assert (tmp_path / "runs/tuned/evaluation/metrics.json").exists()
+    (success,) = (tmp_path / "runs/tuned/catalogue").glob("_nights/dt=*/_SUCCESS")
+    tagged = pq.read_table(tmp_path / "runs/tuned/catalogue/tags" / success.parent.name)
     assert sorted(tagged["id"].to_pylist()) == sorted(pq.read_table(tmp_path / "test.parquet")["id"].to_pylist())
 
 
