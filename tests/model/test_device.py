@@ -15,12 +15,12 @@ ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
-@pytest.mark.timeout(900)  # it builds the device first
+@pytest.mark.timeout(1800)  # it builds the device first
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++, which builds the device of the tests")
 def test_all_that_computes_runs_on_an_accelerator_without_needless_waits() -> None:
     """The tests of `support/on_mimic.py`, in a process of their own: the device is one for the whole process."""
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "--durations=5"]
-    done = subprocess.run([*command, "tests/support/on_mimic.py"], cwd=ROOT, capture_output=True, text=True, timeout=880)
+    done = subprocess.run([*command, "tests/support/on_mimic.py"], cwd=ROOT, capture_output=True, text=True, timeout=1700)
     print(done.stdout[-3000:])
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
