@@ -153,6 +153,14 @@ def test_a_file_that_is_none_is_refused_and_a_later_one_a_reject(content: bytes,
     assert chunk.reject is not None and chunk.reject.reason == reason
 
 
+def test_another_delimiter_is_told(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("id;text;labels\n1;a;b\n")
+    with pytest.raises(
+        DataError, match=r"no column 'id'.*found id;text;labels.*; put commas between columns, or tabs in a file"
+    ):
+        list(read_rows(DocumentsConfig(uri=str(tmp_path)), labelled=True))
+
+
 def test_blank_cells_of_series_are_none_and_those_of_ids_rejects(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("id,text,of\n1,a,\n,b,s\n")
     rules = Rules.of(DocumentsConfig(uri=str(tmp_path)), labelled=False, series="of")

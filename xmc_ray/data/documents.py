@@ -24,6 +24,7 @@ from xmc_ray.errors import ConfigError, DataError
 from xmc_ray.settings import Bounds, PositiveInt, Settings
 
 _NULL = pa.scalar(None, pa.string())
+_OTHER_DELIMITERS = ";|\t"  # that some programs write in files called .csv
 _NULLABLE = {"id": "ids made of file and row", "series": "none"}
 _TOO_LONG, _UNKNOWN_FILTER = "text is too long", "filter is unknown"
 _SHOWN = 100  # characters of an unknown filter
@@ -139,6 +140,8 @@ class Rules:
             if setting in _NULLABLE:
                 hints["way_out"] += f", or to null for {_NULLABLE[setting]}"
             if name not in types:
+                if len(types) == 1 and any(mark in next(iter(types)) for mark in _OTHER_DELIMITERS):
+                    hints["way_out"] = "put commas between columns, or tabs in a file called .tsv"
                 problems[setting, name] = DataError(f"no column {name!r}", found=", ".join(types), **hints)
             elif [other for other, _ in found].count(name) > 1:
                 problems[setting, name] = DataError(f"several columns {name!r}", **hints)
