@@ -60,6 +60,15 @@ def test_a_file_comes_first_wherever_it_stands(toml: Path) -> None:
         assert command.parse(Config, ["--part.rate=0.7", *file]).part == Part(rate=0.7)
 
 
+def test_a_list_without_a_value_takes_no_option_for_one() -> None:
+    with pytest.raises(ConfigError, match=r"invalid settings.*documents\.text"):
+        command.parse(TagConfig, ["--documents.text", "--output=y", "--documents.uri=x", "--bundle=z"])
+    with pytest.raises(ConfigError, match=r"invalid settings.*config"):
+        command.parse(TagConfig, ["--documents.uri=x", "--output=y", "--bundle=z", "--config"])
+    given = ["--documents.uri=x", "--output=y", "--bundle=z", "--documents.text", "😀"]
+    assert command.parse(TagConfig, given).documents.text == ["😀"]
+
+
 @pytest.mark.parametrize("value", ['["title", "body"]', "['title', 'body']", "title"])
 def test_a_list_may_be_written_in_json_in_python_or_as_its_only_member(value: str) -> None:
     expected = ["title", "body"] if "body" in value else ["title"]

@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from argparse import SUPPRESS, ArgumentError, HelpFormatter
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
@@ -55,17 +56,12 @@ def parse(config_type: type[Config], argv: Sequence[str] | None = None) -> Confi
     lists = {f"--{option.name}" for option in known if _is_a(option.kind, list)}
     files: list[str] = []
     others: list[str] = []
-    left = iter(arguments)
-    for argument in left:
+    for argument in _with_values(arguments, {"--config", *lists}):
         name, equals, value = argument.partition("=")
-        if name == "--config":
-            value = value if equals else next(left, "")
-            files.append(f"--config={_settings_file(value)}")
-        elif name in lists:
-            value = value if equals else next(left, "")
-            others.append(f"{name}={_as_list(value)}")
+        if equals and name == "--config":
+            files.append(f"{name}={_settings_file(value)}")
         else:
-            others.append(argument)
+            others.append(f"{name}={_as_list(value)}" if equals and name in lists else argument)
     hints = _hints([argument[2:].partition("=")[0] for argument in others if argument.startswith("--")], known)
     # a file first, wherever it stands: what is said beside it counts
     return _config(config_type, parser, lambda: parser.parse_args(files + others), (*hints, "--help lists every setting")[0])
@@ -81,12 +77,21 @@ def _is_a(kind: object, origin: type) -> bool:
     )
 
 
+def _with_values(arguments: Sequence[str], names: set[str]) -> Iterator[str]:
+    """The arguments, those of ``names`` joined by "=" with the value that follows, if one does."""
+    left = deque(arguments)
+    while left:
+        argument = left.popleft()
+        has_value = argument in names and left and not left[0].startswith("--")
+        yield f"{argument}={left.popleft()}" if has_value else argument
+
+
 def _as_list(value: str) -> str:
     """A list as TOML has it, of a list in JSON or in Python's way of writing one, or of a single string."""
     if not value.lstrip().startswith("["):
-        return json.dumps([value]) if value not in ("", "null") else value
+        return json.dumps([value], ensure_ascii=False) if value not in ("", "null") else value
     try:
-        return json.dumps(ast.literal_eval(value))
+        return json.dumps(ast.literal_eval(value), ensure_ascii=False)
     except (ValueError, SyntaxError, TypeError):
         return value
 
