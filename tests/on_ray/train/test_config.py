@@ -8,8 +8,9 @@ import torch
 
 from xmc_ray.data.documents import DocumentsConfig
 from xmc_ray.errors import ConfigError
+from xmc_ray.model import threads
 from xmc_ray.model.encoder import EncoderConfig
-from xmc_ray.model.threads import count, use_threads
+from xmc_ray.model.threads import use_threads
 from xmc_ray.on_ray.train.config import TrainConfig, WorkersConfig
 
 
@@ -34,6 +35,6 @@ def test_a_worker_shares_the_cores_of_its_machine(layers: int) -> None:
         for config, workers, expected in ((base, 1, cores), (base, 2 * cores, 1), (given, 2, 3)):
             config.use_threads(workers)
             assert torch.get_num_threads() == (expected if layers else 1)
-            assert count() == (1 if layers else expected)
+            assert threads._threads.count == (1 if layers else expected)
     finally:
         use_threads(before, together=True)
