@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 from scipy import sparse
@@ -21,6 +22,9 @@ def test_compiled_loops_compute_what_python_does() -> None:
         in_python = kernels.solve.py_func(*problem)
     for compiled, plain in zip(weights, in_python, strict=True):
         np.testing.assert_allclose(compiled, plain, rtol=1e-5)
+    with np.errstate(over="ignore"), mock.patch.object(kernels, "MOST_COPIED", 0):  # examples are read where they are
+        in_place = kernels.solve.py_func(*problem)
+    assert all(np.array_equal(copied, read) for copied, read in zip(in_python, in_place, strict=True))
     size_L, column_W, weight_W, bias_L = weights
     assert size_L.sum() == len(column_W) > 0
     label_BC = rng.integers(0, 9, (30, 4))

@@ -140,9 +140,7 @@ def heaviest(matrix: sparse.csr_array, most: int) -> sparse.csr_array:
     size_L, start_L = np.diff(matrix.indptr), matrix.indptr[:-1]
     least_L = np.zeros(len(size_L), matrix.dtype)
     wide = np.flatnonzero(size_L > most)
-    wide = wide[
-        np.argsort(size_L[wide], kind="stable")
-    ]  # rows of similar length meet in a block: the padding is less than half
+    wide = wide[np.argsort(size_L[wide], kind="stable")]  # rows of similar length meet in a block: less than half is padding
     blocks, doubled = np.cumsum(size_L[wide]) // _BLOCK, np.frexp(size_L[wide])[1]
     for rows in np.split(wide, np.flatnonzero(np.diff(blocks) | np.diff(doubled)) + 1):
         width = int(size_L[rows].max(initial=most))
