@@ -56,6 +56,14 @@ def test_a_night_runs_as_it_stands(ray_session: None, fruit: Path, tmp_path: Pat
     assert sorted(tagged["id"].to_pylist()) == sorted(pq.read_table(tmp_path / "test.parquet")["id"].to_pylist())
 
 
+def test_the_demo_s_documents_come_as_it_says(tmp_path: Path) -> None:
+    (command,) = re.findall(r"by `(python examples/.*?)`", README)
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["bash", "-euc", command], cwd=ROOT, env=os.environ | {"DATA": str(tmp_path), "PATH": programs}, check=True)
+    for split in ("train", "test"):
+        assert {"id", "text", "labels"} <= set(pq.read_schema(tmp_path / f"{split}.parquet").names)
+
+
 def test_on_a_cluster_it_is_the_runbook_s_command() -> None:
     """Which `tests/cluster/test_cluster.py` runs."""
     (block,) = (block for block in bash() if "ray job submit" in block)

@@ -185,6 +185,8 @@ def test_the_image_is_named_once_a_file(name: str) -> None:
     images = {part["image"] for part in having(FILES[name], "image")} - {"KUBECTL"}
     assert len(re.findall(r"image: .*xmc_ray:", text)) == len(images) == ("containers" in text)
     assert images <= {f"REGISTRY/xmc_ray:{version[1]}-cu130"}
+    told = re.findall(r"REGISTRY/xmc_ray:([\d.]+)-", (ROOT / "cluster" / "Dockerfile").read_text())
+    assert told and set(told) == {version[1]}
 
 
 def test_nothing_listens_outside() -> None:

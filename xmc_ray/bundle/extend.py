@@ -15,7 +15,7 @@ groups.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -142,8 +142,9 @@ def extend(
     model.disable(deprecated)
     counts = {"labels from documents": int((labels.counts[n_old:] > 0).sum()), "deprecated": len(deprecated)}
     counts["labels from names alone"] = n_new - counts["labels from documents"]
-    metrics = {"extension": {"of": bundle.fingerprint, **counts, "before": bundle.metrics}}
-    metrics |= {name: bundle.metrics[name] for name in ("feedback",) if name in bundle.metrics}  # what it was trained with
+    metrics: dict[str, Any] = {"extension": {"of": bundle.fingerprint, **counts, "before": bundle.metrics}}
+    if "feedback" in bundle.metrics:  # what it was trained with, still
+        metrics["feedback"] = bundle.metrics["feedback"]
     calibration = bundle.calibration
     if calibration is not None:
         calibration = replace(calibration, band_L=band_rows(labels.counts))
